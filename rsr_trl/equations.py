@@ -1,0 +1,181 @@
+"""The Rank-Surprisal Ratio as equations: token ranks and surprisals in, ratios out.
+
+Equation numbers are those of "Which Reasoning Trajectories Teach Students to Reason Better? A Simple Metric of Informative
+Alignment" (arXiv:2601.14249). This file knows no model, no tokenizer and no dataset.
+
+Every ratio here has the paper's direction: **lower suits the student better**.
+
+Ranks are 1-based (1 = the student's most likely token) and are passed **unclipped**; `r_max` is applied here, so that stored
+ranks can be clipped again at another value. Surprisals are in nats. Sums run in float64.
+"""
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+
+R_MAX = 100  # the paper's clipping threshold
+FILTERED_SHARE = 0.3  # the paper's share of highest-surprisal tokens in the filtered average
+
+
+def _token_arrays(ranks: ArrayLike, surprisals: ArrayLike, r_max: float | None) -> tuple[np.ndarray, np.ndarray]:
+    """Check one or many trajectories' tokens and return clipped ranks and surprisals as float64."""
+    ranks, surprisals = np.asarray(ranks, dtype=np.float64), np.asarray(surprisals, dtype=np.float64)
+    if ranks.shape != surprisals.shape or ranks.ndim != 1:
+        raise ValueError(
+            f"ranks and surprisals must be 1-D arrays of one length, got shapes {ranks.shape} and {surprisals.shape}."
+        )
+    if not np.isfinite(ranks).all() or not np.isfinite(surprisals).all():
+        raise ValueError("ranks and surprisals must be finite, got NaN or infinity: the student's logits are broken.")
+    if (ranks < 1).any():
+        raise ValueError(f"ranks are 1-based, got a rank of {ranks.min():g}.")
+    if (surprisals < 0).any():
+        raise ValueError(f"surprisals are -ln p >= 0, got {surprisals.min():g}.")
+    if r_max is not None:
+        ranks = np.minimum(ranks, check_r_max(r_max))
+    return ranks, surprisals
+
+
+def check_r_max(r_max: float) -> float:
+    """Return `r_max` if ranks can be clipped at it, else raise `ValueError`."""
+    if not r_max >= 1:
+        raise ValueError(f"r_max must be at least 1 (ranks are 1-based), got {r_max}.")
+    return r_max
+
+
+def _divide(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray:
+    """Quotient with x / 0 = inf: text that the student predicts with certainty has nothing left to teach."""
+    with np.errstate(divide="ignore"):
+        return np.divide(numerator, denominator)
+
+
+def token_rsr(ranks: ArrayLike, surprisals: ArrayLike, r_max: float | None = None) -> np.ndarray:
+    """
+    Token-level ratio, Eq. 4: `rank_k / surprisal_k`. Unstable where the surprisal is near 0, and therefore not averaged
+    plainly: see [`trajectory_rsr`].
+
+    Args:
+        ranks (array of shape `(K,)`): 1-based rank of each token (Eq. 2).
+        surprisals (array of shape `(K,)`): Surprisal of each token in nats (Eq. 1).
+        r_max (`float`, *optional*): Clip ranks at this value first. The equation itself doesn't clip.
+
+    Returns:
+        float64 array of shape `(K,)`; `inf` where the surprisal is 0.
+    """
+    return _divide(*_token_arrays(ranks, surprisals, r_max))
+
+
+def filtered_token_rsr(
+    ranks: ArrayLike, surprisals: ArrayLike, share: float = FILTERED_SHARE, r_max: float | None = R_MAX
+) -> float:
+    """
+    Filtered average of token ratios, Eq. 5: the mean of Eq. 4 over the `share` of tokens with the highest surprisal
+    (`ceil(share * K)` of them; ties go to the earlier token).
+
+    Args:
+        ranks (array of shape `(K,)`): 1-based rank of each token.
+        surprisals (array of shape `(K,)`): Surprisal of each token in nats.
+        share (`float`, *optional*, defaults to `0.3`): Share of tokens to keep, in (0, 1].
+        r_max (`float`, *optional*, defaults to `100`): Clip ranks at this value first; `None` doesn't clip.
+
+    Returns:
+        `float`: the average; `nan` for a trajectory without tokens.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share}.")
+    ranks, surprisals = _token_arrays(ranks, surprisals, r_max)
+    if ranks.size == 0:
+        return float("nan")
+    # The tolerance keeps 0.3 * 10 = 3.0000000000000004 from becoming 4 tokens.
+    kept = np.argsort(-surprisals, kind="stable")[: int(np.ceil(share * ranks.size - 1e-9))]
+    return float(_divide(ranks[kept], surprisals[kept]).mean())
+
+
+def trajectory_means(
+    ranks: ArrayLike, surprisals: ArrayLike, num_tokens: ArrayLike, r_max: float | None = R_MAX
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Mean clipped rank and mean surprisal of many trajectories at once: the two parts of Eq. 7 and Eq. 9.
+
+    Args:
+        ranks (array of shape `(sum(num_tokens),)`): Ranks of all tokens, trajectory after trajectory.
+        surprisals (array of shape `(sum(num_tokens),)`): Surprisals in nats, in the same order.
+        num_tokens (integer array of shape `(n,)`): Tokens of each trajectory; 0 is allowed.
+        r_max (`float`, *optional*, defaults to `100`): Clip ranks at this value; `None` doesn't clip.
+
+    Returns:
+        Two float64 arrays of shape `(n,)`, `nan` for trajectories without tokens.
+    """
+    ranks, surprisals = _token_arrays(ranks, surprisals, r_max)
+    num_tokens = np.asarray(num_tokens)
+    if num_tokens.size and (num_tokens.min() < 0 or num_tokens.dtype.kind not in "iu"):
+        raise ValueError("num_tokens must be whole numbers, 0 or more.")
+    if num_tokens.sum() != ranks.size:
+        raise ValueError(f"num_tokens add up to {num_tokens.sum()}, but there are {ranks.size} ranks.")
+    means = np.full((2, num_tokens.size), np.nan)
+    # reduceat can't express an empty segment, so only trajectories with tokens take part.
+    filled = num_tokens > 0
+    if filled.any():
+        starts = np.concatenate([[0], np.cumsum(num_tokens[filled])[:-1]])
+        for row, values in enumerate((ranks, surprisals)):
+            means[row, filled] = np.add.reduceat(values, starts) / num_tokens[filled]
+    return means[0], means[1]
+
+
+def rsr_from_means(mean_clipped_rank: ArrayLike, mean_surprisal: ArrayLike) -> np.ndarray:
+    """
+    Trajectory RSR from its two parts, Eq. 7: a quotient of sums over the same tokens is a quotient of their means.
+
+    Args:
+        mean_clipped_rank (array of shape `(n,)`): As [`trajectory_means`] returns it.
+        mean_surprisal (array of shape `(n,)`): In nats.
+
+    Returns:
+        float64 array of shape `(n,)`: `nan` stays `nan`; `inf` where the surprisal is 0.
+    """
+    return _divide(np.asarray(mean_clipped_rank, np.float64), np.asarray(mean_surprisal, np.float64))
+
+
+def trajectory_rsr(ranks: ArrayLike, surprisals: ArrayLike, r_max: float | None = R_MAX) -> float:
+    """
+    RSR of one trajectory, Eq. 7: `sum_k min(rank_k, r_max) / sum_k surprisal_k`, which is the surprisal-weighted mean of
+    the token ratios. Lower suits the student better.
+
+    Args:
+        ranks (array of shape `(K,)`): 1-based rank of each token, unclipped.
+        surprisals (array of shape `(K,)`): Surprisal of each token in nats.
+        r_max (`float`, *optional*, defaults to `100`): Clip ranks at this value; `None` doesn't clip.
+
+    Returns:
+        `float`: the ratio; `nan` for a trajectory without tokens, `inf` if every surprisal is 0.
+
+    Example:
+
+    ```python
+    >>> trajectory_rsr([1, 4, 300], [0.5, 1.5, 8.0])
+    10.5
+    ```
+    """
+    means = trajectory_means(ranks, surprisals, [np.size(ranks)], r_max)
+    return float(rsr_from_means(*means)[0])
+
+
+def dataset_rsr(mean_clipped_rank: ArrayLike, mean_surprisal: ArrayLike) -> float:
+    """
+    RSR of a set of trajectories (of a teacher), Eq. 9: `sum_j mean_clipped_rank_j / sum_j mean_surprisal_j`. Every
+    trajectory weighs the same, whatever its length. It is neither the mean of the trajectories' RSR nor pooled over
+    tokens. Lower suits the student better.
+
+    Args:
+        mean_clipped_rank (array of shape `(n,)`): Mean clipped rank of each trajectory.
+        mean_surprisal (array of shape `(n,)`): Mean surprisal of each trajectory in nats.
+
+    Returns:
+        `float`: the ratio; `nan` if no trajectory has tokens. Trajectories that are `nan` (nothing scored) are left out.
+    """
+    rank, surprisal = np.asarray(mean_clipped_rank, np.float64), np.asarray(mean_surprisal, np.float64)
+    if rank.shape != surprisal.shape or rank.ndim != 1:
+        raise ValueError(f"Both means must be 1-D arrays of one length, got shapes {rank.shape} and {surprisal.shape}.")
+    scored = ~(np.isnan(rank) | np.isnan(surprisal))
+    if not scored.any():
+        return float("nan")
+    return float(_divide(rank[scored].sum(), surprisal[scored].sum()))

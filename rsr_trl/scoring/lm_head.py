@@ -1,0 +1,232 @@
+"""Hidden states -> rank and surprisal of the next token, without the logits of a whole sequence.
+
+Logits exist one tile at a time (some positions x some vocabulary columns). With the target's logit z_t known first, each tile
+folds into two running sums that need no running maximum:
+
+    rank      = 1 + #{v != t : z_v > z_t}                       (Eq. 2, strict >)
+    surprisal = -ln p_t = ln(1 + sum_{v != t} exp(z_v - z_t))   (Eq. 1)
+
+The target's own column never counts, so neither number depends on how the matrix product rounds it. This file knows no tokens
+and no dataset.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch.distributed.tensor import DTensor
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+
+# Positions x columns of one tile of logits. On the CPU a tile of 2M fp32 numbers stays in the caches between the matrix
+# product and the fold; a GPU wants large products.
+TILE = {"cpu": (512, 4096), "cuda": (4096, 16384)}
+# Below this many logits in all, compiling the fold doesn't pay within a run (see `rsr bench`).
+COMPILE_MIN_LOGITS = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class TokenStats:
+    """
+    What a student says about `N` tokens.
+
+    Args:
+        ranks (int64 tensor of shape `(N,)`): 1-based rank of the token in the whole vocabulary, unclipped.
+        surprisals (float32 tensor of shape `(N,)`): -ln p in nats.
+        top1 (int64 tensor of shape `(N,)`, *optional*): The student's own most likely token there.
+    """
+
+    ranks: torch.Tensor
+    surprisals: torch.Tensor
+    top1: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LMHead:
+    """
+    The projection of a causal language model from hidden states onto the vocabulary, as numbers rather than as a module.
+
+    Args:
+        module (`torch.nn.Module`): Output embeddings: `weight` of shape `(V, H)` and `bias` of shape `(V,)` or `None`.
+        scale (`float`, *optional*, defaults to `1.0`): Factor on the logits (Cohere, Granite, Falcon-H1, ...).
+        softcap (`float`, *optional*): Logits become `softcap * tanh(logits / softcap)` (Gemma 2).
+    """
+
+    module: torch.nn.Module
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "LMHead":
+        """
+        Read the head off a model.
+
+        Raises:
+            ValueError: if the model has no plain weight matrix as its head (none at all, quantized, or LoRA on it).
+        """
+        module = model.get_output_embeddings()
+        if module is None:
+            raise ValueError(f"{type(model).__name__} has no LM head. The student must be a causal language model.")
+        weight = getattr(module, "weight", None)
+        if weight is None or not weight.is_floating_point() or type(module).__name__.startswith("Lora"):
+            raise ValueError(
+                f"The student's LM head is {type(module).__name__}, not a plain floating-point matrix. Quantize the student "
+                "without `lm_head` (the default of bitsandbytes), or merge the adapter first (`model.merge_and_unload()`)."
+            )
+        config = model.config.get_text_config()
+        return cls(module, _logit_scale(config), getattr(config, "final_logit_softcapping", None))
+
+    @property
+    def vocab_size(self) -> int:
+        return self.module.weight.shape[0]
+
+    def logits(self, product: torch.Tensor) -> torch.Tensor:
+        """Logits from the bare matrix product (bias included)."""
+        if self.scale != 1.0:
+            product = product * self.scale
+        return product if self.softcap is None else self.softcap * torch.tanh(product / self.softcap)
+
+    @torch.no_grad()
+    def score(
+        self,
+        hidden: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        with_top1: bool = False,
+        logits_dtype: str = "float32",
+        tile: tuple[int, int] | None = None,
+        compile: bool | None = None,
+    ) -> TokenStats:
+        """
+        Rank and surprisal of `targets` given the hidden states that predict them.
+
+        Args:
+            hidden (tensor of shape `(N, H)`): Last hidden states, in the model's dtype.
+            targets (integer tensor of shape `(N,)`): The tokens that follow.
+            with_top1 (`bool`, *optional*, defaults to `False`): Also find the most likely token.
+            logits_dtype (`str`, *optional*, defaults to `"float32"`): `"float32"` accumulates and keeps logits in float32;
+                `"model"` rounds them to the model's dtype, as `model(...).logits` does (bf16 logits tie often, which makes
+                ranks optimistic).
+            tile (pair of `int`, *optional*): Positions and columns of a tile of logits.
+            compile (`bool`, *optional*): Whether to fold tiles by a compiled function; by default where that pays.
+
+        Returns:
+            [`TokenStats`] on `hidden`'s device.
+
+        Raises:
+            FloatingPointError: if a surprisal isn't finite: the student gives NaN or infinite logits.
+        """
+        if logits_dtype not in ("float32", "model"):
+            raise ValueError(f'logits_dtype must be "float32" or "model", got {logits_dtype!r}.')
+        weight, bias = self.module.weight, getattr(self.module, "bias", None)
+        # FSDP2 and ZeRO-3 shard the head: gather it once for all tiles, as TRL's fused head does.
+        if isinstance(weight, DTensor):
+            weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
+        with maybe_gather_lm_head_ctx(weight, bias), torch.autocast(hidden.device.type, enabled=False):
+            if hidden.dtype != weight.dtype:  # under autocast the backbone may end in another dtype than the head has
+                hidden = hidden.to(weight.dtype)
+            rows, columns = tile or TILE.get(hidden.device.type, TILE["cuda"])
+            if compile is None:
+                compile = hidden.shape[0] * weight.shape[0] >= COMPILE_MIN_LOGITS
+            fold = _compiled_fold() if compile else _fold
+            pieces = [
+                self._score_rows(h, t, weight, bias, columns, fold, with_top1, logits_dtype == "float32")
+                for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+            ]
+        if not pieces:
+            empty = torch.empty(0, dtype=torch.int64, device=hidden.device)
+            return TokenStats(empty, torch.empty(0, device=hidden.device), empty if with_top1 else None)
+        ranks, surprisals, top1 = (torch.cat(piece) if piece[0] is not None else None for piece in zip(*pieces, strict=True))
+        return TokenStats(ranks, surprisals, top1)
+
+    def _score_rows(
+        self,
+        hidden: torch.Tensor,  # (n, H)
+        targets: torch.Tensor,  # (n,)
+        weight: torch.Tensor,  # (V, H)
+        bias: torch.Tensor | None,  # (V,)
+        columns: int,
+        fold: Callable,
+        with_top1: bool,
+        upcast: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        targets = targets.to(hidden.device, torch.int64)
+        wide = hidden.float() if upcast else hidden
+        target_logit = (wide.float() * weight[targets].float()).sum(-1)  # (n,)
+        if bias is not None:
+            target_logit = target_logit + bias[targets].float()
+        if not upcast:
+            target_logit = target_logit.to(weight.dtype)
+        target_logit = self.logits(target_logit).float()
+
+        others = torch.zeros_like(target_logit)  # sum over v != t of exp(z_v - z_t)
+        above = torch.zeros_like(targets)
+        best = torch.full_like(target_logit, -torch.inf)
+        top1 = torch.zeros_like(targets)
+        for start in range(0, weight.shape[0], columns):
+            tile_bias = None if bias is None else bias[start : start + columns]
+            logits = self.logits(_product(hidden, wide, weight[start : start + columns], tile_bias, upcast))  # (n, columns)
+            if with_top1:
+                value, index = logits.max(-1)
+                top1 = torch.where(value > best, index + start, top1)
+                best = torch.maximum(best, value)
+            # The target's own column is taken out before the fold: it neither counts nor adds.
+            column = (targets - start).clamp(0, logits.shape[1] - 1)[:, None]
+            own = (column[:, 0] == targets - start)[:, None]
+            logits.scatter_(1, column, logits.gather(1, column).masked_fill(own, -torch.inf))
+            more, higher = fold(logits, target_logit)
+            others += more
+            above += higher
+        surprisals = torch.log1p(others)
+        overflown = torch.isinf(surprisals)
+        if overflown.any():
+            # exp(z_v - z_t) overflows float32 beyond 88 nats: these rows take a running logsumexp instead.
+            surprisals[overflown] = self._far_surprisal(
+                hidden[overflown], wide[overflown], target_logit[overflown], weight, bias, columns, upcast
+            )
+        return above + 1, surprisals, top1 if with_top1 else None
+
+    def _far_surprisal(self, hidden, wide, target_logit, weight, bias, columns, upcast) -> torch.Tensor:
+        total = torch.full_like(target_logit, -torch.inf)
+        for start in range(0, weight.shape[0], columns):
+            tile_bias = None if bias is None else bias[start : start + columns]
+            logits = self.logits(_product(hidden, wide, weight[start : start + columns], tile_bias, upcast)).float()
+            total = torch.logaddexp(total, logits.logsumexp(-1))
+        return total - target_logit
+
+
+def _product(
+    hidden: torch.Tensor, wide: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, upcast: bool
+) -> torch.Tensor:
+    """`hidden @ weight.T + bias` of shape `(n, columns)`, accumulated and kept in float32 if `upcast`."""
+    if not upcast or weight.dtype == torch.float32:
+        return linear(hidden, weight, bias)
+    if hidden.is_cuda and weight.dtype in (torch.bfloat16, torch.float16):
+        product = torch.mm(hidden, weight.T, out_dtype=torch.float32)  # tensor cores accumulate in float32 anyway
+        return product if bias is None else product + bias
+    return linear(wide, weight.float(), None if bias is None else bias.float())
+
+
+def _fold(logits: torch.Tensor, target_logit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """One tile's share of `sum_{v != t} exp(z_v - z_t)` and of `#{v != t : z_v > z_t}`, each of shape `(n,)`."""
+    difference = logits.float() - target_logit[:, None]
+    return difference.exp().sum(-1), (difference > 0).sum(-1)
+
+
+@functools.cache
+def _compiled_fold() -> Callable:
+    # The number of positions changes from batch to batch: one dynamic kernel serves all.
+    return torch.compile(_fold, dynamic=True)
+
+
+def _logit_scale(config) -> float:
+    """Factor that a model applies to its logits, under the names that TRL's fused head knows."""
+    for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    if getattr(config, "logits_scaling", None) is not None:  # divides, except in HyperCLOVA X
+        return config.logits_scaling if config.model_type == "hyperclovax" else 1 / config.logits_scaling
+    return 1.0

@@ -1,0 +1,287 @@
+"""The student: a causal language model that says rank and surprisal of tokens, and who it is (a fingerprint).
+
+Knows tokens and the model, but neither datasets nor their columns.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import is_peft_available
+
+from xxhash import xxh3_128
+
+from rsr_trl.scoring.batches import plan_batches
+from rsr_trl.scoring.lm_head import LMHead
+from rsr_trl.scoring.tokens import TokenizedExample
+
+
+if is_peft_available():
+    from peft import PeftModel, PromptLearningConfig
+
+
+DEFINITION = "1"  # raise it when a change of this package changes scores by more than rounding
+# Tokens of a batch when the user doesn't say. Measured with `rsr bench`: the CPU gains nothing from larger ones.
+MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json")
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """
+    What the student says about the scored tokens of one example, in their order.
+
+    Args:
+        token_ids (int32 array of shape `(K,)`): The scored tokens.
+        ranks (int32 array of shape `(K,)`): 1-based, unclipped.
+        surprisals (float32 array of shape `(K,)`): In nats.
+        top1 (int32 array of shape `(K,)`, *optional*): The student's own most likely token at each place.
+    """
+
+    token_ids: np.ndarray
+    ranks: np.ndarray
+    surprisals: np.ndarray
+    top1: np.ndarray | None = None
+
+
+def load_model(
+    model_id: str,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device: str | torch.device | None = None,
+    device_map: str | dict | None = None,
+    **kwargs,
+) -> PreTrainedModel:
+    """
+    Load a student from a hub id or folder; a folder with a PEFT adapter loads its base model and applies it.
+
+    Args:
+        model_id (`str`): Hub id or path.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): `"auto"` takes the checkpoint's own.
+        device (`str` or `torch.device`, *optional*): By default the GPU if there is one.
+        device_map (`str` or `dict`, *optional*): Spread over devices; excludes `device`.
+        kwargs: Passed to `AutoModelForCausalLM.from_pretrained`.
+    """
+    if device_map is not None and device is not None:
+        raise ValueError(f"Pass either device={device!r} or device_map={device_map!r}, not both.")
+    model = AutoModelForCausalLM.from_pretrained(model_id, dtype=dtype, device_map=device_map, **kwargs)
+    if device_map is None and not getattr(model, "is_quantized", False):
+        model.to(device or default_device())
+    return model.eval()
+
+
+def default_device() -> torch.device:
+    """The GPU (or other accelerator) if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+class Student:
+    """
+    A live model seen as a scorer of tokens. It leaves the model as it finds it: train mode, gradients, caches, random state.
+
+    Args:
+        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): Causal language model.
+        max_batch_tokens (`int`, *optional*): Tokens of a batch, padding included.
+        logits_dtype (`str`, *optional*, defaults to `"float32"`): See [`LMHead.score`].
+
+    Raises:
+        TypeError: if `model` isn't a causal language model of transformers or PEFT.
+        ValueError: if its LM head can't be read.
+    """
+
+    def __init__(
+        self,
+        model: "PreTrainedModel | PeftModel",
+        max_batch_tokens: int | None = None,
+        logits_dtype: str = "float32",
+    ):
+        self.model = model
+        if is_peft_available() and isinstance(model, PeftModel):
+            if any(isinstance(config, PromptLearningConfig) for config in model.peft_config.values()):
+                raise ValueError("Prompt-learning PEFT adapters change the sequence itself and can't be scored. Use LoRA.")
+            model = model.get_base_model()
+        if not isinstance(model, PreTrainedModel):
+            raise TypeError(f"The student must be a transformers model, got {type(model).__name__}.")
+        self._base = model
+        self.head = LMHead.of(model)
+        self.logits_dtype = logits_dtype
+        self.max_batch_tokens = max_batch_tokens or MAX_BATCH_TOKENS.get(self.device.type, MAX_BATCH_TOKENS["cuda"])
+        self._verified = False
+
+    @property
+    def device(self) -> torch.device:
+        return self._base.get_input_embeddings().weight.device
+
+    @property
+    def vocab_size(self) -> int:
+        return min(self._base.get_input_embeddings().weight.shape[0], self.head.vocab_size)
+
+    def score(
+        self, examples: Sequence[TokenizedExample], with_top1: bool = False, names: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, TokenScores]]:
+        """
+        Score examples, longest first.
+
+        Args:
+            examples (sequence of [`TokenizedExample`]): Those with an `error` are passed over.
+            with_top1 (`bool`, *optional*, defaults to `False`): Also the student's most likely token at each place.
+            names (sequence of `int`, *optional*): Row numbers for messages; by default the positions in `examples`.
+
+        Yields:
+            Pairs of a position in `examples` and its [`TokenScores`].
+
+        Raises:
+            ValueError: if a token id is beyond the student's vocabulary.
+            FloatingPointError: if the student gives NaN or infinite logits; names the rows.
+        """
+        names = range(len(examples)) if names is None else names
+        lengths = np.array([0 if e.error else len(e.input_ids) for e in examples], dtype=np.int64)
+        for i in np.flatnonzero(lengths):
+            if (largest := int(examples[i].input_ids.max())) >= self.vocab_size:
+                raise ValueError(
+                    f"Row {names[i]} has token id {largest}, but the student's vocabulary has {self.vocab_size} entries. "
+                    "Tokenizer and student don't belong together, or the embeddings need `model.resize_token_embeddings`."
+                )
+        # The CPU computes on padding as slowly as on tokens; a GPU has room to spare.
+        batches = plan_batches(lengths, self.max_batch_tokens, pad=self.device.type != "cpu")
+        with self._scoring():
+            if batches and not self._verified:
+                self._verify(examples[min(batches[-1], key=lambda i: lengths[i])])
+            for batch in batches:
+                yield from self._score_batch(examples, batch, with_top1, names)
+
+    @torch.no_grad()
+    def _score_batch(
+        self, examples: Sequence[TokenizedExample], batch: np.ndarray, with_top1: bool, names: Sequence[int]
+    ) -> Iterator[tuple[int, TokenScores]]:
+        lengths = [len(examples[i].input_ids) for i in batch]
+        ids = np.zeros((len(batch), max(lengths)), dtype=np.int64)  # (B, T), padded on the right
+        scored = np.zeros(ids.shape, dtype=bool)
+        for row, (i, length) in enumerate(zip(batch, lengths, strict=True)):
+            ids[row, :length] = examples[i].input_ids
+            scored[row, :length] = examples[i].scored
+        padded = min(lengths) < max(lengths)
+        mask = np.arange(ids.shape[1])[None, :] < np.asarray(lengths)[:, None] if padded else None
+        input_ids = torch.from_numpy(ids).to(self.device)
+        hidden = self.hidden_states(input_ids, None if mask is None else torch.from_numpy(mask).to(self.device, torch.int64))
+        # The state before a token predicts it: (N, H) for the N scored tokens of the batch, row after row.
+        selected = torch.from_numpy(np.flatnonzero(scored[:, 1:])).to(hidden.device)
+        hidden = hidden[:, :-1].reshape(-1, hidden.shape[-1])[selected]
+        targets = torch.from_numpy(ids[:, 1:].reshape(-1)).to(hidden.device)[selected]
+        stats = self.head.score(hidden, targets, with_top1=with_top1, logits_dtype=self.logits_dtype)
+        counts = scored[:, 1:].sum(1)
+        surprisals = stats.surprisals.cpu().numpy()
+        token_ids, ranks = targets.to(torch.int32).cpu().numpy(), stats.ranks.to(torch.int32).cpu().numpy()
+        top1 = None if stats.top1 is None else stats.top1.to(torch.int32).cpu().numpy()
+        ends = np.cumsum(counts)
+        parts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
+        broken = [names[i] for i, part in zip(batch, parts, strict=True) if not np.isfinite(surprisals[part]).all()]
+        if broken:
+            raise FloatingPointError(
+                f"The student gives NaN or infinite logits on rows {broken[:10]}{' and more' if len(broken) > 10 else ''}. Its "
+                f"weights may be damaged, or {self._base.dtype} may be too narrow for it: try dtype='float32'."
+            )
+        for i, part in zip(batch, parts, strict=True):
+            yield int(i), TokenScores(token_ids[part], ranks[part], surprisals[part], None if top1 is None else top1[part])
+
+    def hidden_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """Last hidden states of shape `(B, T, H)`, on the LM head's device, by the backbone alone."""
+        outputs = self._base.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return outputs.last_hidden_state.to(self.head.module.weight.device)
+
+    @torch.no_grad()
+    def _verify(self, example: TokenizedExample) -> None:
+        """Compare with the model's own logits once, on a few tokens: an unknown logit scale must not pass unnoticed."""
+        ids = torch.from_numpy(example.input_ids[:16].astype(np.int64)).to(self.device)[None]
+        own = self._base(input_ids=ids, use_cache=False).logits[0, :-1].float()
+        targets = ids[0, 1:].to(own.device)
+        expected = own.logsumexp(-1) - own.gather(-1, targets[:, None])[:, 0]
+        found = self.head.score(self.hidden_states(ids, None)[0, :-1], targets, compile=False).surprisals.to(own.device)
+        tolerance = 1e-3 if own.dtype == self._base.dtype else 0.05  # reduced precision rounds the model's own logits
+        close = torch.isclose(found, expected, rtol=tolerance, atol=tolerance) | ~torch.isfinite(expected)
+        if not close.all():
+            raise ValueError(
+                f"{type(self._base).__name__} computes its logits in a way that isn't known here: surprisals "
+                f"{found[~close][:3].tolist()} instead of {expected[~close][:3].tolist()}. Please report the architecture."
+            )
+        self._verified = True
+
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        """Evaluation mode for a while; every module's own mode comes back."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    def weights_fingerprint(self) -> str:
+        """Hash of all weights (names, dtypes, shapes, bytes), the same in every process and however they were loaded."""
+        digest = xxh3_128()
+        for name, tensor in sorted(self._base.state_dict().items()):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    def weights_version(self) -> tuple:
+        """Cheap key that changes when an optimizer or `load_state_dict` changes the weights in place."""
+        return tuple((p.data_ptr(), p._version) for p in self._base.parameters())
+
+
+def tokenizer_fingerprint(processing_class: PreTrainedTokenizerBase) -> str:
+    """Hash of what decides token ids: the tokenizer's model and rules, its special tokens and its chat template."""
+    rules = json.loads(processing_class.backend_tokenizer.to_str())
+    # Transient: set by whoever called the tokenizer last.
+    rules.pop("padding", None)
+    rules.pop("truncation", None)
+    special = {name: str(token) for name, token in processing_class.special_tokens_map.items() if name != "pad_token"}
+    return _hash([rules, special, processing_class.chat_template])
+
+
+def student_fingerprint(weights: str, processing_class: PreTrainedTokenizerBase, **settings) -> str:
+    """
+    Short name of a student and of the settings that change a score by more than rounding: the `rsr_student` column.
+
+    Args:
+        weights (`str`): As [`Student.weights_fingerprint`] gives it.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]): The student's tokenizer.
+        settings: `r_max`, `assistant_only_loss`, `logits_dtype`.
+
+    Returns:
+        `str`: 16 hexadecimal digits.
+    """
+    return _hash([DEFINITION, weights, tokenizer_fingerprint(processing_class), sorted(settings.items())])[:16]
+
+
+def checkpoint_fingerprint(model_id: str, commit_hash: str | None) -> str:
+    """
+    What identifies the weights behind a model id without loading them: the hub's commit, or the bytes of a local folder's
+    files (a student retrained into the same folder is another one), together with the base model of an adapter.
+    """
+    folder = Path(model_id)
+    if not folder.is_dir():
+        return f"{model_id}@{commit_hash}"
+    digest = xxh3_128()
+    for path in sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)}):
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        digest.update(checkpoint_fingerprint(base, None).encode())
+    return digest.hexdigest()
+
+
+def _hash(value: object) -> str:
+    return xxh3_128(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
