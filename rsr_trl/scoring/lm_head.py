@@ -11,21 +11,23 @@ and no dataset.
 """
 
 import functools
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
+from torch.utils._triton import has_triton
 from transformers import PreTrainedModel
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 
 # Positions x columns of one tile of logits. On the CPU a tile of 2M fp32 numbers stays in the caches between the matrix
 # product and the fold; a GPU wants large products.
-TILE = {"cpu": (512, 4096), "cuda": (4096, 16384)}
-# Below this many logits in all, compiling the fold doesn't pay within a run (see `rsr bench`).
-COMPILE_MIN_LOGITS = 2_000_000_000
+TILE = {"cpu": (512, 2048), "cuda": (4096, 16384)}
+# Logits of a whole pass from which compiling the fold (seconds, once a process) repays itself, as `rsr bench` measures it.
+COMPILE_MIN_LOGITS = 4_000_000_000
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class LMHead:
         with_top1: bool = False,
         logits_dtype: str = "float32",
         tile: tuple[int, int] | None = None,
-        compile: bool | None = None,
+        compile: bool = False,
     ) -> TokenStats:
         """
         Rank and surprisal of `targets` given the hidden states that predict them.
@@ -111,7 +113,7 @@ class LMHead:
                 `"model"` rounds them to the model's dtype, as `model(...).logits` does (bf16 logits tie often, which makes
                 ranks optimistic).
             tile (pair of `int`, *optional*): Positions and columns of a tile of logits.
-            compile (`bool`, *optional*): Whether to fold tiles by a compiled function; by default where that pays.
+            compile (`bool`, *optional*, defaults to `False`): Fold tiles by a compiled function (see [`compiles`]).
 
         Returns:
             [`TokenStats`] on `hidden`'s device.
@@ -129,8 +131,6 @@ class LMHead:
             if hidden.dtype != weight.dtype:  # under autocast the backbone may end in another dtype than the head has
                 hidden = hidden.to(weight.dtype)
             rows, columns = tile or TILE.get(hidden.device.type, TILE["cuda"])
-            if compile is None:
-                compile = hidden.shape[0] * weight.shape[0] >= COMPILE_MIN_LOGITS
             fold = _compiled_fold() if compile else _fold
             pieces = [
                 self._score_rows(h, t, weight, bias, columns, fold, with_top1, logits_dtype == "float32")
@@ -196,6 +196,15 @@ class LMHead:
             logits = self.logits(_product(hidden, wide, weight[start : start + columns], tile_bias, upcast)).float()
             total = torch.logaddexp(total, logits.logsumexp(-1))
         return total - target_logit
+
+
+def compiles(device: torch.device, num_logits: int) -> bool:
+    """Whether a pass over `num_logits` logits (scored tokens x vocabulary) repays compiling, and a compiler is there."""
+    if num_logits < COMPILE_MIN_LOGITS:
+        return False
+    if device.type == "cpu":
+        return any(shutil.which(name) for name in ("c++", "g++", "clang++"))
+    return has_triton()
 
 
 def _product(

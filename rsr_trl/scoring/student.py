@@ -4,6 +4,7 @@ Knows tokens and the model, but neither datasets nor their columns.
 """
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from transformers.utils import is_peft_available
 
 from xxhash import xxh3_128
 
-from rsr_trl.scoring.batches import plan_batches
-from rsr_trl.scoring.lm_head import LMHead
+from rsr_trl.scoring.batches import Layout, plan_batches
+from rsr_trl.scoring.lm_head import LMHead, TokenStats, compiles
 from rsr_trl.scoring.tokens import TokenizedExample
 
 
@@ -25,9 +26,13 @@ if is_peft_available():
     from peft import PeftModel, PromptLearningConfig
 
 
+logger = logging.getLogger(__name__)
+
 DEFINITION = "1"  # raise it when a change of this package changes scores by more than rounding
 # Tokens of a batch when the user doesn't say. Measured with `rsr bench`: the CPU gains nothing from larger ones.
 MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
+# Hidden states wait for each other until the head has this many positions: its weights are read once for all of them.
+MIN_HEAD_POSITIONS = 512
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json")
 
 
@@ -111,6 +116,10 @@ class Student:
         self.head = LMHead.of(model)
         self.logits_dtype = logits_dtype
         self.max_batch_tokens = max_batch_tokens or MAX_BATCH_TOKENS.get(self.device.type, MAX_BATCH_TOKENS["cuda"])
+        # The CPU computes on padding as slowly as on tokens; on a GPU rows share a batch, without padding where the
+        # attention keeps packed rows apart.
+        flash = "flash" in (model.config._attn_implementation or "")
+        self.layout: Layout = "equal" if self.device.type == "cpu" else "packed" if flash else "padded"
         self._verified = False
 
     @property
@@ -147,51 +156,99 @@ class Student:
                     f"Row {names[i]} has token id {largest}, but the student's vocabulary has {self.vocab_size} entries. "
                     "Tokenizer and student don't belong together, or the embeddings need `model.resize_token_embeddings`."
                 )
-        # The CPU computes on padding as slowly as on tokens; a GPU has room to spare.
-        batches = plan_batches(lengths, self.max_batch_tokens, pad=self.device.type != "cpu")
+        compile = compiles(self.device, sum(int(e.scored.sum()) for e in examples if not e.error) * self.head.vocab_size)
         with self._scoring():
-            if batches and not self._verified:
-                self._verify(examples[min(batches[-1], key=lambda i: lengths[i])])
+            for batch, hidden, targets in self._forward_all(examples, lengths):
+                stats = self.head.score(
+                    hidden, targets, with_top1=with_top1, logits_dtype=self.logits_dtype, compile=compile
+                )
+                yield from self._split(examples, batch, targets, stats, names)
+
+    def _forward_all(
+        self, examples: Sequence[TokenizedExample], lengths: np.ndarray
+    ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
+        """
+        Hidden states that predict the scored tokens, in groups that are worth a pass of the head.
+
+        Yields:
+            Row indices, hidden states of shape `(N, H)` and targets of shape `(N,)`, row after row.
+        """
+        budget, lengths = self.max_batch_tokens, lengths.copy()
+        group: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]] = []
+        while lengths.any():
+            batches = plan_batches(lengths, budget, self.layout)
+            if not self._verified:
+                self._verify(examples[batches[-1][-1]])
             for batch in batches:
-                yield from self._score_batch(examples, batch, with_top1, names)
+                try:
+                    group.append((batch, *self._forward(examples, batch)))
+                except torch.OutOfMemoryError as error:
+                    if len(batch) == 1:
+                        raise torch.OutOfMemoryError(
+                            f"One trajectory of {lengths[batch[0]]} tokens doesn't fit into the GPU's memory. Lower max_length, "
+                            "use a narrower dtype, or spread the student with device_map='auto'."
+                        ) from error
+                    budget //= 2
+                    logger.warning("Out of GPU memory: going on with max_batch_tokens=%d. Pass it next time.", budget)
+                    break  # outside this handler: the failed batch's tensors are freed before the next try
+                lengths[batch] = 0
+                if sum(len(targets) for _, _, targets in group) >= MIN_HEAD_POSITIONS:
+                    yield _merge(group)
+                    group = []
+        if group:
+            yield _merge(group)
 
     @torch.no_grad()
-    def _score_batch(
-        self, examples: Sequence[TokenizedExample], batch: np.ndarray, with_top1: bool, names: Sequence[int]
+    def _forward(self, examples: Sequence[TokenizedExample], batch: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """One pass of the backbone: hidden states that predict the batch's scored tokens `(N, H)`, and those tokens `(N,)`."""
+        rows = [examples[i] for i in batch]
+        lengths = np.array([len(row.input_ids) for row in rows])
+        mask = positions = None
+        if self.layout == "packed":
+            ids = np.concatenate([row.input_ids for row in rows])[None].astype(np.int64)  # (1, T)
+            scored = np.concatenate([row.scored for row in rows])[None]
+            positions = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])[None]).to(self.device)
+        else:
+            ids = np.zeros((len(rows), lengths.max()), dtype=np.int64)  # (B, T), padded on the right
+            scored = np.zeros(ids.shape, dtype=bool)
+            for b, row in enumerate(rows):
+                ids[b, : lengths[b]], scored[b, : lengths[b]] = row.input_ids, row.scored
+            if lengths.min() < lengths.max():
+                filled = np.arange(ids.shape[1])[None] < lengths[:, None]
+                mask = torch.from_numpy(filled.astype(np.int64)).to(self.device)
+        hidden = self.hidden_states(torch.from_numpy(ids).to(self.device), mask, positions)
+        # The state before a token predicts it. A row's first token is never scored, so none is predicted across rows.
+        selected = torch.from_numpy(np.flatnonzero(scored.reshape(-1)))
+        targets = torch.from_numpy(ids.reshape(-1))[selected].to(hidden.device)
+        return hidden.reshape(-1, hidden.shape[-1])[(selected - 1).to(hidden.device)], targets
+
+    def _split(
+        self, examples: Sequence[TokenizedExample], batch: list[int], targets: torch.Tensor, stats: TokenStats, names
     ) -> Iterator[tuple[int, TokenScores]]:
-        lengths = [len(examples[i].input_ids) for i in batch]
-        ids = np.zeros((len(batch), max(lengths)), dtype=np.int64)  # (B, T), padded on the right
-        scored = np.zeros(ids.shape, dtype=bool)
-        for row, (i, length) in enumerate(zip(batch, lengths, strict=True)):
-            ids[row, :length] = examples[i].input_ids
-            scored[row, :length] = examples[i].scored
-        padded = min(lengths) < max(lengths)
-        mask = np.arange(ids.shape[1])[None, :] < np.asarray(lengths)[:, None] if padded else None
-        input_ids = torch.from_numpy(ids).to(self.device)
-        hidden = self.hidden_states(input_ids, None if mask is None else torch.from_numpy(mask).to(self.device, torch.int64))
-        # The state before a token predicts it: (N, H) for the N scored tokens of the batch, row after row.
-        selected = torch.from_numpy(np.flatnonzero(scored[:, 1:])).to(hidden.device)
-        hidden = hidden[:, :-1].reshape(-1, hidden.shape[-1])[selected]
-        targets = torch.from_numpy(ids[:, 1:].reshape(-1)).to(hidden.device)[selected]
-        stats = self.head.score(hidden, targets, with_top1=with_top1, logits_dtype=self.logits_dtype)
-        counts = scored[:, 1:].sum(1)
+        """The head's answer row by row, as arrays; `FloatingPointError` with the rows whose logits are broken."""
+        ends = np.cumsum([int(examples[i].scored.sum()) for i in batch])
+        parts = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        token_ids, ranks = (x.to(torch.int32).cpu().numpy() for x in (targets, stats.ranks))
         surprisals = stats.surprisals.cpu().numpy()
-        token_ids, ranks = targets.to(torch.int32).cpu().numpy(), stats.ranks.to(torch.int32).cpu().numpy()
         top1 = None if stats.top1 is None else stats.top1.to(torch.int32).cpu().numpy()
-        ends = np.cumsum(counts)
-        parts = [slice(end - count, end) for end, count in zip(ends, counts, strict=True)]
-        broken = [names[i] for i, part in zip(batch, parts, strict=True) if not np.isfinite(surprisals[part]).all()]
+        broken = sorted(names[i] for i, part in zip(batch, parts, strict=True) if not np.isfinite(surprisals[part]).all())
         if broken:
             raise FloatingPointError(
                 f"The student gives NaN or infinite logits on rows {broken[:10]}{' and more' if len(broken) > 10 else ''}. Its "
                 f"weights may be damaged, or {self._base.dtype} may be too narrow for it: try dtype='float32'."
             )
         for i, part in zip(batch, parts, strict=True):
-            yield int(i), TokenScores(token_ids[part], ranks[part], surprisals[part], None if top1 is None else top1[part])
+            yield i, TokenScores(token_ids[part], ranks[part], surprisals[part], None if top1 is None else top1[part])
 
-    def hidden_states(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    def hidden_states(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         """Last hidden states of shape `(B, T, H)`, on the LM head's device, by the backbone alone."""
-        outputs = self._base.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        positions = {} if position_ids is None else {"position_ids": position_ids}
+        outputs = self._base.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions)
         return outputs.last_hidden_state.to(self.head.module.weight.device)
 
     @torch.no_grad()
@@ -201,7 +258,7 @@ class Student:
         own = self._base(input_ids=ids, use_cache=False).logits[0, :-1].float()
         targets = ids[0, 1:].to(own.device)
         expected = own.logsumexp(-1) - own.gather(-1, targets[:, None])[:, 0]
-        found = self.head.score(self.hidden_states(ids, None)[0, :-1], targets, compile=False).surprisals.to(own.device)
+        found = self.head.score(self.hidden_states(ids)[0, :-1], targets, compile=False).surprisals.to(own.device)
         tolerance = 1e-3 if own.dtype == self._base.dtype else 0.05  # reduced precision rounds the model's own logits
         close = torch.isclose(found, expected, rtol=tolerance, atol=tolerance) | ~torch.isfinite(expected)
         if not close.all():
@@ -235,6 +292,11 @@ class Student:
     def weights_version(self) -> tuple:
         """Cheap key that changes when an optimizer or `load_state_dict` changes the weights in place."""
         return tuple((p.data_ptr(), p._version) for p in self._base.parameters())
+
+
+def _merge(group: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]) -> tuple[list[int], torch.Tensor, torch.Tensor]:
+    batches, hidden, targets = zip(*group, strict=True)
+    return [int(i) for batch in batches for i in batch], torch.cat(hidden), torch.cat(targets)
 
 
 def tokenizer_fingerprint(processing_class: PreTrainedTokenizerBase) -> str:
