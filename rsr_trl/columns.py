@@ -1,4 +1,4 @@
-"""Names and Arrow types of the columns that scoring adds to a dataset: the contract between scoring and all that reads it.
+"""Names and Arrow types of the columns that scoring adds to a dataset: the contract between scoring and its readers.
 
 A trajectory with nothing to score has null in the float columns, 0 in `rsr_num_tokens` and its reason in `rsr_error`.
 """

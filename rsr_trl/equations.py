@@ -1,12 +1,12 @@
 """The Rank-Surprisal Ratio as equations: token ranks and surprisals in, ratios out.
 
-Equation numbers are those of "Which Reasoning Trajectories Teach Students to Reason Better? A Simple Metric of Informative
-Alignment" (arXiv:2601.14249). This file knows no model, no tokenizer and no dataset.
+Equation numbers are those of "Which Reasoning Trajectories Teach Students to Reason Better? A Simple Metric of
+Informative Alignment" (arXiv:2601.14249). This file knows no model, no tokenizer and no dataset.
 
 Every ratio here has the paper's direction: **lower suits the student better**.
 
-Ranks are 1-based (1 = the student's most likely token) and are passed **unclipped**; `r_max` is applied here, so that stored
-ranks can be clipped again at another value. Surprisals are in nats. Sums run in float64.
+Ranks are 1-based (1 = the student's most likely token) and are passed **unclipped**; `r_max` is applied here, so that
+stored ranks can be clipped again at another value. Surprisals are in nats. Sums run in float64.
 """
 
 import numpy as np
@@ -50,8 +50,8 @@ def _divide(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray:
 
 def token_rsr(ranks: ArrayLike, surprisals: ArrayLike, r_max: float | None = None) -> np.ndarray:
     """
-    Token-level ratio, Eq. 4: `rank_k / surprisal_k`. Unstable where the surprisal is near 0, and therefore not averaged
-    plainly: see [`trajectory_rsr`].
+    Token-level ratio, Eq. 4: `rank_k / surprisal_k`. Unstable where the surprisal is near 0, and therefore not
+    averaged plainly: see [`trajectory_rsr`].
 
     Args:
         ranks (array of shape `(K,)`): 1-based rank of each token (Eq. 2).
@@ -137,8 +137,8 @@ def rsr_from_means(mean_clipped_rank: ArrayLike, mean_surprisal: ArrayLike) -> n
 
 def trajectory_rsr(ranks: ArrayLike, surprisals: ArrayLike, r_max: float | None = R_MAX) -> float:
     """
-    RSR of one trajectory, Eq. 7: `sum_k min(rank_k, r_max) / sum_k surprisal_k`, which is the surprisal-weighted mean of
-    the token ratios. Lower suits the student better.
+    RSR of one trajectory, Eq. 7: `sum_k min(rank_k, r_max) / sum_k surprisal_k`, which is the surprisal-weighted mean
+    of the token ratios. Lower suits the student better.
 
     Args:
         ranks (array of shape `(K,)`): 1-based rank of each token, unclipped.
@@ -170,11 +170,14 @@ def dataset_rsr(mean_clipped_rank: ArrayLike, mean_surprisal: ArrayLike) -> floa
         mean_surprisal (array of shape `(n,)`): Mean surprisal of each trajectory in nats.
 
     Returns:
-        `float`: the ratio; `nan` if no trajectory has tokens. Trajectories that are `nan` (nothing scored) are left out.
+        `float`: the ratio; `nan` if no trajectory has tokens. Trajectories that are `nan` (nothing scored) are left
+        out.
     """
     rank, surprisal = np.asarray(mean_clipped_rank, np.float64), np.asarray(mean_surprisal, np.float64)
     if rank.shape != surprisal.shape or rank.ndim != 1:
-        raise ValueError(f"Both means must be 1-D arrays of one length, got shapes {rank.shape} and {surprisal.shape}.")
+        raise ValueError(
+            f"Both means must be 1-D arrays of one length, got shapes {rank.shape} and {surprisal.shape}."
+        )
     scored = ~(np.isnan(rank) | np.isnan(surprisal))
     if not scored.any():
         return float("nan")

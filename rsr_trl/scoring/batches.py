@@ -9,21 +9,23 @@ import numpy as np
 Layout = Literal["equal", "padded", "packed"]
 
 
-def plan_batches(lengths: Sequence[int] | np.ndarray, max_batch_tokens: int, layout: Layout = "padded") -> list[np.ndarray]:
+def plan_batches(
+    lengths: Sequence[int] | np.ndarray, max_batch_tokens: int, layout: Layout = "padded"
+) -> list[np.ndarray]:
     """
-    Group rows into batches of at most `max_batch_tokens` tokens, longest rows first, so that running out of memory shows in
-    the first batch.
+    Group rows into batches of at most `max_batch_tokens` tokens, longest rows first, so that running out of memory
+    shows in the first batch.
 
-    The plan depends on the lengths and the arguments alone: the same data gives the same batches on every run. A single row
-    longer than the budget makes a batch of its own.
+    The plan depends on the lengths and the arguments alone: the same data gives the same batches on every run. A
+    single row longer than the budget makes a batch of its own.
 
     Args:
         lengths (integer sequence of length `n`): Tokens of each row; rows of length 0 are left out.
         max_batch_tokens (`int`): Budget of a batch, padding included.
         layout (`str`, *optional*, defaults to `"padded"`):
-            `"equal"` puts only rows of one length together, so nothing is computed on padding; `"padded"` fills up with
-            padding to the batch's longest row; `"packed"` lays rows one behind another (for attention that keeps packed
-            sequences apart), without padding.
+            `"equal"` puts only rows of one length together, so nothing is computed on padding; `"padded"` fills up
+            with padding to the batch's longest row; `"packed"` lays rows one behind another (for attention that keeps
+            packed sequences apart), without padding.
 
     Returns:
         list of integer arrays: indices of each batch's rows, together every row of nonzero length exactly once.

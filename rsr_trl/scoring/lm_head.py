@@ -1,13 +1,13 @@
 """Hidden states -> rank and surprisal of the next token, without the logits of a whole sequence.
 
-Logits exist one tile at a time (some positions x some vocabulary columns). With the target's logit z_t known first, each tile
-folds into two running sums that need no running maximum:
+Logits exist one tile at a time (some positions x some vocabulary columns). With the target's logit z_t known first,
+each tile folds into two running sums that need no running maximum:
 
     rank      = 1 + #{v != t : z_v > z_t}                       (Eq. 2, strict >)
     surprisal = -ln p_t = ln(1 + sum_{v != t} exp(z_v - z_t))   (Eq. 1)
 
-The target's own column never counts, so neither number depends on how the matrix product rounds it. This file knows no tokens
-and no dataset.
+The target's own column never counts, so neither number depends on how the matrix product rounds it. This file knows no
+tokens and no dataset.
 """
 
 import functools
@@ -23,10 +23,11 @@ from transformers import PreTrainedModel
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 
-# Positions x columns of one tile of logits. On the CPU a tile of 2M fp32 numbers stays in the caches between the matrix
-# product and the fold; a GPU wants large products.
+# Positions x columns of one tile of logits. On the CPU a tile of 1M fp32 numbers stays in the caches between the
+# matrix product and the fold; a GPU wants large products.
 TILE = {"cpu": (512, 2048), "cuda": (4096, 16384)}
-# Logits of a whole pass from which compiling the fold (seconds, once a process) repays itself, as `rsr bench` measures it.
+# Logits of a whole pass from which compiling the fold (seconds, once a process) repays itself, as `rsr bench` measures
+# it.
 COMPILE_MIN_LOGITS = 4_000_000_000
 
 
@@ -49,7 +50,8 @@ class TokenStats:
 @dataclass(frozen=True)
 class LMHead:
     """
-    The projection of a causal language model from hidden states onto the vocabulary, as numbers rather than as a module.
+    The projection of a causal language model from hidden states onto the vocabulary, as numbers rather than as a
+    module.
 
     Args:
         module (`torch.nn.Module`): Output embeddings: `weight` of shape `(V, H)` and `bias` of shape `(V,)` or `None`.
@@ -75,8 +77,10 @@ class LMHead:
         weight = getattr(module, "weight", None)
         if weight is None or not weight.is_floating_point() or type(module).__name__.startswith("Lora"):
             raise ValueError(
-                f"The student's LM head is {type(module).__name__}, not a plain floating-point matrix. Quantize the student "
-                "without `lm_head` (the default of bitsandbytes), or merge the adapter first (`model.merge_and_unload()`)."
+                f"The student's LM head is {type(module).__name__}, not a plain floating-point matrix. Quantize the "
+                f"student "
+                "without `lm_head` (the default of bitsandbytes), or merge the adapter first "
+                "(`model.merge_and_unload()`)."
             )
         config = model.config.get_text_config()
         return cls(module, _logit_scale(config), getattr(config, "final_logit_softcapping", None))
@@ -109,9 +113,10 @@ class LMHead:
             hidden (tensor of shape `(N, H)`): Last hidden states, in the model's dtype.
             targets (integer tensor of shape `(N,)`): The tokens that follow.
             with_top1 (`bool`, *optional*, defaults to `False`): Also find the most likely token.
-            logits_dtype (`str`, *optional*, defaults to `"float32"`): `"float32"` accumulates and keeps logits in float32;
-                `"model"` rounds them to the model's dtype, as `model(...).logits` does (bf16 logits tie often, which makes
-                ranks optimistic).
+            logits_dtype (`str`, *optional*, defaults to `"float32"`): `"float32"` accumulates and keeps logits in
+                float32;
+                `"model"` rounds them to the model's dtype, as `model(...).logits` does (bf16 logits tie often, which
+                makes ranks optimistic).
             tile (pair of `int`, *optional*): Positions and columns of a tile of logits.
             compile (`bool`, *optional*, defaults to `False`): Fold tiles by a compiled function (see [`compiles`]).
 
@@ -139,7 +144,9 @@ class LMHead:
         if not pieces:
             empty = torch.empty(0, dtype=torch.int64, device=hidden.device)
             return TokenStats(empty, torch.empty(0, device=hidden.device), empty if with_top1 else None)
-        ranks, surprisals, top1 = (torch.cat(piece) if piece[0] is not None else None for piece in zip(*pieces, strict=True))
+        ranks, surprisals, top1 = (
+            torch.cat(piece) if piece[0] is not None else None for piece in zip(*pieces, strict=True)
+        )
         return TokenStats(ranks, surprisals, top1)
 
     def _score_rows(
@@ -168,7 +175,9 @@ class LMHead:
         top1 = torch.zeros_like(targets)
         for start in range(0, weight.shape[0], columns):
             tile_bias = None if bias is None else bias[start : start + columns]
-            logits = self.logits(_product(hidden, wide, weight[start : start + columns], tile_bias, upcast))  # (n, columns)
+            logits = self.logits(
+                _product(hidden, wide, weight[start : start + columns], tile_bias, upcast)
+            )  # (n, columns)
             if with_top1:
                 value, index = logits.max(-1)
                 top1 = torch.where(value > best, index + start, top1)
@@ -199,7 +208,10 @@ class LMHead:
 
 
 def compiles(device: torch.device, num_logits: int) -> bool:
-    """Whether a pass over `num_logits` logits (scored tokens x vocabulary) repays compiling, and a compiler is there."""
+    """
+    Whether a pass over `num_logits` logits (scored tokens x vocabulary) repays compiling, and a compiler is
+    there.
+    """
     if num_logits < COMPILE_MIN_LOGITS:
         return False
     if device.type == "cpu":

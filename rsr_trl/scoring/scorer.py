@@ -1,7 +1,7 @@
 """RSRScorer: attaches RSR columns to datasets, with a student given by name or live.
 
-The only file of this room that knows `datasets`. Everything is scored by one path, whatever the entry: examples -> tokens ->
-student -> columns.
+The only file of this room that knows `datasets`. Everything is scored by one path, whatever the entry: examples ->
+tokens -> student -> columns.
 """
 
 import logging
@@ -54,23 +54,23 @@ class RSRScorer:
     Scores trajectories with a student by their Rank-Surprisal Ratio (RSR, arXiv:2601.14249). **Lower suits the student
     better.**
 
-    Use it as a function of `datasets.map` (row by row or `batched=True`: same numbers), or call [`~RSRScorer.score`], which
-    sorts the whole dataset by length and is fastest. Columns added: `rsr`, `rsr_mean_clipped_rank`, `rsr_mean_surprisal`
-    (nats), `rsr_num_tokens` (scored), `rsr_truncated`, `rsr_error` (null when fine) and `rsr_student` (a fingerprint). A row
-    with nothing to score gets nulls and its reason in `rsr_error`.
+    Use it as a function of `datasets.map` (row by row or `batched=True`: same numbers), or call [`~RSRScorer.score`],
+    which sorts the whole dataset by length and is fastest. Columns added: `rsr`, `rsr_mean_clipped_rank`,
+    `rsr_mean_surprisal` (nats), `rsr_num_tokens` (scored), `rsr_truncated`, `rsr_error` (null when fine) and
+    `rsr_student` (a fingerprint). A row with nothing to score gets nulls and its reason in `rsr_error`.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Student: hub id or path (a PEFT adapter's too), loaded when first needed; or a live model, which is left as it is
-            found (train mode, gradients, random state).
+            Student: hub id or path (a PEFT adapter's too), loaded when first needed; or a live model, which is left as
+            it is found (train mode, gradients, random state).
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The student's tokenizer. Required with a live model.
         revision (`str`, *optional*): Branch, tag or commit of the hub repository.
         quantization_config (*optional*): As `from_pretrained` takes it.
         device_map (`str` or `dict`, *optional*): Spread the student over devices.
         max_length (`int`, *optional*):
-            Longer trajectories are cut at the end and flagged. Defaults to 32,768 (the paper's), capped by the student's
-            positions.
+            Longer trajectories are cut at the end and flagged. Defaults to 32,768 (the paper's), capped by the
+            student's positions.
         dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): `"auto"` takes the checkpoint's own.
         device (`str` or `torch.device`, *optional*): By default the GPU if there is one.
         attn_implementation (`str`, *optional*): As `from_pretrained` takes it.
@@ -141,20 +141,28 @@ class RSRScorer:
                 "trust_remote_code": trust_remote_code,
             }
             self._model_id: str | None = model
-            config = AutoConfig.from_pretrained(_base_model_id(model), revision=revision, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(
+                _base_model_id(model), revision=revision, trust_remote_code=trust_remote_code
+            )
             if processing_class is None:
                 processing_class = AutoTokenizer.from_pretrained(
                     model, revision=revision, trust_remote_code=trust_remote_code
                 )
         else:
             given = {"revision": revision, "quantization_config": quantization_config, "device_map": device_map}
-            given |= {"device": device, "attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
+            given |= {
+                "device": device,
+                "attn_implementation": attn_implementation,
+                "trust_remote_code": trust_remote_code,
+            }
             given |= {"dtype": None if dtype == "auto" else dtype}
             for name, value in given.items():
                 if value:
                     raise ValueError(f"{name}={value!r} is for loading a student by name, but a live model was given.")
             if processing_class is None:
-                raise ValueError("Pass the student's tokenizer with a live model: RSRScorer(model, processing_class=tokenizer).")
+                raise ValueError(
+                    "Pass the student's tokenizer with a live model: RSRScorer(model, processing_class=tokenizer)."
+                )
             self._model_id = None
             self._student = Student(model, max_batch_tokens, logits_dtype)
             config = model.config
@@ -203,7 +211,8 @@ class RSRScorer:
         self, dataset: "Dataset | DatasetDict | IterableDataset | IterableDatasetDict"
     ) -> "Dataset | DatasetDict | IterableDataset | IterableDatasetDict":
         """
-        Score a dataset as a whole: sorted by length, with a progress bar, and at the end a count of what couldn't be scored.
+        Score a dataset as a whole: sorted by length, with a progress bar, and at the end a count of what couldn't be
+        scored.
 
         Args:
             dataset ([`~datasets.Dataset`] or [`~datasets.DatasetDict`] or [`~datasets.IterableDataset`]):
@@ -233,7 +242,9 @@ class RSRScorer:
             for start in range(0, len(source), CHUNK):
                 rows = source[start : start + CHUNK]
                 names = list(rows)
-                tokenized += self._tokenize([dict(zip(names, values, strict=True)) for values in zip(*rows.values(), strict=True)])
+                tokenized += self._tokenize(
+                    [dict(zip(names, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+                )
                 bar.update(len(tokenized) - start)
         total = sum(len(example.input_ids) for example in tokenized if not example.error)
         with tqdm(total=total, desc="Scoring", unit=" tokens", unit_scale=True) as bar:
@@ -259,7 +270,10 @@ class RSRScorer:
     def _score_tokenized(
         self, examples: Sequence[TokenizedExample], progress: Callable[[int], None] = lambda tokens: None
     ) -> dict[str, pa.Array]:
-        """Typed columns for tokenized examples, in their order. `progress` hears of each example's tokens as it is done."""
+        """
+        Typed columns for tokenized examples, in their order. `progress` hears of each example's tokens as it is
+        done.
+        """
         scores: list[TokenScores | None] = [None] * len(examples)
         means = np.full((2, len(examples)), np.nan)
         for i, score in self._scores(examples):
@@ -300,7 +314,8 @@ class RSRScorer:
         if self._student is None:
             if self._model_id is None:
                 raise ValueError(
-                    "A live model can't go to the worker processes of `map(num_proc=...)`. Leave `num_proc` unset, or build "
+                    "A live model can't go to the worker processes of `map(num_proc=...)`. Leave `num_proc` unset, or "
+                    "build "
                     "the scorer from a model id or path: RSRScorer('path/to/student')."
                 )
             kwargs = {name: value for name, value in self._load_kwargs.items() if value is not None}
@@ -332,8 +347,14 @@ class RSRScorer:
         else:
             weights = checkpoint_fingerprint(self._model_id, getattr(self._config, "_commit_hash", None))
             spec = {"weights": weights, "tokenizer": tokenizer_fingerprint(self.processing_class), **self._settings()}
-            spec |= {name: str(value) for name, value in self._load_kwargs.items() if name not in ("device", "device_map")}
-        spec |= {"max_length": self.max_length, "token_stats": self.token_stats, "text": self._tokenize.dataset_text_field}
+            spec |= {
+                name: str(value) for name, value in self._load_kwargs.items() if name not in ("device", "device_map")
+            }
+        spec |= {
+            "max_length": self.max_length,
+            "token_stats": self.token_stats,
+            "text": self._tokenize.dataset_text_field,
+        }
         init = {} if self._model_id is None else {**self._init_kwargs, "processing_class": None}
         return {"spec": spec, "init": init, "tokenizer": None if self._is_own_tokenizer() else self.processing_class}
 
@@ -355,13 +376,16 @@ class RSRScorer:
         present = [name for name in columns.score_schema(token_stats=True) if name in set(column_names)]
         if present and not self.overwrite:
             raise ValueError(
-                f"The dataset already has the columns {present}. Pass overwrite=True to RSRScorer to replace them, or remove "
+                f"The dataset already has the columns {present}. Pass overwrite=True to RSRScorer to replace them, or "
+                f"remove "
                 "them first."
             )
 
     def _warn_once(self, table: dict[str, pa.Array]) -> None:
         """`map` has no end at which to count, so the first row that can't be scored or was cut is told, once."""
-        if not self._warned and (table[columns.ERROR].null_count < len(table[columns.ERROR]) or _any(table[columns.TRUNCATED])):
+        if not self._warned and (
+            table[columns.ERROR].null_count < len(table[columns.ERROR]) or _any(table[columns.TRUNCATED])
+        ):
             self._warned = True
             _report(table, lambda text: logger.warning("%s Told once; count the columns at the end of map.", text))
 
@@ -379,7 +403,9 @@ class _NoStudent:
 def _typed(table: dict[str, pa.Array]) -> dict[str, list]:
     """Columns as lists whose nulls keep their type: `map` takes a column's type from its first rows."""
     return {
-        name: [v.values.to_numpy(zero_copy_only=False) for v in column] if pa.types.is_list(column.type) else list(column)
+        name: [v.values.to_numpy(zero_copy_only=False) for v in column]
+        if pa.types.is_list(column.type)
+        else list(column)
         for name, column in table.items()
     }
 
@@ -394,7 +420,10 @@ def _report(table: dict[str, pa.Array], tell: Callable[[str], None]) -> None:
     rows = len(table[columns.ERROR])
     if errors:
         first = next(i for i, error in enumerate(table[columns.ERROR].to_pylist()) if error)
-        tell(f"{len(errors)} of {rows} rows couldn't be scored: their rsr is null, rsr_error says why (row {first}: {errors[0]}).")
+        tell(
+            f"{len(errors)} of {rows} rows couldn't be scored: their rsr is null, rsr_error says why (row {first}: "
+            f"{errors[0]})."
+        )
     if _any(table[columns.TRUNCATED]):
         count = table[columns.TRUNCATED].true_count
         tell(f"{count} of {rows} rows were cut at max_length (column rsr_truncated); what is left of them is scored.")
@@ -430,5 +459,3 @@ def _base_model_id(model_id: str) -> str:
     from peft import PeftConfig
 
     return PeftConfig.from_pretrained(model_id).base_model_name_or_path
-
-

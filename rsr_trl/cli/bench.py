@@ -1,0 +1,324 @@
+"""`rsr bench`: how fast scoring is on this machine, beside the reference way and the floor.
+
+Three ways over the same rows, in turn, several times:
+
+- reference: the definition, as the paper's code computes it: padded batches in the data's order, all logits, top-100
+  of each scored position;
+- rsr_trl: what `rsr score` does;
+- floor: what no way can do without: the backbone over the tokens, unpadded, and one matrix product of the scored
+  positions with the vocabulary.
+"""
+
+import ctypes
+import multiprocessing
+import platform
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Literal
+
+from trl import TrlParser
+
+from rsr_trl.cli.options import option_parser
+
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from rsr_trl.scoring.tokens import TokenizedExample
+
+
+@dataclass
+class BenchArguments:
+    """
+    What to measure.
+
+    Args:
+        model_name_or_path (`str`, *optional*): Student to measure; a random Qwen3-shaped one by default.
+        vocab_size, hidden_size, intermediate_size, num_layers, head_dim (`int`, *optional*): Shape of the random
+        student. dataset_name (`str`, *optional*): Real rows (prompt and completion); needs `tokenizer`. Random tokens
+        by default. tokenizer (`str`, *optional*): Tokenizer of the real rows; the student's own by default.
+        num_rows (`int`, *optional*, defaults to `64`): Rows to measure on, evenly spread over the dataset.
+        lengths (`str`, *optional*): Lengths of random rows, used in turn.
+        prompt_share (`float`, *optional*, defaults to `0.25`): Share of a random row that isn't scored.
+        batch_size (`int`, *optional*, defaults to `4`): Rows of a batch of the reference way.
+        dtype, device, attn_implementation, max_batch_tokens: As in `rsr score`.
+        repeats (`int`, *optional*, defaults to `5`): Rounds; each measures every way once.
+        skip_reference (`bool`, *optional*, defaults to `False`): Leave the reference way out, where it doesn't fit.
+        json (`bool`, *optional*, defaults to `False`): Print everything measured as JSON on standard output.
+    """
+
+    model_name_or_path: str | None = field(default=None, metadata={"help": "Student; by default a random one."})
+    vocab_size: int = field(default=151_936, metadata={"help": "Vocabulary of the random student."})
+    hidden_size: int = field(default=256, metadata={"help": "Hidden size of the random student."})
+    intermediate_size: int = field(default=768, metadata={"help": "MLP size of the random student."})
+    num_layers: int = field(default=6, metadata={"help": "Layers of the random student."})
+    head_dim: int = field(default=64, metadata={"help": "Size of an attention head of the random student."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Real rows, as `rsr score` reads them."})
+    tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer of the real rows: Hub id or folder."})
+    num_rows: int = field(default=64, metadata={"help": "Rows to measure on."})
+    lengths: str = field(default="256,512,1024", metadata={"help": "Lengths of random rows, separated by commas."})
+    prompt_share: float = field(default=0.25, metadata={"help": "Share of a random row that isn't scored."})
+    batch_size: int = field(default=4, metadata={"help": "Rows of a batch of the reference way."})
+    dtype: Literal["bfloat16", "float16", "float32"] = field(default="float32", metadata={"help": "Student's dtype."})
+    device: str | None = field(default=None, metadata={"help": "By default the best there is."})
+    attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
+    max_batch_tokens: int | None = field(default=None, metadata={"help": "Tokens of a batch of our way."})
+    repeats: int = field(default=5, metadata={"help": "Rounds; each measures every way once."})
+    skip_reference: bool = field(default=False, metadata={"help": "Leave the reference way out."})
+    json: bool = field(default=False, metadata={"help": "Print what was measured as JSON on standard output."})
+
+
+def make_parser(prog: str | None = None) -> TrlParser:
+    return option_parser(
+        (BenchArguments,),
+        prog=prog,
+        description="Measure scoring on this machine: the reference way, ours, and the floor.",
+    )
+
+
+def main(args: BenchArguments) -> int:
+    import torch
+
+    from rsr_trl.cli import summary
+
+    model = load_student(args)
+    rows = load_rows(args)
+    ways = make_ways(args, model, rows)
+    out = summary.console()
+    for name, run in ways.items():  # a round that doesn't count: compiling, caches, allocators
+        with out.status(f"warming up: {name}"):
+            run()
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for i in range(args.repeats):
+        for name, run in ways.items():
+            with out.status(f"round {i + 1} of {args.repeats}: {name}"):
+                seconds[name].append(_time(run, model.device))
+    with out.status("peak memory"):
+        memory = {name: peak_memory(args, name, model.device) for name in ways}
+
+    tokens, scored = sum(len(row.input_ids) for row in rows), sum(int(row.scored.sum()) for row in rows)
+    result = {
+        "machine": platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if model.device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "rows": len(rows),
+        "tokens": tokens,
+        "scored_tokens": scored,
+        "seconds": seconds,
+        "tokens_per_second": {name: tokens / median(times) for name, times in seconds.items()},
+        "peak_bytes_above_weights": memory,
+        # Ratios within a round: what slows the machine down for a while slows both.
+        "time_ratio": {
+            name: sorted(ours / other for ours, other in zip(seconds["rsr_trl"], times, strict=True))
+            for name, times in seconds.items()
+            if name != "rsr_trl"
+        },
+        "arguments": asdict(args),
+    }
+    if args.json:
+        summary.print_json(result)
+    else:
+        _print(out, result)
+    return 0
+
+
+def _print(out, result: dict) -> None:
+    from rsr_trl.cli.summary import add_row, plain_table
+
+    out.print(f"\n{result['device']}, torch {result['torch']}, {result['arguments']['dtype']}")
+    out.print(f"{result['rows']:,} rows, {result['tokens']:,} tokens, {result['scored_tokens']:,} of them scored")
+    table = plain_table("way", "seconds", "spread", "tokens/s", "peak memory", "rsr_trl takes")
+    for name, times in result["seconds"].items():
+        memory, ratios = result["peak_bytes_above_weights"][name], result["time_ratio"].get(name)
+        add_row(
+            table,
+            name,
+            f"{median(times):.2f}",
+            f"{min(times):.2f}-{max(times):.2f}",
+            f"{result['tokens_per_second'][name]:,.0f}",
+            "unknown" if memory is None else f"{memory / 2**20:,.0f} MiB",
+            "" if ratios is None else f"{median(ratios):.2f}x ({ratios[0]:.2f}-{ratios[-1]:.2f})",
+        )
+    out.print(table)
+    out.print("Medians over the rounds; peak memory is above the weights.")
+
+
+# ------------------------------------------------------------------------------------------------- student and rows
+
+
+def load_student(args: BenchArguments) -> "PreTrainedModel":
+    """The student to measure: given, or random of the given shape (speed doesn't depend on what it has learnt)."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from rsr_trl.scoring.student import default_device, load_model
+
+    device = torch.device(args.device) if args.device else default_device()
+    if args.model_name_or_path:
+        return load_model(
+            args.model_name_or_path, dtype=args.dtype, device=device, attn_implementation=args.attn_implementation
+        )
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=args.vocab_size,
+        hidden_size=args.hidden_size,
+        intermediate_size=args.intermediate_size,
+        num_hidden_layers=args.num_layers,
+        num_attention_heads=max(1, args.hidden_size // args.head_dim),
+        num_key_value_heads=max(1, args.hidden_size // args.head_dim // 2),
+        head_dim=args.head_dim,
+        max_position_embeddings=131_072,
+        tie_word_embeddings=True,
+        attn_implementation=args.attn_implementation,
+    )
+    with torch.device(device):
+        return Qwen3ForCausalLM(config).to(getattr(torch, args.dtype)).eval()
+
+
+def load_rows(args: BenchArguments) -> list["TokenizedExample"]:
+    """Rows of a dataset, or random tokens."""
+    import numpy as np
+
+    from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
+
+    if args.dataset_name:
+        from transformers import AutoTokenizer
+
+        from rsr_trl import data
+
+        name = args.tokenizer or args.model_name_or_path
+        if name is None:
+            raise ValueError("Pass --tokenizer with --dataset_name: a random student has none.")
+        dataset = data.load(args.dataset_name)
+        picks = np.linspace(0, len(dataset) - 1, min(args.num_rows, len(dataset))).astype(int)
+        rows = ExampleTokenizer(AutoTokenizer.from_pretrained(name))([dataset[int(i)] for i in picks])
+        if errors := [row.error for row in rows if row.error]:
+            raise ValueError(f"{len(errors)} of the rows can't be scored, the first because {errors[0]}.")
+        return rows
+    random = np.random.default_rng(0)
+    lengths = [int(length) for length in args.lengths.split(",")]
+    rows = []
+    for i in range(args.num_rows):
+        length = lengths[i % len(lengths)]
+        scored = np.arange(length) >= max(1, int(length * args.prompt_share))
+        rows.append(TokenizedExample(random.integers(0, args.vocab_size, length, dtype=np.int32), scored))
+    return rows
+
+
+# ------------------------------------------------------------------------------------------------------ the ways
+
+
+def make_ways(
+    args: BenchArguments, model: "PreTrainedModel", rows: Sequence["TokenizedExample"]
+) -> dict[str, Callable[[], None]]:
+    """What is measured, by name."""
+    from rsr_trl.scoring.student import Student
+
+    student = Student(model, args.max_batch_tokens)
+    ways = {
+        "reference": lambda: reference(model, rows, args.batch_size),
+        "rsr_trl": lambda: [None for _ in student.score(rows)],
+        "floor": lambda: floor(model, rows),
+    }
+    if args.skip_reference:
+        del ways["reference"]
+    return ways
+
+
+def reference(model: "PreTrainedModel", rows: Sequence["TokenizedExample"], batch_size: int) -> None:
+    """Rank (of the top 100) and surprisal by all logits of padded batches: the definition."""
+    import torch
+
+    with torch.inference_mode():
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            longest = max(len(row.input_ids) for row in batch)
+            ids = torch.zeros(len(batch), longest, dtype=torch.int64)
+            mask = torch.zeros_like(ids)
+            for i, row in enumerate(batch):
+                ids[i, : len(row.input_ids)] = torch.from_numpy(row.input_ids)
+                mask[i, : len(row.input_ids)] = 1
+            ids, mask = ids.to(model.device), mask.to(model.device)
+            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits  # (B, T, V)
+            for i, row in enumerate(batch):
+                positions = torch.from_numpy(row.scored.nonzero()[0]).to(model.device)
+                own = logits[i, positions - 1]  # (K, V)
+                target = own.float().gather(1, ids[i, positions][:, None])
+                (own.float().logsumexp(-1) - target[:, 0]).cpu()
+                (1 + (own.topk(100).values.float() > target).sum(-1)).clamp(max=100).cpu()
+
+
+def floor(model: "PreTrainedModel", rows: Sequence["TokenizedExample"], positions_at_once: int = 512) -> None:
+    """Backbone over unpadded rows, and the scored positions times the vocabulary; nothing is done with the product."""
+    import torch
+
+    head = model.get_output_embeddings().weight  # (V, H)
+    product = torch.empty(positions_at_once, head.shape[0], dtype=head.dtype, device=head.device)
+    with torch.inference_mode():
+        waiting = []
+        for row in rows:
+            ids = torch.from_numpy(row.input_ids).to(model.device, torch.int64)[None]
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+            waiting.append(hidden[torch.from_numpy(row.scored.nonzero()[0] - 1).to(model.device)])
+            if row is rows[-1] or sum(len(h) for h in waiting) >= positions_at_once:
+                for part in torch.cat(waiting).split(positions_at_once):
+                    torch.mm(part, head.T, out=product[: len(part)])
+                waiting = []
+
+
+# ---------------------------------------------------------------------------------------------------- measuring
+
+
+def _time(run: Callable[[], None], device: "torch.device") -> float:
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak_memory(args: BenchArguments, way: str, device: "torch.device") -> int | None:
+    """Bytes above the weights that one way needs at its peak; `None` where the system doesn't tell."""
+    if device.type == "cuda":
+        import torch
+
+        # In this process: the allocator knows. The weights are there already.
+        model = load_student(args)
+        run = make_ways(args, model, load_rows(args))[way]
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        run()
+        return torch.cuda.max_memory_allocated() - before
+    # In a process of its own: freed memory of another way doesn't blur the picture.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_peak_memory_here, args, way).result()
+
+
+def _peak_memory_here(args: BenchArguments, way: str) -> int | None:
+    model, rows = load_student(args), load_rows(args)
+    make_ways(args, model, rows[:1])[way]()  # thread pools, compiled code, lazy imports
+    run = make_ways(args, model, rows)[way]
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # give back what the warm-up freed, so that it counts when it is used again
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # Linux: start the high-water mark anew
+        before = _status_bytes("VmRSS")
+        run()
+        return _status_bytes("VmHWM") - before
+    except (OSError, AttributeError):  # not Linux, or not glibc
+        return None
+
+
+def _status_bytes(name: str) -> int:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{name}:"))
