@@ -1,0 +1,43 @@
+# One .venv for everything, made on first use from the versions in constraints.txt, and made again when they change.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format bench
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.made-for-rsr-trl
+
+help: ## show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## make .venv with everything in it (the other commands do it themselves)
+
+demo: $(STAMP) ## watch the whole way on a small student, offline, in a few minutes: begin here
+	@$(BIN)/rsr demo
+
+test: $(STAMP) ## run the tests, without the slow ones
+	@$(BIN)/python -m pytest -m "not slow and not distributed and not gpu"
+
+test-all: $(STAMP) ## run the slow and multi-process tests too (and those that need a GPU, where there is one)
+	@$(BIN)/python -m pytest
+
+lint: $(STAMP) ## check style
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: $(STAMP) ## mend style
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP) ## measure this machine: tokens/s and memory against the reference way
+	@$(BIN)/rsr bench
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "Python 3.11 or newer is needed; '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo missing)." >&2; \
+		echo "Name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Setting up .venv (once, some minutes: PyTorch is large) ..."
+	@# torch on its own and in exactly this version: where a CPU build of it is offered, no GPU build is looked for.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,report]'
+	@touch $@

@@ -1,0 +1,64 @@
+"""Choose the reasoning trajectories that suit a student, and train on them first, with the Rank-Surprisal Ratio (RSR).
+
+Everywhere in this package a **lower** RSR suits the student better.
+
+Names are imported when they are first used, so that `import rsr_trl` and `rsr --help` don't wait for torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "RSRDataCollator": "training.collator",
+    "RSRSFTConfig": "training.config",
+    "RSRSFTTrainer": "training.trainer",
+    "RSRSampler": "training.sampler",
+    "RSRScorer": "scoring.scorer",
+    "ScoreTable": "training.score_table",
+    "dataset_rsr": "equations",
+    "filtered_token_rsr": "equations",
+    "rank_teachers": "selection.teachers",
+    "select_trajectories": "selection.trajectories",
+    "token_rsr": "equations",
+    "trajectory_rsr": "equations",
+}
+__all__ = [  # spelt out: type checkers and ruff don't follow list(_HOME)
+    "RSRDataCollator",
+    "RSRSFTConfig",
+    "RSRSFTTrainer",
+    "RSRSampler",
+    "RSRScorer",
+    "ScoreTable",
+    "dataset_rsr",
+    "filtered_token_rsr",
+    "rank_teachers",
+    "select_trajectories",
+    "token_rsr",
+    "trajectory_rsr",
+]
+
+if TYPE_CHECKING:
+    from rsr_trl.equations import dataset_rsr, filtered_token_rsr, token_rsr, trajectory_rsr
+    from rsr_trl.scoring.scorer import RSRScorer
+    from rsr_trl.selection.teachers import rank_teachers
+    from rsr_trl.selection.trajectories import select_trajectories
+    from rsr_trl.training.collator import RSRDataCollator
+    from rsr_trl.training.config import RSRSFTConfig
+    from rsr_trl.training.sampler import RSRSampler
+    from rsr_trl.training.score_table import ScoreTable
+    from rsr_trl.training.trainer import RSRSFTTrainer
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value  # the next access doesn't come here
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,113 @@
+"""The package as a whole: what it exports, what it imports, and the pins that have to agree."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import rsr_trl
+from rsr_trl.cli.main import COMMANDS
+
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "rsr_trl"
+# Imports run downwards: a room knows only rooms of a lower floor, and its own.
+FLOORS = {
+    "columns": 0,
+    "equations": 0,
+    "data": 0,
+    "scoring": 1,
+    "selection": 2,
+    "demo": 2,
+    "training": 3,
+    "metrics": 3,
+    "report": 4,
+    "cli": 5,
+}
+
+
+def _modules_imported(path: Path) -> set[str]:
+    """Rooms of the package that a file imports, wherever in the file the import stands."""
+    rooms = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} has a relative import in line {node.lineno}"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        rooms |= {name.split(".")[1] for name in names if name.startswith("rsr_trl.")}
+    return rooms & {path.stem for path in PACKAGE.iterdir()}
+
+
+def test_imports_run_one_way():
+    upwards = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if room in ("__init__", "__main__"):
+            continue  # the front door knows every room
+        assert room in FLOORS, f"{path} is in a room without a floor: say here what it may import"
+        upwards += [
+            f"{path}: {other}" for other in _modules_imported(path) if other != room and FLOORS[other] >= FLOORS[room]
+        ]
+    assert not upwards
+
+
+def test_every_export_exists_and_is_lazy():
+    code = "import sys, rsr_trl; dir(rsr_trl); print('torch' in sys.modules, 'datasets' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
+    for name in rsr_trl.__all__:
+        assert getattr(rsr_trl, name).__name__ == name
+        assert name in dir(rsr_trl)
+    assert set(rsr_trl._HOME) == set(rsr_trl.__all__)
+
+
+def test_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'RSRScorrer'"):
+        rsr_trl.RSRScorrer  # noqa: B018
+
+
+def test_every_command_has_its_file_and_every_file_its_line():
+    files = {path.stem for path in (PACKAGE / "cli").glob("*.py") if "\ndef make_parser(" in path.read_text()}
+    assert files == set(COMMANDS)
+
+
+def test_typed():
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_constraints_meet_what_the_project_asks_for():
+    from packaging.requirements import Requirement
+
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
+    assert pins["torch"] == "2.13.0"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for line in [
+        *project["dependencies"],
+        *(line for extra in project["optional-dependencies"].values() for line in extra),
+    ]:
+        requirement = Requirement(line)
+        assert requirement.specifier.contains(pins[requirement.name.lower()]), line
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert set(re.findall(r"ruff==([\d.]+)", hooks)) == {pins["ruff"]}
+
+
+def test_every_import_is_a_declared_dependency():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [*project["dependencies"], *project["optional-dependencies"]["report"], "peft"]  # peft only if it's there
+    declared = {re.split(r"[^\w-]", line)[0].replace("-", "_") for line in lines}
+    undeclared = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            roots = {name.split(".")[0] for name in names}
+            undeclared |= {f"{path.name}: {name}" for name in roots - declared - sys.stdlib_module_names - {"rsr_trl"}}
+    assert not undeclared
