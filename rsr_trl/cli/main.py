@@ -1,0 +1,79 @@
+"""`rsr <command>`: finds the command's file and runs it. Nothing here imports torch, so that help is there at once.
+
+A new command is a file `rsr_trl/cli/<name>.py` and its line in `COMMANDS`. As TRL's scripts do, the file has
+`make_parser(prog)`, which returns a [`~trl.TrlParser`] over dataclasses (see [`option_parser`]), and
+`main(*dataclasses)`, which does the work and imports what it needs.
+"""
+
+import os
+import sys
+import traceback
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import rsr_trl
+
+
+COMMANDS = {
+    "demo": "watch the whole way, offline, on a small student and data of its own: begin here",
+    "score": "score every trajectory of a dataset with your student",
+    "select": "choose the most suitable trajectories of a scored dataset",
+    "sft": "fine-tune your student, the most suitable trajectories first (TRL's SFT)",
+    "bench": "measure scoring on this machine beside the reference way and the floor",
+}
+
+DESCRIPTION = """\
+Choose the reasoning trajectories that suit your student, with the Rank-Surprisal Ratio (RSR).
+A lower RSR suits the student better."""
+
+EPILOG = """\
+`rsr <command> --help` lists a command's options; `--config file.yaml` reads them from a file.
+RSR_TRACEBACK=1 in the environment shows where an error came from."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """
+    Run the command line and return its exit code: 0 done, 1 an error that is said in one message, 2 wrong usage.
+
+    Args:
+        argv (`Sequence[str]`, *optional*): Arguments without the program's name; those of the process by default.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = ArgumentParser(
+        prog="rsr", description=DESCRIPTION, epilog=EPILOG, formatter_class=RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--version", action="version", version=f"rsr-trl {rsr_trl.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="<command>", dest="command")
+    for name, purpose in COMMANDS.items():
+        commands.add_parser(name, help=purpose, add_help=False)
+    # Only the first word is ours: the rest belongs to the command's own parser.
+    name = parser.parse_args(argv[:1]).command
+    if name is None:
+        parser.print_help()
+        return 0
+    try:
+        return _run(name, argv[1:])
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if os.environ.get("RSR_TRACEBACK") or not _is_meant_for_the_user(error):
+            raise
+        print(f"rsr {name}: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(name: str, argv: Sequence[str]) -> int:
+    from rsr_trl.cli.options import parse
+
+    command = import_module(f"rsr_trl.cli.{name}")
+    parser = command.make_parser(prog=f"rsr {name}")
+    return command.main(*parse(parser, argv)) or 0
+
+
+def _is_meant_for_the_user(error: Exception) -> bool:
+    """Whether the message alone says what to do: raised by us, or the system's about a file. All else is a defect."""
+    innermost = traceback.extract_tb(error.__traceback__)[-1]
+    is_ours = Path(innermost.filename).is_relative_to(Path(rsr_trl.__file__).parent)
+    return isinstance(error, OSError) or (is_ours and innermost.line.startswith("raise "))

@@ -1,0 +1,195 @@
+"""`rsr select`: choose the most suitable trajectories of a scored dataset."""
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from trl import TrlParser
+
+from rsr_trl.cli.options import DatasetArguments, OutputArguments, option_parser
+
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+@dataclass
+class SelectArguments:
+    """
+    What to choose: the arguments of [`select_trajectories`] of the same names.
+
+    Args:
+        group_column (`str`, *optional*): Column that says which trajectories answer the same problem.
+        keep_per_group (`int`, *optional*, defaults to `1`): How many to keep of each group.
+        keep_fraction (`float`, *optional*): Share of all trajectories to keep, instead of by group.
+        score_threshold (`float`, *optional*): Keep all with an RSR up to this value, instead of by group.
+        prefer (`str`, *optional*, defaults to `"low"`): Which end of the RSR to keep.
+        require (`str`, *optional*): Boolean column that must be true.
+        when_none_qualifies (`str`, *optional*, defaults to `"drop"`): What to do with groups where `require` never is.
+        max_tokens (`int`, *optional*): Leave out longer trajectories.
+        max_share_per_teacher (`float`, *optional*): Cap on each teacher's share of what is chosen.
+    """
+
+    _argument_group_name = "choice"
+
+    group_column: str | None = field(
+        default=None,
+        metadata={"help": "Keep the most suitable of each group: the column that names the problem."},
+    )
+    keep_per_group: int = field(default=1, metadata={"help": "How many to keep of each group."})
+    keep_fraction: float | None = field(
+        default=None, metadata={"help": "Instead of by group: keep this share of all, in (0, 1]."}
+    )
+    score_threshold: float | None = field(
+        default=None, metadata={"help": "Instead of by group: keep all with an RSR up to this."}
+    )
+    prefer: Literal["low", "high"] = field(
+        default="low", metadata={"help": "Which end of the RSR to keep; low suits the student."}
+    )
+    require: str | None = field(
+        default=None, metadata={"help": "Boolean column that must be true, such as `correct`."}
+    )
+    when_none_qualifies: Literal["drop", "any", "error"] = field(
+        default="drop", metadata={"help": "What to do with groups where `--require` is true of none."}
+    )
+    max_tokens: int | None = field(default=None, metadata={"help": "Leave out trajectories with more scored tokens."})
+    max_share_per_teacher: float | None = field(
+        default=None, metadata={"help": "No teacher gets more than this share of what is chosen."}
+    )
+
+
+CARD = """\
+# Selected trajectories
+
+{chosen} of {trajectories} trajectories of `{dataset}`, chosen by `rsr select` of rsr-trl {version} with `{options}`.
+
+A lower `rsr` suits the student better; the other columns are those of the scored dataset.
+"""
+
+
+def make_parser(prog: str | None = None) -> TrlParser:
+    return option_parser(
+        (DatasetArguments, SelectArguments, OutputArguments),
+        prog=prog,
+        description="Choose the most suitable trajectories of a scored dataset: of each problem with --group_column, "
+        "or of all with --keep_fraction or --score_threshold.",
+    )
+
+
+def main(data_args: DatasetArguments, select_args: SelectArguments, output_args: OutputArguments) -> None:
+    from rsr_trl import __version__, data
+    from rsr_trl.cli import summary
+    from rsr_trl.selection.criteria import Criteria
+    from rsr_trl.selection.trajectories import choose
+
+    if output_args.json:
+        summary.without_bars()
+    data.check_output_dir(output_args.output_dir, output_args.overwrite)
+    dataset = data.load(data_args.dataset_name, data_args.dataset_config, data_args.dataset_split)
+    teacher_column = summary.teacher_column_of(dataset, output_args.teacher_column)
+    selection = choose(dataset, Criteria(teacher_column=teacher_column, **asdict(select_args)))
+    if not len(selection.rows):
+        raise ValueError(
+            f"Nothing was chosen of {len(dataset)} trajectories, so nothing is written. Loosen the choice."
+        )
+    chosen = dataset.select(selection.rows)
+    options = {name: value for name, value in asdict(select_args).items() if value != getattr(SelectArguments, name)}
+    card = CARD.format(
+        chosen=len(chosen),
+        trajectories=len(dataset),
+        dataset=data_args.dataset_name,
+        version=__version__,
+        options=" ".join(f"--{name} {value}" for name, value in options.items()),
+    )
+    data.write_scored(chosen, output_args.output_dir, card, output_args.overwrite)
+
+    result = {
+        "output_dir": output_args.output_dir,
+        "chosen": len(chosen),
+        "left_out": selection.left_out,
+        "groups": selection.num_groups,
+        "empty_groups": {reason: len(groups) for reason, groups in selection.empty_groups.items()},
+        "relaxed_groups": len(selection.relaxed_groups),
+        "before": summary.figures(dataset, teacher_column),
+        "after": summary.figures(chosen, teacher_column),
+    }
+    if output_args.json:
+        summary.print_json(result)
+    else:
+        _print_summary(result, select_args)
+
+
+def _print_summary(result: dict, select_args: SelectArguments) -> None:
+    from rich.text import Text
+
+    from rsr_trl.cli import summary
+    from rsr_trl.cli.summary import add_row, number, share
+
+    out = summary.console()
+    before, after = result["before"], result["after"]
+    of = f" from {result['groups']:,} groups in {select_args.group_column!r}" if select_args.group_column else ""
+    out.print(
+        Text.assemble(
+            "\n",
+            (f"Chose {result['chosen']:,} of {before['trajectories']:,} trajectories", "bold"),
+            f"{of} -> {result['output_dir']}",
+        )
+    )
+    table = summary.plain_table("", "before", "chosen")
+    for label, name, digits in (
+        (f"RSR ({summary.DIRECTION})", "rsr", 3),
+        ("  median of its trajectories", "rsr_median", 3),
+        ("mean rank", "mean_clipped_rank", 2),
+        ("mean surprisal (nats)", "mean_surprisal", 2),
+        ("mean tokens", "mean_tokens", 0),
+    ):
+        add_row(table, label, number(before[name], digits), number(after[name], digits))
+    out.print(table)
+    if "teachers" in before:
+        _print_teachers(out, before, after)
+    for reason, count in result["left_out"].items():
+        out.print(Text(f"Never chosen: {share(count, before['trajectories'])} trajectories ({reason})."))
+    for reason, count in result["empty_groups"].items():
+        out.print(Text(f"{count:,} of {result['groups']:,} groups {reason}, so nothing was chosen for them."))
+    if result["relaxed_groups"]:
+        out.print(
+            Text(f"In {result['relaxed_groups']:,} groups {select_args.require!r} is true of none: all were let in.")
+        )
+    if after["short"] > 0.1 * result["chosen"]:
+        out.print(
+            f"Short: {share(after['short'], result['chosen'])} of the chosen have fewer than {summary.SHORT} scored "
+            "tokens. Answers without reasoning can look suitable by chance: look at them before you train."
+        )
+    summary.print_next(
+        out,
+        "rsr",
+        "sft",
+        "--model_name_or_path",
+        "STUDENT",
+        "--dataset_name",
+        result["output_dir"],
+        "--output_dir",
+        "OUT",
+    )
+
+
+def _print_teachers(out: "Console", before: dict, after: dict) -> None:
+    """Composition by teacher, the most chosen first, and a word if one teacher takes most of it."""
+    from rsr_trl.cli import summary
+
+    counts = {one["teacher"]: one["scored"] for one in after["teachers"]}
+    out.print("Teachers, most chosen first:")
+    table = summary.plain_table("teacher", "RSR", "before", "chosen")
+    teachers = sorted(before["teachers"], key=lambda one: -counts.get(one["teacher"], 0))
+    for one in teachers[: summary.MAX_TEACHERS]:
+        summary.add_row(
+            table,
+            one["teacher"],
+            summary.number(one["rsr"]),
+            summary.share(one["scored"], before["scored"]),
+            summary.share(counts.get(one["teacher"], 0), after["scored"]),
+        )
+    out.print(table)
+    if (more := len(teachers) - summary.MAX_TEACHERS) > 0:
+        out.print(f"... and {more} more teachers; --json lists them all.")
+    if len(teachers) > 2 and max(counts.values()) > 0.5 * after["scored"]:
+        out.print("More than half of the chosen come from one teacher. --max_share_per_teacher 0.4 spreads them.")

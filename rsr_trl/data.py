@@ -1,0 +1,247 @@
+"""Datasets in and out of files: load what a user has, name and wrap its columns for SFTTrainer, write what was scored.
+
+This file knows no model and no tokenizer.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, load_dataset, load_dataset_builder
+from datasets import load_from_disk as _load_from_disk
+from datasets.exceptions import DatasetsError
+from huggingface_hub import DatasetCard
+
+
+READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+FORMAT_COLUMNS = ("prompt", "completion", "messages", "conversations", "text")  # the names that SFTTrainer looks for
+CHAT = [{"role": Value("string"), "content": Value("string")}]
+
+_NOT_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+
+
+def load(
+    dataset_name: str, config: str | None = None, split: str = "train", streaming: bool = False
+) -> Dataset | IterableDataset:
+    """
+    Load one split of a dataset from wherever it is.
+
+    Args:
+        dataset_name (`str`): A `.jsonl`, `.json`, `.csv` or `.parquet` file, a folder of such files, a folder written
+            by `save_to_disk`, or the id of a dataset on the Hub.
+        config (`str`, *optional*): Configuration of a dataset with several.
+        split (`str`, *optional*, defaults to `"train"`): Split to load; a single file is one split, `"train"`. Slices
+            such as `"train[:100]"` work, except for `save_to_disk` folders.
+        streaming (`bool`, *optional*, defaults to `False`): Whether to read rows as they are needed.
+
+    Raises:
+        ValueError: If nothing readable is there, if files of a folder would silently be left out, or if the split or
+            configuration doesn't exist (the message names those that do).
+    """
+    path = Path(dataset_name).expanduser()
+    if config is not None and path.is_file():
+        raise ValueError(f"{dataset_name!r} is one file, so it has no configuration {config!r}.")
+    if path.is_file():
+        if path.suffix.lower() not in READERS:
+            raise ValueError(f"Can't read {dataset_name!r}: the file must end in {', '.join(READERS)}.")
+        source = {"path": READERS[path.suffix.lower()], "data_files": {"train": [str(path)]}}
+    elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        dataset = _load_saved(path, split)
+        return dataset.to_iterable_dataset() if streaming else dataset
+    elif path.is_dir() or not is_written_as_path(dataset_name):
+        source = {"path": str(path) if path.is_dir() else dataset_name}
+    else:
+        raise ValueError(f"There is no file or folder {dataset_name!r}.")
+    try:
+        dataset = load_dataset(**source, name=config, split=split, streaming=streaming)
+    except StopIteration:
+        raise ValueError(f"{dataset_name!r} is empty: it holds no row.") from None
+    except (DatasetsError, OSError, ValueError) as error:
+        what = f"{dataset_name!r}" if path.exists() else f"{dataset_name!r} (no file or folder here, so a Hub id)"
+        raise ValueError(f"Can't load {what}, split {split!r}: {error.__cause__ or error}") from error
+    if path.is_dir():
+        _check_none_left_out(path, config)
+    return dataset
+
+
+def is_written_as_path(name: str) -> bool:
+    """Whether `name` can only mean a file or folder, not something on the Hub."""
+    return name.startswith((".", "~", os.sep)) or name.count("/") > 1 or Path(name).suffix.lower() in READERS
+
+
+def _load_saved(path: Path, split: str) -> Dataset:
+    """Load a split from a folder that `save_to_disk` wrote."""
+    dataset = _load_from_disk(str(path))
+    if isinstance(dataset, DatasetDict):
+        if split not in dataset:
+            raise ValueError(f"{str(path)!r} has no split {split!r}; it has {', '.join(dataset)}.")
+        return dataset[split]
+    if split not in ("train", str(dataset.split)):
+        raise ValueError(f"{str(path)!r} is one dataset without splits, so there is no split {split!r} in it.")
+    return dataset
+
+
+def _check_none_left_out(folder: Path, config: str | None) -> None:
+    """Raise if `load_dataset` would pass over data files, as it does where only some of the names mean a split."""
+    readme = folder / "README.md"
+    if readme.is_file() and DatasetCard.load(readme, ignore_metadata_errors=True).data.get("configs"):
+        return  # the folder itself says which files belong to what
+    taken = load_dataset_builder(str(folder), name=config).config.data_files
+    taken = {os.path.realpath(file) for files in taken.values() for file in files}
+    left_out = [
+        str(file.relative_to(folder))
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in READERS and file.name not in _NOT_DATA and os.path.realpath(file) not in taken
+        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
+    ]
+    if left_out:
+        raise ValueError(
+            f"{len(left_out)} data files of {str(folder)!r} would be left out (first: {left_out[0]}), because others "
+            "are of another kind or named after splits. Pass a file, or a folder whose files belong together."
+        )
+
+
+def as_trl_format(
+    dataset: Dataset | IterableDataset,
+    prompt_column: str | None = None,
+    completion_column: str | None = None,
+    messages_column: str | None = None,
+    system_prompt: str | None = None,
+    as_chat: bool = False,
+) -> Dataset | IterableDataset:
+    """
+    Turn raw columns into a format that [`~trl.SFTTrainer`] takes. Without arguments the dataset comes back as it is.
+
+    Args:
+        dataset (`Dataset` or `IterableDataset`): Any dataset with text or chat columns.
+        prompt_column (`str`, *optional*): Column to call `prompt`.
+        completion_column (`str`, *optional*): Column to call `completion`.
+        messages_column (`str`, *optional*): Column to call `messages`; instead of the other two.
+        system_prompt (`str`, *optional*): System message to put before every chat.
+        as_chat (`bool`, *optional*, defaults to `False`): Whether to wrap a plain-text prompt into a user message and
+            its completion into an assistant message, so that the student sees its chat template.
+
+    Returns:
+        The dataset with those columns. If columns are named, others whose names SFTTrainer would read (`prompt`,
+        `completion`, `messages`, `conversations`, `text`) step aside as `source_<name>`.
+
+    Raises:
+        ValueError: If a named column doesn't exist, or a row can't be wrapped (the message names it). Null stays null.
+    """
+    names = {"prompt": prompt_column, "completion": completion_column, "messages": messages_column}
+    names = {target: column for target, column in names.items() if column is not None}
+    if messages_column and len(names) > 1:
+        raise ValueError("Pass messages_column, or prompt_column and completion_column, not both.")
+    columns = dataset.column_names or list(next(iter(dataset)))
+    for target, column in names.items():
+        if column not in columns:
+            raise ValueError(
+                f"{target}_column={column!r}: the dataset has no such column. It has: {', '.join(columns)}."
+            )
+    if names:
+        kept = {"messages"} if messages_column else {"prompt", "completion"} - set(names)
+        aside = {name for name in FORMAT_COLUMNS if name in columns} - kept - set(names.values())
+        renames = {name: f"source_{name}" for name in aside}
+        renames |= {column: target for target, column in names.items() if column != target}
+        dataset = dataset.rename_columns(renames)
+        columns = [renames.get(column, column) for column in columns]
+    if as_chat:
+        for target in ("prompt", "completion"):
+            if target not in columns:
+                raise ValueError(
+                    f"as_chat wraps a prompt and a completion, but there is no column {target!r}; name it with "
+                    f"{target}_column. The dataset has: {', '.join(columns)}."
+                )
+        dataset = _map_column(dataset, "completion", _wrap, {"role": "assistant"}, CHAT)
+        dataset = _map_column(dataset, "prompt", _wrap, {"role": "user"}, CHAT)
+    if system_prompt is not None:
+        column = "prompt" if "prompt" in columns else "messages"  # where there are both, SFTTrainer reads the prompt
+        if column not in columns:
+            raise ValueError(f"system_prompt needs `messages` or `prompt`. The dataset has: {', '.join(columns)}.")
+        dataset = _map_column(dataset, column, _prepend_system, {"system_prompt": system_prompt})
+    return dataset
+
+
+def _map_column(dataset, column: str, function, arguments: dict, feature=None):
+    """Replace one column by `function` of it; null stays null. `feature` is its new type, by default the old one."""
+    features = dataset.features and Features({**dataset.features, **({column: feature} if feature else {})})
+    return dataset.map(
+        _map_batch,
+        with_indices=True,
+        batched=True,
+        fn_kwargs={"column": column, "function": function, "arguments": arguments},
+        features=features,
+        **({"desc": f"Wrapping {column}"} if isinstance(dataset, Dataset) else {}),
+    )
+
+
+def _map_batch(batch: dict, rows: list[int], column: str, function, arguments: dict) -> dict:
+    values = []
+    for row, value in zip(rows, batch[column], strict=True):
+        try:
+            values.append(None if value is None else function(value, **arguments))
+        except ValueError as error:
+            raise ValueError(f"Row {row}, column {column!r}: {error}") from None
+    return {column: values}
+
+
+def _wrap(text: str, role: str) -> list[dict]:
+    if not isinstance(text, str):
+        raise ValueError(f"as_chat wraps plain text, but this is {type(text).__name__}: {str(text)[:60]!r}")
+    return [{"role": role, "content": text}]
+
+
+def _prepend_system(messages: list[dict], system_prompt: str) -> list[dict]:
+    if isinstance(messages, str):
+        raise ValueError("system_prompt goes before a chat, but this is plain text; pass as_chat too")
+    if messages and messages[0].get("role") == "system":
+        raise ValueError("system_prompt was given, but this chat begins with a system message of its own")
+    return [{"role": "system", "content": system_prompt}, *messages]
+
+
+def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
+    """
+    Raise `ValueError` if [`write_scored`] would refuse `output_dir`: call it before the work, not after.
+
+    With `overwrite`, only a folder that [`write_scored`] has written is replaced, never one that holds anything else.
+    """
+    output_dir = Path(output_dir)
+    if output_dir.is_file():
+        raise ValueError(f"{str(output_dir)!r} is a file; output_dir must be a folder.")
+    found = sorted(file.name for file in output_dir.iterdir()) if output_dir.is_dir() else []
+    if found and not overwrite:
+        raise ValueError(
+            f"{str(output_dir)!r} isn't empty. Choose another output_dir, or pass overwrite to replace it."
+        )
+    foreign = [name for name in found if name not in ("README.md", "data")]
+    foreign += [f"data/{file.name}" for file in output_dir.glob("data/*") if file.suffix != ".parquet"]
+    if foreign:
+        raise ValueError(
+            f"{str(output_dir)!r} holds other things than a scored dataset (first: {foreign[0]}), so it is not "
+            "overwritten. Choose another output_dir."
+        )
+
+
+def write_scored(dataset: Dataset, output_dir: str | Path, card: str, overwrite: bool = False) -> None:
+    """
+    Write a scored dataset as a folder that [`load`], `datasets.load_dataset` and `trl sft` read: `data/*.parquet` and
+    a dataset card. The folder appears whole or not at all.
+
+    Args:
+        dataset (`Dataset`): What to write.
+        output_dir (`str` or `Path`): Folder to make. It must be absent or empty.
+        card (`str`): Text of its `README.md`, in Markdown without front matter.
+        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace an earlier scored dataset there.
+    """
+    check_output_dir(output_dir, overwrite)
+    output_dir = Path(output_dir).resolve()
+    output_dir.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target, because a rename is atomic only within one file system.
+    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as scratch:
+        made = Path(scratch, "new")
+        (made / "data").mkdir(parents=True)
+        dataset.to_parquet(str(made / "data" / "train-00000-of-00001.parquet"))
+        (made / "README.md").write_text(f"---\ntags:\n- rsr-trl\n---\n\n{card.strip()}\n", encoding="utf-8")
+        if output_dir.exists():
+            os.replace(output_dir, Path(scratch, "old"))
+        os.replace(made, output_dir)

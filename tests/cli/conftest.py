@@ -1,0 +1,52 @@
+"""What the tests of the command line share: scored data, and a process that stays as it was."""
+
+import logging
+
+import datasets
+import pytest
+from transformers.utils import logging as transformers_logging
+
+from rsr_trl import columns
+from rsr_trl.equations import trajectory_means, trajectory_rsr
+
+
+@pytest.fixture(autouse=True)
+def _undo_quiet():
+    """A command switches bars and warnings off for its process; the tests run many commands in one."""
+    yield
+    datasets.enable_progress_bars()
+    transformers_logging.enable_progress_bar()
+    logging.getLogger("rsr_trl.scoring").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def scored_rows() -> list[dict]:
+    """Three problems x two teachers with known token statistics; one row of problem c couldn't be scored."""
+    tokens = {
+        ("a", "short"): ([1, 3], [0.5, 1.5]),
+        ("a", "long"): ([2, 9, 4], [1.0, 2.0, 1.0]),
+        ("b", "short"): ([50, 300], [2.0, 8.0]),
+        ("b", "long"): ([1, 2, 3], [0.5, 1.0, 1.5]),
+        ("c", "short"): ([7] * 40, [2.0] * 40),
+        ("c", "long"): ([], []),
+    }
+    rows = []
+    for (problem, teacher), (ranks, surprisals) in tokens.items():
+        rank, surprisal = (means[0] for means in trajectory_means(ranks, surprisals, [len(ranks)]))
+        row = {"problem_id": problem, "teacher": teacher, "prompt": f"Solve {problem}.", "completion": teacher}
+        row |= {columns.RSR: trajectory_rsr(ranks, surprisals), columns.MEAN_CLIPPED_RANK: rank}
+        row |= {columns.MEAN_SURPRISAL: surprisal, columns.NUM_TOKENS: len(ranks), columns.TRUNCATED: problem == "b"}
+        row |= {columns.ERROR: None, columns.STUDENT: "tiny"}
+        if not ranks:
+            row |= dict.fromkeys((columns.RSR, columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL))
+            row[columns.ERROR] = "completion is empty (whole: 12 tokens)"
+        rows.append(row)
+    return rows
+
+
+@pytest.fixture
+def scored_path(tmp_path, scored_rows) -> str:
+    """The scored rows as a file."""
+    path = tmp_path / "scored.parquet"
+    datasets.Dataset.from_list(scored_rows).to_parquet(path)
+    return str(path)

@@ -1,0 +1,64 @@
+import subprocess
+import sys
+
+import pytest
+
+import rsr_trl
+from rsr_trl.cli import main as cli
+from rsr_trl.cli.main import COMMANDS, main
+
+
+def test_help_lists_every_command_with_what_it_does(capsys):
+    assert main([]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for name, purpose in COMMANDS.items():
+        assert f"{name} {purpose}" in text
+    assert "lower RSR suits the student better" in text
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["score", "--help"], ["select", "--help"]])
+def test_help_does_not_wait_for_torch(arguments):
+    code = f"import sys; from rsr_trl.cli.main import main\ntry: main({arguments})\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "usage: rsr" in done.stdout
+    assert not {"torch", "datasets", "transformers"} & set(done.stdout.splitlines()[-1].split())
+
+
+def test_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "rsr_trl", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"rsr-trl {rsr_trl.__version__}"
+
+
+def test_unknown_command_names_the_known_ones(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["scoer"])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert "scoer" in error and all(name in error for name in COMMANDS)
+
+
+def test_an_error_of_ours_is_one_message(capsys):
+    assert main(["select", "--dataset_name", "./absent.jsonl", "--output_dir", "out"]) == 1
+    captured = capsys.readouterr()
+    assert captured.err == "rsr select: error: There is no file or folder './absent.jsonl'.\n"
+    assert captured.out == ""
+
+
+def test_an_error_of_ours_can_be_traced(monkeypatch):
+    monkeypatch.setenv("RSR_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="no file or folder"):
+        main(["select", "--dataset_name", "./absent.jsonl", "--output_dir", "out"])
+
+
+def test_a_defect_keeps_its_traceback(monkeypatch):
+    monkeypatch.setattr(cli, "_run", lambda name, argv: int("not a number"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        main(["score"])
+
+
+def test_interruption_has_the_exit_code_of_a_shell(monkeypatch):
+    def interrupted(name, argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    assert main(["score"]) == 130

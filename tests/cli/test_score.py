@@ -1,0 +1,185 @@
+import json
+import math
+
+import pytest
+import torch
+from datasets import load_dataset
+
+from rsr_trl import columns
+from rsr_trl.cli.main import main
+
+
+ROWS = [
+    {"problem_id": "a", "teacher": "one", "prompt": "2+2=", "completion": "4, since 2+2 is 4", "correct": True},
+    {"problem_id": "a", "teacher": "two", "prompt": "2+2=", "completion": "5", "correct": False},
+    {"problem_id": "b", "teacher": "one", "prompt": "Is 7 prime? ", "completion": "Yes: no divisor.", "correct": True},
+    {"problem_id": "b", "teacher": "two", "prompt": "Is 7 prime? ", "completion": "", "correct": False},
+]
+
+
+@pytest.fixture
+def raw(tmp_path):
+    path = tmp_path / "raw.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in ROWS))
+    return str(path)
+
+
+@pytest.fixture
+def score(raw, tiny_student_path, tmp_path):
+    """`score(*more)` runs `rsr score` and returns its exit code."""
+    output_dir = str(tmp_path / "scored")
+
+    def run(*more, dataset_name=raw):
+        student = ["--model_name_or_path", tiny_student_path]
+        return main(["score", "--dataset_name", dataset_name, *student, "--output_dir", output_dir, *more])
+
+    run.output_dir = output_dir
+    return run
+
+
+def _naive_rsr(model, before: list[int], ids: list[int]) -> float:
+    """Eq. 7 from the whole logits in float64."""
+    with torch.no_grad():
+        logits = model(torch.tensor([before + ids])).logits[0].double()
+    ranks = surprisals = 0.0
+    for place, token in enumerate(ids, start=len(before)):
+        row = logits[place - 1]
+        ranks += min(1 + int((row > row[token]).sum()), 100)
+        surprisals -= float(row.log_softmax(-1)[token])
+    return ranks / surprisals
+
+
+def test_plain_text_scores_are_those_of_the_equation(score, tiny_student, tiny_tokenizer):
+    assert score() == 0
+    scored = load_dataset(score.output_dir, split="train")
+    assert scored.column_names == [*ROWS[0], *columns.SCORE_COLUMNS]
+    model = tiny_student()
+    for row in scored.select(range(3)):
+        before, ids = (tiny_tokenizer(row[name])["input_ids"] for name in ("prompt", "completion"))
+        assert row["rsr"] == pytest.approx(_naive_rsr(model, before, ids), rel=1e-5)
+        assert row["rsr_num_tokens"] == len(ids)
+
+
+def test_as_chat_scores_the_answer_within_the_template(score, tiny_student, tiny_tokenizer):
+    assert score("--as_chat", "--system_prompt", "Be brief.") == 0
+    row = load_dataset(score.output_dir, split="train")[0]
+    assert [message["role"] for message in row["prompt"]] == ["system", "user"]
+    assert row["completion"] == [{"role": "assistant", "content": ROWS[0]["completion"]}]
+    before = tiny_tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+    ids = tiny_tokenizer(ROWS[0]["completion"])["input_ids"]
+    assert row["rsr"] == pytest.approx(_naive_rsr(tiny_student(), before, ids), rel=1e-5)
+
+
+def test_summary_is_on_standard_error_and_says_what_to_do(score, capsys):
+    assert score() == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    text = captured.err
+    assert "Scored 3 of 4 trajectories" in text
+    assert "lower = more suitable" in text
+    assert "Not scored: 1 (25%)" in text and "completion is empty" in text
+    assert f"Next: rsr select --dataset_name {score.output_dir} --group_column problem_id" in text
+
+
+def test_json_is_all_there_is_on_standard_output(score, capsys):
+    assert score("--json") == 0
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert captured.err == ""
+    assert (result["trajectories"], result["scored"], result["not_scored"]) == (4, 3, {"completion is empty": 1})
+    assert result["direction"] == "lower = more suitable"
+    assert [one["teacher"] for one in result["teachers"]] == sorted(
+        ["one", "two"], key=lambda name: next(one["rsr"] for one in result["teachers"] if one["teacher"] == name)
+    )
+    assert math.isfinite(result["rsr_median"])
+
+
+def test_renamed_columns(score, tmp_path, tiny_student, tiny_tokenizer):
+    path = tmp_path / "other.jsonl"
+    path.write_text(json.dumps({"question": "2+2=", "answer": "4, since 2+2 is 4", "text": "unrelated"}))
+    assert score("--prompt_column", "question", "--completion_column", "answer", dataset_name=str(path)) == 0
+    row = load_dataset(score.output_dir, split="train")[0]
+    before, ids = (tiny_tokenizer(ROWS[0][name])["input_ids"] for name in ("prompt", "completion"))
+    assert row["rsr"] == pytest.approx(_naive_rsr(tiny_student(), before, ids), rel=1e-5)
+    assert row["source_text"] == "unrelated"
+
+
+def test_output_is_not_overwritten_unless_asked(score, capsys):
+    assert score() == 0
+    assert score("--r_max", "5") == 1
+    assert "isn't empty" in capsys.readouterr().err
+    assert score("--r_max", "5", "--overwrite") == 0
+    assert max(load_dataset(score.output_dir, split="train")["rsr_mean_clipped_rank"][:3]) <= 5
+
+
+def test_scored_dataset_is_scored_again_only_if_asked(score, capsys, tmp_path):
+    assert score() == 0
+    again = str(tmp_path / "again")
+    assert score("--output_dir", again, dataset_name=score.output_dir) == 1
+    assert "overwrite" in capsys.readouterr().err
+    assert score("--output_dir", again, "--overwrite", dataset_name=score.output_dir) == 0
+    first, second = (load_dataset(path, split="train")["rsr"][:] for path in (score.output_dir, again))
+    assert first == second
+
+
+def test_nothing_scored_fails_but_leaves_the_reasons(score, capsys, tmp_path):
+    path = tmp_path / "empty.jsonl"
+    path.write_text(json.dumps({"prompt": "2+2=", "completion": ""}))
+    assert score(dataset_name=str(path)) == 1
+    text = capsys.readouterr().err
+    assert "Scored 0 of 1" in text and "Next:" not in text
+    assert load_dataset(score.output_dir, split="train")[0]["rsr_error"] == "completion is empty"
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--prompt_column", "question"], "'question'"),
+        (["--teacher_column", "author"], "'author'"),
+        (["--dataset_split", "test"], "train"),
+        (["--max_length", "9999"], "2048"),
+        (["--as_chat", "--completion_column", "correct"], "Row 0, column 'completion'"),
+    ],
+)
+def test_wrong_options_are_said_before_anything_is_written(score, capsys, tmp_path, more, message):
+    assert score(*more) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "scored").exists()
+
+
+def test_student_that_gives_nan_stops_the_run(score, capsys, tiny_student, tiny_student_path, tmp_path):
+    broken = tiny_student()
+    with torch.no_grad():
+        broken.model.embed_tokens.weight.fill_(math.nan)
+    broken.save_pretrained(tiny_student_path)
+    assert score() == 1
+    assert "NaN" in capsys.readouterr().err
+    assert not (tmp_path / "scored").exists()
+
+
+@pytest.mark.slow
+def test_real_student_on_real_trajectories(gsm8k_rows, gsm8k_student, tmp_path, capsys):
+    # Dataset RSR on the first 25 problems by a plain full-logits check, as the student's own README gives it.
+    expected = {
+        "Qwen2-72B-Instruct": 4.758,
+        "Llama-3.1-8B-Instruct": 4.994,
+        "Mistral-Nemo-Instruct-2407": 5.042,
+        "Qwen2-7B-Instruct": 5.201,
+        "Llama-3.1-70B-Instruct": 5.308,
+        "Yi-1.5-9B-Chat": 5.383,
+        "DeepSeek-V2.5-0908": 5.409,
+        "Mixtral-8x7B-Instruct-v0.1": 5.747,
+        "Phi-3.5-mini-instruct": 5.786,
+        "gemma-2-2b-it": 5.976,
+        "gemma-2-9b-it": 6.627,
+        "gemma-2-27b-it": 6.807,
+    }
+    problems = sorted({row["problem_id"] for row in gsm8k_rows})[:25]
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in gsm8k_rows if row["problem_id"] in problems))
+    command = ["score", "--dataset_name", str(path), "--model_name_or_path", gsm8k_student, "--as_chat"]
+    assert main([*command, "--dtype", "float32", "--output_dir", str(tmp_path / "scored"), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert {one["teacher"]: round(one["rsr"], 3) for one in result["teachers"]} == expected
+    assert [one["teacher"] for one in result["teachers"]] == list(expected)
+    assert (result["scored"], result["truncated"], result["not_scored"]) == (300, 0, {})

@@ -1,0 +1,154 @@
+import json
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+import yaml
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from rsr_trl.cli import sft
+from rsr_trl.cli.options import parse
+from tests.training.runs import REPOSITORY, examples
+
+
+@pytest.fixture
+def raw(tmp_path) -> str:
+    path = tmp_path / "raw.jsonl"
+    rows = [{"q": r["prompt"], "a": r["completion"], "problem": r["problem"]} for r in examples(12)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(path)
+
+
+QUICK = [
+    *("--use_cpu", "--activation_checkpointing", "False", "--num_train_epochs", "2", "--learning_rate", "1e-2"),
+    *("--per_device_train_batch_size", "2", "--disable_tqdm", "True", "--report_to", "none", "--logging_steps", "1"),
+]
+
+
+@pytest.fixture
+def train(tiny_student_path, tmp_path):
+    """`train(*more)` runs `rsr sft` and returns the folder of the trained student."""
+
+    def run(*more, output_dir=str(tmp_path / "out"), student=("--model_name_or_path", tiny_student_path)):
+        argv = [*student, "--output_dir", output_dir, *QUICK, *more]
+        assert sft.main(*parse(sft.make_parser(), argv)) == 0
+        return output_dir
+
+    return run
+
+
+COLUMNS = ("--prompt_column", "q", "--completion_column", "a")
+
+
+def test_trains_on_a_local_file_and_saves_the_student(train, raw, tiny_student_path):
+    out = train("--dataset_name", raw, *COLUMNS, "--rsr_group_column", "problem", "--rsr_sampling", "ordered")
+    before, after = (load_file(f"{path}/model.safetensors") for path in (tiny_student_path, out))
+    assert any(not before[name].equal(after[name]) for name in after)
+    AutoModelForCausalLM.from_pretrained(out)
+    history = pd.read_parquet(f"{out}/rsr_history")
+    assert len(history) == 24 and history["rsr"].notna().all()
+    with open(f"{out}/README.md") as card:
+        assert "| rsr_sampling | `ordered` |" in card.read()
+
+
+def test_trains_on_what_rsr_select_writes(train, raw, tiny_student_path, tmp_path):
+    from rsr_trl.cli.main import main
+
+    scored, chosen = str(tmp_path / "scored"), str(tmp_path / "chosen")
+    student = ["--model_name_or_path", tiny_student_path]
+    assert main(["score", "--dataset_name", raw, *COLUMNS, *student, "--output_dir", scored]) == 0
+    assert main(["select", "--dataset_name", scored, "--group_column", "problem", "--output_dir", chosen]) == 0
+    out = train("--dataset_name", chosen, "--rsr_rescore_strategy", "no")
+    history = pd.read_parquet(f"{out}/rsr_history")
+    assert sorted(history["row"]) == [0, 1, 2, 3]
+    # The chosen rows carry this student's scores, so nothing was scored again.
+    assert os.listdir(f"{out}/rsr_history") == ["step-00000000-dataset.parquet"]
+
+
+def test_options_from_a_config_file_lora_evaluation_and_resuming(train, raw, tmp_path):
+    config = tmp_path / "config.yaml"
+    options = {
+        "dataset_name": raw,
+        "dataset_test_split": "train[:3]",
+        "prompt_column": "q",
+        "completion_column": "a",
+        "use_peft": True,
+        "lora_r": 4,
+        "lora_target_modules": ["q_proj", "v_proj"],
+        "eval_strategy": "epoch",
+        "save_strategy": "steps",
+        "save_steps": 4,
+        "rsr_rescore_strategy": "steps",
+        "rsr_rescore_steps": 0.25,
+    }
+    config.write_text(yaml.safe_dump(options))
+    whole = train("--config", str(config))
+    assert os.path.isfile(f"{whole}/adapter_model.safetensors")
+    with open(f"{whole}/checkpoint-12/trainer_state.json") as file:
+        assert any("eval_loss" in log for log in json.load(file)["log_history"])
+    resumed = train(
+        *("--config", str(config), "--resume_from_checkpoint", f"{whole}/checkpoint-4"),
+        output_dir=str(tmp_path / "resumed"),
+    )
+    first, second = (load_file(f"{path}/adapter_model.safetensors") for path in (whole, resumed))
+    assert all(first[name].equal(second[name]) for name in first)
+    train("--config", str(config), "--resume_from_checkpoint", "True")  # the last one: nothing is left to do
+
+
+def test_a_mixture_of_datasets(train, raw, tmp_path):
+    config = tmp_path / "config.yaml"
+    source = {"path": "json", "data_files": raw}
+    config.write_text(
+        yaml.safe_dump({"datasets": [source, source], "test_split_size": 0.25, "eval_strategy": "epoch"})
+    )
+    out = train("--config", str(config), *COLUMNS)
+    assert pd.read_parquet(f"{out}/rsr_history")["row"].nunique() == 18
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "either dataset_name, or a mixture"),
+        (["--dataset_name", "x.jsonl", "--dataset_streaming"], "don't set dataset_streaming"),
+        (["--dataset_name", "./nowhere.jsonl"], "no file or folder"),
+        (["--dataset_name", "RAW", "--prompt_column", "question"], "prompt_column='question'"),
+    ],
+)
+def test_bad_options_are_one_clear_sentence(train, raw, options, message):
+    with pytest.raises(ValueError, match=message):
+        train(*(raw if option == "RAW" else option for option in options))
+
+
+def test_a_missing_student_is_said(train, raw):
+    with pytest.raises(ValueError, match="which student to train"):
+        train("--dataset_name", raw, *COLUMNS, student=())
+    with pytest.raises(ValueError, match="no folder './nowhere'"):
+        train("--dataset_name", raw, *COLUMNS, student=("--model_name_or_path", "./nowhere"))
+
+
+def test_a_misspelt_option_is_an_error(capsys):
+    with pytest.raises(SystemExit):
+        parse(sft.make_parser(), ["--rsr_keep_fractoin", "0.5"])
+    assert "did you mean --rsr_keep_fraction?" in capsys.readouterr().err
+
+
+@pytest.mark.distributed
+def test_two_processes_through_accelerate_launch(raw, tiny_student_path, tmp_path):
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "rsr_trl", "sft"),
+        *("--model_name_or_path", tiny_student_path, "--dataset_name", raw, *COLUMNS, *QUICK),
+        *("--output_dir", str(tmp_path / "two")),
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    with open(tmp_path / "two" / "README.md") as card:
+        assert "Rank-Surprisal Ratio" in card.read()
+    assert pd.read_parquet(tmp_path / "two" / "rsr_history").groupby("step").size().tolist() == [12, 12]
+    assert done.stderr.count("Trained 6 steps") == 1
+    Dataset.from_parquet(str(tmp_path / "two" / "rsr_history" / "step-00000000-pass.parquet"))

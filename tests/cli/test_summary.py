@@ -1,0 +1,69 @@
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from rsr_trl import columns
+from rsr_trl.cli.summary import figures, share, teacher_column_of
+from rsr_trl.equations import dataset_rsr
+
+
+def test_figures_against_the_equation(scored_rows):
+    result = figures(Dataset.from_list(scored_rows), "teacher")
+    scored = [row for row in scored_rows if row["rsr"] is not None]
+    means = [[row[name] for row in scored] for name in (columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL)]
+    assert result["rsr"] == pytest.approx(dataset_rsr(*means), rel=1e-12)
+    assert result["rsr_median"] == np.median([row["rsr"] for row in scored])
+    assert result["mean_tokens"] == np.mean([row["rsr_num_tokens"] for row in scored])
+    assert (result["trajectories"], result["scored"], result["truncated"], result["short"]) == (6, 5, 2, 4)
+    for one in result["teachers"]:
+        own = [row for row in scored if row["teacher"] == one["teacher"]]
+        means = [[row[name] for row in own] for name in (columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL)]
+        assert one["rsr"] == pytest.approx(dataset_rsr(*means), rel=1e-12)
+        assert one["scored"] == len(own)
+    assert [one["teacher"] for one in result["teachers"]] == ["long", "short"]
+
+
+def test_reasons_are_counted_without_what_is_of_one_row(scored_rows):
+    other = {**scored_rows[-1], columns.ERROR: "completion is empty (whole: 99 tokens)"}
+    assert figures(Dataset.from_list([*scored_rows, other]))["not_scored"] == {"completion is empty": 2}
+
+
+def test_nothing_scored_and_nothing_at_all(scored_rows):
+    for dataset in (Dataset.from_list(scored_rows[-1:]), Dataset.from_list(scored_rows).select([])):
+        result = figures(dataset, "teacher")
+        assert result["scored"] == 0 and result["rsr"] is None and result["rsr_median"] is None
+        assert result["trajectories"] == len(dataset)
+        json.dumps(result, allow_nan=False)
+
+
+def test_infinite_ratio_is_null_in_json(scored_rows):
+    certain = {**scored_rows[0], columns.RSR: float("inf"), columns.MEAN_SURPRISAL: 0.0}
+    result = figures(Dataset.from_list([certain]))
+    assert result["rsr"] is None and result["rsr_median"] is None
+    json.dumps(result, allow_nan=False)
+
+
+def test_rows_chosen_from_a_dataset_are_the_ones_summarised(scored_rows):
+    result = figures(Dataset.from_list(scored_rows).select([3, 0]))
+    assert (result["trajectories"], result["rsr"]) == (2, 2.0)
+
+
+def test_missing_score_column_says_what_to_do_first():
+    with pytest.raises(ValueError, match="rsr score"):
+        figures(Dataset.from_dict({"prompt": ["a"]}))
+
+
+def test_teacher_column(scored_rows):
+    dataset = Dataset.from_list(scored_rows)
+    assert teacher_column_of(dataset, None) == "teacher"
+    assert teacher_column_of(dataset, "problem_id") == "problem_id"
+    assert teacher_column_of(dataset.remove_columns("teacher"), None) is None
+    with pytest.raises(ValueError, match="'author'.*problem_id"):
+        teacher_column_of(dataset, "author")
+
+
+@pytest.mark.parametrize("part, whole, text", [(0, 10, "0 (0%)"), (1, 2400, "1 (<1%)"), (1200, 2400, "1,200 (50%)")])
+def test_share(part, whole, text):
+    assert share(part, whole) == text
