@@ -5,13 +5,15 @@ tokens -> student -> columns.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict, concatenate_datasets
+from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
 from datasets.formatting.formatting import LazyBatch, LazyRow
 from datasets.utils import tqdm
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
@@ -122,6 +124,8 @@ class RSRScorer:
         trust_remote_code: bool = False,
     ):
         self._init_kwargs = {name: value for name, value in locals().items() if name != "self"}
+        if isinstance(model, os.PathLike):
+            model = os.fspath(model)
         self.r_max = check_r_max(r_max)
         self.token_stats = token_stats
         self.overwrite = overwrite
@@ -142,7 +146,7 @@ class RSRScorer:
             }
             self._model_id: str | None = model
             config = AutoConfig.from_pretrained(
-                _base_model_id(model), revision=revision, trust_remote_code=trust_remote_code
+                _base_model_id(model, revision), revision=revision, trust_remote_code=trust_remote_code
             )
             if processing_class is None:
                 processing_class = AutoTokenizer.from_pretrained(
@@ -189,21 +193,35 @@ class RSRScorer:
         Returns:
             `dict` of the columns added.
         """
-        self._check_not_scored(examples.keys())
-        self._tokenize.check_columns(examples.keys())
+        if not isinstance(examples, Mapping):
+            raise TypeError(
+                f"map passed a {type(examples).__name__}, not columns: score a dataset in a table format with "
+                "RSRScorer.score(dataset), which keeps the format, or take dataset.with_format(None)."
+            )
+        self._check_columns(examples.keys())
+        stale = set(columns.TOKEN_COLUMNS) & set(examples.keys())
+        if stale and not self.token_stats:
+            raise ValueError(
+                f"The dataset has {sorted(stale)} of an earlier scoring, and map can't drop columns: pass "
+                "token_stats=True, remove them first, or use RSRScorer.score(dataset)."
+            )
         if rank is not None and self._student is None and torch.cuda.is_available():
             self._load_kwargs["device"] = f"cuda:{rank % torch.cuda.device_count()}"
-        if _is_batch(examples, self._tokenize.dataset_text_field):
-            names = list(examples.keys())
-            rows = [dict(zip(names, values, strict=True)) for values in zip(*examples.values(), strict=True)]
-            table = self._score_rows(rows)
-            self._warn_once(table)
-            return _typed(table) if isinstance(examples, LazyBatch) else {n: c.to_pylist() for n, c in table.items()}
-        table = self._score_rows([dict(examples)])
+        lazy = isinstance(examples, (LazyBatch, LazyRow))
+        # Only what is needed: the other columns may hold images, and map copies what isn't looked at.
+        texts = {name: examples[name] if lazy else _plain(examples[name]) for name in self._text_columns(examples)}
+        batch = isinstance(examples, LazyBatch) if lazy else _is_batch(texts, self._tokenize.dataset_text_field)
+        try:
+            table = self._score_tokenized(self._tokenize(_rows(texts) if batch else [texts]))
+        except (ValueError, FloatingPointError) as error:
+            raise type(error)(
+                f"{error} (Rows are counted within the {len(next(iter(texts.values()))) if batch else 1} that map "
+                "passed; RSRScorer.score counts them in the dataset.)"
+            ) from error
         self._warn_once(table)
-        if isinstance(examples, LazyRow):
-            return {name: values[0] for name, values in _typed(table).items()}
-        return {name: column[0].as_py() for name, column in table.items()}
+        # `datasets.map` takes a column's type from its first rows, which may all be null. Elsewhere, plain values.
+        values = _typed(table) if lazy else {name: column.to_pylist() for name, column in table.items()}
+        return values if batch else {name: column[0] for name, column in values.items()}
 
     # -------------------------------------------------------------------------------------------- a whole dataset
 
@@ -227,24 +245,24 @@ class RSRScorer:
         """
         if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
             return type(dataset)({split: self.score(part) for split, part in dataset.items()})
-        if isinstance(dataset, IterableDataset):
-            return dataset.map(self, batched=True, batch_size=CHUNK)
-        if not isinstance(dataset, Dataset):
+        if not isinstance(dataset, (Dataset, IterableDataset)):
             raise TypeError(f"Expected a datasets.Dataset or DatasetDict, got {type(dataset).__name__}.")
-        self._check_not_scored(dataset.column_names)
-        self._tokenize.check_columns(dataset.column_names)
-        old = [name for name in columns.score_schema(token_stats=True) if name in dataset.column_names]
-        plain = dataset.remove_columns(old).with_format(None)
-        wanted = {*FORMAT_COLUMNS, self._tokenize.dataset_text_field}
-        source = plain.select_columns([name for name in plain.column_names if name in wanted])
+        self._look_again()
+        schema = columns.score_schema(self.token_stats)
+        if dataset.column_names is not None:  # unknown for some iterable datasets until they are read
+            self._check_columns(dataset.column_names)
+            dataset = dataset.remove_columns(
+                [name for name in columns.score_schema(token_stats=True) if name in dataset.column_names]
+            )
+        if isinstance(dataset, IterableDataset):
+            added = Features.from_arrow_schema(pa.schema(schema))
+            features = None if dataset.features is None else Features({**dataset.features, **added})
+            return dataset.map(self, batched=True, batch_size=CHUNK, features=features)
+        source = dataset.with_format(None).select_columns(self._text_columns(dataset.column_names))
         with tqdm(total=len(source), desc="Tokenizing", unit=" trajectories", leave=False) as bar:
             tokenized = []
             for start in range(0, len(source), CHUNK):
-                rows = source[start : start + CHUNK]
-                names = list(rows)
-                tokenized += self._tokenize(
-                    [dict(zip(names, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-                )
+                tokenized += self._tokenize(_rows(source[start : start + CHUNK]))
                 bar.update(len(tokenized) - start)
         total = sum(len(example.input_ids) for example in tokenized if not example.error)
         with tqdm(total=total, desc="Scoring", unit=" tokens", unit_scale=True) as bar:
@@ -257,15 +275,16 @@ class RSRScorer:
                 bar.update(tokens)
 
             table = self._score_tokenized(tokenized, progress)
-        added = Dataset(pa.table(table), fingerprint=None)
-        result = concatenate_datasets([plain, added], axis=1).with_format(**_format_of(dataset, added.column_names))
-        _report(table, logger.warning)
-        return result
+        result = dataset.with_format(None)
+        for name, column in table.items():
+            result = result.add_column(name, column)
+        given = dataset.format
+        shown = {"columns": [*given["columns"], *table], "output_all_columns": given["output_all_columns"]}
+        for finding in _findings(table, name_row=True):
+            logger.warning(finding)
+        return result.with_format(given["type"], **shown, **given["format_kwargs"])
 
     # ------------------------------------------------------------------------------------------------ the one path
-
-    def _score_rows(self, rows: Sequence[Mapping]) -> dict[str, pa.Array]:
-        return self._score_tokenized(self._tokenize(rows))
 
     def _score_tokenized(
         self, examples: Sequence[TokenizedExample], progress: Callable[[int], None] = lambda tokens: None
@@ -318,6 +337,7 @@ class RSRScorer:
                     "build "
                     "the scorer from a model id or path: RSRScorer('path/to/student')."
                 )
+            self._loaded = self._checkpoint()
             kwargs = {name: value for name, value in self._load_kwargs.items() if value is not None}
             self._student = Student(load_model(self._model_id, **kwargs), self._max_batch_tokens, self._logits_dtype)
         return self._student
@@ -331,6 +351,16 @@ class RSRScorer:
             self._fingerprint = (version, student_fingerprint(weights, self.processing_class, **self._settings()))
         return self._fingerprint[1]
 
+    def _checkpoint(self) -> str:
+        return checkpoint_fingerprint(self._model_id, getattr(self._config, "_commit_hash", None))
+
+    def _look_again(self) -> None:
+        """Forget a student that may have changed: a live one was trained, or a checkpoint replaced in its folder."""
+        if self._model_id is None:
+            self._fingerprint = None  # some training loops change weights in ways that leave no trace
+        elif self._student is not None and self._loaded != self._checkpoint():
+            self.__init__(**self._init_kwargs)
+
     def _settings(self) -> dict:
         return {
             "r_max": self.r_max,
@@ -341,11 +371,11 @@ class RSRScorer:
     def __getstate__(self) -> dict:
         # What `datasets` hashes to find cached results, in this and in other processes: everything that decides the
         # columns, and no weights.
+        self._look_again()
         if self._model_id is None:
-            self._fingerprint = None  # look at the weights anew: a training loop may have replaced them
             spec = {"student": self.fingerprint, "dtype": str(self.student.model.dtype)}
         else:
-            weights = checkpoint_fingerprint(self._model_id, getattr(self._config, "_commit_hash", None))
+            weights = self._checkpoint()
             spec = {"weights": weights, "tokenizer": tokenizer_fingerprint(self.processing_class), **self._settings()}
             spec |= {
                 name: str(value) for name, value in self._load_kwargs.items() if name not in ("device", "device_map")
@@ -356,7 +386,7 @@ class RSRScorer:
             "text": self._tokenize.dataset_text_field,
         }
         init = {} if self._model_id is None else {**self._init_kwargs, "processing_class": None}
-        return {"spec": spec, "init": init, "tokenizer": None if self._is_own_tokenizer() else self.processing_class}
+        return {"spec": spec, "init": init, "tokenizer": self._init_kwargs["processing_class"] if init else None}
 
     def __setstate__(self, state: dict) -> None:
         if state["init"]:
@@ -367,27 +397,26 @@ class RSRScorer:
             self._tokenize = _NoStudent(self)
             self.overwrite = True
 
-    def _is_own_tokenizer(self) -> bool:
-        return self._model_id is not None and self._init_kwargs["processing_class"] is None
-
     # ------------------------------------------------------------------------------------------------------ checks
 
-    def _check_not_scored(self, column_names) -> None:
+    def _text_columns(self, column_names: Iterable[str]) -> list[str]:
+        """Those columns that decide what is scored."""
+        return [name for name in column_names if name in FORMAT_COLUMNS or name == self._tokenize.dataset_text_field]
+
+    def _check_columns(self, column_names: Iterable[str]) -> None:
         present = [name for name in columns.score_schema(token_stats=True) if name in set(column_names)]
         if present and not self.overwrite:
             raise ValueError(
                 f"The dataset already has the columns {present}. Pass overwrite=True to RSRScorer to replace them, or "
-                f"remove "
-                "them first."
+                "remove them first."
             )
+        self._tokenize.check_columns(column_names)
 
     def _warn_once(self, table: dict[str, pa.Array]) -> None:
         """`map` has no end at which to count, so the first row that can't be scored or was cut is told, once."""
-        if not self._warned and (
-            table[columns.ERROR].null_count < len(table[columns.ERROR]) or _any(table[columns.TRUNCATED])
-        ):
+        if not self._warned and (findings := _findings(table)):
             self._warned = True
-            _report(table, lambda text: logger.warning("%s Told once; count the columns at the end of map.", text))
+            logger.warning("So far, %s Told once; count the columns at the end of map.", " ".join(findings))
 
 
 class _NoStudent:
@@ -410,52 +439,49 @@ def _typed(table: dict[str, pa.Array]) -> dict[str, list]:
     }
 
 
-def _any(column: pa.Array) -> bool:
-    return bool(column.true_count)
-
-
-def _report(table: dict[str, pa.Array], tell: Callable[[str], None]) -> None:
-    """Say how many rows are null or cut, with the reasons; nothing when there are none."""
-    errors = table[columns.ERROR].drop_null().to_pylist()
-    rows = len(table[columns.ERROR])
-    if errors:
-        first = next(i for i, error in enumerate(table[columns.ERROR].to_pylist()) if error)
-        tell(
-            f"{len(errors)} of {rows} rows couldn't be scored: their rsr is null, rsr_error says why (row {first}: "
-            f"{errors[0]})."
+def _findings(table: dict[str, pa.Array], name_row: bool = False) -> list[str]:
+    """How many rows are null or cut, and why; nothing when there are none."""
+    errors, cut = table[columns.ERROR].to_pylist(), table[columns.TRUNCATED].true_count
+    findings = []
+    if failed := [row for row, error in enumerate(errors) if error is not None]:
+        first = f"row {failed[0]}: {errors[failed[0]]}" if name_row else errors[failed[0]]
+        findings.append(
+            f"{len(failed)} of {len(errors)} rows couldn't be scored: their rsr is null, rsr_error says why ({first})."
         )
-    if _any(table[columns.TRUNCATED]):
-        count = table[columns.TRUNCATED].true_count
-        tell(f"{count} of {rows} rows were cut at max_length (column rsr_truncated); what is left of them is scored.")
+    if cut:
+        findings.append(
+            f"{cut} of {len(errors)} rows were cut at max_length (column rsr_truncated); what is left is scored."
+        )
+    return findings
 
 
-def _is_batch(examples: Mapping, text_field: str) -> bool:
-    """Whether a mapping is a batch (column -> list of values) rather than one row."""
-    if isinstance(examples, (LazyBatch, LazyRow)):
-        return isinstance(examples, LazyBatch)
-    if not all(isinstance(value, list) for value in examples.values()):
-        return False
-    # In one row of lists, chat columns hold messages; in a batch they hold lists of messages, strings or nulls.
-    chats = [examples[name] for name in ("messages", "conversations", "prompt", "completion") if name in examples]
-    return not any(chat and isinstance(chat[0], Mapping) for chat in chats)
+def _rows(batch: Mapping[str, Sequence]) -> list[dict]:
+    """Columns to rows."""
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
 
 
-def _format_of(dataset: Dataset, added: list[str]) -> dict:
-    """Arguments of `with_format` that give the result the input's format, the new columns included."""
-    given = dataset.format
-    return {
-        "type": given["type"],
-        "columns": [*(name for name in given["columns"] if name not in added), *added],
-        **given["format_kwargs"],
-    }
+def _plain(value: object) -> object:
+    """Python's own types instead of what the numpy and torch formats make of them."""
+    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {name: _plain(part) for name, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list) else value
 
 
-def _base_model_id(model_id: str) -> str:
+def _is_batch(texts: Mapping, text_field: str) -> bool:
+    """Whether columns hold a batch (lists of values) rather than one row."""
+    names = [name for name in ("messages", "conversations", "prompt", "completion", text_field) if name in texts]
+    # In one row a list holds messages; in a batch it holds lists of messages, strings or nulls, and is never empty.
+    return all(isinstance(texts[n], list) and texts[n] and not isinstance(texts[n][0], Mapping) for n in names)
+
+
+def _base_model_id(model_id: str, revision: str | None) -> str:
     """The model whose config tells about positions: for an adapter its base model."""
     from transformers.utils import find_adapter_config_file  # imports peft utilities only where they're needed
 
-    if find_adapter_config_file(model_id) is None:
+    if (Path(model_id) / "config.json").is_file() or find_adapter_config_file(model_id, revision=revision) is None:
         return model_id
     from peft import PeftConfig
 
-    return PeftConfig.from_pretrained(model_id).base_model_name_or_path
+    return PeftConfig.from_pretrained(model_id, revision=revision).base_model_name_or_path

@@ -126,8 +126,8 @@ class Student:
         LMHead.of(model)  # says what is wrong with the head before any work
         if model.config.is_encoder_decoder or model.base_model is model:
             raise ValueError(
-                f"{type(model).__name__} can't be scored: the student must be a decoder-only causal language model whose "
-                "backbone stands apart from its LM head."
+                f"{type(model).__name__} can't be scored: the student must be a decoder-only causal language model "
+                "whose backbone stands apart from its LM head."
             )
         if any(parameter.is_meta for parameter in model.parameters()):
             raise ValueError(
@@ -138,10 +138,9 @@ class Student:
         if max_batch_tokens is None:
             max_batch_tokens = MAX_BATCH_TOKENS.get(self.device.type, MAX_BATCH_TOKENS["cuda"])
         self.max_batch_tokens = max_batch_tokens
-        # The CPU computes on padding as slowly as on tokens; on a GPU rows share a batch, without padding where the
-        # attention keeps packed rows apart.
-        flash = "flash" in (model.config._attn_implementation or "")
-        self.layout: Layout = "equal" if self.device.type == "cpu" else "packed" if flash else "padded"
+        # The CPU computes on padding as slowly as on tokens; on a GPU rows share a batch, without padding where all
+        # layers keep packed rows apart.
+        self.layout: Layout = "equal" if self.device.type == "cpu" else "packed" if _packs(model) else "padded"
         self._verified = False
 
     @property
@@ -203,11 +202,10 @@ class Student:
         """
         budget, lengths = self.max_batch_tokens, lengths.copy()
         group: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]] = []
+        if lengths.any() and not self._verified:
+            self._verify(examples[np.argmax(lengths)])
         while lengths.any():
-            batches = plan_batches(lengths, budget, self.layout)
-            if not self._verified:
-                self._verify(examples[batches[-1][-1]])
-            for batch in batches:
+            for batch in plan_batches(lengths, budget, self.layout):
                 try:
                     group.append((batch, *self._forward(examples, batch)))
                 except torch.OutOfMemoryError as error:
@@ -263,9 +261,7 @@ class Student:
         token_ids, ranks = (x.to(torch.int32).cpu().numpy() for x in (targets, stats.ranks))
         surprisals = stats.surprisals.cpu().numpy()
         top1 = None if stats.top1 is None else stats.top1.to(torch.int32).cpu().numpy()
-        broken = sorted(
-            i for i, part in zip(batch, parts, strict=True) if not np.isfinite(surprisals[part]).all()
-        )
+        broken = sorted(i for i, part in zip(batch, parts, strict=True) if not np.isfinite(surprisals[part]).all())
         if broken:
             raise FloatingPointError(
                 f"The student gives NaN or infinite logits on rows "
@@ -291,8 +287,8 @@ class Student:
     @torch.no_grad()
     def _verify(self, example: TokenizedExample) -> None:
         """
-        Compare with the model's own logits once, on a few tokens and, beside them in the batch, on half as many: neither
-        an unknown logit scale nor attention to later tokens or to another row may pass unnoticed.
+        Compare with the model's own logits once, on a few tokens and, beside them in the batch, on half as many:
+        neither an unknown logit scale nor attention to later tokens or to another row may pass unnoticed.
         """
         ids = example.input_ids[:16]
         parts = [ids, ids[: len(ids) // 2 + 1]]
@@ -308,8 +304,8 @@ class Student:
         if (found - expected).abs().mean() > tolerance * (1 + expected.mean()):
             raise ValueError(
                 f"{type(self._base).__name__} doesn't compute its logits in a way that is known here (mean surprisal "
-                f"{found.mean():.4g} instead of its own {expected.mean():.4g} nats on {len(found)} tokens). If it is a "
-                "causal language model, please report the architecture; no other model can be scored."
+                f"{found.mean():.4g} instead of its own {expected.mean():.4g} nats on {len(found)} tokens). Only "
+                "causal language models can be scored; if it is one, please report the architecture."
             )
         self._verified = True
 
@@ -331,7 +327,7 @@ class Student:
         """
         config = self._base.config.to_dict()
         config = {name: value for name, value in config.items() if not NEUTRAL_CONFIG.fullmatch(name)}
-        digest = xxh3_128(_hash([config, self._adapters()]))
+        digest = xxh3_128(_hash([config, self._adapters()]).encode())
         for name, tensor in sorted(self._base.state_dict().items()):
             if not isinstance(tensor, torch.Tensor):
                 continue
@@ -352,6 +348,13 @@ class Student:
             for name, module in self._base.named_modules()
             if isinstance(module, BaseTunerLayer)
         ]
+
+
+def _packs(model: PreTrainedModel) -> bool:
+    """Whether rows laid end to end stay apart: FlashAttention sees where they begin, recurrent layers don't."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
+    flash = "flash" in (model.config._attn_implementation or "")
+    return flash and not model._is_stateful and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def _merge(group: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]) -> tuple[list[int], torch.Tensor, torch.Tensor]:
@@ -404,7 +407,7 @@ def checkpoint_fingerprint(model_id: str, commit_hash: str | None) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def _file_digest(path: Path, size: int, modified: int) -> str:
-    """Hash of a file's bytes. Size and time of modification are arguments so that a file is read again once it changes."""
+    """Hash of a file's bytes. With size and time of modification among the arguments, a changed file is read again."""
     digest = xxh3_128()
     with path.open("rb") as file:
         while block := file.read(1 << 24):

@@ -1,13 +1,14 @@
 """One dataset example -> the token ids that SFTTrainer trains on, and which of them are scored.
 
-Ids are those of `SFTTrainer._prepare_dataset` (TRL 1.16) to the letter; scored are the response's own tokens: the completion,
-every assistant turn of `messages`, or all of `text`, without headers, end-of-turn tokens and what comes from others. This file
-knows no model.
+Ids are those of `SFTTrainer._prepare_dataset` (TRL 1.16) to the letter; scored are the response's own tokens: the
+completion, every assistant turn of `messages`, or all of `text`, without headers, end-of-turn tokens and what comes
+from others. This file knows no model.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from tokenizers import Encoding
@@ -15,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 from trl.data_utils import common_prefix_length, is_conversational_from_value, maybe_convert_to_chatml
 
-from rsr_trl.scoring.chat_spans import ChatSpans, ChatTemplateError, Span
+from rsr_trl.scoring.chat_spans import ChatSpans
+from rsr_trl.scoring.derived_spans import ChatTemplateError, Span
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
@@ -32,8 +34,8 @@ class TokenizedExample:
 
     Args:
         input_ids (int32 array of shape `(T,)`): As SFTTrainer trains on them, cut at `max_length`.
-        scored (bool array of shape `(T,)`): Whether the token at this position is scored, given everything before it. The
-            first position never is: nothing comes before it.
+        scored (bool array of shape `(T,)`): Whether the token at this position is scored, given everything before it.
+            The first position never is: nothing comes before it.
         truncated (`bool`): Whether tokens were cut off.
         error (`str`, *optional*): Why nothing is scored. `None` exactly when some position is.
     """
@@ -62,8 +64,9 @@ class ExampleTokenizer:
     """
     Turns examples in any text format of [`~trl.SFTTrainer`] into token ids and scored positions.
 
-    Formats, by their columns: `prompt` and `completion` (two strings, or two lists of messages), `messages`, `conversations`
-    (`from`/`value`), or a text column; conversational ones with optional `tools` and `chat_template_kwargs`.
+    Formats, by their columns: `prompt` and `completion` (two strings, or two lists of messages), `messages`,
+    `conversations` (`from`/`value`), or a text column; conversational ones with optional `tools` and
+    `chat_template_kwargs`.
 
     Args:
         processing_class ([`~transformers.PreTrainedTokenizerBase`]):
@@ -103,9 +106,9 @@ class ExampleTokenizer:
         self.max_length = max_length
         self.assistant_only_loss = assistant_only_loss
         self.dataset_text_field = dataset_text_field
-        self._chat: ChatSpans | None = None
+        self._chats: dict[str | None, ChatSpans] = {}  # by template: `chat_template_kwargs` may bring another one
 
-    @property
+    @cached_property  # TRL renders a few conversations to find it
     def chat_template(self) -> str | None:
         """Template that replaces the tokenizer's own, exactly when SFTTrainer would replace it."""
         template = self.processing_class.chat_template
@@ -116,13 +119,18 @@ class ExampleTokenizer:
     def check_columns(self, column_names: Iterable[str]) -> None:
         """Raise `ValueError` unless a dataset with these columns is in a format that can be tokenized."""
         columns = list(column_names)
-        if "input_ids" in columns and not {"prompt", "messages", "conversations", self.dataset_text_field} & set(columns):
+        if "input_ids" in columns and not {"prompt", "messages", "conversations", self.dataset_text_field} & set(
+            columns
+        ):
             raise ValueError(
                 f"The dataset is already tokenized (columns {columns}): which tokens are the response can't be told from "
                 "ids. Pass the dataset before tokenization."
             )
         if "prompt" in columns and "completion" not in columns:
-            raise ValueError(f"The dataset has a `prompt` column but no `completion`. Its columns are {columns}.")
+            raise ValueError(
+                f"The dataset has a `prompt` column but no `completion`. Its columns are {columns}. Rename the column with "
+                "the response to `completion`, or remove `prompt` if the conversation is in `messages`."
+            )
         if not {"prompt", "messages", "conversations", self.dataset_text_field} & set(columns):
             raise ValueError(
                 "The dataset needs `prompt` and `completion`, `messages`, `conversations`, or a text column named "
@@ -152,7 +160,9 @@ class ExampleTokenizer:
         encodings = self._encode_all({i: rendered[i].text for i in ready}, rendered, errors)
         prompts = self._encode_all({i: rendered[i].prompt for i in encodings if rendered[i].prompt}, rendered, errors)
         return [
-            TokenizedExample.failed(errors[i]) if i in errors else self._finish(rendered[i], encodings[i], prompts.get(i))
+            TokenizedExample.failed(errors[i])
+            if i in errors
+            else self._finish(rendered[i], encodings[i], prompts.get(i))
             for i in range(len(examples))
         ]
 
@@ -160,18 +170,23 @@ class ExampleTokenizer:
 
     def _render(self, example: Mapping) -> _Rendered:
         """Text of one example as SFTTrainer would tokenize it, with the spans to score."""
+        self.check_columns(example)
         if is_conversational_from_value({"conversations": example.get("conversations") or None}):
             messages = [dict(m) if isinstance(m, Mapping) else m for m in example["conversations"]]
             example = maybe_convert_to_chatml({**example, "conversations": messages})
         elif "conversations" in example and not {"prompt", "messages", self.dataset_text_field} & set(example):
-            raise ExampleError("`conversations` must be a list of {from, value} messages (role/content go in `messages`)")
+            raise ExampleError(
+                "`conversations` must be a list of {from, value} messages (role/content go in `messages`)"
+            )
         if "prompt" in example:
             prompt, completion = example["prompt"], example["completion"]
             if isinstance(prompt, str) and isinstance(completion, str):
                 if not completion:
                     raise ExampleError("completion is empty")
-                # SFTTrainer gives the end-of-sequence token to the text column where there is one.
-                text = prompt + (completion if self._is_text(example) else self._with_eos(completion))
+                # SFTTrainer gives the end-of-sequence token to the text column where there is one without it.
+                text = example.get(self.dataset_text_field)
+                takes_eos = isinstance(text, str) and not text.endswith(self._eos_token)
+                text = prompt + (completion if takes_eos else self._with_eos(completion))
                 return _Rendered(text, [(0, self._end_without_eos(text))], prompt, conversational=False)
             if isinstance(prompt, list) and isinstance(completion, list):
                 self._check_messages(prompt, "prompt")
@@ -195,19 +210,26 @@ class ExampleTokenizer:
     def _render_chat(self, messages: list[Mapping], example: Mapping, num_prompt_messages: int | None) -> _Rendered:
         if not any(message["role"] == "assistant" for message in messages[num_prompt_messages or 0 :]):
             raise ExampleError("no assistant message to score")
-        if self._chat is None:
-            self._chat = ChatSpans(self.processing_class, self.chat_template)
         tools = example.get("tools")
         if isinstance(tools, str):
             try:
                 tools = json.loads(tools)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise ExampleError(f"tools is not valid JSON: {error}") from error
-        kwargs = {"tools": tools, **(example.get("chat_template_kwargs") or {})}
-        text, spans = self._chat(messages, **kwargs)
+        kwargs = example.get("chat_template_kwargs", {})
+        if not isinstance(kwargs, Mapping):  # SFTTrainer can't unpack them either
+            raise ExampleError(f"chat_template_kwargs is {_kind(kwargs)}, expected a mapping (an empty one for none)")
+        kwargs = {"chat_template": self.chat_template, "tools": tools, **kwargs}
+        template = kwargs["chat_template"]
+        if not isinstance(template, (str, type(None))):
+            raise ExampleError(f"chat_template is {_kind(template)}, expected a string")
+        if template not in self._chats:
+            self._chats[template] = ChatSpans(self.processing_class, template)
+        chat = self._chats[template]
+        text, spans = chat(messages, kwargs, first=num_prompt_messages or 0)
         prompt = None
         if num_prompt_messages is not None:
-            prompt = self._chat.render(messages[:num_prompt_messages], add_generation_prompt=True, **kwargs)
+            prompt = chat.render(messages[:num_prompt_messages], kwargs, add_generation_prompt=True)
         return _Rendered(text, spans, prompt, conversational=True)
 
     def _check_messages(self, messages: object, column: str) -> None:
@@ -219,21 +241,29 @@ class ExampleTokenizer:
             if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
                 raise ExampleError(f"{column}[{i}] is not a message with a role")
             if message["role"] not in ROLES:
-                raise ExampleError(f"{column}[{i}] has the unknown role {message['role']!r}, expected one of {', '.join(ROLES)}")
+                raise ExampleError(
+                    f"{column}[{i}] has the unknown role {message['role']!r}, expected one of {', '.join(ROLES)}"
+                )
             if not isinstance(message.get("content"), (str, list, type(None))):
                 raise ExampleError(f"{column}[{i}] has {_kind(message['content'])} as content, expected a string")
-
-    def _is_text(self, example: Mapping) -> bool:
-        return isinstance(example.get(self.dataset_text_field), str)
+            calls = message.get("tool_calls") or []
+            if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+                raise ExampleError(f"{column}[{i}] has tool_calls that are not a list of calls")
 
     def _with_eos(self, text: str) -> str:
-        eos = self.processing_class.eos_token
-        if eos is None:
-            raise ValueError("The tokenizer has no eos_token, which SFTTrainer appends to plain text. Set `tokenizer.eos_token`.")
-        return text if text.endswith(eos) else text + eos
+        return text if text.endswith(self._eos_token) else text + self._eos_token
 
     def _end_without_eos(self, text: str) -> int:
-        return len(text.removesuffix(self.processing_class.eos_token))
+        return len(text.removesuffix(self._eos_token))
+
+    @property
+    def _eos_token(self) -> str:
+        eos = self.processing_class.eos_token
+        if eos is None:
+            raise ValueError(
+                "The tokenizer has no eos_token, which SFTTrainer appends to plain text. Set `tokenizer.eos_token`."
+            )
+        return eos
 
     # ------------------------------------------------------------------------------------------ text -> tokens
 
@@ -296,7 +326,7 @@ def _tokens_of(encoding: Encoding, start: int, end: int, length: int) -> tuple[i
         return 0, 0
     first = _token_at(encoding, start, length)
     last = _token_at(encoding, end, length)
-    if last < len(encoding.ids) and encoding.token_to_chars(last)[0] < end:
+    if last < len(encoding) and encoding.token_to_chars(last)[0] < end:
         # It holds characters on both sides of the end; a character of several tokens has all of them on its own side.
         last += 1
     return first, last
@@ -309,7 +339,7 @@ def _token_at(encoding: Encoding, position: int, length: int) -> int:
         if token is not None:
             return token
         position += 1
-    return len(encoding.ids)
+    return len(encoding)
 
 
 def _kind(value: object) -> str:
