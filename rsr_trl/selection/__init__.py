@@ -1,0 +1,1 @@
+"""Choosing with scores that are already there: trajectories, teachers. Nothing here runs a model by itself."""

@@ -1,0 +1,100 @@
+"""Error bars of ratios of sums, by resampling units: arrays in, arrays out.
+
+A unit is what was drawn independently: a problem with the trajectories of all teachers, or a single trajectory.
+Intervals are studentised ("bootstrap-t", Efron & Tibshirani 1993, ch. 12.5) on the logarithm of the ratio, with the
+delta-method standard error. In simulations of 100 units and more they cover what they state also where ranks are so
+skewed that percentile and BCa intervals cover too little.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+_BLOCK = 2**21  # numbers held at once: small enough for a processor's cache
+_LARGE = 10_000  # units from which counting draw by draw beats counting a block at once
+
+
+@dataclass(frozen=True)
+class RatioDraws:
+    """
+    Resampled ratios.
+
+    Args:
+        draws (float array of shape `(num_draws, teachers)`): Ratio of each teacher in each draw.
+        low, high (float arrays of shape `(teachers,)`): Interval; `nan` where there are too few units for one.
+    """
+
+    draws: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def resample_ratios(
+    numerators: np.ndarray, denominators: np.ndarray, num_draws: int, confidence: float, rng: np.random.Generator
+) -> RatioDraws:
+    """
+    Bootstrap `sum(numerators) / sum(denominators)` of every teacher, with the same resampled units for all teachers.
+
+    Args:
+        numerators (float array of shape `(units, teachers)`): Part of each unit in the numerator (sum of mean ranks).
+        denominators (float array of shape `(units, teachers)`): Part of each unit in the denominator (sum of mean
+            surprisals), with a positive sum.
+        num_draws (`int`): Number of resamples.
+        confidence (`float`): Level of the intervals in (0, 1).
+        rng (`np.random.Generator`): Source of the draws.
+    """
+    units, teachers = numerators.shape
+    parts = np.hstack([numerators, denominators, numerators**2, denominators**2, numerators * denominators])
+    whole = np.hsplit(parts.sum(axis=0), 5)
+    with np.errstate(divide="ignore"):
+        ratio, error = whole[0] / whole[1], _standard_error(*whole)
+    draws, pivots = np.empty((num_draws, teachers)), np.empty((num_draws, teachers))
+    block = max(1, _BLOCK // max(units, 5 * teachers))
+    for start in range(0, num_draws, block):
+        counts = _counts(units, min(block, num_draws - start), rng)
+        here = slice(start, start + len(counts))
+        sums = np.hsplit((parts.T @ counts.T).T, 5)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            draws[here] = sums[0] / sums[1]
+            pivots[here] = _quotient(np.log(draws[here] / ratio), _standard_error(*sums))
+    tail = (1 - confidence) / 2
+    with np.errstate(invalid="ignore", over="ignore"):
+        low_pivot, high_pivot = np.quantile(pivots, [tail, 1 - tail], axis=0)
+        low, high = ratio * np.exp(-high_pivot * error), ratio * np.exp(-low_pivot * error)
+    usable = np.isfinite(low) & np.isfinite(high) & (low > 0) if units > 1 else np.zeros(teachers, dtype=bool)
+    return RatioDraws(draws, np.where(usable, low, np.nan), np.where(usable, high, np.nan))
+
+
+def probability_best(draws: np.ndarray) -> np.ndarray:
+    """Share of the draws in which each teacher has the lowest ratio; teachers that tie share the draw."""
+    lowest = draws == draws.min(axis=1, keepdims=True)
+    return (lowest / lowest.sum(axis=1, keepdims=True)).mean(axis=0)
+
+
+def probability_below(draws: np.ndarray, first: int, second: int) -> float:
+    """Share of the draws in which teacher `first` has a lower ratio than teacher `second`; a tie counts half."""
+    return float((draws[:, first] < draws[:, second]).mean() + 0.5 * (draws[:, first] == draws[:, second]).mean())
+
+
+def _counts(units: int, num_draws: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each unit is drawn, shape `(num_draws, units)`: multinomial with equal probabilities."""
+    picked = rng.integers(0, units, size=(num_draws, units), dtype=np.int32)
+    if units >= _LARGE:
+        return np.stack([np.bincount(draw, minlength=units) for draw in picked]).astype(np.float64)
+    picked = picked + units * np.arange(num_draws)[:, None]
+    return np.bincount(picked.ravel(), minlength=num_draws * units).reshape(num_draws, units).astype(np.float64)
+
+
+def _standard_error(
+    top: np.ndarray, bottom: np.ndarray, top_squared: np.ndarray, bottom_squared: np.ndarray, product: np.ndarray
+) -> np.ndarray:
+    """Delta-method standard error of `log(top / bottom)`, all arguments being sums over units."""
+    variance = top_squared / top**2 + bottom_squared / bottom**2 - 2 * product / (top * bottom)
+    scale = top_squared / top**2
+    return np.sqrt(np.where(variance > 1e-12 * scale, variance, 0.0))  # below that it is rounding
+
+
+def _quotient(difference: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """`difference / error`, where units that are all alike differ from the whole by rounding only."""
+    return np.where((error == 0) & (np.abs(difference) < 1e-9), 0.0, difference / error)

@@ -1,0 +1,157 @@
+"""A scored dataset as arrays by teacher: which rows compare on equal terms, and what those of a teacher add up to."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+
+from rsr_trl import columns
+from rsr_trl.selection.arrays import check_one_student, examples, flags, labels, numbers, read_table
+from rsr_trl.selection.bootstrap import RatioDraws, probability_best
+
+
+@dataclass
+class TeacherRows:
+    """
+    A scored dataset as arrays of shape `(rows,)` over the rows that have a score.
+
+    Args:
+        names (`list`): Teachers, ascending; `teacher` counts along it.
+        teacher (int array): Teacher of each row.
+        problem (int array, *optional*): Problem of each row.
+        rank, surprisal (float arrays): Mean clipped rank and mean surprisal (nats) of each row.
+        tokens (float array): Scored tokens.
+        truncated (boolean array): Whether the row was truncated.
+        correct (float array, *optional*): 1, 0, or `nan` where unknown.
+        unscored (int array of shape `(teachers,)`): Rows of each teacher without a score.
+    """
+
+    names: list
+    teacher: np.ndarray
+    problem: np.ndarray | None
+    rank: np.ndarray
+    surprisal: np.ndarray
+    tokens: np.ndarray
+    truncated: np.ndarray
+    correct: np.ndarray | None
+    unscored: np.ndarray
+
+    @classmethod
+    def read(
+        cls, dataset: Dataset, teacher_column: str, problem_column: str | None, correctness_column: str | None
+    ) -> "TeacherRows":
+        scored_by = [columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL, columns.NUM_TOKENS, columns.TRUNCATED]
+        table = read_table(dataset, [teacher_column, problem_column, correctness_column, *scored_by])
+        check_one_student(dataset)
+        teacher, names = labels(table, teacher_column)
+        rank, surprisal = numbers(table, columns.MEAN_CLIPPED_RANK), numbers(table, columns.MEAN_SURPRISAL)
+        ok = np.isfinite(rank) & np.isfinite(surprisal)
+        if not ok.any():
+            raise ValueError(
+                f"None of the {len(ok)} rows has a score, so there is nothing to rank. {columns.ERROR!r} says why."
+            )
+        correct = None
+        if correctness_column is not None:
+            known = ~table[correctness_column].is_null().to_numpy()
+            correct = np.where(known, flags(table, correctness_column), np.nan)[ok]
+        return cls(
+            names=names,
+            teacher=teacher[ok],
+            problem=labels(table, problem_column)[0][ok] if problem_column else None,
+            rank=rank[ok],
+            surprisal=surprisal[ok],
+            tokens=numbers(table, columns.NUM_TOKENS)[ok],
+            truncated=flags(table, columns.TRUNCATED)[ok],
+            correct=correct,
+            unscored=np.bincount(teacher[~ok], minlength=len(names)),
+        )
+
+    def notes(self) -> list[str]:
+        """What is wrong with the rows themselves, in words: teachers without a score, repeated rows."""
+        found = []
+        scored = np.bincount(self.teacher, minlength=len(self.names))
+        if lost := [self.names[t] for t in np.flatnonzero(scored == 0)]:
+            found.append(f"{len(lost)} teachers have no scored trajectory and aren't compared: {examples(lost)}.")
+        problem = self.problem if self.problem is not None else np.zeros(len(self.teacher))
+        keys = np.stack([self.teacher, problem, self.rank, self.surprisal, self.tokens])
+        keys = keys[:, np.lexsort(keys)]
+        if repeated := int((keys[:, 1:] == keys[:, :-1]).all(axis=0).sum()):
+            same = "teacher" if self.problem is None else "teacher and problem"
+            found.append(
+                f"{repeated} rows repeat another of the same {same} (equal length, rank, surprisal) and count again. "
+                "Remove duplicates for honest error bars."
+            )
+        return found
+
+    def matched(self, notes: list[str]) -> tuple[np.ndarray, int | None, int | None]:
+        """Rows to compare (boolean), problems that all teachers share, problems in all; adds to `notes`."""
+        everything = np.ones(len(self.teacher), dtype=bool)
+        present = np.unique(self.teacher)
+        if self.problem is None:
+            count = np.bincount(self.teacher)[present]
+            if len(present) > 1:
+                notes.append(
+                    f"Without a problem column the {len(present)} teachers are compared on whatever each of them "
+                    f"solved ({count.min()} to {count.max()} trajectories): give problem_column to compare like with "
+                    "like."
+                )
+            return everything, None, None
+        span = int(self.problem.max()) + 1
+        pairs = np.unique(self.teacher * span + self.problem)
+        shared = np.bincount(pairs % span, minlength=span) == len(present)
+        in_all, num_shared = len(np.unique(pairs % span)), int(shared.sum())
+        if num_shared < in_all:
+            has = np.bincount(pairs // span, minlength=len(self.names))
+            fewest = present[np.argsort(has[present], kind="stable")[:5]]
+            detail = ", ".join(f"{self.names[t]!r} {has[t]}" for t in fewest)
+            if num_shared == 0:
+                raise ValueError(
+                    f"No problem has a scored trajectory of all {len(present)} teachers, so they can't be compared on "
+                    f"equal terms. Problems of those with the fewest: {detail} (of {in_all}). Leave those teachers "
+                    "out, or pass problem_column=None to compare unmatched."
+                )
+            notes.append(
+                f"The {len(present)} teachers share {num_shared} of {in_all} problems, and only these are compared. "
+                f"Problems of those with the fewest: {detail}."
+            )
+        return shared[self.problem], num_shared, in_all
+
+    def table(self, compared: np.ndarray, valid: np.ndarray, resampled: RatioDraws) -> list[dict]:
+        """One row for each teacher in `valid`, in that order."""
+
+        def sums(values: np.ndarray | float, rows: np.ndarray = compared) -> np.ndarray:
+            weights = np.broadcast_to(values, rows.shape)[rows]
+            return np.bincount(self.teacher[rows], weights=weights, minlength=len(self.names))[valid]
+
+        count = sums(1.0)
+        everything = np.ones_like(compared)
+        with np.errstate(divide="ignore"):
+            found = {
+                "rsr": sums(self.rank) / sums(self.surprisal),
+                "rsr_low": resampled.low,
+                "rsr_high": resampled.high,
+                "probability_best": probability_best(resampled.draws),
+                "mean_rank": sums(self.rank) / count,
+                "mean_surprisal": sums(self.surprisal) / count,
+                "mean_tokens": sums(self.tokens) / count,
+                "trajectories": count.astype(np.int64),
+                "truncated_share": sums(self.truncated) / count,
+                "accuracy": np.full(len(valid), np.nan),
+                "unscored": self.unscored[valid],
+                "rsr_all": sums(self.rank, everything) / sums(self.surprisal, everything),
+            }
+        if self.correct is not None:
+            known = compared & ~np.isnan(self.correct)
+            with np.errstate(invalid="ignore"):
+                found["accuracy"] = sums(self.correct, known) / sums(1.0, known)
+        lists = {name: [value if np.isfinite(value) else None for value in found[name].tolist()] for name in found}
+        return [
+            {"teacher": self.names[t], **{name: lists[name][i] for name in lists}}
+            for i, t in enumerate(valid.tolist())
+        ]
+
+    def empty_row(self, t: int) -> dict:
+        """The row of a teacher without a scored trajectory."""
+        names = ("rsr", "rsr_low", "rsr_high", "probability_best", "mean_rank", "mean_surprisal", "mean_tokens")
+        row = {"teacher": self.names[t], **dict.fromkeys(names), "trajectories": 0, "truncated_share": None}
+        return {**row, "accuracy": None, "unscored": int(self.unscored[t]), "rsr_all": None}

@@ -1,0 +1,180 @@
+"""Rank teachers by the RSR of what they wrote, with error bars, on problems that all of them solved."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from datasets import Dataset
+
+from rsr_trl.selection.bootstrap import RatioDraws, probability_below, resample_ratios
+from rsr_trl.selection.teacher_rows import TeacherRows
+
+
+PAIRED_BEST = 20  # teachers among which every pair gets a probability
+FEW_PROBLEMS = 20
+
+
+@dataclass(frozen=True)
+class TeacherRanking:
+    """
+    Teachers from the most to the least suitable, as [`rank_teachers`] returns them. **Lower RSR = more suitable.**
+
+    Args:
+        table (`list[dict]`): One row a teacher, best first; see [`rank_teachers`] for the columns.
+        pairs (`list[dict]`): For each pair among the best 20: `better`, `worse`, `rsr_ratio` (worse over better) and
+            `probability` that this order is right.
+        num_problems (`int` or `None`): Problems compared on; `None` without a problem column.
+        num_problems_in_all (`int` or `None`): Problems that any teacher has.
+        confidence (`float`): Level of the intervals.
+        notes (`list[str]`): What to know before trusting the numbers; empty in a normal run.
+    """
+
+    table: list[dict]
+    pairs: list[dict]
+    num_problems: int | None
+    num_problems_in_all: int | None
+    confidence: float
+    notes: list[str]
+
+    @property
+    def best(self):
+        """The most suitable teacher."""
+        return self.table[0]["teacher"]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """The table as a `DataFrame`."""
+        return pd.DataFrame(self.table)
+
+    def to_dataset(self) -> Dataset:
+        """The table as a [`~datasets.Dataset`]."""
+        return Dataset.from_list(self.table)
+
+    def __str__(self) -> str:
+        shown = self.to_pandas().head(PAIRED_BEST).drop(columns="rsr_all").dropna(axis=1, how="all")
+        on = f"on {self.num_problems} problems" if self.num_problems is not None else "on unmatched problems"
+        lines = [f"{len(self.table)} teachers {on}, most suitable first (RSR: lower = more suitable)"]
+        lines.append(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+        if len(self.table) > len(shown):
+            lines.append(f"... and {len(self.table) - len(shown)} more")
+        return "\n".join(lines + [f"Note: {note}" for note in self.notes])
+
+
+def rank_teachers(
+    dataset: Dataset,
+    teacher_column: str,
+    problem_column: str | None = None,
+    correctness_column: str | None = None,
+    confidence: float = 0.95,
+    num_draws: int = 1000,
+    seed: int = 0,
+) -> TeacherRanking:
+    """
+    Rank the teachers of a scored dataset by dataset RSR (Eq. 9: `sum of mean clipped ranks / sum of mean surprisals`
+    over a teacher's trajectories). **Lower = more suitable.**
+
+    With `problem_column`, teachers are compared on the problems for which all of them have a scored trajectory, and
+    the bootstrap draws whole problems, the same for all teachers, so that what makes a problem hard cancels. Without
+    it, the trajectories of each teacher are drawn by themselves.
+
+    Args:
+        dataset (`Dataset`): Scored with [`RSRScorer`] or `rsr score`.
+        teacher_column (`str`): Column that names the teacher.
+        problem_column (`str`, *optional*): Column that says which trajectories answer the same problem.
+        correctness_column (`str`, *optional*): Boolean column from which to report each teacher's accuracy.
+        confidence (`float`, *optional*, defaults to `0.95`): Level of the intervals.
+        num_draws (`int`, *optional*, defaults to `1000`): Bootstrap draws.
+        seed (`int`, *optional*, defaults to `0`): Seed of the draws: the same rows in any order give the same numbers.
+
+    Returns:
+        [`TeacherRanking`], with these columns in its table, all but the last two over the compared trajectories:
+        `teacher`; `rsr` with `rsr_low` and `rsr_high` (bootstrap interval; null where there are too few problems);
+        `probability_best` (share of the draws in which the teacher has the lowest RSR); `mean_rank` (clipped);
+        `mean_surprisal` (nats); `mean_tokens`; `trajectories`; `truncated_share`; `accuracy` (null without
+        `correctness_column`); `unscored` (the teacher's rows without a score); `rsr_all` (over all scored trajectories
+        of the teacher, whoever it is compared with). Teachers without a scored trajectory come last, with nulls.
+
+    Raises:
+        `ValueError`: a missing column, a null teacher or problem, scores of different students, no scored row at all,
+            or no problem that all teachers have in common.
+
+    Warns:
+        `UserWarning`: everything in `notes`: teachers without a score, problems left out because not all teachers have
+            them, unmatched problems, repeated rows, few problems.
+
+    Example:
+
+    ```python
+    >>> ranking = rank_teachers(scored, teacher_column="teacher", problem_column="problem_id")
+    >>> print(ranking)
+    >>> ranking.best
+    ```
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence must be in (0, 1), got {confidence}.")
+    if num_draws < 100:
+        raise ValueError(f"num_draws must be at least 100 for an interval to mean anything, got {num_draws}.")
+    rows = TeacherRows.read(dataset, teacher_column, problem_column, correctness_column)
+    notes = rows.notes()
+    compared, num_problems, in_all = rows.matched(notes)
+    valid = np.unique(rows.teacher[compared])
+    resampled = _resample(rows, compared, valid, confidence, num_draws, seed)
+    if num_problems is not None and num_problems < FEW_PROBLEMS:
+        notes.append(f"With {num_problems} problems the error bars are rough; 200 are the paper's choice.")
+    for note in notes:
+        warnings.warn(note, stacklevel=2)
+    table = rows.table(compared, valid, resampled)
+    ratio = [np.inf if row["rsr"] is None else row["rsr"] for row in table]
+    order = sorted(range(len(valid)), key=lambda i: (ratio[i], table[i]["mean_tokens"], i))
+    missing = [rows.empty_row(t) for t in np.setdiff1d(np.arange(len(rows.names)), valid).tolist()]
+    return TeacherRanking(
+        table=[table[i] for i in order] + missing,
+        pairs=_pairs(table, order[:PAIRED_BEST], resampled),
+        num_problems=num_problems,
+        num_problems_in_all=in_all,
+        confidence=confidence,
+        notes=notes,
+    )
+
+
+def _resample(
+    rows: TeacherRows, compared: np.ndarray, valid: np.ndarray, confidence: float, num_draws: int, seed: int
+) -> RatioDraws:
+    """Draws of all teachers in `valid`: problems drawn together, or else each teacher's trajectories by themselves."""
+    teacher, rank, surprisal = rows.teacher[compared], rows.rank[compared], rows.surprisal[compared]
+    seat = np.searchsorted(valid, teacher)
+    if rows.problem is not None:
+        _, problem = np.unique(rows.problem[compared], return_inverse=True)
+        shape = (int(problem.max()) + 1, len(valid))
+        cell = problem * shape[1] + seat
+        parts = [np.bincount(cell, weights=part, minlength=shape[0] * shape[1]) for part in (rank, surprisal)]
+        rng = np.random.default_rng(seed)
+        return resample_ratios(*(part.reshape(shape) for part in parts), num_draws, confidence, rng)
+    # Sorted by value, the rows meet the same draws in whatever order they come.
+    order = np.lexsort((surprisal, rank, seat))
+    rank, surprisal = rank[order, None], surprisal[order, None]
+    ends = np.cumsum(np.bincount(seat))
+    each = []
+    for t, (start, end) in enumerate(zip(np.append(0, ends[:-1]), ends, strict=True)):
+        # A generator of its own for each teacher: independent draws, which no other teacher moves.
+        name = str(rows.names[valid[t]]).encode()
+        rng = np.random.default_rng([seed, *name])
+        each.append(resample_ratios(rank[start:end], surprisal[start:end], num_draws, confidence, rng))
+    return RatioDraws(
+        draws=np.hstack([one.draws for one in each]),
+        low=np.concatenate([one.low for one in each]),
+        high=np.concatenate([one.high for one in each]),
+    )
+
+
+def _pairs(table: list[dict], order: list[int], resampled: RatioDraws) -> list[dict]:
+    return [
+        {
+            "better": table[a]["teacher"],
+            "worse": table[b]["teacher"],
+            "rsr_ratio": table[b]["rsr"] / table[a]["rsr"] if table[b]["rsr"] else None,
+            "probability": probability_below(resampled.draws, a, b),
+        }
+        for place, a in enumerate(order)
+        for b in order[place + 1 :]
+    ]

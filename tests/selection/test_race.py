@@ -1,0 +1,205 @@
+import csv
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from scipy.stats import norm
+
+from rsr_trl.selection.contest import Contest
+from rsr_trl.selection.race import race_teachers
+
+
+PAPER = Path(__file__).parents[2] / "examples" / "data" / "teacher_student_metrics.csv"
+
+
+def draw(rng, problems, ranks, surprisals, rank_spread=0.4, surprisal_spread=0.2, correlation=0.93, shared=0.5):
+    """Mean ranks and surprisals of matched trajectories, with spreads and shared difficulty as on GSM8K."""
+    common, own = rng.normal(size=(2, 2, problems, 1)), rng.normal(size=(2, 2, problems, len(ranks)))
+    first, second = (shared**0.5 * common[0, i] + (1 - shared) ** 0.5 * own[0, i] for i in (0, 1))
+    mixed = correlation * first + (1 - correlation**2) ** 0.5 * second
+    return (
+        ranks * np.exp(rank_spread * mixed - rank_spread**2 / 2),
+        surprisals * np.exp(surprisal_spread * first - surprisal_spread**2 / 2),
+    )
+
+
+def play(ranks, surprisals, goal="best", certainty=0.95, first=20, step=10):
+    """Run the rule over a pool; returns the contest and the trajectories used."""
+    contest = Contest(ranks.shape[1], goal, certainty)
+    start = used = 0
+    while contest.open.sum() > 1 and start < len(ranks):
+        stop = start + (step if start else first)
+        used += int(contest.open.sum()) * len(ranks[start:stop])
+        mask = np.where(contest.open, 1.0, np.nan)
+        contest.add(ranks[start:stop] * mask, surprisals[start:stop] * mask)
+        start = stop
+    return contest, used
+
+
+def paper_teachers():
+    """Mean clipped rank and mean surprisal of the paper's 11 teachers, by student."""
+    rows = list(csv.DictReader(PAPER.open()))
+    for student, group in itertools.groupby(rows, lambda row: row["student"]):
+        group = list(group)
+        ranks, surprisals = (
+            np.array([float(row[name]) for row in group]) for name in ("avg_rank_clipped", "avg_surprisal")
+        )
+        order = np.argsort(ranks / surprisals)
+        yield student, ranks[order], surprisals[order]
+
+
+@pytest.mark.slow
+class TestErrorRate:
+    """Over 2,000 pools with a known truth the rule is wrong no more often than it states."""
+
+    @pytest.mark.parametrize("teachers", [2, 11])
+    @pytest.mark.parametrize("spreads", [(0.4, 0.2, 0.93), (0.8, 0.3, 0.6)])
+    def test_the_most_suitable_teacher_is_not_ruled_out(self, teachers, spreads):
+        # The hardest truth: nobody is worse, so whoever rules out teacher 0 is wrong.
+        wrong = 0
+        for pool in range(2000):
+            rng = np.random.default_rng([teachers, pool])
+            contest, _ = play(*draw(rng, 200, np.full(teachers, 3.0), np.full(teachers, 1.0), *spreads))
+            wrong += not contest.open[0]
+        assert wrong / 2000 <= 0.05
+
+    def test_a_skewed_rival_gets_no_advantage(self):
+        # The mean of a skewed rank is mostly underestimated: such a rival looks better than it is.
+        wrong = 0
+        for pool in range(2000):
+            rng = np.random.default_rng([3, pool])
+            ranks, surprisals = draw(rng, 200, np.full(6, 3.0), np.full(6, 1.0))
+            ranks[:, 1:] = 3 * np.exp(0.6 * rng.normal(size=(200, 5)) - 0.18)
+            contest, _ = play(ranks, surprisals)
+            wrong += not contest.open[0]
+        assert wrong / 2000 <= 0.05
+
+    def test_the_order_is_right(self):
+        wrong = settled = 0
+        for pool in range(2000):
+            rng = np.random.default_rng([4, pool])
+            contest, _ = play(*draw(rng, 200, 3.0 * 1.08 ** np.arange(4), np.ones(4)), goal="order")
+            settled += not contest.open.any()
+            wrong += not contest.open.any() and contest.ranking.tolist() != [0, 1, 2, 3]
+        assert settled > 500 and wrong / 2000 <= 0.05
+
+
+@pytest.mark.slow
+def test_trajectories_saved_with_the_paper_s_teachers():
+    """Against a fixed design that tells the closest pair apart with the same error and as much power."""
+    against_closest, against_runner_up = [], []
+    for _, ranks, surprisals in paper_teachers():
+        big = draw(np.random.default_rng(0), 20_000, ranks, surprisals)
+        spread = big[0] / ranks - big[1] / surprisals
+        gap = np.diff(np.log(ranks / surprisals))
+        effect = gap / np.std(np.diff(spread), axis=0)
+        sized = ((norm.ppf(1 - 0.05 / 10) + norm.ppf(0.95)) / effect) ** 2
+        for pool in range(20):
+            used = play(*draw(np.random.default_rng([5, pool]), 1500, ranks, surprisals))[1] / len(ranks)
+            against_closest.append(used / sized.max())
+            against_runner_up.append(used / sized[0])
+    assert np.median(against_closest) <= 0.25
+    assert np.median(against_runner_up) <= 0.4
+
+
+def texts(num_problems=80, teachers=("a", "b", "c"), seed=0):
+    """A dataset that knows the scores that a scorer will give, and that scorer; it counts what it scores."""
+    rng = np.random.default_rng(seed)
+    ranks, surprisals = draw(rng, num_problems, 3.0 * 1.15 ** np.arange(len(teachers)), np.ones(len(teachers)))
+    dataset = Dataset.from_dict(
+        {
+            "problem_id": [f"p{i}" for i in range(num_problems) for _ in teachers],
+            "teacher": list(teachers) * num_problems,
+            "rank": ranks.ravel(),
+            "surprisal": surprisals.ravel(),
+        }
+    ).shuffle(seed=seed)
+
+    def score(rows):
+        score.sizes.append(len(rows))
+        return rows.rename_columns({"rank": "rsr_mean_clipped_rank", "surprisal": "rsr_mean_surprisal"})
+
+    score.sizes = []
+    return dataset, score
+
+
+class TestRace:
+    def test_finds_the_best_and_stops(self):
+        dataset, score = texts()
+        race = race_teachers(dataset, score, "teacher", "problem_id")
+        assert race.certain and race.best == "a"
+        assert [(row["teacher"], row["status"]) for row in race.table][0] == ("a", "best")
+        assert {row["status"] for row in race.table[1:]} == {"ruled out"}
+        assert race.num_trajectories == sum(score.sizes) == len(race.scored) < race.num_trajectories_in_pool == 240
+        assert race.num_trajectories == sum(row["trajectories"] for row in race.table)
+        assert "'a' is the most suitable" in str(race) and "lower = more suitable" in str(race)
+
+    def test_rounds_are_matched_and_seeded(self):
+        dataset, score = texts()
+        first, again = (race_teachers(dataset, score, "teacher", "problem_id", seed=1) for _ in range(2))
+        other = race_teachers(dataset, score, "teacher", "problem_id", seed=2)
+        assert first.scored.to_dict() == again.scored.to_dict() != other.scored.to_dict()
+        start = first.scored.select(range(60)).to_pandas()
+        assert start.groupby("problem_id").teacher.nunique().tolist() == [3] * 20
+
+    def test_the_order_of_rows_does_not_matter(self):
+        dataset, score = texts()
+        one = race_teachers(dataset, score, "teacher", "problem_id")
+        other = race_teachers(dataset.shuffle(seed=9), score, "teacher", "problem_id")
+        assert one.to_pandas().drop(columns="rsr").equals(other.to_pandas().drop(columns="rsr"))
+
+    def test_whole_order(self):
+        dataset, score = texts()
+        race = race_teachers(dataset, score, "teacher", "problem_id", goal="order")
+        assert race.certain and [row["teacher"] for row in race.table] == ["a", "b", "c"]
+        assert {row["status"] for row in race.table} == {"placed"}
+
+    def test_budget(self):
+        dataset, score = texts()
+        race = race_teachers(dataset, score, "teacher", "problem_id", certainty=1 - 1e-9, max_trajectories=100)
+        assert not race.certain and race.num_trajectories == 90 and "Not settled" in str(race)
+        assert {row["status"] for row in race.table} == {"possible"}
+        with pytest.raises(ValueError, match="max_trajectories=59 is less than the first round, 60 trajectories"):
+            race_teachers(dataset, score, "teacher", "problem_id", max_trajectories=59)
+
+    def test_a_pool_that_ends_too_early(self):
+        dataset, score = texts(num_problems=8)
+        race = race_teachers(dataset, score, "teacher", "problem_id")
+        assert not race.certain and race.num_trajectories == 24 and race.best == "a"
+
+    def test_a_teacher_that_cannot_be_scored_is_out_and_said(self):
+        dataset, score = texts()
+        lame = dataset.map(lambda row: {"rank": None if row["teacher"] == "a" else row["rank"]})
+        race = race_teachers(lame, score, "teacher", "problem_id")
+        assert race.certain and race.best == "b"
+        assert race.table[-1] == {"teacher": "a", "status": "no score", "rsr": None, "problems": 0, "trajectories": 20}
+
+    @pytest.mark.parametrize(
+        "options, message",
+        [
+            ({"goal": "first"}, "'best' or 'order', got 'first'"),
+            ({"certainty": 95}, r"in \(0, 1\), got 95"),
+            ({"problems_per_round": 0}, "1 or more, got 0"),
+        ],
+    )
+    def test_options(self, options, message):
+        dataset, score = texts()
+        with pytest.raises(ValueError, match=message):
+            race_teachers(dataset, score, "teacher", "problem_id", **options)
+
+    def test_pools_that_cannot_be_compared(self):
+        dataset, score = texts()
+        with pytest.raises(ValueError, match="one teacher only, 'a'"):
+            race_teachers(dataset.filter(lambda row: row["teacher"] == "a"), score, "teacher", "problem_id")
+        apart = dataset.filter(lambda row: (row["teacher"] == "a") == (row["problem_id"] < "p2"))
+        with pytest.raises(ValueError, match="No problem has a trajectory of all 3 teachers"):
+            race_teachers(apart, score, "teacher", "problem_id")
+
+    def test_a_scorer_that_returns_something_else(self):
+        dataset, _ = texts()
+        with pytest.raises(ValueError, match="got a Dataset of 60 rows and returned 5 rows"):
+            race_teachers(dataset, lambda rows: rows.select(range(5)), "teacher", "problem_id")
+        with pytest.raises(ValueError, match="no column 'rsr_mean_clipped_rank'"):
+            race_teachers(dataset, lambda rows: rows, "teacher", "problem_id")

@@ -1,0 +1,226 @@
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset
+
+from rsr_trl.equations import dataset_rsr
+from rsr_trl.selection.teachers import rank_teachers
+
+
+def pool(seed=0, problems=60, teachers=("a", "b", "c"), each=1, spread=0.2):
+    """Teachers 10% apart in RSR, on shared problems of different difficulty."""
+    rng = np.random.default_rng(seed)
+    problem = np.repeat(np.arange(problems), len(teachers) * each)
+    teacher = np.tile(np.repeat(np.arange(len(teachers)), each), problems)
+    hard = rng.normal(0, 0.3, problems)[problem]
+    surprisal = 0.6 * np.exp(hard + rng.normal(0, 0.1, len(problem)))
+    rank = 1.1 ** (teacher % 99) * 1.8 * np.exp(1.5 * hard + rng.normal(0, spread, len(problem)))
+    return Dataset.from_dict(
+        {
+            "problem_id": [f"p{i:03}" for i in problem],
+            "teacher": [teachers[t] for t in teacher],
+            "correct": rng.random(len(problem)) < 0.7,
+            "rsr_mean_clipped_rank": rank,
+            "rsr_mean_surprisal": surprisal,
+            "rsr_num_tokens": rng.integers(50, 500, len(problem)),
+            "rsr_truncated": rng.random(len(problem)) < 0.2,
+        }
+    )
+
+
+def with_rows(dataset, **rows):
+    """`dataset` with a row added; columns not given are null."""
+    frame = pd.concat([dataset.to_pandas(), pd.DataFrame([rows])], ignore_index=True)
+    frame["rsr_num_tokens"] = frame["rsr_num_tokens"].astype("Int64")
+    for name in ("correct", "rsr_truncated"):
+        frame[name] = frame[name].astype("boolean")
+    return Dataset.from_pandas(frame, features=dataset.features, preserve_index=False)
+
+
+def rank(dataset, **options):
+    return rank_teachers(dataset, "teacher", **({"problem_column": "problem_id"} | options))
+
+
+class TestTable:
+    def test_against_pandas(self):
+        dataset = pool(each=2)
+        ranking = rank(dataset, correctness_column="correct")
+        frame = dataset.to_pandas()
+        assert [row["teacher"] for row in ranking.table] == ["a", "b", "c"] and ranking.best == "a"
+        for row in ranking.table:
+            mine = frame[frame.teacher == row["teacher"]]
+            assert row["rsr"] == pytest.approx(dataset_rsr(mine.rsr_mean_clipped_rank, mine.rsr_mean_surprisal))
+            assert row["rsr_all"] == pytest.approx(row["rsr"])
+            assert row["mean_rank"] == pytest.approx(mine.rsr_mean_clipped_rank.mean())
+            assert row["mean_surprisal"] == pytest.approx(mine.rsr_mean_surprisal.mean())
+            assert row["mean_tokens"] == pytest.approx(mine.rsr_num_tokens.mean())
+            assert row["truncated_share"] == pytest.approx(mine.rsr_truncated.mean())
+            assert row["accuracy"] == pytest.approx(mine.correct.mean())
+            assert (row["trajectories"], row["unscored"]) == (120, 0)
+            assert row["rsr_low"] < row["rsr"] < row["rsr_high"]
+        assert sum(row["probability_best"] for row in ranking.table) == pytest.approx(1)
+        assert ranking.num_problems == ranking.num_problems_in_all == 60
+
+    def test_it_is_the_ratio_of_means_and_not_the_mean_of_ratios(self):
+        dataset = pool(spread=0.8)
+        frame = dataset.to_pandas()
+        mean_of_ratios = (frame.rsr_mean_clipped_rank / frame.rsr_mean_surprisal).groupby(frame.teacher).mean()
+        assert abs(rank(dataset).table[0]["rsr"] - mean_of_ratios["a"]) > 0.05
+
+    def test_pairs_of_the_best_twenty(self):
+        ranking = rank(pool(teachers=[f"t{i:02}" for i in range(25)], problems=30))
+        names = [row["teacher"] for row in ranking.table[:20]]
+        assert len(ranking.pairs) == 20 * 19 // 2
+        for pair in ranking.pairs:
+            assert names.index(pair["better"]) < names.index(pair["worse"]) and pair["rsr_ratio"] >= 1
+        assert ranking.pairs[18]["probability"] > 0.99  # the first against the twentieth
+
+    def test_outputs(self):
+        ranking = rank(pool())
+        assert ranking.to_pandas()["teacher"].tolist() == ranking.to_dataset()["teacher"] == ["a", "b", "c"]
+        assert "lower = more suitable" in str(ranking) and "on 60 problems" in str(ranking)
+
+
+class TestInvariance:
+    def test_order_of_rows(self):
+        dataset = pool(each=2)
+        assert_same(rank(dataset), rank(dataset.shuffle(seed=1)))
+
+    def test_order_of_rows_without_problems(self):
+        dataset = pool()
+        with pytest.warns(UserWarning, match="like with like"):
+            assert_same(rank(dataset, problem_column=None), rank(dataset.shuffle(seed=1), problem_column=None))
+
+    @pytest.mark.parametrize("options", [{}, {"problem_column": None}])
+    @pytest.mark.filterwarnings("ignore:Without a problem column")
+    def test_adding_a_teacher_changes_nothing_about_the_others(self, options):
+        three, two = pool(), pool().filter(lambda row: row["teacher"] != "c")
+        after = {row["teacher"]: row for row in rank(three, **options).table}
+        for row in rank(two, **options).table:
+            for name in ("rsr", "rsr_low", "rsr_high", "mean_rank", "mean_tokens", "trajectories", "rsr_all"):
+                assert after[row["teacher"]][name] == pytest.approx(row[name])
+
+    def test_a_teacher_with_fewer_problems_leaves_rsr_all_alone(self):
+        dataset = pool()
+        few = dataset.filter(lambda row, i: row["teacher"] != "c" or i < 90, with_indices=True)
+        with pytest.warns(UserWarning, match="share 30 of 60 problems.*'c' 30, 'a' 60, 'b' 60"):
+            ranking = rank(few)
+        whole = {row["teacher"]: row["rsr_all"] for row in rank(dataset).table}
+        found = {row["teacher"]: row for row in ranking.table}
+        assert ranking.num_problems == 30 and ranking.num_problems_in_all == 60
+        assert found["a"]["rsr_all"] == pytest.approx(whole["a"]) and found["a"]["trajectories"] == 30
+        assert found["a"]["rsr"] == pytest.approx(rank(dataset.select(range(90))).table[0]["rsr"])
+
+
+def assert_same(one, other):
+    assert [row["teacher"] for row in one.table] == [row["teacher"] for row in other.table]
+    for left, right in zip(one.table + one.pairs, other.table + other.pairs, strict=True):
+        for name in left:
+            assert left[name] == (pytest.approx(right[name]) if isinstance(left[name], float) else right[name])
+
+
+class TestOddPools:
+    def test_a_normal_run_warns_of_nothing(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert rank(pool()).notes == []
+
+    def test_one_teacher(self):
+        ranking = rank(pool(teachers=("a",)))
+        assert ranking.table[0]["probability_best"] == 1 and ranking.pairs == []
+
+    def test_one_problem_has_no_error_bars(self):
+        with pytest.warns(UserWarning, match="With 1 problems the error bars are rough"):
+            row = rank(pool(problems=1)).table[0]
+        assert row["rsr"] > 0 and row["rsr_low"] is None and row["rsr_high"] is None
+
+    def test_a_teacher_without_a_score_comes_last_and_is_said(self):
+        dataset = with_rows(pool(), problem_id="p000", teacher="z", rsr_num_tokens=0, rsr_truncated=False)
+        with pytest.warns(UserWarning, match="1 teachers have no scored trajectory and aren't compared: 'z'"):
+            ranking = rank(dataset)
+        last = ranking.table[-1]
+        assert last["teacher"] == "z" and last["rsr"] is None and (last["trajectories"], last["unscored"]) == (0, 1)
+        assert ranking.num_problems == 60
+
+    def test_nulls_are_counted_and_left_out(self):
+        dataset = with_rows(pool(), problem_id="p000", teacher="a", rsr_num_tokens=0, rsr_truncated=False)
+        ranking = rank(dataset)
+        assert ranking.table[0]["unscored"] == 1
+        assert ranking.table[0]["rsr"] == pytest.approx(rank(pool()).table[0]["rsr"])
+
+    def test_duplicated_rows_are_noticed(self):
+        dataset = pool()
+        with pytest.warns(UserWarning, match="2 rows repeat another of the same teacher and problem"):
+            rank(Dataset.from_dict(dataset[list(range(180)) + [0, 7]]))
+
+    def test_teachers_that_tie_share_the_first_place(self):
+        rows = pool(teachers=("a",)).to_pandas()
+        twins = Dataset.from_pandas(pd.concat([rows, rows.assign(teacher="b")]), preserve_index=False)
+        ranking = rank(twins)
+        assert [row["teacher"] for row in ranking.table] == ["a", "b"]
+        assert [row["probability_best"] for row in ranking.table] == [0.5, 0.5]
+        assert ranking.pairs[0]["probability"] == 0.5
+
+    def test_problems_that_are_all_alike(self):
+        same = pool().map(lambda row: {"rsr_mean_clipped_rank": 3.0, "rsr_mean_surprisal": 2.0, "rsr_num_tokens": 9})
+        same = same.remove_columns("problem_id").add_column("problem_id", pool()["problem_id"])
+        row = rank(same).table[0]
+        assert (row["rsr"], row["rsr_low"], row["rsr_high"]) == (1.5, 1.5, 1.5)
+
+    @pytest.mark.filterwarnings("ignore:With 5 problems")
+    def test_ten_thousand_teachers(self):
+        ranking = rank(pool(teachers=[f"t{i:05}" for i in range(10_000)], problems=5), num_draws=100)
+        assert len(ranking.table) == 10_000 and "... and 9980 more" in str(ranking)
+
+    @pytest.mark.filterwarnings("ignore:With 5 problems")
+    def test_few_problems_give_wide_or_no_intervals(self):
+        row = rank(pool(problems=5)).table[0]
+        assert row["rsr_low"] is None or row["rsr_low"] < row["rsr"] < row["rsr_high"]
+
+
+def test_the_interval_covers_the_truth_over_2000_pools():
+    rng = np.random.default_rng(8)
+    pools, problems = 2000, 120
+    hard, own = rng.normal(size=(2, problems, pools))
+    dataset = Dataset.from_dict(
+        {
+            "problem_id": np.repeat(np.arange(problems), pools),
+            "teacher": np.tile(np.arange(pools), problems),
+            "rsr_mean_clipped_rank": 3 * np.exp(0.4 * (0.9 * hard + 0.19**0.5 * own) - 0.08).ravel(),
+            "rsr_mean_surprisal": 1.5 * np.exp(0.2 * hard - 0.02).ravel(),
+            "rsr_num_tokens": np.full(problems * pools, 100),
+            "rsr_truncated": np.zeros(problems * pools, dtype=bool),
+        }
+    )
+    table = rank(dataset).to_pandas()  # every pool is a teacher, and its true RSR is 2
+    assert 0.93 <= ((table.rsr_low <= 2) & (table.rsr_high >= 2)).mean() <= 0.97
+
+
+class TestBadInput:
+    def test_not_scored(self):
+        with pytest.raises(ValueError, match="no column 'rsr_mean_clipped_rank'.*Score it first"):
+            rank(pool().remove_columns("rsr_mean_clipped_rank"))
+
+    def test_misnamed_column(self):
+        with pytest.raises(ValueError, match="no column 'problem'; its columns are"):
+            rank(pool(), problem_column="problem")
+
+    def test_no_problem_in_common(self):
+        apart = pool(teachers=("a", "b")).filter(lambda row: (row["problem_id"] < "p030") == (row["teacher"] == "a"))
+        with pytest.raises(ValueError, match="No problem has a scored trajectory of all 2 teachers.*'a' 30, 'b' 30"):
+            rank(apart)
+
+    def test_nothing_scored(self):
+        with pytest.raises(ValueError, match="None of the 180 rows has a score"):
+            rank(pool().map(lambda row: {"rsr_mean_surprisal": float("nan")}))
+
+    def test_null_teacher(self):
+        with pytest.raises(ValueError, match="'teacher' is null in 1 of 181 rows"):
+            rank(with_rows(pool(), problem_id="p000", rsr_num_tokens=3, rsr_truncated=False))
+
+    @pytest.mark.parametrize("options, message", [({"confidence": 95}, "got 95"), ({"num_draws": 10}, "at least 100")])
+    def test_options(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            rank(pool(), **options)

@@ -1,0 +1,246 @@
+import itertools
+
+import datasets
+import numpy as np
+import pytest
+from datasets import Dataset, DatasetDict
+
+from rsr_trl.selection.criteria import Criteria
+from rsr_trl.selection.trajectories import choose, select_trajectories
+
+
+def scored(**changes):
+    """Two problems, three teachers; row 2 ties with row 0, row 4 failed."""
+    return Dataset.from_dict(
+        {
+            "problem_id": ["p", "p", "p", "q", "q", "q"],
+            "teacher": ["a", "b", "c", "a", "b", "c"],
+            "rsr": [2.0, 3.0, 2.0, 5.0, None, 4.0],
+            "rsr_num_tokens": [90, 10, 80, 30, 0, 40],
+            "correct": [True, True, False, None, True, False],
+        }
+        | changes
+    )
+
+
+def naive_best(rows, keep, sign=1):
+    """One loop over rows, as the words say it: best score, fewer tokens, source order; never a null."""
+    chosen = []
+    for problem in dict.fromkeys(row["problem_id"] for row in rows):
+        group = [i for i, row in enumerate(rows) if row["problem_id"] == problem and row["rsr"] is not None]
+        chosen += sorted(group, key=lambda i: (sign * rows[i]["rsr"], rows[i]["rsr_num_tokens"], i))[:keep]
+    return sorted(chosen)
+
+
+def random_pool(seed, problems=40, teachers=5, each=2):
+    rng = np.random.default_rng(seed)
+    number = problems * teachers * each
+    return Dataset.from_dict(
+        {
+            "row": range(number),
+            "problem_id": [f"p{i // (teachers * each)}" for i in range(number)],
+            "teacher": [f"t{i // each % teachers}" for i in range(number)],
+            "rsr": [None if rng.random() < 0.1 else float(x) for x in rng.integers(1, 6, number)],  # many ties
+            "rsr_num_tokens": rng.integers(1, 4, number).tolist(),
+        }
+    ).shuffle(seed=seed)
+
+
+class TestGroups:
+    def test_lowest_of_each_group_in_source_order_with_ties_to_fewer_tokens(self):
+        best = select_trajectories(scored(), group_column="problem_id")
+        assert best["teacher"] == ["c", "c"] and best["rsr"] == [2.0, 4.0]
+        assert best.column_names == scored().column_names
+
+    def test_full_ties_go_to_the_first_row(self):
+        tied = scored(rsr=[2.0] * 6, rsr_num_tokens=[7] * 6)
+        assert select_trajectories(tied, group_column="problem_id")["teacher"] == ["a", "a"]
+
+    @pytest.mark.parametrize("prefer, sign", [("low", 1), ("high", -1)])
+    @pytest.mark.parametrize("keep", [1, 3, 99])
+    def test_equals_a_plain_loop(self, keep, prefer, sign):
+        pool = random_pool(seed=keep)
+        best = select_trajectories(pool, group_column="problem_id", keep_per_group=keep, prefer=prefer)
+        assert best["row"] == [pool["row"][i] for i in naive_best(pool.to_list(), keep, sign)]
+
+    def test_any_kind_of_dataset_gives_the_same_rows(self, tmp_path):
+        pool = random_pool(seed=3)
+        expected = select_trajectories(pool, group_column="problem_id").to_list()
+        pool.flatten_indices().save_to_disk(tmp_path, num_shards=3)
+        on_disk = datasets.load_from_disk(tmp_path)
+        pieces = datasets.concatenate_datasets([on_disk.select(range(0, 150)), on_disk.select(range(150, 400))])
+        for other in (on_disk, pieces, pool.with_format("torch", columns=["row"])):
+            assert select_trajectories(other, group_column="problem_id").with_format(None).to_list() == expected
+
+    def test_whole_number_groups_and_class_labels(self):
+        labelled = scored().cast_column("teacher", datasets.ClassLabel(names=["a", "b", "c"]))
+        assert select_trajectories(labelled, group_column="teacher")["rsr"] == [2.0, 3.0, 2.0]
+
+    def test_a_group_without_a_score_is_reported_and_gives_nothing(self):
+        lost = scored(rsr=[2.0, 3.0, 2.0, None, float("nan"), float("inf")])
+        with pytest.warns(UserWarning, match="1 of 2 groups in 'problem_id' have no scored trajectory.*'q'"):
+            assert select_trajectories(lost, group_column="problem_id")["problem_id"] == ["p"]
+
+    def test_counts(self):
+        selection = choose(scored(), Criteria(group_column="problem_id", require="correct", max_tokens=50))
+        assert selection.left_out == {"no finite score": 1, "not within 50 scored tokens": 2, "'correct' not true": 2}
+        assert selection.empty_groups == {"have no scored trajectory for which 'correct' is true": ["q"]}
+        assert (selection.num_rows, selection.num_groups, selection.rows.tolist()) == (6, 2, [1])
+
+
+class TestWithoutGroups:
+    def test_fraction_of_the_rows_that_have_a_score(self):
+        assert select_trajectories(scored(), keep_fraction=0.4)["rsr"] == [2.0, 2.0]
+        assert select_trajectories(scored(), keep_fraction=0.2, prefer="high")["rsr"] == [5.0]
+        assert select_trajectories(scored(), keep_fraction=1.0).num_rows == 5
+
+    def test_fraction_is_not_moved_by_rounding(self):
+        hundred = Dataset.from_dict({"rsr": np.arange(100.0)})
+        assert select_trajectories(hundred, keep_fraction=0.07).num_rows == 7
+
+    def test_threshold_includes_its_value(self):
+        assert select_trajectories(scored(), score_threshold=3.0)["rsr"] == [2.0, 3.0, 2.0]
+        assert select_trajectories(scored(), score_threshold=4.0, prefer="high")["rsr"] == [5.0, 4.0]
+        assert select_trajectories(scored(), score_threshold=0.5).num_rows == 0
+
+    def test_a_score_of_ones_own(self):
+        own = Dataset.from_dict({"judge": [1, 5, 3]})
+        assert select_trajectories(own, keep_fraction=0.3, score="judge", prefer="high")["judge"] == [5]
+
+
+class TestRequireAndLength:
+    def test_require_drops_groups_by_default_and_says_so(self):
+        with pytest.warns(UserWarning, match="'correct' is true and give nothing: 'q'"):
+            assert select_trajectories(scored(), group_column="problem_id", require="correct")["teacher"] == ["a"]
+
+    def test_require_can_let_any_row_in(self):
+        criteria = Criteria(group_column="problem_id", require="correct", when_none_qualifies="any")
+        selection = choose(scored(), criteria)
+        assert selection.rows.tolist() == [0, 5] and selection.relaxed_groups == ["q"]
+
+    def test_require_can_be_an_error(self):
+        with pytest.raises(ValueError, match="1 of 2 groups in 'problem_id'.*'correct' is true: 'q'"):
+            select_trajectories(scored(), "problem_id", require="correct", when_none_qualifies="error")
+
+    def test_max_tokens(self):
+        assert select_trajectories(scored(), "problem_id", max_tokens=30)["rsr"] == [3.0, 5.0]
+
+
+def total_under_cap(pool, share, keep=1):
+    best = select_trajectories(
+        pool, "problem_id", keep_per_group=keep, max_share_per_teacher=share, teacher_column="teacher"
+    )
+    return best, sum(best["rsr"])
+
+
+class TestCap:
+    @pytest.mark.parametrize("seed", range(6))
+    @pytest.mark.parametrize("keep", [1, 2])
+    def test_least_total_of_all_choices(self, seed, keep):
+        rng = np.random.default_rng(seed)
+        teacher = [t for _ in range(4) for t in ("a", "a", "b", "c")]
+        pool = Dataset.from_dict(
+            {
+                "problem_id": np.repeat(range(4), 4),
+                "teacher": teacher,
+                "rsr": rng.normal(3, 1, 16) - (np.array(teacher) == "a"),
+            }
+        )
+        share = 0.5
+        rows = pool.to_list()
+        per_group = [itertools.combinations(range(4 * g, 4 * g + 4), keep) for g in range(4)]
+        allowed = [
+            picks
+            for picks in (sum(choice, ()) for choice in itertools.product(*per_group))
+            if max(sum(rows[i]["teacher"] == t for i in picks) for t in "abc") <= share * 4 * keep
+        ]
+        least = min(sum(rows[i]["rsr"] for i in picks) for picks in allowed)
+        best, total = total_under_cap(pool, share, keep)
+        assert best.num_rows == 4 * keep
+        assert max(best["teacher"].count(t) for t in "abc") <= share * 4 * keep
+        assert total == pytest.approx(least, abs=1e-12)
+
+    def test_the_proven_bound_is_rounding(self):
+        pool = random_pool(seed=5, problems=500)
+        criteria = Criteria(group_column="problem_id", max_share_per_teacher=0.21, teacher_column="teacher")
+        selection = choose(pool, criteria)
+        assert len(selection.rows) == 500 and selection.excess_bound < 1e-6
+
+    def test_an_idle_cap_changes_nothing(self):
+        pool = random_pool(seed=6)
+        best, _ = total_under_cap(pool, 1.0)
+        assert best.to_list() == select_trajectories(pool, "problem_id").to_list()
+
+    def test_high_takes_the_highest_total(self):
+        pool = Dataset.from_dict({"p": [0, 0, 1, 1], "t": ["a", "b"] * 2, "rsr": [9.0, 1.0, 9.0, 5.0]})
+        options = dict(max_share_per_teacher=0.5, teacher_column="t", prefer="high")
+        assert select_trajectories(pool, "p", **options)["rsr"] == [9.0, 5.0]
+
+    def test_fraction_under_a_cap(self):
+        pool = Dataset.from_dict({"t": list("aaabbb"), "rsr": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
+        options = dict(max_share_per_teacher=0.5, teacher_column="t")
+        assert select_trajectories(pool, keep_fraction=4 / 6, **options)["rsr"] == [1.0, 2.0, 4.0, 5.0]
+
+    def test_a_cap_that_cannot_be_kept_names_the_smallest(self):
+        pool = Dataset.from_dict({"p": [0, 1, 2, 2], "t": ["a", "a", "a", "b"], "rsr": [1.0, 2.0, 3.0, 4.0]})
+        with pytest.raises(ValueError, match=r"at most 1 of them.*smallest share.* is 0.6667 \(2 of one teacher\)"):
+            select_trajectories(pool, "p", max_share_per_teacher=0.4, teacher_column="t")
+        assert select_trajectories(pool, "p", max_share_per_teacher=0.6667, teacher_column="t")["t"] == ["a", "a", "b"]
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        "options, message",
+        [
+            ({}, "exactly one of group_column.*got none"),
+            ({"group_column": "problem_id", "keep_fraction": 0.5}, "got group_column and keep_fraction"),
+            ({"keep_fraction": 0.5, "keep_per_group": 2}, "keep_per_group=2 needs group_column"),
+            ({"group_column": "problem_id", "keep_per_group": 0}, "1 or more, got 0"),
+            ({"keep_fraction": 0}, r"in \(0, 1\], got 0"),
+            ({"score_threshold": float("nan")}, "finite number, got nan"),
+            ({"keep_fraction": 0.5, "prefer": "lowest"}, "'low' or 'high', got 'lowest'"),
+            ({"keep_fraction": 0.5, "when_none_qualifies": "any"}, "needs require and group_column"),
+            ({"keep_fraction": 0.5, "max_tokens": 0}, "max_tokens must be 1 or more"),
+            ({"keep_fraction": 0.5, "max_share_per_teacher": 0.3}, "needs teacher_column"),
+            ({"keep_fraction": 0.5, "max_share_per_teacher": 3, "teacher_column": "teacher"}, r"in \(0, 1\], got 3"),
+            (
+                {"score_threshold": 3.0, "max_share_per_teacher": 0.3, "teacher_column": "teacher"},
+                "instead of score_threshold",
+            ),
+            ({"group_column": "problem"}, r"no column 'problem'; its columns are \['problem_id', 'teacher'"),
+            ({"keep_fraction": 0.5, "score": "teacher"}, "'teacher' must hold numbers, but it is string"),
+            ({"keep_fraction": 0.5, "require": "rsr"}, "'rsr' must hold true or false, but it is double"),
+        ],
+    )
+    def test_one_clear_error(self, options, message):
+        with pytest.raises(ValueError, match=message):
+            select_trajectories(scored(), **options)
+
+    def test_not_scored_says_how(self):
+        with pytest.raises(ValueError, match="no column 'rsr'.*Score it first with RSRScorer"):
+            select_trajectories(Dataset.from_dict({"prompt": ["a"]}), keep_fraction=0.5)
+
+    def test_nothing_but_nulls(self):
+        with pytest.raises(ValueError, match="None of the 6 rows has a finite score in 'rsr'"):
+            select_trajectories(scored(rsr=[None] * 6), "problem_id")
+
+    def test_null_groups(self):
+        with pytest.raises(ValueError, match="'problem_id' is null in 1 of 6 rows .the first is row 2"):
+            select_trajectories(scored(problem_id=["p", "p", None, "q", "q", "q"]), "problem_id")
+
+    def test_scores_of_two_students(self):
+        with pytest.raises(ValueError, match="scored by 2 different students.*'s1', 's2'"):
+            select_trajectories(scored(rsr_student=["s1"] * 5 + ["s2"]), "problem_id")
+
+    def test_streams(self):
+        with pytest.raises(TypeError, match="all of them at once.*not IterableDataset"):
+            select_trajectories(scored().to_iterable_dataset(), "problem_id")
+
+    def test_empty(self):
+        assert select_trajectories(scored().select([]), "problem_id").num_rows == 0
+
+
+def test_dataset_dict_is_chosen_from_split_by_split():
+    both = DatasetDict(train=scored(), test=scored().select([3, 4]))
+    best = select_trajectories(both, group_column="problem_id")
+    assert {split: rows["rsr"] for split, rows in best.items()} == {"train": [2.0, 4.0], "test": [5.0]}
