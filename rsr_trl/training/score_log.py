@@ -1,0 +1,108 @@
+"""What is told of the scores: numbers for the trainer's logs, a history for plots, and a section of the model card."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rsr_trl.training.score_table import ScoreTable
+
+
+HISTORY_DIR = "rsr_history"
+
+
+def summarize(rsr: np.ndarray, teachers: tuple[np.ndarray, list] | None = None) -> dict[str, float]:
+    """
+    Mean and quantiles of the finite scores, and the mean of each teacher. RSR: lower = more suitable.
+
+    Args:
+        rsr (float array of shape `(n,)`): NaN and infinite entries are left out.
+        teachers (pair, *optional*): Teacher number of each row, and the teachers' names.
+    """
+    finite = np.isfinite(rsr)
+    if not finite.any():
+        return {}
+    p10, median, p90 = np.quantile(rsr[finite], [0.1, 0.5, 0.9])
+    logs = {"rsr/mean": rsr[finite].mean(), "rsr/median": median, "rsr/p10": p10, "rsr/p90": p90}
+    if teachers is not None:
+        number, names = teachers
+        for i, name in enumerate(names):
+            if (own := finite & (number == i)).any():
+                logs[f"rsr/mean/{name}"] = rsr[own].mean()
+    return {name: float(value) for name, value in logs.items()}
+
+
+def spearman(before: np.ndarray, after: np.ndarray) -> float | None:
+    """Rank correlation of two scorings over the rows that have both; `None` where it isn't defined."""
+    both = ~(np.isnan(before) | np.isnan(after))
+    ranks = [_average_ranks(scores[both]) for scores in (before, after)]
+    if both.sum() < 2 or min(r.std() for r in ranks) == 0:
+        return None
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def _average_ranks(values: np.ndarray) -> np.ndarray:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+
+
+class ScoreHistory:
+    """
+    All scores ever measured, as parquet files that `datasets`, pandas and polars read as one table.
+
+    Args:
+        output_dir (`str`): Of the trainer; files go to `rsr_history/step-<step>-<kind>.parquet` below.
+        source_rows (int array of shape `(n,)`): Number of each row in the dataset that the user passed.
+    """
+
+    def __init__(self, output_dir: str, source_rows: np.ndarray):
+        self.folder, self.source_rows = Path(output_dir) / HISTORY_DIR, source_rows
+
+    def start(self, step: int | None) -> None:
+        """Drop what an earlier run left behind `step`; everything for `None`."""
+        for path in self.folder.glob("step-*.parquet"):
+            if step is None or int(path.stem.split("-")[1]) > step:
+                path.unlink()
+
+    def write(self, table: ScoreTable, rows: np.ndarray, step: int, kind: str) -> None:
+        """
+        Write the scores that some rows have now. `kind` says whence: a `"pass"`, training `"online"`, the `"dataset"`.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        data = {
+            "row": self.source_rows[rows],
+            "rsr": table.rsr[rows],
+            "rsr_mean_clipped_rank": table.mean_clipped_rank[rows],
+            "rsr_mean_surprisal": table.mean_surprisal[rows],
+            "step": table.step[rows],
+            "train_mode": table.train_mode[rows],
+        }
+        path = self.folder / f"step-{step:08d}-{kind}.parquet"
+        pq.write_table(pa.table(data), f"{path}.tmp")
+        os.replace(f"{path}.tmp", path)
+
+
+def card_section(how: dict[str, str], logs: dict[str, float]) -> str:
+    """
+    Section of a model card: how the data was scored and chosen, and the final scores.
+
+    Args:
+        how (`dict[str, str]`): Setting -> value.
+        logs (`dict[str, float]`): As [`summarize`] returns them.
+    """
+    lines = [
+        "## How the training data was scored",
+        "",
+        "Each trajectory has a Rank-Surprisal Ratio (RSR) of this student: clipped token ranks over surprisals. "
+        "**Lower means more suitable.**",
+        "",
+        "| setting | value |",
+        "|---|---|",
+        *(f"| {name} | {value} |" for name, value in how.items()),
+    ]
+    if logs:
+        lines += ["", "| score at the end of training | RSR (lower = more suitable) |", "|---|---|"]
+        lines += [f"| {name.removeprefix('rsr/')} | {value:.4g} |" for name, value in logs.items()]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,160 @@
+"""The live scores of a training set, one row an example.
+
+The trainer is its one writer and gives every process the same values; the sampler reads it. This file knows no model,
+no dataset row and no order.
+"""
+
+from os import PathLike
+
+import numpy as np
+import torch
+from datasets import Dataset
+from numpy.typing import ArrayLike
+from safetensors.torch import load_file, save_file
+
+from rsr_trl import columns
+from rsr_trl.equations import rsr_from_means
+from rsr_trl.selection.arrays import numbers, read_table
+
+
+class ScoreTable:
+    """
+    Rank-Surprisal Ratio of every example of a training set, its two parts, and when each was measured.
+
+    RSR is **lower = more suitable**. A row without scored tokens never has a score (NaN); a row that has tokens and
+    wasn't measured yet is NaN too.
+
+    Args:
+        num_tokens (int array of shape `(n,)`): Scored tokens of each example.
+
+    Attributes:
+        mean_clipped_rank (float64 array of shape `(n,)`): Mean clipped rank (1-based); NaN where not measured.
+        mean_surprisal (float64 array of shape `(n,)`): Mean surprisal in nats; NaN where not measured.
+        step (int64 array of shape `(n,)`):
+            Training steps the student had taken when the row was measured; -1 where not.
+        train_mode (bool array of shape `(n,)`):
+            Whether the row was measured in a training step (dropout on) instead of in a
+            scoring pass.
+        version (`int`): Grows with every change, so that a reader can tell whether to read again.
+
+    Example:
+
+    ```python
+    >>> table = ScoreTable.from_dataset(scored)  # the columns that RSRScorer adds
+    >>> table.update([3, 5], mean_clipped_rank=[4.0, 2.5], mean_surprisal=[0.8, 1.1], step=100)
+    >>> table.rsr[3]
+    np.float64(5.0)
+    ```
+    """
+
+    def __init__(self, num_tokens: ArrayLike):
+        self.num_tokens = np.array(num_tokens, dtype=np.int64)
+        if self.num_tokens.ndim != 1 or (self.num_tokens < 0).any():
+            raise ValueError("num_tokens must be a 1-D array of whole numbers, 0 or more.")
+        n = self.num_tokens.size
+        self.mean_clipped_rank, self.mean_surprisal = np.full(n, np.nan), np.full(n, np.nan)
+        self.step = np.full(n, -1, dtype=np.int64)
+        self.train_mode = np.zeros(n, dtype=bool)
+        self.version = 0
+
+    @classmethod
+    def from_dataset(cls, dataset: Dataset) -> "ScoreTable":
+        """
+        The scores that [`RSRScorer`] or `rsr score` put into `dataset`, as measured at step 0.
+
+        Raises:
+            `ValueError`: for a missing score column, or a row with scored tokens but without a score.
+        """
+        names = [columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL, columns.NUM_TOKENS]
+        data = read_table(dataset, names)
+        ranks, surprisals, num_tokens = (numbers(data, name) for name in names)
+        table = cls(np.nan_to_num(num_tokens).astype(np.int64))
+        rows = np.flatnonzero(table.num_tokens)
+        table.update(rows, ranks[rows], surprisals[rows], step=0)
+        return table
+
+    def __len__(self) -> int:
+        return self.num_tokens.size
+
+    @property
+    def rsr(self) -> np.ndarray:
+        """Ratio of each row, Eq. 7; float64 of shape `(n,)`, lower = more suitable, NaN where there is none."""
+        return rsr_from_means(self.mean_clipped_rank, self.mean_surprisal)
+
+    def update(
+        self,
+        rows: ArrayLike,
+        mean_clipped_rank: ArrayLike,
+        mean_surprisal: ArrayLike,
+        step: int,
+        train_mode: bool = False,
+    ) -> None:
+        """
+        Write new measurements of some rows.
+
+        Args:
+            rows (int array of shape `(m,)`): Distinct rows, each with scored tokens.
+            mean_clipped_rank (array of shape `(m,)`): 1 or more.
+            mean_surprisal (array of shape `(m,)`): Nats, 0 or more.
+            step (`int`): Training steps the student has taken.
+            train_mode (`bool`, *optional*, defaults to `False`): Whether a training step measured them.
+
+        Raises:
+            `ValueError`: for arrays of different lengths, rows that don't exist or have no scored token, or values
+            that
+                aren't measurements (NaN, infinite); names the first such row.
+        """
+        rows = np.asarray(rows, dtype=np.int64)
+        ranks, surprisals = np.asarray(mean_clipped_rank, np.float64), np.asarray(mean_surprisal, np.float64)
+        if not rows.shape == ranks.shape == surprisals.shape or rows.ndim != 1:
+            raise ValueError(
+                "rows, mean_clipped_rank and mean_surprisal must be 1-D arrays of one length, got shapes "
+                f"{rows.shape}, {ranks.shape} and {surprisals.shape}."
+            )
+        if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
+            raise ValueError(f"rows must be in [0, {len(self)}), got {rows.min()} to {rows.max()}.")
+        if (empty := rows[self.num_tokens[rows] == 0]).size:
+            raise ValueError(f"Row {empty[0]} has no scored token and can't have a score.")
+        bad = ~(np.isfinite(ranks) & np.isfinite(surprisals) & (ranks >= 1) & (surprisals >= 0))
+        if bad.any():
+            i = np.flatnonzero(bad)[0]
+            raise ValueError(
+                f"{bad.sum()} of {rows.size} scores aren't numbers that a language model can give, the first is row "
+                f"{rows[i]}: mean clipped rank {ranks[i]}, mean surprisal {surprisals[i]}. NaN means that the "
+                "student's logits are broken: check its weights and dtype."
+            )
+        self.mean_clipped_rank[rows], self.mean_surprisal[rows] = ranks, surprisals
+        self.step[rows], self.train_mode[rows] = step, train_mode
+        self.version += 1
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        arrays = {name: torch.from_numpy(getattr(self, name)) for name in _COLUMNS}
+        return arrays | {"version": torch.tensor(self.version)}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Take over a saved state. `ValueError` if it is of other examples than this table's."""
+        saved = state["num_tokens"].numpy()
+        if not np.array_equal(saved, self.num_tokens):
+            raise ValueError(
+                f"The saved scores are of {saved.size} examples with {saved.sum()} scored tokens, the training set "
+                f"has {len(self)} with {self.num_tokens.sum()}. Resume with the dataset, tokenizer and max_length of "
+                "the run that saved them."
+            )
+        for name in _COLUMNS:
+            setattr(self, name, state[name].numpy().copy())
+        self.version = int(state["version"])
+
+    def save(self, path: str | PathLike) -> None:
+        """Write the table to a safetensors file."""
+        save_file(self.state_dict(), path)
+
+    @classmethod
+    def load(cls, path: str | PathLike) -> "ScoreTable":
+        """Read a table from a file that [`ScoreTable.save`] wrote."""
+        state = load_file(path)
+        table = cls(state["num_tokens"].numpy())
+        table.load_state_dict(state)
+        return table
+
+
+_COLUMNS = ("num_tokens", "mean_clipped_rank", "mean_surprisal", "step", "train_mode")

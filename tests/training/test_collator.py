@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+from torch.utils.data import DataLoader
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig, SFTTrainer
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from rsr_trl.training.collator import RSRDataCollator
+from rsr_trl.training.epoch_rows import MASKED_ROW, DrawnRows
+from tests.training.runs import DEFAULTS, examples, recording, rows_of_steps
+
+
+ROWS = [
+    {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "rsr": 2.0},
+    {"input_ids": [8, 9], "labels": [8, 9], "rsr": 5.0},
+    {"input_ids": [1, 2, 3, 4], "labels": [1, 2, 3, 4], "rsr": None},
+    {"input_ids": [3, 3], "labels": [3, 3], "rsr": float("inf")},
+]
+
+
+def same(batch, expected):
+    assert batch.keys() == expected.keys()
+    assert all(torch.equal(torch.as_tensor(batch[name]), torch.as_tensor(expected[name])) for name in batch)
+
+
+@pytest.mark.parametrize("settings", [{}, {"padding_free": True}, {"pad_to_multiple_of": 8}], ids=str)
+def test_without_a_threshold_it_is_trls_collator(settings):
+    same(
+        RSRDataCollator(pad_token_id=0, **settings)(ROWS),
+        DataCollatorForLanguageModeling(pad_token_id=0, **settings)(ROWS),
+    )
+    assert isinstance(RSRDataCollator(pad_token_id=0), DataCollatorForLanguageModeling)  # SFTTrainer asks
+
+
+@pytest.mark.parametrize(
+    ("prefer", "threshold", "kept"),
+    [("low", 2.0, [0]), ("low", 5.0, [0, 1]), ("high", 5.0, [1]), ("high", 1.0, [0, 1])],
+)
+def test_rows_past_the_threshold_or_without_a_score_are_dropped_and_counted(prefer, threshold, kept):
+    collator = RSRDataCollator(pad_token_id=0, score_threshold=threshold, prefer=prefer)
+    same(collator(ROWS), DataCollatorForLanguageModeling(pad_token_id=0)([ROWS[i] for i in kept]))
+    assert collator.num_dropped == len(ROWS) - len(kept)
+    collator(ROWS)
+    assert collator.num_dropped == 2 * (len(ROWS) - len(kept))
+
+
+def test_when_all_rows_go_a_fully_masked_one_stays():
+    batch = RSRDataCollator(pad_token_id=0, score_threshold=1.0)(ROWS)
+    assert batch["input_ids"].shape == (1, 2) and (batch["labels"] == -100).all()
+
+
+def test_rows_masked_at_the_draw_are_dropped_whatever_they_score():
+    rows = DrawnRows(Dataset.from_list([{k: row[k] for k in ("input_ids", "labels")} for row in ROWS]), 3, 4)
+    collator = RSRDataCollator(pad_token_id=0)
+    same(collator(rows.__getitems__([1, 4, 8, 3])), DataCollatorForLanguageModeling(0)([ROWS[1], ROWS[3]]))
+    assert (collator(rows.__getitems__([4, 8]))["labels"] == -100).all()
+    assert rows[5] == MASKED_ROW and rows[2]["rsr_row"] == 2 and len(rows) == 3
+
+
+@pytest.mark.parametrize("padding_free", [False, True])
+def test_passes_on_which_tokens_are_scored(padding_free):
+    masks = [[False, True, True], [], [False, True, False, True]]  # the second can't be scored
+    rows = [
+        {"input_ids": r["input_ids"], "labels": r["labels"], "rsr_scored": m, "rsr_row": i}
+        for i, (r, m) in enumerate(zip(ROWS, masks, strict=False))
+    ]
+    batch = RSRDataCollator(pad_token_id=0, with_scored=True, padding_free=padding_free)([*rows, MASKED_ROW])
+    assert batch["rsr_row"].tolist() == [0, 1, 2] and batch["rsr_num_scored"].tolist() == [2, 0, 2]
+    assert batch["rsr_scored"].shape == batch["input_ids"].shape
+    assert batch["input_ids"][batch["rsr_scored"]].tolist() == [6, 7, 2, 4]
+    masked = RSRDataCollator(pad_token_id=0, with_scored=True, padding_free=padding_free)([MASKED_ROW])
+    assert masked["rsr_row"].tolist() == [-1] and not masked["rsr_scored"].any()
+
+
+def test_counts_in_worker_processes():
+    collator = RSRDataCollator(pad_token_id=0, score_threshold=2.0)
+    list(DataLoader(ROWS * 10, batch_size=2, num_workers=2, collate_fn=collator))
+    assert collator.num_dropped == 30
+
+
+def test_a_missing_score_column_says_what_to_do():
+    with pytest.raises(ValueError, match="remove_unused_columns=False"):
+        RSRDataCollator(pad_token_id=0, score_threshold=2.0)([{"input_ids": [1, 2], "labels": [1, 2]}])
+    with pytest.raises(ValueError, match="lower is more suitable"):
+        RSRDataCollator(pad_token_id=0, prefer="lowest")
+
+
+def test_filters_in_a_plain_sft_trainer(tmp_path, tiny_student_path):
+    rows, scores = examples(12), np.random.default_rng(0).uniform(1, 9, 12).tolist()
+    collator = RSRDataCollator(pad_token_id=0, score_threshold=5.0)
+    trainer = recording(SFTTrainer)(
+        AutoModelForCausalLM.from_pretrained(tiny_student_path),
+        args=SFTConfig(str(tmp_path), **DEFAULTS | {"remove_unused_columns": False, "num_train_epochs": 1}),
+        data_collator=collator,
+        train_dataset=Dataset.from_list(rows).add_column("rsr", scores),
+        processing_class=AutoTokenizer.from_pretrained(tiny_student_path),
+    )
+    trainer.record = []
+    trainer.train()
+    ids = [" ".join(map(str, row)) for row in trainer.train_dataset["input_ids"]]
+    trained = sorted(sum(rows_of_steps([{"record": trainer.record}]).values(), []))
+    assert trained == sorted(row for row, score in zip(ids, scores, strict=True) if score <= 5.0)
+    assert collator.num_dropped == sum(score > 5.0 for score in scores)

@@ -1,0 +1,88 @@
+import warnings
+
+import pytest
+from transformers.utils import is_torch_bf16_gpu_available
+from trl import SFTConfig, TrlParser
+
+from rsr_trl.training.config import RSRSFTConfig
+
+
+def test_defaults_are_those_of_sft_config_except_bf16_without_a_gpu():
+    ours, theirs = RSRSFTConfig("out"), SFTConfig("out", bf16=False)
+    assert ours.bf16 == is_torch_bf16_gpu_available()
+    different = {
+        name
+        for name, value in theirs.to_dict().items()
+        if name not in ("bf16", "logging_dir") and ours.to_dict()[name] != value
+    }
+    assert different == set()
+
+
+def test_builds_without_a_warning():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RSRSFTConfig("out")
+        RSRSFTConfig("out", gradient_checkpointing=False)
+
+
+def test_a_plain_sft_config_keeps_all_its_settings():
+    plain = SFTConfig(
+        "out", bf16=False, eos_token="</s>", hub_token="secret", max_length=77, activation_checkpointing=False
+    )
+    ours = RSRSFTConfig.from_sft_config(plain)
+    assert ours.hub_token == "secret" and ours.eos_token == "</s>"
+    theirs = plain.to_dict()
+    assert {name: value for name, value in ours.to_dict().items() if name in theirs} == theirs
+
+
+def test_is_read_from_the_command_line():
+    arguments = "--output_dir o --rsr_rescore_strategy steps --rsr_rescore_steps 0.1 --rsr_group_column problem_id"
+    (config,) = TrlParser(RSRSFTConfig).parse_args_and_config(arguments.split())
+    assert (config.rsr_rescore_strategy, config.rsr_rescore_steps) == ("steps", 0.1)
+    assert config.rsr_group_column == "problem_id" and config.rsr_r_max == 100
+
+
+@pytest.mark.parametrize(
+    ("given", "max_steps", "steps"), [(50, 1000, 50), (0.1, 1000, 100), (0.1, 1001, 101), (0.01, 5, 1)]
+)
+def test_rescore_steps_may_be_a_ratio(given, max_steps, steps):
+    config = RSRSFTConfig("out", rsr_rescore_strategy="steps", rsr_rescore_steps=given)
+    assert config.rescore_every(max_steps) == steps
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"packing": True}, "set packing=False"),
+        ({"eval_packing": True, "eval_strategy": "epoch"}, "set eval_packing=False"),
+        ({"train_sampling_strategy": "group_by_length"}, "set rsr_sampling"),
+        ({"train_sampling_strategy": "sequential"}, "leave it at 'random'"),
+        ({"dataset_kwargs": {"skip_prepare_dataset": True}}, "before tokenization"),
+        ({"accelerator_config": {"split_batches": True}}, "split_batches"),
+        ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches"),
+        ({"rsr_group_column": "p", "rsr_keep_fraction": 0.5}, "set one of them"),
+        ({"rsr_keep_per_group": 2}, "needs rsr_group_column"),
+        ({"rsr_rescore_strategy": "steps"}, "needs rsr_rescore_steps"),
+        ({"rsr_rescore_steps": 5}, "needs rsr_rescore_strategy='steps'"),
+        ({"rsr_rescore_strategy": "online", "num_train_epochs": 1}, "there is only one"),
+        ({"rsr_rescore_strategy": "online", "torch_compile": True}, "torch_compile=False"),
+        ({"rsr_prefer": "lower"}, "rsr_prefer must be one of 'low', 'high', got 'lower'"),
+        ({"rsr_sampling": "best"}, "rsr_sampling must be one of"),
+        ({"rsr_rescore_strategy": "epochs"}, "rsr_rescore_strategy must be one of"),
+        ({"rsr_keep_fraction": 0.0}, "rsr_keep_fraction"),
+        ({"rsr_temperature": 0.0}, "rsr_sampling='ordered'"),
+        ({"rsr_r_max": 0}, "rsr_r_max"),
+        ({"rsr_max_batch_tokens": 0}, "rsr_max_batch_tokens"),
+        ({"rsr_rescore_strategy": "steps", "rsr_rescore_steps": 1.5}, "whole number"),
+        ({"rsr_rescore_strategy": "steps", "rsr_rescore_steps": -1}, "whole number"),
+    ],
+    ids=str,
+)
+def test_contradictions_say_what_to_set(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RSRSFTConfig("out", **settings)
+
+
+def test_keep_end_is_refused():
+    with pytest.warns(FutureWarning), pytest.raises(ValueError, match="set truncation_mode='keep_start'"):
+        RSRSFTConfig("out", truncation_mode="keep_end")

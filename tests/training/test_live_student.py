@@ -1,0 +1,149 @@
+import json
+import os
+import random
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from trl.trainer.utils import add_fused_lm_head
+
+from rsr_trl.equations import trajectory_means
+from rsr_trl.training.live_student import add_rsr_head, score_rows, token_means, undisturbed
+from tests.training import sharded
+from tests.training.runs import REPOSITORY
+
+
+@torch.no_grad()
+def naive(model, ids: list[int], scored: list[bool]) -> tuple[list[int], list[float]]:
+    """Ranks and surprisals from the model's own logits, in float64."""
+    logits = model(input_ids=torch.tensor([ids])).logits[0].double()
+    ranks, surprisals = [], []
+    for position in np.flatnonzero(scored):
+        row, target = logits[position - 1], ids[position]
+        ranks.append(1 + int((row > row[target]).sum()))
+        surprisals.append(float(row.logsumexp(-1) - row[target]))
+    return ranks, surprisals
+
+
+@pytest.mark.parametrize("batches", [[[0], [1], [2], [3], [4]], [[4, 0, 2], [1, 3]], [[0, 1, 2, 3, 4]]], ids=str)
+def test_scores_are_those_of_the_definition_however_rows_are_batched(tiny_student, batches):
+    model, dataset = tiny_student(), sharded.rows()
+    expected = [trajectory_means(*naive(model, *row.values()), [sum(row["rsr_scored"])], 100) for row in dataset]
+    add_rsr_head(model)
+    rows, ranks, surprisals = score_rows(model, Accelerator(cpu=True), dataset, batches, 100, 0, False)
+    assert rows.tolist() == sum(batches, [])
+    np.testing.assert_allclose(ranks, [expected[row][0][0] for row in rows])
+    np.testing.assert_allclose(surprisals, [expected[row][1][0] for row in rows], rtol=1e-5)
+
+
+def test_the_training_forward_is_the_same_with_and_without_scores(tiny_student):
+    losses, gradients = [], []
+    for targets in (None, torch.tensor([[-100, -100, 5, 6, -100], [-100, 3, 7, -100, -100]])):
+        model = tiny_student(attention_dropout=0.1).train()
+        add_fused_lm_head(model)
+        head = add_rsr_head(model)
+        ids = torch.tensor([[1, 4, 5, 6, 2], [8, 3, 7, 2, 0]])
+        mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
+        torch.manual_seed(0)
+        given = {} if targets is None else {"rsr_targets": targets}
+        output = model(
+            input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100), fused_lm_head=True, **given
+        )
+        output.loss.backward()
+        losses.append(output.loss.item())
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    assert losses[0] == losses[1]
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    stats = head.take()
+    assert stats.ranks.shape == stats.surprisals.shape == (4,) and not stats.surprisals.requires_grad
+    assert head.last is None
+    assert not model.model._forward_hooks
+
+
+def test_training_scores_are_those_of_the_definition(tiny_student):
+    model = tiny_student()
+    ids, scored = [1, 4, 5, 6, 2, 9], [False, False, True, True, False, True]
+    expected = naive(model, ids, scored)
+    add_fused_lm_head(model)
+    head = add_rsr_head(model)
+    targets = torch.tensor([[token if s else -100 for token, s in zip(ids, scored, strict=True)]])
+    model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids]), rsr_targets=targets, fused_lm_head=True)
+    stats = head.take()
+    assert stats.ranks.tolist() == expected[0]
+    assert stats.surprisals.tolist() == pytest.approx(expected[1], rel=1e-5)
+
+
+def test_without_targets_the_model_is_what_it_was(tiny_student):
+    model, ids = tiny_student(), torch.tensor([[1, 2, 3]])
+    before = model(input_ids=ids).logits
+    add_rsr_head(model)
+    assert torch.equal(model(input_ids=ids).logits, before)
+    assert torch.equal(
+        model.generate(ids, max_new_tokens=3, do_sample=False), tiny_student().generate(ids, max_new_tokens=3)
+    )
+
+
+def test_a_row_with_broken_logits_is_nan_and_the_others_are_not():
+    ranks, surprisals = torch.tensor([1, 2, 3, 4]), torch.tensor([1.0, 2.0, float("nan"), 4.0])
+    found = token_means(ranks, surprisals, [1, 0, 2, 1], r_max=3)
+    np.testing.assert_array_equal(found, [[1, np.nan, np.nan, 3], [1, np.nan, np.nan, 4]])
+
+
+class Modes:
+    """An optimizer that notes the mode it is in, as schedule-free ones have them."""
+
+    mode = "train"
+
+    def train(self):
+        self.mode = "train"
+
+    def eval(self):
+        self.mode = "eval"
+
+
+def test_undisturbed_leaves_everything_as_it_was(tiny_student):
+    model, optimizer = tiny_student().train(), Modes()
+    model.model.layers[0].eval()  # a user's frozen part
+    modes = [module.training for module in model.modules()]
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    expected = random.random(), np.random.rand(), torch.rand(1).item()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    with undisturbed(model, optimizer):
+        assert not any(module.training for module in model.modules()) and optimizer.mode == "eval"
+        random.random(), np.random.rand(), torch.rand(3)
+    assert (random.random(), np.random.rand(), torch.rand(1).item()) == expected
+    assert [module.training for module in model.modules()] == modes and optimizer.mode == "train"
+    with pytest.raises(KeyError), undisturbed(model, optimizer):
+        raise KeyError
+    assert [module.training for module in model.modules()] == modes and optimizer.mode == "train"
+
+
+@pytest.mark.distributed
+def test_under_fsdp2_scores_are_those_of_one_process(tmp_path, tiny_student_path):
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        sharded.__file__,
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(
+        [*command, tiny_student_path, str(tmp_path / "result.json")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = json.loads((tmp_path / "result.json").read_text())
+    expected = sharded.score(tiny_student_path, shard=False)
+    assert found["rows"] == expected["rows"] and found["ranks"] == expected["ranks"]
+    assert found["surprisals"] == pytest.approx(expected["surprisals"], rel=1e-5)
+    assert found["online"][0] == expected["online"][0] and found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert found["online"][1] == pytest.approx(expected["online"][1], rel=1e-5)

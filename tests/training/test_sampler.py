@@ -1,0 +1,309 @@
+import itertools
+import random
+
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler
+from torch.utils.data import BatchSampler, DataLoader
+
+from rsr_trl.training.sampler import RSRSampler
+from rsr_trl.training.score_table import ScoreTable
+
+
+def table_of(scores, num_tokens=None) -> ScoreTable:
+    """A table with these ratios; NaN is a row without scored tokens."""
+    scores = np.asarray(scores, dtype=float)
+    table = ScoreTable(np.where(np.isnan(scores), 0, 5) if num_tokens is None else num_tokens)
+    set_scores(table, scores)
+    return table
+
+
+def set_scores(table: ScoreTable, scores) -> None:
+    rows = np.flatnonzero(table.num_tokens)
+    table.update(
+        rows, 1 + np.asarray(scores, float)[rows], (1 + np.asarray(scores, float)[rows]) / np.asarray(scores)[rows], 0
+    )
+    np.testing.assert_allclose(table.rsr[rows], np.asarray(scores)[rows])
+
+
+def scores_of(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(n) + 1.0
+
+
+def test_ordered_is_the_sorted_order_with_unscored_rows_last():
+    sampler = RSRSampler(table_of([3.0, 1.0, np.nan, 2.0]), sampling="ordered")
+    assert list(sampler) == [1, 3, 0, 2]
+    assert list(RSRSampler(table_of([3.0, 1.0, np.nan, 2.0]), sampling="ordered", prefer="high")) == [0, 3, 1, 2]
+
+
+def test_ties_are_broken_by_seed_and_epoch():
+    orders = set()
+    for seed, epoch in itertools.product(range(3), range(2)):
+        sampler = RSRSampler(table_of([1.0] * 20 + [0.5]), sampling="ordered", seed=10 * seed)
+        sampler.set_epoch(epoch)
+        order = list(sampler)
+        assert order[0] == 20 and sorted(order) == list(range(21))
+        orders.add(tuple(order))
+    assert len(orders) == 6
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 5])
+def test_random_is_the_order_that_accelerate_gives_sft_trainer(epoch):
+    sampler = RSRSampler(table_of(scores_of(37)), sampling="random", seed=42)
+    theirs = SeedableRandomSampler(range(37), generator=None, data_seed=42)
+    sampler.set_epoch(epoch)
+    theirs.set_epoch(epoch)
+    assert list(sampler) == list(theirs)
+
+
+def test_weighted_draws_follow_the_stated_distribution():
+    """
+    First draws against the weights exp(-rank / (temperature * n)), and second draws given the first, by chi-square.
+    """
+    n, epochs, temperature = 5, 20_000, 0.5
+    scores = np.array([3.0, 1.0, 5.0, 2.0, 4.0])
+    sampler = RSRSampler(table_of(scores), temperature=temperature)
+    weights = np.exp(-(scores - 1) / (temperature * n))
+    first, second = np.zeros(n), np.zeros((n, n))
+    for epoch in range(epochs):
+        sampler.set_epoch(epoch)
+        a, b = itertools.islice(iter(sampler), 2)
+        first[a] += 1
+        second[a, b] += 1
+    expected = epochs * weights / weights.sum()
+    assert ((first - expected) ** 2 / expected).sum() < 18.5  # chi-square, 4 degrees of freedom, p = 0.001
+    for a in range(n):
+        rest = weights.copy()
+        rest[a] = 0
+        expected = first[a] * rest / rest.sum()
+        assert ((second[a] - expected)[rest > 0] ** 2 / expected[rest > 0]).sum() < 16.3  # 3 degrees of freedom
+
+
+def test_temperature_leads_from_ordered_to_random():
+    scores = scores_of(200)
+
+    def disorder(temperature):
+        order = list(RSRSampler(table_of(scores), temperature=temperature))
+        return np.corrcoef(scores[order], np.arange(200))[0, 1]
+
+    assert disorder(1e-6) == pytest.approx(1.0)
+    assert 0.95 > disorder(0.2) > 0.5
+    assert abs(disorder(1e6)) < 0.2
+
+
+SETTINGS = [
+    {},
+    {"sampling": "ordered"},
+    {"sampling": "random"},
+    {"keep_fraction": 0.34},
+    {"sampling": "ordered", "keep_fraction": 0.34, "prefer": "high"},
+    {"sampling": "random", "keep_fraction": 0.5},
+    {"groups": np.arange(41) % 7},
+    {"sampling": "ordered", "groups": np.arange(41) % 7, "keep_per_group": 3},
+    {"sampling": "random", "groups": np.arange(41) // 5, "keep_per_group": 2},
+    {"score_threshold": 20.0},
+    {"sampling": "ordered", "score_threshold": 20.0, "prefer": "high"},
+    {"groups": np.arange(41) % 7, "keep_per_group": 2, "score_threshold": 10.0},
+]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_each_kept_example_comes_once_however_scores_change(settings, seed):
+    """Scores change at random moments; the length stays, nothing repeats, and quotas hold exactly."""
+    rng = random.Random(seed)
+    scores = scores_of(41, seed)
+    scores[[4, 20]] = np.nan
+    table = table_of(scores)
+    sampler = RSRSampler(table, pad_to_multiple_of=4, seed=seed, **settings)
+    length = len(sampler)
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        drawn = []
+        for index in sampler:
+            drawn.append(index)
+            if rng.random() < 0.2:
+                set_scores(table, np.where(np.isnan(scores), np.nan, scores_of(41, rng.randrange(1000))))
+        assert len(drawn) == len(sampler) == length and length % 4 == 0
+        padding = drawn[sampler.num_kept :]
+        assert all(index == 82 for index in padding) and len(padding) < 4
+        rows = [index % 41 for index in drawn[: sampler.num_kept]]
+        assert len(set(rows)) == sampler.num_kept
+        if "groups" in settings:
+            counts = np.bincount(settings["groups"][rows], minlength=settings["groups"].max() + 1)
+            available = np.bincount(settings["groups"][~np.isnan(scores)])
+            np.testing.assert_array_equal(counts, np.minimum(available, settings.get("keep_per_group", 1)))
+        elif "keep_fraction" in settings:
+            assert sampler.num_kept == int(np.ceil(settings["keep_fraction"] * 39))
+        else:
+            assert sampler.num_kept == 41
+
+
+def test_keep_fraction_takes_the_best_and_never_an_unscored_row():
+    scores = scores_of(30)
+    scores[scores <= 2] = np.nan  # the two that would be the best
+    for sampling in ("weighted", "ordered", "random"):
+        drawn = list(RSRSampler(table_of(scores), sampling=sampling, keep_fraction=0.25))
+        assert sorted(drawn) == sorted(np.argsort(scores)[:7].tolist())
+
+
+def test_groups_give_their_best_rows():
+    scores, groups = scores_of(40), np.arange(40) % 8
+    drawn = list(RSRSampler(table_of(scores), groups=groups, keep_per_group=2))
+    expected = [row for g in range(8) for row in sorted(np.flatnonzero(groups == g), key=lambda i: scores[i])[:2]]
+    assert sorted(drawn) == sorted(expected)
+
+
+def test_a_group_that_was_drawn_is_done_and_the_others_choose_anew():
+    table = table_of([1.0, 9.0, 2.0, 8.0])
+    sampler = RSRSampler(table, sampling="ordered", groups=[0, 0, 1, 1])
+    draws = iter(sampler)
+    assert next(draws) == 0
+    set_scores(table, np.array([9.0, 0.5, 8.0, 2.0]))  # the other row of either group is better now
+    assert list(draws) == [3]
+
+
+def test_rows_past_the_threshold_come_last_and_are_drawn_masked():
+    scores = np.array([4.0, 1.0, 3.0, 2.0, np.nan])
+    for sampling in ("weighted", "ordered", "random"):
+        drawn = list(RSRSampler(table_of(scores), sampling=sampling, score_threshold=2.0))
+        assert sorted(drawn[:2]) == [1, 3]
+        assert sorted(drawn[2:]) == [5 + 0, 5 + 2, 5 + 4]
+    sampler = RSRSampler(table_of(scores), score_threshold=2.0)
+    list(sampler)
+    assert sampler.num_masked(2) == 0 and sampler.num_masked(4) == 2
+    assert sampler.kept_share() == pytest.approx(2 / 5)
+
+
+def test_the_threshold_is_decided_at_the_draw():
+    table = table_of([1.0, 5.0, 6.0])
+    draws = iter(RSRSampler(table, sampling="ordered", score_threshold=2.0))
+    assert next(draws) == 0
+    set_scores(table, np.array([9.0, 5.0, 1.5]))
+    assert list(draws) == [2, 3 + 1]
+
+
+def test_reading_unchanged_scores_again_changes_no_order():
+    for settings in SETTINGS:
+        scores = scores_of(41)
+        quiet, busy = (RSRSampler(table_of(scores), seed=3, **settings) for _ in range(2))
+        drawn = []
+        for index in busy:
+            drawn.append(index)
+            set_scores(busy.table, scores)  # a new version with the same values
+        assert drawn == list(quiet)
+
+
+def test_what_is_committed_stays_and_the_rest_follows_a_refresh():
+    table = table_of(scores_of(20))
+    sampler = RSRSampler(table, sampling="ordered", live=False)
+    order = list(np.argsort(table.rsr))
+    draws = iter(sampler)
+    assert next(draws) == order[0]
+    sampler.commit(6)
+    set_scores(table, 21 - table.rsr)
+    assert set(sampler.candidates()) == set(order[6:])
+    sampler.refresh()
+    assert list(draws) == order[1:6] + order[:5:-1]
+
+
+def test_without_live_the_table_is_read_at_the_start_of_an_epoch():
+    table = table_of(scores_of(10))
+    sampler = RSRSampler(table, sampling="ordered", live=False)
+    draws, order = iter(sampler), list(np.argsort(table.rsr))
+    first = next(draws)
+    set_scores(table, 11 - table.rsr)
+    assert [first, *draws] == order
+    assert list(sampler) == order[::-1]
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@pytest.mark.parametrize("drawn", [1, 5, 12])
+def test_a_restored_sampler_goes_on_as_the_first_would_have(settings, drawn):
+    def start():
+        return RSRSampler(table_of(scores_of(41)), seed=1, live=False, pad_to_multiple_of=4, **settings)
+
+    def change(sampler):
+        set_scores(sampler.table, scores_of(41, 9))
+        sampler.refresh()
+
+    whole = start()
+    whole.set_epoch(2)
+    draws = iter(whole)
+    begun = list(itertools.islice(draws, drawn))
+    whole.commit(drawn + 2)
+    change(whole)
+    state = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
+    saved_table = {name: tensor.clone() for name, tensor in whole.table.state_dict().items()}
+    rest = list(draws)
+
+    resumed = start()
+    resumed.table.load_state_dict(saved_table)
+    resumed.load_state_dict(state)
+    resumed.set_epoch(2)
+    assert list(resumed) == begun + rest
+    resumed.set_epoch(3), whole.set_epoch(3)
+    assert list(resumed) == list(whole)
+
+
+def test_a_state_of_other_rows_is_refused():
+    state = RSRSampler(table_of(scores_of(10))).state_dict()
+    with pytest.raises(ValueError, match="10 rows.*9 rows"):
+        RSRSampler(table_of(scores_of(9))).load_state_dict(state)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("n", [1, 7, 24, 25])
+def test_processes_share_one_stream_and_accelerate_repeats_nothing(n, processes):
+    """Through accelerate's own sharding, as in the trainer: each row once, and equally many batches everywhere."""
+    batch_size = 4
+    shards = []
+    for rank in range(processes):
+        sampler = RSRSampler(table_of(scores_of(n)), pad_to_multiple_of=batch_size * processes)
+        batches = BatchSampler(sampler, batch_size, drop_last=False)
+        shards.append(list(BatchSamplerShard(batches, processes, rank) if processes > 1 else batches))
+    assert len({len(shard) for shard in shards}) == 1
+    drawn = [index for batches in zip(*shards, strict=True) for batch in batches for index in batch]
+    assert drawn == list(sampler)
+    assert sorted(index for index in drawn if index < n) == list(range(n))
+
+
+def test_works_alone_with_a_plain_data_loader_and_follows_the_table():
+    table = table_of(scores_of(12))
+    loader = DataLoader(torch.arange(12), batch_size=3, sampler=RSRSampler(table, sampling="ordered"))
+    seen = []
+    for batch in loader:
+        seen += batch.tolist()
+        if len(seen) == 6:
+            set_scores(table, 13 - table.rsr)
+    best_first = list(np.argsort(scores_of(12)))
+    assert seen == best_first[:6] + best_first[:5:-1]
+    masked = DataLoader(torch.arange(12), sampler=RSRSampler(table, score_threshold=0.5))
+    with pytest.raises(IndexError):  # rather than a wrong row
+        list(masked)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampling": "best"}, "sampling must be"),
+        ({"prefer": "higher"}, "lower is more suitable"),
+        ({"temperature": 0}, "temperature"),
+        ({"keep_fraction": 0}, "keep_fraction"),
+        ({"keep_fraction": 1.2}, "keep_fraction"),
+        ({"groups": [0, 1]}, "one group for each of 3 rows"),
+        ({"groups": [0, 1, 2], "keep_fraction": 0.5}, "not both"),
+        ({"groups": [0, 1, 2], "keep_per_group": 0}, "keep_per_group"),
+    ],
+)
+def test_bad_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RSRSampler(table_of([1.0, 2.0, 3.0]), **settings)
+
+
+def test_nothing_to_draw_is_refused():
+    with pytest.raises(ValueError, match="empty"):
+        RSRSampler(ScoreTable([]))
+    with pytest.raises(ValueError, match="nothing to choose from"):
+        RSRSampler(ScoreTable([0, 0]), keep_fraction=0.5)

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from rsr_trl.training.score_table import ScoreTable
+
+
+@pytest.fixture
+def table() -> ScoreTable:
+    table = ScoreTable([3, 0, 7, 2])
+    table.update([0, 3], [4.0, 9.0], [2.0, 1.5], step=5)
+    return table
+
+
+def test_rsr_is_the_ratio_of_the_parts_and_nan_where_nothing_was_measured(table):
+    np.testing.assert_array_equal(table.rsr, [2.0, np.nan, np.nan, 6.0])
+    np.testing.assert_array_equal(table.step, [5, -1, -1, 5])
+    np.testing.assert_array_equal(table.train_mode, [False] * 4)
+
+
+def test_later_measurements_replace_earlier_ones_and_raise_the_version(table):
+    version = table.version
+    table.update([3, 2], [8.0, 1.0], [4.0, 1.0], step=9, train_mode=True)
+    assert table.version > version
+    np.testing.assert_array_equal(table.rsr, [2.0, np.nan, 1.0, 2.0])
+    np.testing.assert_array_equal(table.step, [5, -1, 9, 9])
+    np.testing.assert_array_equal(table.train_mode, [False, False, True, True])
+
+
+@pytest.mark.parametrize(
+    ("rows", "ranks", "surprisals", "message"),
+    [
+        ([0, 2], [1.0], [1.0], "one length"),
+        ([0, 4], [1.0, 1.0], [1.0, 1.0], r"\[0, 4\)"),
+        ([-1], [1.0], [1.0], r"\[0, 4\)"),
+        ([1], [1.0], [1.0], "Row 1 has no scored token"),
+        ([0, 2], [1.0, np.nan], [1.0, 1.0], "row 2.*logits are broken"),
+        ([0], [1.0], [np.inf], "row 0"),
+        ([0], [0.5], [1.0], "row 0"),
+    ],
+)
+def test_refuses_what_is_no_measurement_and_keeps_what_it_had(table, rows, ranks, surprisals, message):
+    before, version = table.rsr, table.version
+    with pytest.raises(ValueError, match=message):
+        table.update(rows, ranks, surprisals, step=6)
+    np.testing.assert_array_equal(table.rsr, before)
+    assert table.version == version
+
+
+def test_a_saved_table_comes_back_bit_for_bit(table, tmp_path):
+    table.update([2], [10 / 3], [0.1], step=7, train_mode=True)
+    table.save(tmp_path / "scores.safetensors")
+    loaded = ScoreTable.load(tmp_path / "scores.safetensors")
+    for name in ("num_tokens", "mean_clipped_rank", "mean_surprisal", "step", "train_mode", "version", "rsr"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(table, name))
+
+
+def test_a_saved_table_of_other_examples_is_refused(table):
+    with pytest.raises(ValueError, match="4 examples with 12 scored tokens, the training set has 3 with 5"):
+        ScoreTable([1, 2, 2]).load_state_dict(table.state_dict())
+
+
+def test_reads_the_columns_of_a_scored_dataset():
+    scored = Dataset.from_dict(
+        {
+            "rsr_mean_clipped_rank": [4.0, None, 9.0],
+            "rsr_mean_surprisal": [2.0, None, 1.5],
+            "rsr_num_tokens": [3, 0, 2],
+        }
+    )
+    table = ScoreTable.from_dataset(scored)
+    np.testing.assert_array_equal(table.rsr, [2.0, np.nan, 6.0])
+    np.testing.assert_array_equal(table.num_tokens, [3, 0, 2])
+
+
+def test_a_dataset_without_scores_or_with_a_missing_one_is_refused():
+    with pytest.raises(ValueError, match="rsr_mean_clipped_rank"):
+        ScoreTable.from_dataset(Dataset.from_dict({"text": ["a"]}))
+    scored = {"rsr_mean_clipped_rank": [4.0, None], "rsr_mean_surprisal": [2.0, None], "rsr_num_tokens": [3, 2]}
+    with pytest.raises(ValueError, match="row 1"):
+        ScoreTable.from_dataset(Dataset.from_dict(scored))

@@ -1,0 +1,595 @@
+"""What RSRSFTTrainer promises in one process, against SFTTrainer, RSRScorer and plain arithmetic."""
+
+import json
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTConfig
+
+from rsr_trl.scoring.scorer import RSRScorer
+from rsr_trl.training.collator import RSRDataCollator
+from rsr_trl.training.config import RSRSFTConfig
+from rsr_trl.training.trainer import RSRSFTTrainer
+from tests.training.runs import DEFAULTS, Job, examples, recording, rows_of_steps, run
+
+
+@pytest.fixture
+def student(tmp_path, tiny_student, tiny_tokenizer) -> str:
+    path = tmp_path / "student"
+    tiny_student(attention_dropout=0.1).save_pretrained(path)
+    tiny_tokenizer.save_pretrained(path)
+    return str(path)
+
+
+@pytest.fixture
+def make(student, tmp_path):
+    """`make(rows, trainer_kwargs=None, **args)`: a recording trainer that hasn't trained yet."""
+
+    def build(rows=None, trainer_kwargs=None, model=None, tokenizer=None, config=RSRSFTConfig, **args):
+        trainer = recording(RSRSFTTrainer)(
+            model or AutoModelForCausalLM.from_pretrained(student, dtype="float32"),
+            args=config(str(tmp_path / "out"), **DEFAULTS | args),
+            train_dataset=rows if isinstance(rows, Dataset) else Dataset.from_list(rows or examples()),
+            processing_class=tokenizer or AutoTokenizer.from_pretrained(student),
+            **trainer_kwargs or {},
+        )
+        trainer.record = []
+        return trainer
+
+    return build
+
+
+def history(trainer) -> pd.DataFrame:
+    return pd.read_parquet(f"{trainer.args.output_dir}/rsr_history")
+
+
+def source_rows(trainer, epoch: int) -> list[list[int]]:
+    """Source rows of each step of an epoch, from the recorded token ids."""
+    number = {" ".join(map(str, ids)): i for i, ids in enumerate(trainer.train_dataset["input_ids"])}
+    steps = rows_of_steps([{"record": trainer.record}])
+    per_epoch = trainer._steps_per_epoch
+    return [[number[row] for row in steps.get(epoch * per_epoch + i, [])] for i in range(per_epoch)]
+
+
+# ---------------------------------------------------------------------------------- against SFTTrainer
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"rsr_rescore_strategy": "no"},
+        {"rsr_rescore_strategy": "epoch", "gradient_accumulation_steps": 3},
+        {"rsr_rescore_strategy": "steps", "rsr_rescore_steps": 1, "dataloader_num_workers": 1},
+        {"rsr_rescore_strategy": "online", "gradient_accumulation_steps": 2},
+        {"rsr_rescore_strategy": "epoch", "activation_checkpointing": True},
+        {"rsr_rescore_strategy": "online", "activation_checkpointing": True},
+        {"rsr_rescore_strategy": "steps", "rsr_rescore_steps": 2, "eval_strategy": "no", "data_seed": 7},
+        {"rsr_rescore_strategy": "epoch", "dataloader_drop_last": True, "seed": 3},
+    ],
+    ids=str,
+)
+def test_with_scores_ignored_losses_are_bitwise_those_of_sft_trainer(args, student, tmp_path):
+    plain_args = {name: value for name, value in args.items() if not name.startswith("rsr_")}
+    plain = run(Job(student, str(tmp_path / "plain"), examples(), plain_args, plain=True))
+    ours = run(Job(student, str(tmp_path / "ours"), examples(), args | {"rsr_sampling": "random"}))
+    assert ours["record"] == plain["record"]
+    assert ours["weights"] == plain["weights"]
+    metrics = ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens")
+    for our_log, their_log in zip(ours["logs"][:-1], plain["logs"][:-1], strict=True):
+        assert {name: our_log[name] for name in metrics} == {name: their_log[name] for name in metrics}
+
+
+# ---------------------------------------------------------------------------------- against RSRScorer
+
+FORMATS = {
+    "prompt-completion": lambda r: {"prompt": r["prompt"], "completion": r["completion"]},
+    "chat prompt-completion": lambda r: {
+        "prompt": [{"role": "user", "content": r["prompt"]}],
+        "completion": [{"role": "assistant", "content": r["completion"]}],
+    },
+    "messages": lambda r: {
+        "messages": [
+            {"role": "system", "content": "Add."},
+            {"role": "user", "content": r["prompt"]},
+            {"role": "assistant", "content": r["completion"]},
+            {"role": "user", "content": "Sure?"},
+            {"role": "assistant", "content": r["prompt"]},
+        ]
+    },
+    "conversations": lambda r: {
+        "conversations": [{"from": "user", "value": r["prompt"]}, {"from": "assistant", "value": r["completion"]}]
+    },
+    "text": lambda r: {"text": r["prompt"] + r["completion"]},
+}
+
+
+def check_against_scorer(trainer, model, tokenizer, dataset, **scorer_settings):
+    """Identical ids, and the table's first scores within rounding of RSRScorer's."""
+    scorer = RSRScorer(model, processing_class=tokenizer, **scorer_settings)
+    expected = scorer.score(dataset)
+    trainer.train()
+    assert trainer.table.step.max() == 0
+    expected_rsr = np.array([np.nan if value is None else value for value in expected["rsr"]])
+    np.testing.assert_allclose(trainer.table.rsr, expected_rsr, rtol=1e-5)
+    np.testing.assert_array_equal(trainer.table.num_tokens, expected["rsr_num_tokens"])
+    ids = [example.input_ids.tolist() for example in scorer._tokenize(list(dataset))]
+    assert ids == list(trainer.train_dataset["input_ids"])
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_scores_are_those_of_rsr_scorer_for_every_format(name, make, student):
+    dataset = Dataset.from_list([FORMATS[name](row) for row in examples(12)])
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(student), AutoTokenizer.from_pretrained(student)
+    trainer = make(dataset, model=model, tokenizer=tokenizer, max_steps=1, learning_rate=0.0)
+    check_against_scorer(trainer, model, tokenizer, dataset)
+
+
+def test_scores_of_tool_conversations_with_qwen3_are_those_of_rsr_scorer(
+    make, airline_rows, airline_tools, qwen3_tokenizer, tiny_student
+):
+    dataset = Dataset.from_list(
+        [{"messages": row["messages"][1:8], "tools": json.dumps(airline_tools[:2])} for row in airline_rows[:4]]
+    )
+    model = tiny_student(vocab_size=len(qwen3_tokenizer), max_position_embeddings=8192)
+    trainer = make(
+        dataset,
+        model=model,
+        tokenizer=qwen3_tokenizer,
+        max_steps=1,
+        learning_rate=0.0,
+        max_length=1024,
+        per_device_train_batch_size=1,
+    )
+    check_against_scorer(trainer, model, qwen3_tokenizer, dataset, max_length=1024)
+    assert (trainer.table.num_tokens > 20).all()
+
+
+def test_truncated_and_formatted_rows_are_scored_as_they_are_trained_on(make, student):
+    dataset = Dataset.from_list([{"q": row["prompt"], "a": row["completion"]} for row in examples(12)])
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(student), AutoTokenizer.from_pretrained(student)
+    arguments = {"formatting_func": lambda example: example["q"] + example["a"]}
+    trainer = make(dataset, arguments, model=model, tokenizer=tokenizer, max_steps=1, learning_rate=0.0, max_length=16)
+    formatted = dataset.map(lambda example: {"text": example["q"] + example["a"]})
+    check_against_scorer(trainer, model, tokenizer, formatted, max_length=16)
+    assert max(map(len, trainer.train_dataset["input_ids"])) == 16
+
+
+def test_rows_that_sft_trainer_drops_and_shuffles_keep_their_own_scores(make, student):
+    rows = examples(12)
+    rows[4]["prompt"] = "x" * 50  # the prompt alone fills max_length: SFTTrainer drops it
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(student), AutoTokenizer.from_pretrained(student)
+    expected = RSRScorer(model, processing_class=tokenizer, max_length=40).score(Dataset.from_list(rows))["rsr"]
+    trainer = make(
+        rows, model=model, tokenizer=tokenizer, max_length=40, shuffle_dataset=True, rsr_rescore_strategy="no"
+    )
+    trainer.train()
+    found = history(trainer)
+    assert sorted(found["row"]) == [0, 1, 2, 3, *range(5, 12)]
+    assert list(trainer.train_dataset["rsr_source_row"]) != sorted(found["row"])
+    np.testing.assert_allclose(found["rsr"], [expected[row] for row in found["row"]], rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------- starting from scores
+
+
+def test_starts_from_a_datasets_own_scores_only_if_they_are_of_this_student_and_these_tokens(make, student):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(student), AutoTokenizer.from_pretrained(student)
+    scored = RSRScorer(model, processing_class=tokenizer).score(Dataset.from_list(examples()))
+    calls = []
+
+    def passes_of(dataset, **args):
+        trainer = make(dataset, model=AutoModelForCausalLM.from_pretrained(student), max_steps=1, **args)
+        rescore = trainer.rescore
+        trainer.rescore = lambda *a: (calls.append(1), rescore(*a))
+        calls.clear()
+        trainer.train()
+        return len(calls), trainer
+
+    count, trainer = passes_of(scored)
+    assert count == 0
+    np.testing.assert_array_equal(trainer.table.rsr, scored["rsr"])
+    assert trainer.table.step.tolist() == [0] * len(scored)
+    assert history(trainer)["rsr"].tolist() == scored["rsr"][:]
+    assert passes_of(scored.remove_columns("rsr_student"))[0] == 1
+    assert passes_of(scored, max_length=12)[0] == 1
+    assert passes_of(scored, rsr_r_max=7)[0] == 1
+    other = scored.map(lambda row, i: {"rsr_student": "0" * 16 if i == 3 else row["rsr_student"]}, with_indices=True)
+    assert passes_of(other)[0] == 1
+    with torch.no_grad():
+        model.model.norm.weight[0] += 0.5
+    model.save_pretrained(student)
+    assert passes_of(scored)[0] == 1
+
+
+def test_a_second_train_scores_anew(make, student):
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(student), AutoTokenizer.from_pretrained(student)
+    scored = RSRScorer(model, processing_class=tokenizer).score(Dataset.from_list(examples()))
+    trainer = make(scored, model=model, max_steps=3, rsr_rescore_strategy="no")
+    trainer.train()
+    assert trainer.table.rsr.tolist() == scored["rsr"][:]
+    changed = RSRScorer(model, processing_class=tokenizer, overwrite=True).score(scored)["rsr"]
+    trainer.train()
+    np.testing.assert_allclose(trainer.table.rsr, changed, rtol=1e-5)
+
+
+# ---------------------------------------------------------------------------------- re-scoring and choosing
+
+
+def test_each_epoch_is_ordered_by_the_scores_of_its_start(make):
+    trainer = make(rsr_sampling="ordered", per_device_train_batch_size=1)
+    trainer.train()
+    scores = history(trainer).pivot(index="row", columns="step", values="rsr")
+    assert list(scores.columns) == [0, 19, 38]
+    for epoch in range(3):
+        drawn = [rows[0] for rows in source_rows(trainer, epoch)]
+        assert drawn == scores[19 * epoch].sort_values().index.tolist()
+    assert scores[0].sort_values().index.tolist() != scores[19].sort_values().index.tolist()
+
+
+def test_re_scoring_in_an_epoch_covers_what_is_to_come_and_reorders_it(make):
+    trainer = make(
+        rsr_sampling="ordered",
+        per_device_train_batch_size=1,
+        num_train_epochs=1,
+        rsr_rescore_strategy="steps",
+        rsr_rescore_steps=6,
+    )
+    trainer.train()
+    drawn = [rows[0] for rows in source_rows(trainer, 0)]
+    found = history(trainer)
+    for step, begin in ((6, 7), (12, 13)):  # accelerate reads one batch ahead
+        of_step = found[found["step"] == step].set_index("row")["rsr"]
+        assert set(of_step.index) == set(drawn[begin:])
+        end = begin + 6
+        assert drawn[begin:end] == of_step.sort_values().index.tolist()[: end - begin]
+    assert found["step"].max() == 12  # nothing is left to come at step 18
+
+
+def test_re_scoring_equals_a_scorer_with_the_weights_of_that_moment(make, student):
+    trainer = make(num_train_epochs=2, save_strategy="epoch")
+    trainer.train()
+    path = f"{trainer.args.output_dir}/checkpoint-{trainer._steps_per_epoch}"
+    scorer = RSRScorer(path)
+    scored = scorer.score(Dataset.from_list(examples()))
+    np.testing.assert_allclose(trainer.table.rsr, scored["rsr"], rtol=1e-5)
+
+
+def test_a_problem_trains_on_its_most_suitable_trajectory_of_the_moment(make):
+    trainer = make(rsr_group_column="problem", learning_rate=3e-2, num_train_epochs=5)
+    trainer.train()
+    found = history(trainer)
+    chosen = []
+    for epoch in range(5):
+        of_epoch = found[found["step"] == epoch * trainer._steps_per_epoch].copy()
+        of_epoch["problem"] = of_epoch["row"] // 3
+        best = of_epoch.loc[of_epoch.groupby("problem")["rsr"].idxmin(), "row"].tolist()
+        assert sorted(sum(source_rows(trainer, epoch), [])) == best
+        chosen.append(best)
+    assert chosen[0] != chosen[-1]  # the student changed its mind about some problem
+
+
+def test_keep_fraction_trains_on_the_best_share(make):
+    trainer = make(rsr_keep_fraction=0.3, rsr_prefer="high")
+    trainer.train()
+    found = history(trainer)
+    for epoch in range(3):
+        scores = found[found["step"] == epoch * trainer._steps_per_epoch].set_index("row")["rsr"]
+        assert sorted(sum(source_rows(trainer, epoch), [])) == sorted(scores.nlargest(6).index)
+
+
+@pytest.mark.parametrize("given", ["config", "collator"])
+def test_rows_past_the_threshold_take_no_part_and_are_counted(make, given):
+    threshold, rows = 11.5, examples()
+    if given == "config":
+        trainer = make(rows, rsr_score_threshold=threshold, dataloader_num_workers=1)
+    else:
+        collator = RSRDataCollator(pad_token_id=0, score_threshold=threshold)
+        trainer = make(rows, {"data_collator": collator})
+    trainer.train()
+    found, steps = history(trainer), trainer._steps_per_epoch
+    assert steps == 10  # rows that don't train count towards the length
+    masked = []
+    for epoch in range(3):
+        scores = found[found["step"] == epoch * steps].set_index("row")["rsr"]
+        assert sorted(sum(source_rows(trainer, epoch), [])) == sorted(scores[scores <= threshold].index)
+        masked.append(int((scores > threshold).sum()))
+    assert 0 < masked[0] < 19
+    logs = [log["rsr/masked_rows"] for log in trainer.state.log_history if "rsr/masked_rows" in log]
+    assert [logs[steps * (epoch + 1) - 1] for epoch in range(3)] == masked
+    shares = [log["rsr/kept_share"] for log in trainer.state.log_history if "rsr/kept_share" in log]
+    assert shares == [pytest.approx(1 - count / 19) for count in masked]
+
+
+def test_unscorable_rows_come_last_and_are_never_chosen(make, caplog):
+    rows = [FORMATS["messages"](row) for row in examples(8)]
+    rows[2] = {"messages": [{"role": "user", "content": "No answer here."}]}
+    trainer = make(rows, per_device_train_batch_size=1)
+    assert "1 of 8 examples have no token to score" in caplog.text
+    trainer.train()
+    assert [source_rows(trainer, epoch)[-1] for epoch in range(3)] == [[2]] * 3
+    assert np.isnan(trainer.table.rsr).tolist() == [i == 2 for i in range(8)]
+    chosen = make(rows, per_device_train_batch_size=1, rsr_keep_fraction=0.9)
+    chosen.train()
+    assert 2 not in sum(source_rows(chosen, 0), [])
+
+
+# ---------------------------------------------------------------------------------- online
+
+
+def test_online_scores_are_those_of_a_scoring_pass_when_nothing_else_differs(make, tiny_student, tiny_tokenizer):
+    """Without dropout and with a learning rate of 0 the training forward sees what a scoring pass sees."""
+    model = tiny_student()
+    expected = RSRScorer(model, processing_class=tiny_tokenizer).score(Dataset.from_list(examples()))["rsr"]
+    trainer = make(
+        model=model,
+        rsr_rescore_strategy="online",
+        learning_rate=0.0,
+        num_train_epochs=2,
+        gradient_accumulation_steps=2,
+        rsr_r_max=100,
+    )
+    trainer.train()
+    np.testing.assert_allclose(trainer.table.rsr, expected, rtol=1e-5)
+    assert trainer.table.train_mode.all()
+    assert trainer.table.step.min() == trainer._steps_per_epoch  # all measured in the second epoch
+    found = history(trainer)
+    assert sorted(found[found["train_mode"]]["row"]) == sorted(list(range(19)) * 2)
+
+
+def test_online_shows_in_the_next_epoch_and_passes_cover_only_what_did_not_train(make):
+    trainer = make(rsr_rescore_strategy="online", rsr_keep_fraction=0.5, rsr_sampling="ordered")
+    trainer.train()
+    found, steps = history(trainer), trainer._steps_per_epoch
+    for epoch in (1, 2):
+        trained = set(sum(source_rows(trainer, epoch - 1), []))
+        of_pass = found[(found["step"] == epoch * steps) & ~found["train_mode"]]
+        assert set(of_pass["row"]) == set(range(19)) - trained
+        online = found[found["train_mode"] & found["step"].between((epoch - 1) * steps, epoch * steps - 1)]
+        assert set(online["row"]) == trained
+        scores = pd.concat([of_pass, online]).set_index("row")["rsr"]
+        assert set(sum(source_rows(trainer, epoch), [])) == set(scores.nsmallest(10).index)
+
+
+def test_online_in_one_epoch_is_an_error(make):
+    with pytest.raises(ValueError, match="next epoch, and there is only one"):
+        make(rsr_rescore_strategy="online", num_train_epochs=1)
+    trainer = make(rsr_rescore_strategy="online", max_steps=4)
+    with pytest.raises(ValueError, match="next epoch, and max_steps=4 ends in the first"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
+# ---------------------------------------------------------------------------------- logs and card
+
+
+def test_logs_say_what_the_table_says(make):
+    trainer = make(rsr_teacher_column="teacher", num_train_epochs=2)
+    trainer.train()
+    log = [log for log in trainer.state.log_history if "rsr/mean" in log][-1]
+    found = history(trainer)
+    last, first = (found[found["step"] == step].set_index("row")["rsr"] for step in (trainer._steps_per_epoch, 0))
+    assert log["rsr/mean"] == pytest.approx(last.mean())
+    assert log["rsr/median"] == pytest.approx(last.median())
+    assert log["rsr/p10"] == pytest.approx(last.quantile(0.1))
+    assert log["rsr/p90"] == pytest.approx(last.quantile(0.9))
+    assert log["rsr/mean/B"] == pytest.approx(last[last.index % 3 == 1].mean())
+    assert log["rsr/spearman_with_last"] == pytest.approx(last.corr(first, method="spearman"))
+    assert log["rsr/kept_share"] == 1.0
+    tokens = sum(map(len, trainer.train_dataset["input_ids"]))
+    assert log["rsr/seconds"] * log["rsr/tokens_per_second"] == pytest.approx(tokens)
+    json.dumps(trainer.state.log_history)
+
+
+def test_the_model_card_tells_how_the_data_was_scored_and_chosen(make):
+    trainer = make(rsr_group_column="problem", num_train_epochs=1)
+    trainer.train()
+    trainer.create_model_card(model_name="out")
+    with open(f"{trainer.args.output_dir}/README.md") as file:
+        card = file.read()
+    for text in ("rsr", "2601.14249", "| rsr_group_column | `problem` |", "Lower means more suitable", "RSR-SFT"):
+        assert text in card
+    assert f"| median | {np.median(trainer.table.rsr):.4g} |" in card
+    assert {"trl", "sft", "rsr"} <= set(trainer.model.model_tags)
+
+
+# ---------------------------------------------------------------------------------- together with the rest of TRL
+
+
+def test_lora_is_scored_with_its_adapter(make, student):
+    from peft import LoraConfig
+
+    trainer = make(
+        trainer_kwargs={"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])},
+        num_train_epochs=2,
+        save_strategy="epoch",
+    )
+    trainer.train()
+    assert not np.allclose(*(history(trainer).pivot(index="row", columns="step", values="rsr").to_numpy().T))
+    saved = RSRScorer(f"{trainer.args.output_dir}/checkpoint-10").score(Dataset.from_list(examples()))["rsr"]
+    np.testing.assert_allclose(trainer.table.rsr, saved, rtol=1e-5)
+
+
+def test_lora_online_scores_are_those_of_its_passes(make, tiny_student):
+    from peft import LoraConfig
+
+    trainer = make(
+        model=tiny_student(),
+        trainer_kwargs={"peft_config": LoraConfig(r=4, target_modules=["q_proj"])},
+        rsr_rescore_strategy="online",
+        learning_rate=0.0,
+        num_train_epochs=2,
+    )
+    trainer.train()
+    found = history(trainer)
+    by_pass = found[~found["train_mode"]].set_index("row")["rsr"].sort_index()
+    online = found[found["train_mode"]].groupby("row")["rsr"].last()
+    np.testing.assert_allclose(online, by_pass, rtol=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "online"])
+def test_padding_free(make, tiny_student, strategy):
+    shared = {"max_length": None, "rsr_rescore_strategy": strategy, "rsr_sampling": "random", "learning_rate": 0.0}
+    padded = make(model=tiny_student(), **shared)
+    padded.train()
+    free = make(model=tiny_student(), padding_free=True, **shared)
+    free.train()
+    assert rows_of_steps([{"record": free.record}]) == rows_of_steps([{"record": padded.record}])
+    losses = [[float.fromhex(loss) for _, _, loss in trainer.record] for trainer in (padded, free)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    np.testing.assert_allclose(free.table.rsr, padded.table.rsr, rtol=1e-5)
+
+
+def test_evaluation_in_between_sees_every_row_and_changes_nothing(make, tiny_student):
+    rows = examples(8, seed=5)
+    arguments = {"eval_dataset": Dataset.from_list(rows)}
+    shared = {"rsr_score_threshold": 11.0, "rsr_rescore_strategy": "online"}
+    # Without dropout: the evaluation's own data loader draws a random number, in SFTTrainer too.
+    with_eval = make(model=tiny_student(), trainer_kwargs=arguments, eval_strategy="steps", eval_steps=3, **shared)
+    with_eval.train()
+    without = make(model=tiny_student(), **shared)
+    without.train()
+    assert with_eval.record == without.record
+    assert with_eval.table.rsr.tolist() == without.table.rsr.tolist()
+    assert any("eval_loss" in log for log in with_eval.state.log_history)
+
+
+class ScheduleFree(torch.optim.SGD):
+    """As schedule-free optimizers do: `eval()` swaps other weights in, and a step in that mode is an error."""
+
+    training = False
+
+    def train(self):
+        if not self.training:
+            self._scale(1 / 1.5)
+        self.training = True
+
+    def eval(self):
+        if self.training:
+            self._scale(1.5)
+        self.training = False
+
+    @torch.no_grad()
+    def _scale(self, factor):
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.mul_(factor)
+
+    def step(self, closure=None):
+        assert self.training
+        return super().step(closure)
+
+
+def test_schedule_free_optimizers_are_scored_with_their_evaluation_weights(make, tiny_student, tiny_tokenizer):
+    model = tiny_student()
+    trainer = make(
+        model=model,
+        trainer_kwargs={"optimizers": (ScheduleFree(model.parameters(), lr=0.0), None)},
+        rsr_rescore_strategy="steps",
+        rsr_rescore_steps=1,
+        max_steps=2,
+        per_device_train_batch_size=1,
+    )
+    trainer.train()
+    scored = RSRScorer(tiny_student(), processing_class=tiny_tokenizer).score(Dataset.from_list(examples()))["rsr"]
+    found = history(trainer)
+    first, second = (found[found["step"] == step].set_index("row")["rsr"] for step in (0, 1))
+    np.testing.assert_allclose(first, np.array(scored)[first.index], rtol=1e-4)  # in eval mode before it began
+    np.testing.assert_allclose(
+        second, np.array(scored)[second.index], rtol=1e-4
+    )  # and again after a step in train mode
+
+
+def test_a_plain_sft_config_and_no_config_at_all(make, tmp_path, monkeypatch, student):
+    trainer = make(config=SFTConfig, num_train_epochs=1)
+    assert isinstance(trainer.args, RSRSFTConfig) and trainer.args.rsr_rescore_strategy == "epoch"
+    assert trainer.args.learning_rate == DEFAULTS["learning_rate"] and trainer.args.bf16 is False
+    trainer.train()
+    assert np.isfinite(trainer.table.rsr).all()
+    monkeypatch.chdir(tmp_path)
+    default = RSRSFTTrainer(student, train_dataset=Dataset.from_list(examples()))
+    assert default.args.output_dir == "student-RSR-SFT"
+
+
+def test_a_normal_run_prints_no_warnings(make, caplog):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make(rsr_rescore_strategy="steps", rsr_rescore_steps=4).train()
+    ours = [str(w.message) for w in caught if "rsr" in f"{w.filename}{w.message}".lower()]
+    assert ours == []
+    # TRL's own, because the fixture's model has no eos_token_id
+    told = [r.message for r in caplog.records if r.levelname == "WARNING" and "PAD/BOS/EOS" not in r.message]
+    assert told == []
+
+
+@pytest.mark.slow
+def test_torch_compile(student, tmp_path):
+    args = {"torch_compile": True, "torch_compile_backend": "aot_eager", "num_train_epochs": 2}
+    plain = run(Job(student, str(tmp_path / "plain"), examples(9), args, plain=True))
+    torch._dynamo.reset()
+    ours = run(Job(student, str(tmp_path / "ours"), examples(9), args | {"rsr_sampling": "random"}))
+    assert ours["record"] == plain["record"]
+    assert np.isfinite(ours["table"]).all() and min(ours["steps_measured"]) == 5
+
+
+# ---------------------------------------------------------------------------------- bad input
+
+
+def test_broken_logits_are_an_error_before_the_first_step(make, tiny_student):
+    model = tiny_student()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[7] = float("nan")
+    trainer = make(model=model)
+    with pytest.raises(ValueError, match="logits are broken"):
+        trainer.train()
+    assert trainer.record == []
+
+
+@pytest.mark.parametrize(
+    ("change", "args", "message"),
+    [
+        (lambda rows: rows[0].update(prompt="é" * 10), {}, "token id 2.., but the student knows 100 ids"),
+        (lambda rows: rows.clear(), {}, "empty"),
+        (lambda rows: [row.update(prompt="x" * 60) for row in rows], {"max_length": 20}, "No example is left"),
+        (
+            lambda rows: rows[3].update(problem=None),
+            {"rsr_group_column": "problem"},
+            "'problem' is null in 1 of 19 rows",
+        ),
+        (lambda rows: None, {"rsr_group_column": "task"}, "no column 'task'"),
+        (lambda rows: None, {"rsr_teacher_column": "who"}, "no column 'who'"),
+        (lambda rows: [row.pop("completion") for row in rows], {}, "no `completion`"),
+        (lambda rows: [row.update(image="x.png") for row in rows], {}, "only text is scored"),
+    ],
+)
+def test_bad_input_is_a_clear_error_before_the_first_step(make, tiny_student, change, args, message):
+    rows = examples()
+    change(rows)
+    model = tiny_student(vocab_size=100) if "knows 100" in message else None
+    with pytest.raises(ValueError, match=message):
+        make(Dataset.from_list(rows), model=model, **args)
+
+
+def test_datasets_and_collators_that_cannot_be_ordered_are_refused(make):
+    with pytest.raises(TypeError, match="IterableDataset.*without streaming"):
+        RSRSFTTrainer("any", train_dataset=Dataset.from_list(examples()).to_iterable_dataset())
+    with pytest.raises(ValueError, match="already tokenized"):
+        make(Dataset.from_dict({"input_ids": [[1, 2, 3]], "labels": [[1, 2, 3]]}))
+    with pytest.raises(ValueError, match="function.*derive it from RSRDataCollator"):
+        make(trainer_kwargs={"data_collator": lambda rows: rows})
+    with pytest.raises(ValueError, match="set them in the config alone"):
+        make(
+            trainer_kwargs={"data_collator": RSRDataCollator(pad_token_id=0, score_threshold=3.0)},
+            rsr_score_threshold=4.0,
+        )
+
+
+def test_a_checkpoint_of_another_trainer_is_refused(make, student, tmp_path):
+    plain = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
+    run(Job(student, str(tmp_path / "plain"), examples(), plain, plain=True))
+    with pytest.raises(ValueError, match="rsr_scores.safetensors is missing"):
+        make().train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-2"))
