@@ -1,0 +1,19 @@
+"""The Qwen3 tokenizer, loaded once for the many tests that set templates on it."""
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def _qwen3(shared):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(shared / "tokenizers" / "qwen3"))
+
+
+@pytest.fixture
+def qwen3(_qwen3):
+    """The Qwen3 tokenizer with its own chat template; what a test sets on it is undone behind it."""
+    template = _qwen3.chat_template
+    yield _qwen3
+    _qwen3.chat_template = template
+    _qwen3.bos_token = None

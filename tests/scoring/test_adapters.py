@@ -1,0 +1,138 @@
+"""PEFT students: live and by path, LoRA that changes the scores, and what can't be scored."""
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset
+
+from rsr_trl import RSRScorer
+from rsr_trl.equations import trajectory_rsr
+from rsr_trl.scoring.student import Student
+from tests.scoring.test_student import assert_true, examples_of, model_of
+
+
+peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+def adapted(spread: float = 0.3, tied: bool = False, **lora) -> "peft.PeftModel":
+    """A LoRA whose weights are not the zeros that it starts from."""
+    base, config = model_of("Qwen3", tie_word_embeddings=tied), {"target_modules": ["q_proj", "up_proj"]} | lora
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = peft.get_peft_model(base, peft.LoraConfig(**config))
+        for name, parameter in model.named_parameters():
+            if any(part in name for part in ("lora_B", "lora_embedding_B", "modules_to_save", "delta")):
+                torch.nn.init.normal_(parameter, std=spread)
+    return model.eval()
+
+
+def rsr(model: torch.nn.Module) -> list[float]:
+    scores = dict(Student(model).score(examples_of()))
+    return [trajectory_rsr(scores[i].ranks, scores[i].surprisals) for i in sorted(scores)]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"use_dora": True},
+        {"target_modules": ["embed_tokens", "q_proj"]},
+        {"modules_to_save": ["lm_head"]},
+        {"modules_to_save": ["lm_head", "embed_tokens"]},
+        {"trainable_token_indices": [5, 6, 7]},
+        {"trainable_token_indices": list(range(3, 200)), "tied": True},
+    ],
+    ids=str,
+)
+def test_equals_the_definition(config):
+    model, examples = adapted(**config), examples_of()
+    assert_true(model, examples, dict(Student(model).score(examples)))
+    assert not np.allclose(rsr(model), rsr(model_of("Qwen3", tie_word_embeddings="tied" in config)), rtol=1e-3)
+
+
+def test_switched_off_it_is_the_base_model_again():
+    model = adapted()
+    with model.disable_adapter():
+        np.testing.assert_allclose(rsr(model), rsr(model_of("Qwen3", tie_word_embeddings=False)), rtol=1e-6)
+
+
+def test_merged_scores_are_the_same():
+    np.testing.assert_allclose(rsr(adapted().merge_and_unload()), rsr(adapted()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3])
+def test_an_adapter_on_the_head(spread):
+    """Also at the start, when it still adds nothing."""
+    with pytest.raises(ValueError, match="merge the adapter first"):
+        Student(adapted(spread, target_modules=["lm_head", "q_proj"]))
+
+
+def test_prompt_tuning():
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
+    with pytest.raises(ValueError, match="Prompt-learning PEFT adapters .* can't be scored. Use LoRA"):
+        Student(peft.get_peft_model(model_of("Qwen3"), config))
+
+
+class TestFingerprint:
+    def test_says_which_adapter_acts_and_how_strongly(self):
+        model = adapted()
+        prints = {"on": Student(model).weights_fingerprint(), "base": Student(model_of("Qwen3")).weights_fingerprint()}
+        with model.disable_adapter():
+            prints["off"] = Student(model).weights_fingerprint()
+        model.add_adapter("other", peft.LoraConfig(target_modules=["q_proj", "up_proj"]))
+        prints["two, first acts"] = Student(model).weights_fingerprint()
+        model.set_adapter("other")
+        prints["two, second acts"] = Student(model).weights_fingerprint()
+        prints["twice as strong"] = Student(adapted(lora_alpha=16)).weights_fingerprint()
+        assert len(set(prints.values())) == len(prints)
+        assert Student(adapted()).weights_fingerprint() == prints["on"]
+
+    def test_a_live_scorer_notices_the_switch(self, tiny_student, tiny_tokenizer):
+        model = peft.get_peft_model(
+            tiny_student(), peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+        )
+        scorer = RSRScorer(model, tiny_tokenizer)
+        row = {"prompt": "2+2=", "completion": "4, of course"}
+        on = scorer(row)
+        with model.disable_adapter():
+            off = scorer(row)
+        again = scorer(row)
+        assert on["rsr"] != off["rsr"] and on["rsr_student"] != off["rsr_student"]
+        assert again == on
+
+
+@pytest.fixture
+def adapter_path(tmp_path, tiny_student_path, tiny_tokenizer) -> str:
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(tiny_student_path)
+    config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = peft.get_peft_model(base, config)
+    model.save_pretrained(tmp_path / "adapter")
+    tiny_tokenizer.save_pretrained(tmp_path / "adapter")
+    return str(tmp_path / "adapter")
+
+
+class TestByPath:
+    rows = [{"prompt": f"{n}+{n}=", "completion": f" it makes {2 * n}"} for n in range(5)]
+
+    def test_same_scores_and_fingerprint_as_live(self, adapter_path, tiny_student_path, tiny_tokenizer):
+        from transformers import AutoModelForCausalLM
+
+        dataset = Dataset.from_list(self.rows)
+        by_path = RSRScorer(adapter_path).score(dataset)
+        base = AutoModelForCausalLM.from_pretrained(tiny_student_path)
+        live = RSRScorer(peft.PeftModel.from_pretrained(base, adapter_path), tiny_tokenizer).score(dataset)
+        plain = RSRScorer(tiny_student_path).score(dataset)
+        np.testing.assert_allclose(by_path["rsr"], live["rsr"], rtol=1e-6)
+        assert by_path["rsr_student"] == live["rsr_student"]
+        assert not np.allclose(by_path["rsr"], plain["rsr"], rtol=1e-3)
+        assert set(by_path["rsr_student"]).isdisjoint(plain["rsr_student"])
+
+    def test_positions_come_from_the_base_model(self, adapter_path):
+        assert RSRScorer(adapter_path).max_length == 2048
+        with pytest.raises(ValueError, match="max_length=2049 is beyond the student's 2048 positions"):
+            RSRScorer(adapter_path, max_length=2049)

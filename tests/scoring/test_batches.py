@@ -1,0 +1,69 @@
+"""Batches: every row once, within the budget, longest first, the same plan every time."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from rsr_trl.scoring.batches import plan_batches
+
+
+LAYOUTS = ("equal", "padded", "packed")
+LENGTHS = {
+    "random": np.random.default_rng(0).integers(0, 200, 500),
+    "one": [7],
+    "equal": [50] * 23,
+    "with empty rows": [0, 5, 0, 3, 5, 0],
+    "some beyond the budget": [1000, 3, 900, 3, 3, 1000],
+    "falling": list(range(64, 0, -1)),
+    "rising": list(range(1, 65)),
+}
+
+
+def cost(lengths: np.ndarray, layout: str) -> int:
+    """Tokens that a batch of these rows computes on, padding included."""
+    return int(lengths.sum() if layout == "packed" else lengths.max() * len(lengths))
+
+
+@pytest.mark.parametrize("budget", [1, 64, 256, 10_000])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", LENGTHS)
+def test_plan(name, layout, budget):
+    lengths = np.asarray(LENGTHS[name])
+    batches = plan_batches(LENGTHS[name], budget, layout)
+    assert sorted(np.concatenate(batches).tolist()) == np.flatnonzero(lengths).tolist()  # every row with tokens, once
+    for batch in batches:
+        assert len(batch) == 1 or cost(lengths[batch], layout) <= budget
+        if layout == "equal":
+            assert len(set(lengths[batch])) == 1
+    longest_first = [n for batch in batches for n in lengths[batch]]
+    assert longest_first == sorted(longest_first, reverse=True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", LENGTHS)
+def test_no_batch_could_take_in_the_next_one_first_row(name, layout):
+    lengths, budget = np.asarray(LENGTHS[name]), 256
+    for batch, following in pairwise(plan_batches(lengths, budget, layout)):
+        grown = lengths[[*batch, following[0]]]
+        assert cost(grown, layout) > budget or (layout == "equal" and len(set(grown)) > 1)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_same_lengths_same_plan_and_ties_in_source_order(layout):
+    lengths = LENGTHS["random"]
+    first, again = plan_batches(lengths, 256, layout), plan_batches(lengths.tolist(), 256, layout)
+    assert [b.tolist() for b in first] == [b.tolist() for b in again]
+    order = np.concatenate(first)
+    assert all(a < b for a, b in pairwise(order) if lengths[a] == lengths[b])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("lengths", [[], [0, 0]], ids=str)
+def test_nothing_to_do(lengths, layout):
+    assert plan_batches(lengths, 100, layout) == []
+
+
+def test_impossible_budget():
+    with pytest.raises(ValueError, match="max_batch_tokens must be at least 1, got 0"):
+        plan_batches([1], 0)

@@ -1,0 +1,100 @@
+"""`rsr_student`: equal for equal students and settings, different for anything that changes a score."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from rsr_trl import RSRScorer
+from rsr_trl.scoring.student import checkpoint_fingerprint, tokenizer_fingerprint
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_live_and_by_path(tiny_student_path, tiny_student, tiny_tokenizer, dtype):
+    by_path = RSRScorer(tiny_student_path, dtype=dtype).fingerprint
+    loaded = AutoModelForCausalLM.from_pretrained(tiny_student_path, dtype=dtype)
+    assert RSRScorer(loaded, tiny_tokenizer).fingerprint == by_path
+    assert RSRScorer(tiny_student().to(getattr(torch, dtype)), tiny_tokenizer).fingerprint == by_path
+    assert len(by_path) == 16
+
+
+def test_differs_with_everything_that_changes_scores(tiny_student_path, tiny_student, tiny_tokenizer):
+    prints = {"plain": RSRScorer(tiny_student(), tiny_tokenizer).fingerprint}
+    for setting in ({"r_max": 50}, {"assistant_only_loss": True}, {"logits_dtype": "model"}):
+        prints[str(setting)] = RSRScorer(tiny_student(), tiny_tokenizer, **setting).fingerprint
+    prints["dtype"] = RSRScorer(tiny_student_path, dtype="bfloat16").fingerprint
+
+    model = tiny_student()
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[3, 5] += 1e-6
+    prints["one weight"] = RSRScorer(model, tiny_tokenizer).fingerprint
+    for name, config in (
+        ("rope", {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}}),
+        ("epsilon", {"rms_norm_eps": 1e-3}),
+        ("window", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}),
+    ):  # the same weights computed otherwise
+        prints[name] = RSRScorer(tiny_student(**config), tiny_tokenizer).fingerprint
+
+    for name, change in (
+        ("template", {"chat_template": tiny_tokenizer.chat_template + " "}),
+        ("end", {"eos_token": "<|endoftext|>"}),
+    ):
+        other = copy.deepcopy(tiny_tokenizer)
+        for attribute, value in change.items():
+            setattr(other, attribute, value)
+        prints[name] = RSRScorer(tiny_student(), other).fingerprint
+    other = copy.deepcopy(tiny_tokenizer)
+    other.add_tokens(["makes"])
+    prints["token"] = RSRScorer(tiny_student(), other).fingerprint
+    assert len(set(prints.values())) == len(prints), prints
+
+
+def test_does_not_differ_with_anything_else(tiny_student, tiny_tokenizer):
+    expected = RSRScorer(tiny_student(), tiny_tokenizer).fingerprint
+    model = tiny_student(attention_dropout=0.5).train()
+    model.config.use_cache = False
+    model.config.pad_token_id = 0  # as trainers set it
+    model.requires_grad_(False)
+    tiny_tokenizer.pad_token = "<|unused|>"
+    tiny_tokenizer.padding_side = tiny_tokenizer.truncation_side = "left"
+    tiny_tokenizer.model_max_length = 77
+    tiny_tokenizer("some text", truncation=True, max_length=3)
+    scorer = RSRScorer(model, tiny_tokenizer, max_length=100, max_batch_tokens=7, token_stats=True, overwrite=True)
+    assert scorer.fingerprint == expected
+
+
+def test_is_computed_anew_only_when_weights_change(tiny_student, tiny_tokenizer):
+    model = tiny_student()
+    scorer, hashed = RSRScorer(model, tiny_tokenizer), []
+    compute = scorer.student.weights_fingerprint
+    scorer.student.weights_fingerprint = lambda: hashed.append(1) or compute()
+    first = scorer.fingerprint
+    assert scorer.fingerprint == first and len(hashed) == 1  # map asks for it at every row
+    with torch.no_grad():
+        model.model.norm.weight.add_(1)
+    assert scorer.fingerprint != first and len(hashed) == 2
+
+
+class TestCheckpoint:
+    def test_bytes_of_a_folder(self, tmp_path):
+        def written(name: str, text: str) -> str:
+            (tmp_path / name).write_text(text)
+            return checkpoint_fingerprint(str(tmp_path), None)
+
+        prints = [written("model.safetensors", "a"), written("model.safetensors", "b"), written("config.json", "{}")]
+        prints += [written("modeling_own.py", "pass"), written("config.json", "{ }")]
+        assert len(set(prints)) == len(prints)
+        assert written("README.md", "nothing to do with it") == prints[-1]
+        assert checkpoint_fingerprint(str(tmp_path), "abc") == prints[-1]
+
+    def test_a_hub_id_is_its_commit(self):
+        assert checkpoint_fingerprint("org/model", "abc") != checkpoint_fingerprint("org/model", "abd")
+
+
+def test_tokenizer_alone(tiny_tokenizer):
+    first = tokenizer_fingerprint(tiny_tokenizer)
+    tiny_tokenizer(["a", "bb"], padding=True, truncation=True, max_length=8)
+    assert tokenizer_fingerprint(tiny_tokenizer) == first
+    tiny_tokenizer.chat_template = None
+    assert tokenizer_fingerprint(tiny_tokenizer) != first

@@ -1,0 +1,262 @@
+"""One scorer, many entries: map, map(batched=True), score, iterables, dicts, formats. All give the same columns."""
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDatasetDict,
+    disable_progress_bars,
+    enable_progress_bars,
+)
+
+from rsr_trl import RSRScorer, columns
+
+
+ROWS = [
+    {"id": 0, "prompt": "1+1=", "completion": "", "weights": [0.5, 1.5], "note": None},
+    {"id": 1, "prompt": "2+2=", "completion": " 4, of course.", "weights": [], "note": "a"},
+    {"id": 2, "prompt": "Name a colour.", "completion": " Blue", "weights": [2.0], "note": None},
+    {"id": 3, "prompt": "3+4=", "completion": None, "weights": [1.0], "note": "b"},
+    {"id": 4, "prompt": "2+5=", "completion": " 7, if I'm right.", "weights": [1.0], "note": "c"},
+]
+
+
+def messages(row: dict) -> list[dict[str, str]]:
+    return [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"] or "?"}]
+
+
+SHAPES = {
+    "plain": ROWS,
+    "text": [{"id": row["id"], "text": row["completion"], "n": 1} for row in ROWS],
+    "messages": [{"messages": messages(row), "n": [row["id"]]} for row in ROWS],
+    "prompt and completion": [
+        {"prompt": messages(r)[:1], "completion": messages(r)[1:], "n": [r["id"]]} for r in ROWS
+    ],
+    "conversations": [
+        {
+            "conversations": [
+                {"from": "user", "value": row["prompt"]},
+                {"from": "assistant", "value": row["completion"] or "?"},
+            ]
+        }
+        for row in ROWS
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    disable_progress_bars()
+    yield
+    enable_progress_bars()
+
+
+@pytest.fixture
+def scorer(tiny_student, tiny_tokenizer) -> RSRScorer:
+    return RSRScorer(tiny_student(), tiny_tokenizer)
+
+
+@pytest.fixture
+def scorer_with_tokens(tiny_student, tiny_tokenizer) -> RSRScorer:
+    return RSRScorer(tiny_student(), tiny_tokenizer, token_stats=True)
+
+
+def assert_same(found, expected: Dataset) -> None:
+    """Rows equal: scores up to rounding, all else exactly."""
+    found = list(found)
+    assert len(found) == len(expected)
+    for row, wanted in zip(found, expected, strict=True):
+        assert set(row) == set(wanted)
+        for name, value in wanted.items():
+            if value is not None and name in (columns.RSR, columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL):
+                assert row[name] == pytest.approx(value, rel=1e-5)
+            elif name == columns.TOKEN_SURPRISALS:
+                np.testing.assert_allclose(row[name], value, rtol=1e-4, atol=1e-5)
+            else:
+                assert row[name] == value
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_all_entries_agree(scorer_with_tokens, shape):
+    scorer, rows = scorer_with_tokens, SHAPES[shape]
+    dataset = Dataset.from_list(rows)
+    expected = scorer.score(dataset)
+    # Nothing else changes, rows stay in order, and every column has its type.
+    assert expected.select_columns(dataset.column_names).to_list() == dataset.to_list()
+    added = Features.from_arrow_schema(pa.schema(columns.score_schema(token_stats=True)))
+    assert expected.features == Features({**dataset.features, **added})
+    assert any(expected[columns.RSR])
+
+    for entry in (
+        dataset.map(scorer),
+        dataset.map(scorer, batched=True),
+        dataset.map(scorer, batched=True, batch_size=2),
+    ):
+        assert_same(entry, expected)
+        assert entry.features == expected.features
+    iterable = dataset.to_iterable_dataset()
+    for entry in (scorer.score(iterable), iterable.map(scorer), iterable.map(scorer, batched=True, batch_size=2)):
+        assert_same(entry, expected)
+    assert scorer.score(iterable).features == expected.features
+    own = [row | scorer(row) for row in dataset]  # without datasets
+    assert_same(own, expected)
+    batch = dataset[:]
+    assert_same(Dataset.from_dict(batch | scorer(batch)), expected)
+
+
+def test_dicts_of_splits(scorer):
+    dataset = Dataset.from_list(ROWS)
+    splits = DatasetDict(train=dataset, test=dataset.select([4, 2]))
+    scored = scorer.score(splits)
+    assert isinstance(scored, DatasetDict) and list(scored) == ["train", "test"]
+    assert_same(splits.map(scorer)["test"], scored["test"])
+    assert_same(scored["train"], scorer.score(dataset))
+    iterables = scorer.score(IterableDatasetDict(train=dataset.to_iterable_dataset()))
+    assert isinstance(iterables, IterableDatasetDict)
+    assert_same(iterables["train"], scored["train"])
+
+
+class TestNulls:
+    @pytest.mark.parametrize("batched", [False, True])
+    def test_first_thousand_rows_are_null(self, scorer_with_tokens, batched):
+        """datasets takes a column's type from the first rows that it writes (1,000 by default)."""
+        rows = [{"prompt": "a", "completion": None}] * 1100 + [{"prompt": "2+2=", "completion": " 4"}]
+        dataset = Dataset.from_list(rows)
+        scored = dataset.map(scorer_with_tokens, batched=batched)
+        assert scored[columns.RSR][:1100] == [None] * 1100 and scored[columns.RSR][1100] > 0
+        assert scored[columns.TOKEN_RANKS][0] == [] and len(scored[columns.TOKEN_RANKS][1100]) == 2
+        assert scored.features == scorer_with_tokens.score(dataset).features
+
+    def test_all_rows_are_null(self, scorer):
+        scored = Dataset.from_list(ROWS).select([0, 3]).map(scorer)
+        assert scored.features[columns.RSR].dtype == "float64" and scored.features[columns.ERROR].dtype == "string"
+        assert scored[columns.RSR] == [None, None]
+
+    def test_no_row_is_null(self, scorer):
+        scored = Dataset.from_list(ROWS).select([1, 2]).map(scorer, batched=True)
+        assert scored.features[columns.ERROR].dtype == "string" and scored[columns.ERROR] == [None, None]
+
+    def test_are_told_once_by_map_and_counted_by_score(self, scorer, caplog):
+        dataset = Dataset.from_list(ROWS)
+        with caplog.at_level(logging.WARNING):
+            dataset.map(scorer)
+        assert [record.getMessage() for record in caplog.records if record.name.startswith("rsr_trl")] == [
+            "So far, 1 of 1 rows couldn't be scored: their rsr is null, rsr_error says why (completion is empty). "
+            "Told once; count the columns at the end of map."
+        ]
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            scorer.score(dataset.select([1, 0, 2, 3]))
+        assert [record.getMessage() for record in caplog.records if record.name.startswith("rsr_trl")] == [
+            "2 of 4 rows couldn't be scored: their rsr is null, rsr_error says why (row 1: completion is empty)."
+        ]
+
+    def test_good_rows_are_silent(self, scorer, caplog, capfd, recwarn):
+        with caplog.at_level(logging.INFO):
+            scorer.score(Dataset.from_list(ROWS).select([1, 2, 4]))
+        assert not caplog.records and not recwarn
+        assert capfd.readouterr() == ("", "")
+
+
+class TestDatasetsOwnThings:
+    @pytest.mark.parametrize("shape", ["plain", "messages", "prompt and completion"])
+    @pytest.mark.parametrize("format", ["numpy", "torch", "pandas", "arrow"])
+    def test_formats_are_kept(self, scorer, shape, format):
+        dataset = Dataset.from_list(SHAPES[shape])
+        formatted = dataset.with_format(format)
+        scored = scorer.score(formatted)
+        assert scored.format["type"] == format
+        assert_same(scored.with_format(None), scorer.score(dataset))
+        if format in ("pandas", "arrow"):
+            with pytest.raises(
+                TypeError, match="map passed a .*, not columns: score a dataset in a table format with"
+            ):
+                formatted.map(scorer)
+            return
+        for batched in (False, True):
+            mapped = formatted.map(scorer, batched=batched)
+            assert mapped.format["type"] == format
+            assert_same(mapped.with_format(None), scorer.score(dataset))
+
+    def test_formatted_columns_are_kept_and_the_new_ones_shown(self, scorer):
+        dataset = Dataset.from_list(ROWS).with_format("numpy", columns=["weights"], output_all_columns=True)
+        scored = scorer.score(dataset)
+        assert scored.format["columns"] == ["weights", *columns.score_schema()]
+        assert scored.format["output_all_columns"]
+        hidden = scorer.score(Dataset.from_list(ROWS).with_format("numpy", columns=["id"]))
+        assert set(hidden[1]) == {"id", *columns.score_schema()}
+
+    def test_transforms_are_kept_and_play_no_part(self, scorer):
+        dataset = Dataset.from_list(ROWS)
+        scored = scorer.score(dataset.with_transform(lambda batch: {"upper": [p.upper() for p in batch["prompt"]]}))
+        assert scored[0] == {"upper": "1+1="}
+        assert_same(scored.with_format(None), scorer.score(dataset))
+
+    def test_selected_and_shuffled_rows(self, scorer):
+        dataset = Dataset.from_list(ROWS)
+        part = dataset.shuffle(seed=3).select([4, 0, 2])
+        expected = scorer.score(dataset)
+        assert_same(scorer.score(part), expected.select(part["id"]))
+
+    def test_split_and_description_are_kept(self, scorer):
+        dataset = Dataset.from_list(ROWS, split="validation")
+        dataset.info.description = "sums"
+        for scored in (scorer.score(dataset), dataset.map(scorer)):
+            assert scored.split == "validation" and scored.info.description == "sums"
+
+    @pytest.mark.parametrize("rows", [ROWS, SHAPES["messages"]], ids=["plain", "messages"])
+    def test_an_empty_dataset(self, scorer, rows):
+        empty = Dataset.from_list(rows).select([])
+        scored = scorer.score(empty)
+        assert len(scored) == 0
+        assert scored.features == scorer.score(Dataset.from_list(rows)).features
+
+    def test_other_columns_are_not_even_looked_at(self, scorer):
+        """They may hold images or audio, which cost much to decode."""
+        seen = set()
+
+        class Watched(dict):
+            def __getitem__(self, name):
+                seen.add(name)
+                return super().__getitem__(name)
+
+        scorer(Watched(ROWS[1]))
+        assert seen == {"prompt", "completion"}
+
+    def test_scored_columns_survive_disk(self, scorer_with_tokens, tmp_path):
+        scored = scorer_with_tokens.score(Dataset.from_list(ROWS))
+        scored.save_to_disk(tmp_path / "scored")
+        again = Dataset.load_from_disk(str(tmp_path / "scored"))
+        assert again.to_list() == scored.to_list() and again.features == scored.features
+
+
+class TestOverwrite:
+    @pytest.fixture
+    def scored(self, scorer_with_tokens) -> Dataset:
+        return scorer_with_tokens.score(Dataset.from_list(ROWS))
+
+    def test_is_asked_for(self, scorer, scored):
+        for entry in (scorer.score, lambda d: d.map(scorer), lambda d: scorer.score(d.to_iterable_dataset())):
+            with pytest.raises(ValueError, match=r"already has the columns \['rsr', .*Pass overwrite=True"):
+                entry(scored)
+
+    def test_replaces_all_of_the_earlier_scoring(self, scored, tiny_student, tiny_tokenizer):
+        other = RSRScorer(tiny_student(seed=1), tiny_tokenizer, overwrite=True)
+        expected = other.score(Dataset.from_list(ROWS))
+        assert_same(other.score(scored), expected)  # the old token columns are gone
+        assert other.score(scored).features == expected.features
+        with_tokens = RSRScorer(tiny_student(seed=1), tiny_tokenizer, overwrite=True, token_stats=True)
+        for entry in (with_tokens.score(scored), scored.map(with_tokens), scored.map(with_tokens, batched=True)):
+            assert_same(entry, with_tokens.score(Dataset.from_list(ROWS)))
+            assert expected[1][columns.STUDENT] == entry[1][columns.STUDENT] != scored[1][columns.STUDENT]
+
+    def test_map_leaves_no_stale_tokens(self, scored, tiny_student, tiny_tokenizer):
+        other = RSRScorer(tiny_student(seed=1), tiny_tokenizer, overwrite=True)
+        with pytest.raises(ValueError, match="rsr_token_ids.* of an earlier scoring, and map can't drop columns"):
+            scored.map(other)

@@ -1,0 +1,233 @@
+"""`map` finds earlier results in the cache of datasets exactly when nothing that decides them has changed."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset, disable_progress_bars, enable_progress_bars, load_from_disk
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rsr_trl import RSRScorer, columns
+from rsr_trl.scoring.student import Student
+
+
+ROWS = [{"prompt": f"{n}+{n}=", "completion": f" it makes {2 * n}"} for n in range(6)]
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    disable_progress_bars()
+    yield
+    enable_progress_bars()
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Dataset:
+    """A dataset on disk: those in memory are never cached."""
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "data")
+    return load_from_disk(tmp_path / "data")
+
+
+@pytest.fixture
+def computed(monkeypatch) -> Callable[[], int]:
+    """Number of examples scored since the last call."""
+    count, score = 0, Student.score
+
+    def counting(self, examples, *args, **kwargs):
+        nonlocal count
+        count += len(examples)
+        return score(self, examples, *args, **kwargs)
+
+    def since_last() -> int:
+        nonlocal count
+        number, count = count, 0
+        return number
+
+    monkeypatch.setattr(Student, "score", counting)
+    return since_last
+
+
+def retrain(path: str) -> None:
+    """What a training run does to a student's folder: other weights under the same names."""
+    model = AutoModelForCausalLM.from_pretrained(path)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1.5)
+    model.save_pretrained(path)
+
+
+class TestById:
+    def test_a_second_run_is_read_from_the_cache(self, dataset, tiny_student_path, computed):
+        scorer = RSRScorer(tiny_student_path)
+        first = dataset.map(scorer)
+        assert computed() == 6
+        again = dataset.map(scorer)  # the scorer has loaded and used its student and tokenizer meanwhile
+        other = dataset.map(RSRScorer(tiny_student_path))
+        assert computed() == 0
+        assert again.to_list() == other.to_list() == first.to_list()
+        assert dataset.map(scorer, batched=True)[columns.RSR] == pytest.approx(list(first[columns.RSR]), rel=1e-5)
+
+    def test_another_process_reads_it_too(self, dataset, tmp_path, tiny_student_path):
+        first = dataset.map(RSRScorer(tiny_student_path))
+        files = {file: file.stat().st_mtime_ns for file in (tmp_path / "data").glob("*.arrow")}
+        script = (
+            "import json, sys\n"
+            "from datasets import load_from_disk\n"
+            "from rsr_trl import RSRScorer\n"
+            "from rsr_trl.scoring.student import Student\n"
+            "path, student = sys.argv[1:]\n"
+            "scorer = RSRScorer(student)\n"
+            "name = scorer.fingerprint\n"
+            "Student.score = None\n"  # the first computation fails
+            "print(json.dumps([name, list(load_from_disk(path).map(scorer)['rsr'])]))\n"
+        )
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7", "PYTHONPATH": str(REPOSITORY)}
+        arguments = [sys.executable, "-c", script, str(tmp_path / "data"), tiny_student_path]
+        done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout) == [first[columns.STUDENT][0], list(first[columns.RSR])]
+        assert files == {file: file.stat().st_mtime_ns for file in (tmp_path / "data").glob("*.arrow")}
+
+    @pytest.mark.parametrize(
+        "setting",
+        [
+            {"r_max": 50},
+            {"max_length": 12},
+            {"token_stats": True},
+            {"dtype": "bfloat16"},
+            {"logits_dtype": "model"},
+            {"assistant_only_loss": True},
+            {"attn_implementation": "eager"},
+        ],
+        ids=str,
+    )
+    def test_other_settings_are_computed_anew(self, dataset, tiny_student_path, computed, setting):
+        dataset.map(RSRScorer(tiny_student_path))
+        dataset.map(RSRScorer(tiny_student_path, **setting))
+        assert computed() == 12
+        dataset.map(RSRScorer(tiny_student_path, **setting))
+        assert computed() == 0
+
+    @pytest.mark.parametrize("same_scorer", [True, False])
+    def test_a_student_retrained_into_the_same_folder(self, dataset, tiny_student_path, computed, same_scorer):
+        scorer = RSRScorer(tiny_student_path)
+        first = dataset.map(scorer)
+        retrain(tiny_student_path)
+        second = dataset.map(scorer if same_scorer else RSRScorer(tiny_student_path))
+        assert computed() == 12
+        truth = RSRScorer(AutoModelForCausalLM.from_pretrained(tiny_student_path), scorer.processing_class)
+        for scored in (second, (scorer if same_scorer else RSRScorer(tiny_student_path)).score(dataset)):
+            assert scored[columns.RSR] == pytest.approx(list(truth.score(dataset)[columns.RSR]), rel=1e-5)
+            assert set(scored[columns.STUDENT]).isdisjoint(first[columns.STUDENT])
+
+    @pytest.mark.parametrize("file", ["tokenizer.json", "chat_template.jinja", "config.json"])
+    def test_a_changed_tokenizer_template_or_config(self, dataset, tiny_student_path, computed, file):
+        first = dataset.map(RSRScorer(tiny_student_path))
+        path = Path(tiny_student_path, file)
+        if file == "config.json":
+            config = json.loads(path.read_text())
+            config["rope_parameters"]["rope_theta"] = 123.0
+            path.write_text(json.dumps(config))
+        elif file == "tokenizer.json":
+            tokenizer = AutoTokenizer.from_pretrained(tiny_student_path)
+            tokenizer.add_tokens(["makes"])
+            tokenizer.save_pretrained(tiny_student_path)
+        else:
+            path.write_text(path.read_text().replace("<|im_end|>", "<|im_end|> "))
+        scorer = RSRScorer(tiny_student_path)
+        if file == "tokenizer.json":  # the new token has no row in the embeddings
+            with pytest.raises(ValueError, match="token id 262, but the student's vocabulary has 262"):
+                dataset.map(scorer)
+            return
+        second = dataset.map(scorer)
+        assert computed() == 12
+        assert second[columns.STUDENT][0] != first[columns.STUDENT][0]
+
+    def test_a_tokenizer_of_the_users_own(self, dataset, tiny_student_path, tiny_tokenizer, computed):
+        scorer = RSRScorer(tiny_student_path, tiny_tokenizer)
+        dataset.map(scorer)
+        tiny_tokenizer("a", truncation=True, max_length=3, padding="max_length")  # leaves its settings behind
+        dataset.map(scorer)
+        assert computed() == 6
+        tiny_tokenizer.chat_template = tiny_tokenizer.chat_template + " "
+        dataset.map(scorer)
+        assert computed() == 6
+
+    def test_the_base_model_of_an_adapter(self, dataset, tmp_path, tiny_student_path, tiny_tokenizer, computed):
+        peft = pytest.importorskip("peft")
+        base = AutoModelForCausalLM.from_pretrained(tiny_student_path)
+        adapter = str(tmp_path / "adapter")
+        peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(adapter)
+        tiny_tokenizer.save_pretrained(adapter)
+        dataset.map(RSRScorer(adapter))
+        retrain(tiny_student_path)
+        dataset.map(RSRScorer(adapter))
+        assert computed() == 12
+
+    @pytest.mark.distributed
+    def test_worker_processes(self, dataset, tiny_student_path, computed):
+        scorer = RSRScorer(tiny_student_path, token_stats=True)
+        alone = scorer.score(dataset)
+        computed()
+        for with_rank in (False, True):
+            together = dataset.map(scorer, num_proc=2, with_rank=with_rank)
+            assert computed() == 0  # not in this process
+            assert together[columns.RSR] == pytest.approx(list(alone[columns.RSR]), rel=1e-5)
+            assert together[columns.STUDENT] == alone[columns.STUDENT]
+
+
+class TestLive:
+    @pytest.fixture
+    def model(self, tiny_student) -> torch.nn.Module:
+        return tiny_student()
+
+    def test_a_second_run_is_read_from_the_cache(self, dataset, model, tiny_tokenizer, tiny_student, computed):
+        scorer = RSRScorer(model, tiny_tokenizer)
+        first = dataset.map(scorer)
+        dataset.map(scorer)
+        model.train()
+        dataset.map(RSRScorer(model, tiny_tokenizer))
+        again = dataset.map(RSRScorer(tiny_student(), tiny_tokenizer))  # another object with the same weights
+        assert computed() == 6
+        assert again.to_list() == first.to_list()
+
+    @pytest.mark.parametrize("how", ["optimizer", "data", "load_state_dict", "adapter"])
+    def test_a_trained_student_is_another_one(self, dataset, model, tiny_tokenizer, tiny_student, computed, how):
+        scorer = RSRScorer(model, tiny_tokenizer)
+        first = dataset.map(scorer)
+        before = scorer.score(dataset)
+        if how == "optimizer":
+            ids = torch.arange(10, 30)[None]
+            model(input_ids=ids, labels=ids).loss.backward()
+            torch.optim.SGD(model.parameters(), lr=0.1).step()
+        elif how == "data":
+            model.model.norm.weight.data.mul_(1.5)  # leaves no trace in autograd's counters
+        elif how == "load_state_dict":
+            model.load_state_dict(tiny_student(seed=5).state_dict())
+        else:
+            peft = pytest.importorskip("peft")
+            config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+            peft.get_peft_model(model, config)  # goes into the model's own layers
+        computed()
+        after = scorer.score(dataset)
+        second = dataset.map(scorer)
+        assert computed() == 12
+        assert second[columns.RSR] == pytest.approx(list(after[columns.RSR]), rel=1e-5)
+        assert second[columns.STUDENT] == after[columns.STUDENT]
+        assert set(after[columns.STUDENT]).isdisjoint(before[columns.STUDENT])
+        assert first[columns.STUDENT] == before[columns.STUDENT]
+        assert after[columns.RSR] != pytest.approx(list(before[columns.RSR]), rel=1e-4)
+
+
+def test_copies_carry_no_weights(tiny_student_path, tiny_student, tiny_tokenizer, dataset):
+    """What datasets hashes, and what goes to workers, is small."""
+    scorer = RSRScorer(tiny_student_path)
+    dataset.map(scorer)  # it holds its student from now on
+    assert len(pickle.dumps(scorer)) < 10_000
+    assert len(pickle.dumps(RSRScorer(tiny_student(), tiny_tokenizer))) < 10_000

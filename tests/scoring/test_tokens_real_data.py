@@ -1,0 +1,113 @@
+"""Real trajectories with real tokenizers: the scored tokens spell what the assistant said, and nothing else."""
+
+import pytest
+
+from rsr_trl.scoring.tokens import ExampleTokenizer
+from tests.scoring import renderers
+from tests.scoring.conversations import assistant, scored_texts, system, user
+
+
+def spelled(tokenizer, example) -> str:
+    assert example.error is None and not example.truncated
+    return tokenizer.decode(example.input_ids[example.scored])
+
+
+@pytest.mark.parametrize("assistant_only_loss", [False, True])
+def test_airline_agents(assistant_only_loss, qwen3, airline_rows, airline_tools):
+    """Many turns with thoughts, calls and results between them, under Qwen3's own template and its training twin."""
+    render = renderers.qwen3_training if assistant_only_loss else renderers.qwen3
+    tokenize = ExampleTokenizer(qwen3, assistant_only_loss=assistant_only_loss)
+    rows = [{"messages": row["messages"], "tools": airline_tools} for row in airline_rows]
+    num_turns = num_tokens = 0
+    for row, example in zip(rows, tokenize(rows), strict=True):
+        own = [piece for piece, own in render(row["messages"]) if own]
+        assert spelled(qwen3, example) == "".join(own)
+        num_turns += len(own)
+        num_tokens += example.scored.sum()
+    assert num_turns > 1_000 and num_tokens > 100_000
+
+
+def test_airline_agents_as_prompt_and_completion(qwen3, airline_rows, airline_tools):
+    """The last user's question and all before it as the prompt: the same ids, and only what follows is scored."""
+    tokenize = ExampleTokenizer(qwen3)
+    for row in airline_rows[::4]:
+        messages = row["messages"]
+        # The last one that an assistant answers: some conversations end with the user.
+        last = max(i for i, message in enumerate(messages[:-1]) if message["role"] == "user")
+        example, whole = tokenize(
+            [
+                {"prompt": messages[: last + 1], "completion": messages[last + 1 :], "tools": airline_tools},
+                {"messages": messages, "tools": airline_tools},
+            ]
+        )
+        assert example.input_ids.tolist() == whole.input_ids.tolist()
+        answers = len([message for message in messages[last + 1 :] if message["role"] == "assistant"])
+        own = [piece for piece, own in renderers.qwen3(messages) if own]
+        assert spelled(qwen3, example) == "".join(own[-answers:])
+
+
+@pytest.mark.parametrize("as_messages", [False, True])
+def test_gsm8k_chat(as_messages, qwen3, gsm8k_rows):
+    rows = []
+    for row in gsm8k_rows[::3]:
+        asked, answered = [user(row["prompt"])], [assistant(row["completion"])]
+        rows.append({"messages": asked + answered} if as_messages else {"prompt": asked, "completion": answered})
+    for row, example in zip(gsm8k_rows[::3], ExampleTokenizer(qwen3)(rows), strict=True):
+        own = [piece for piece, own in renderers.qwen3([user(row["prompt"]), assistant(row["completion"])]) if own]
+        assert spelled(qwen3, example) == "".join(own)
+
+
+@pytest.mark.parametrize("name", ["gpt2_tokenizer", "qwen3"])
+@pytest.mark.parametrize("data", ["gsm8k_rows", "math500_rows"])
+def test_plain_prompt_and_completion(data, name, request):
+    """Where no token spans the boundary, the scored tokens spell the completion; else that token's start besides."""
+    tokenizer, rows = request.getfixturevalue(name), request.getfixturevalue(data)[::7]
+    rows = [{"prompt": row["prompt"] + "\n", "completion": row["completion"]} for row in rows]
+    num_exact = 0
+    for row, example in zip(rows, ExampleTokenizer(tokenizer)(rows), strict=True):
+        text = spelled(tokenizer, example)
+        assert (row["prompt"] + row["completion"]).endswith(text)
+        assert len(row["completion"]) <= len(text) <= len(row["completion"]) + 1
+        num_exact += text == row["completion"]
+    assert num_exact > 0.9 * len(rows)
+
+
+def test_math500_chat(qwen3, math500_rows):
+    """Long thoughts; truly truncated ones have no end of their think block."""
+    rows = [[user(row["prompt"]), assistant(row["completion"])] for row in math500_rows[::3]]
+    assert any(not row["complete"] for row in math500_rows[::3])
+    for messages, example in zip(rows, ExampleTokenizer(qwen3)([{"messages": m} for m in rows]), strict=True):
+        own = [piece for piece, own in renderers.qwen3(messages) if own]
+        assert spelled(qwen3, example) == "".join(own)
+
+
+def test_max_length_cuts_real_answers(qwen3, math500_rows):
+    rows = [{"messages": [user(row["prompt"]), assistant(row["completion"])]} for row in math500_rows[:40]]
+    whole, cut = ExampleTokenizer(qwen3)(rows), ExampleTokenizer(qwen3, max_length=600)(rows)
+    assert {example.truncated for example in cut} == {False, True}
+    for long, short in zip(whole, cut, strict=True):
+        assert short.truncated == (len(long.input_ids) > 600)
+        assert short.input_ids.tolist() == long.input_ids.tolist()[:600]
+        assert short.scored.tolist() == long.scored.tolist()[:600]
+
+
+def test_mistral_chat(mistral_tokenizer, gsm8k_rows):
+    """A template in the way of Mistral, without assistant headers."""
+    mistral_tokenizer.chat_template = renderers.INST
+    answers = [row["completion"] for row in gsm8k_rows[::9]]
+    rows = [{"messages": [user("How?"), assistant(answer), user("Sure?"), assistant("Yes.")]} for answer in answers]
+    not_own = mistral_tokenizer("<s>[INST] How? [/INST]</s>[INST] Sure? [/INST]</s>", add_special_tokens=False)
+    for answer, example in zip(answers, ExampleTokenizer(mistral_tokenizer)(rows), strict=True):
+        assert [text.strip() for text in scored_texts(mistral_tokenizer, example)] == [answer.strip(), "Yes."]
+        assert example.input_ids[~example.scored].tolist() == not_own["input_ids"]
+
+
+def test_developer_and_system_roles(qwen3):
+    """What a template does with a role is its own affair; the assistant's text stays its own."""
+    rows = [{"messages": [make("be kind"), user("q"), assistant("a")]} for make in (system, developer)]
+    for example in ExampleTokenizer(qwen3)(rows):
+        assert spelled(qwen3, example) == "<think>\n\n</think>\n\na"
+
+
+def developer(content: str) -> dict:
+    return {"role": "developer", "content": content}
