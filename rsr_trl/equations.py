@@ -9,6 +9,8 @@ Ranks are 1-based (1 = the student's most likely token) and are passed **unclipp
 stored ranks can be clipped again at another value. Surprisals are in nats. Sums run in float64.
 """
 
+from numbers import Real
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -37,8 +39,8 @@ def _token_arrays(ranks: ArrayLike, surprisals: ArrayLike, r_max: float | None) 
 
 def check_r_max(r_max: float) -> float:
     """Return `r_max` if ranks can be clipped at it, else raise `ValueError`."""
-    if not r_max >= 1:
-        raise ValueError(f"r_max must be at least 1 (ranks are 1-based), got {r_max}.")
+    if not isinstance(r_max, Real) or not r_max >= 1:
+        raise ValueError(f"r_max must be at least 1 (ranks are 1-based), got {r_max!r}.")
     return r_max
 
 
@@ -85,7 +87,7 @@ def filtered_token_rsr(
     ranks, surprisals = _token_arrays(ranks, surprisals, r_max)
     if ranks.size == 0:
         return float("nan")
-    # The tolerance keeps 0.3 * 10 = 3.0000000000000004 from becoming 4 tokens.
+    # The tolerance keeps 0.07 * 100 = 7.000000000000001 from becoming 8 tokens.
     kept = np.argsort(-surprisals, kind="stable")[: int(np.ceil(share * ranks.size - 1e-9))]
     return float(_divide(ranks[kept], surprisals[kept]).mean())
 

@@ -49,7 +49,7 @@ class TestToken:
 
 class TestFiltered:
     def test_keeps_the_30_percent_of_highest_surprisal(self):
-        # Surprisals 1..10: 3 tokens stay (0.3 * 10 is 3.0000000000000004 in floating point, which must not become 4).
+        # Surprisals 1..10: 3 tokens stay.
         surprisals = [3, 1, 10, 2, 9, 4, 5, 8, 6, 7]
         ranks = [1, 1, 20, 1, 27, 1, 1, 4, 1, 1]
         assert filtered_token_rsr(ranks, surprisals) == pytest.approx((20 / 10 + 27 / 9 + 4 / 8) / 3, rel=1e-15)
@@ -59,6 +59,13 @@ class TestFiltered:
         surprisals = np.arange(tokens, 0, -1)
         ranks = np.where(np.arange(tokens) < kept, surprisals, 9 * surprisals)  # ratio 1 if kept, else 9
         assert filtered_token_rsr(ranks, surprisals, r_max=None) == pytest.approx(1, rel=1e-12)
+
+    @pytest.mark.parametrize(("share", "tokens", "kept"), [(0.07, 100, 7), (0.28, 25, 7), (0.55, 100, 55)])
+    def test_shares_that_floating_point_makes_a_little_larger(self, share, tokens, kept):
+        assert share * tokens > kept
+        surprisals = np.arange(tokens, 0, -1)
+        ranks = np.where(np.arange(tokens) < kept, surprisals, 9 * surprisals)
+        assert filtered_token_rsr(ranks, surprisals, share, r_max=None) == pytest.approx(1, rel=1e-12)
 
     def test_ties_go_to_the_earlier_token(self):
         assert filtered_token_rsr([6, 9, 12], [3, 3, 3]) == 2
@@ -179,7 +186,7 @@ class TestBadNumbers:
         with pytest.raises(ValueError, match=message):
             function(ranks, surprisals)
 
-    @pytest.mark.parametrize("r_max", [0, 0.5, -1, math.nan])
+    @pytest.mark.parametrize("r_max", [0, 0.5, -1, math.nan, "100"])
     def test_r_max_below_the_first_rank(self, r_max):
         with pytest.raises(ValueError, match="r_max must be at least 1"):
             trajectory_rsr([1], [1], r_max)

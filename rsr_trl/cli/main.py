@@ -19,6 +19,7 @@ import rsr_trl
 COMMANDS = {
     "demo": "watch the whole way, offline, on a small student and data of its own: begin here",
     "score": "score every trajectory of a dataset with your student",
+    "teachers": "rank the teachers of a scored dataset, with error bars, or score as few trajectories as needed",
     "select": "choose the most suitable trajectories of a scored dataset",
     "sft": "fine-tune your student, the most suitable trajectories first (TRL's SFT)",
     "bench": "measure scoring on this machine beside the reference way and the floor",

@@ -1,8 +1,8 @@
 """Where a rendered conversation holds the assistant's own text, as character spans.
 
 The assistant's own text is everything between an assistant header and its end-of-turn marker (the paper's rule): think
-blocks, content and tool calls count; the header, the end-of-turn marker and the white space after it don't. This file works
-on strings; it knows no token ids and no model.
+blocks, content and tool calls count; the header, the end-of-turn marker and the white space after it don't. This file
+works on strings; it knows no token ids and no model.
 """
 
 import os
@@ -26,8 +26,8 @@ class ChatSpans:
     """
     Renders conversations as [`SFTTrainer`] does and locates the assistant's own text in them.
 
-    The spans come from the template's `{% generation %}` markers; for templates without them from TRL's training twin where
-    it renders the very same text; else from rendering variants of the conversation ([`DerivedSpans`]).
+    The spans come from the template's `{% generation %}` markers; for templates without them from TRL's training twin
+    where it renders the very same text; else from rendering variants of the conversation ([`DerivedSpans`]).
 
     Args:
         processing_class ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer with a chat template.
@@ -42,8 +42,8 @@ class ChatSpans:
         template = chat_template or processing_class.chat_template
         if template is None:
             raise ValueError(
-                "The tokenizer has no chat template, but the dataset is conversational. Set `tokenizer.chat_template` (for "
-                "example with `trl.clone_chat_template`), or pass plain-text `prompt` and `completion` columns."
+                "The tokenizer has no chat template, but the dataset is conversational. Set `tokenizer.chat_template` "
+                "(for example with `trl.clone_chat_template`), or pass plain-text `prompt` and `completion` columns."
             )
         # Named variants (a dict) stay as they are: transformers picks between them by the presence of tools.
         self._template = chat_template
@@ -64,7 +64,9 @@ class ChatSpans:
             self._probe_marked()
         self._derived = DerivedSpans(self.render, self._header, last_trailer)
 
-    def render(self, messages: Sequence[Message], template_kwargs: Mapping, add_generation_prompt: bool = False) -> str:
+    def render(
+        self, messages: Sequence[Message], template_kwargs: Mapping, add_generation_prompt: bool = False
+    ) -> str:
         """Render a conversation to text. `template_kwargs` are `tools` and the template's own keyword arguments."""
         try:
             return self.processing_class.apply_chat_template(
@@ -76,7 +78,9 @@ class ChatSpans:
         except Exception as error:  # a template is foreign code: whatever it raises is about this conversation
             raise ChatTemplateError(f"the chat template can't render it: {error}") from error
 
-    def __call__(self, messages: Sequence[Message], template_kwargs: Mapping, first: int = 0) -> tuple[str, list[Span]]:
+    def __call__(
+        self, messages: Sequence[Message], template_kwargs: Mapping, first: int = 0
+    ) -> tuple[str, list[Span]]:
         """
         Render a conversation and locate the assistant's own text.
 
@@ -108,19 +112,23 @@ class ChatSpans:
         """Raise where the template leaves the assistant's content out: the turn would be scored without its words."""
         if not self._forms:
             raise ChatTemplateError(
-                "the chat template refuses a plain conversation (user, assistant, user), so what it writes around the "
-                "assistant's text can't be learned"
+                "the chat template refuses a plain conversation (user, assistant, user) or leaves its contents out, "
+                "so what it writes around the assistant's text can't be learned"
             )
         for i, message in enumerate(messages):
             content = message.get("content")
             if i >= first and message["role"] == "assistant" and content and type(content) not in self._forms:
-                given, taken = ("a string", "a list of parts") if isinstance(content, str) else ("a list of parts", "a string")
-                raise ChatTemplateError(f"the chat template leaves out content that is {given} (message {i}): give {taken}")
+                given, taken = (
+                    ("a string", "a list of parts") if isinstance(content, str) else ("a list of parts", "a string")
+                )
+                raise ChatTemplateError(
+                    f"the chat template leaves out content that is {given} (message {i}): give {taken}"
+                )
 
     def _render_marked(
         self, messages: Sequence[Message], template_kwargs: Mapping, add_generation_prompt: bool = False
     ) -> tuple[str | None, list[Span]]:
-        """Text and raw `{% generation %}` spans by the marked template; `(None, [])` if it refuses the conversation."""
+        """Text and raw `{% generation %}` spans by the marked template; `(None, [])` if it refuses."""
         # As `apply_chat_template` prepares them: special tokens as variables, no null keys.
         variables = {**self.processing_class.special_tokens_map, **template_kwargs, "chat_template": self._marked}
         messages = [{key: value for key, value in message.items() if value is not None} for message in messages]

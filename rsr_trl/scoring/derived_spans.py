@@ -1,7 +1,7 @@
 """Where the assistant's own text stands in a rendered conversation, told by rendering variants of that conversation.
 
-For templates that don't mark it. A turn whose text can't be told apart from the rest is an error, never a guess. This file
-works on strings; it knows no tokenizer.
+For templates that don't mark it. A turn whose text can't be told apart from the rest is an error, never a guess. This
+file works on strings; it knows no tokenizer.
 """
 
 import re
@@ -52,7 +52,9 @@ class DerivedSpans:
         turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
         for turn in turns:
             if messages[turn].get("tool_responses"):  # Gemma's own way: a tool's words inside an assistant message
-                raise ChatTemplateError(f"message {turn} holds tool_responses: give them as messages of the role 'tool'")
+                raise ChatTemplateError(
+                    f"message {turn} holds tool_responses: give them as messages of the role 'tool'"
+                )
         together = self._between_anchors(text, messages, turns, kwargs)
         if together is not None:
             located = list(zip(turns, together, strict=True))
@@ -81,8 +83,9 @@ class DerivedSpans:
         """
         Spans of all turns from one variant in which every assistant message says a mark only.
 
-        What stands between the marks, up to the last header in it, is in `text` too, in the same order; the assistant's own
-        text lies in between. `None` unless that order is the only possible one and the variant holds every other message.
+        What stands between the marks, up to the last header in it, is in `text` too, in the same order; the
+        assistant's own text lies in between. `None` unless it fits in one way only and the variant holds all other
+        messages.
         """
         mark, other = SENTINELS
         if not self._header:
@@ -131,8 +134,8 @@ class DerivedSpans:
 
         # Where the conversation up to here renders to a prefix of the whole, the turn starts right behind it.
         before = self._try_render(messages[:turn], kwargs)
-        quotes_header = header.strip() in str(messages[turn].get("content"))
-        if before is not None and text.startswith(before + header) and not (header and quotes_header):
+        quotes_header = bool(header) and header.strip() in str(messages[turn].get("content"))
+        if before is not None and text.startswith(before + header) and not quotes_header:
             start = len(before) + len(header)
         else:
             # Else behind the last header before the first character that depends on this turn: whatever the template
@@ -140,6 +143,8 @@ class DerivedSpans:
             # message (Gemma 4 goes on in the same turn after a tool result), the turn starts at that character.
             changed = self._changed_region(text, messages, turn, kwargs)
             behind = self._changed_region(text, messages, turn - 1, kwargs)[1] if turn > 0 else 0
+            if changed[0] < behind:  # written twice, or out of order
+                raise _cannot_locate(turn)
             found = text.rfind(header, behind, changed[0]) if header else -1
             start = changed[0] if found < 0 else found + len(header)
 
@@ -165,7 +170,7 @@ class DerivedSpans:
         if region is None:
             raise _cannot_locate(index)
         if messages[index].get("tool_calls"):
-            # Without its call a turn starts differently, which shows where it starts; but tool results may vanish with it.
+            # Without its call a turn starts differently, which shows where it starts; but results may vanish with it.
             without = self._region(text, messages, index, _say, kwargs)
             region = (min(region[0], without[0]), region[1]) if without else region
         return region
@@ -193,8 +198,10 @@ class DerivedSpans:
             raise _cannot_locate(turn)
         closing = closing.split(mark)[-1]
         closing = closing.removesuffix(end_of_turn(closing, {self._last_trailer}))
-        # The first brackets may differ (a number has no closing quote), so the longest end of them that stands there counts.
-        return next(length for length in range(len(closing), -1, -1) if text.startswith(closing[len(closing) - length :], end))
+        # The first brackets may differ (a number has no closing quote): their longest end that stands there counts.
+        return next(
+            length for length in range(len(closing), -1, -1) if text.startswith(closing[len(closing) - length :], end)
+        )
 
     def _try_render(self, messages: Sequence[Message], kwargs: Mapping) -> str | None:
         try:
@@ -247,8 +254,10 @@ def _cannot_locate(index: int) -> ChatTemplateError:
 
 
 def end_of_turn(text: str, plain: set[str]) -> str:
-    """The end-of-turn marker that `text`, which ends in a tool call, ends in: that of a plain turn, or one like `<|call|>`."""
-    known = next((trailer for trailer in sorted(plain, key=len, reverse=True) if trailer and text.endswith(trailer)), "")
+    """What ends the turn behind the tool call at the end of `text`: as with plain turns, or one like `<|call|>`."""
+    known = next(
+        (trailer for trailer in sorted(plain, key=len, reverse=True) if trailer and text.endswith(trailer)), ""
+    )
     if known or not any(plain):  # a template without markers behind plain turns writes none behind calls
         return known
     match = _CONTROL_TOKEN.search(text)

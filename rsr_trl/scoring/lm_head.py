@@ -20,7 +20,12 @@ from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
 from torch.utils._triton import has_triton
 from transformers import PreTrainedModel
+from transformers.utils import is_peft_available
 from trl.trainer.utils import maybe_gather_lm_head_ctx
+
+
+if is_peft_available():
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 
 # Positions x columns of one tile of logits. On the CPU a tile of 1M fp32 numbers stays in the caches between the
@@ -75,12 +80,12 @@ class LMHead:
         if module is None:
             raise ValueError(f"{type(model).__name__} has no LM head. The student must be a causal language model.")
         weight = getattr(module, "weight", None)
-        if weight is None or not weight.is_floating_point() or type(module).__name__.startswith("Lora"):
+        adapted = is_peft_available() and isinstance(module, BaseTunerLayer)
+        if weight is None or not weight.is_floating_point() or adapted:
             raise ValueError(
-                f"The student's LM head is {type(module).__name__}, not a plain floating-point matrix. Quantize the "
-                f"student "
-                "without `lm_head` (the default of bitsandbytes), or merge the adapter first "
-                "(`model.merge_and_unload()`)."
+                f"The student's LM head is a {type(module).__module__}.{type(module).__name__}, not a plain "
+                "floating-point matrix. Quantize the student without `lm_head` (bitsandbytes' default), or merge "
+                "the adapter first (`model.merge_and_unload()`)."
             )
         config = model.config.get_text_config()
         return cls(module, _logit_scale(config), getattr(config, "final_logit_softcapping", None))

@@ -59,7 +59,8 @@ class RSRScorer:
     Use it as a function of `datasets.map` (row by row or `batched=True`: same numbers), or call [`~RSRScorer.score`],
     which sorts the whole dataset by length and is fastest. Columns added: `rsr`, `rsr_mean_clipped_rank`,
     `rsr_mean_surprisal` (nats), `rsr_num_tokens` (scored), `rsr_truncated`, `rsr_error` (null when fine) and
-    `rsr_student` (a fingerprint). A row with nothing to score gets nulls and its reason in `rsr_error`.
+    `rsr_student` (a fingerprint). A row with nothing to score gets nulls and its reason in `rsr_error`. On a dataset
+    in numpy or torch format prefer `score`: `map` then leaves the columns' types to their first 1,000 rows.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
@@ -132,7 +133,8 @@ class RSRScorer:
         self._max_batch_tokens = max_batch_tokens
         self._logits_dtype = logits_dtype
         self._student: Student | None = None
-        self._fingerprint: tuple[object, str] | None = None  # weights version -> fingerprint
+        self._weights: tuple[object, str] | None = None  # version of the weights, their hash
+        self._fingerprint: tuple[object, str] | None = None  # template and settings, the fingerprint
         self._warned = False
         if isinstance(model, str):
             self._load_kwargs = {
@@ -145,13 +147,15 @@ class RSRScorer:
                 "trust_remote_code": trust_remote_code,
             }
             self._model_id: str | None = model
-            config = AutoConfig.from_pretrained(
-                _base_model_id(model, revision), revision=revision, trust_remote_code=trust_remote_code
-            )
+            base, hub = _base_model_id(model, revision), {"revision": revision, "trust_remote_code": trust_remote_code}
+            config = AutoConfig.from_pretrained(base, **hub)
             if processing_class is None:
-                processing_class = AutoTokenizer.from_pretrained(
-                    model, revision=revision, trust_remote_code=trust_remote_code
-                )
+                try:
+                    processing_class = AutoTokenizer.from_pretrained(model, **hub)
+                except (OSError, ValueError):
+                    if base == model:
+                        raise
+                    processing_class = AutoTokenizer.from_pretrained(base, **hub)  # PEFT saves none with an adapter
         else:
             given = {"revision": revision, "quantization_config": quantization_config, "device_map": device_map}
             given |= {
@@ -211,13 +215,14 @@ class RSRScorer:
         # Only what is needed: the other columns may hold images, and map copies what isn't looked at.
         texts = {name: examples[name] if lazy else _plain(examples[name]) for name in self._text_columns(examples)}
         batch = isinstance(examples, LazyBatch) if lazy else _is_batch(texts, self._tokenize.dataset_text_field)
+        tokenized = self._tokenize(_rows(texts) if batch else [texts])
         try:
-            table = self._score_tokenized(self._tokenize(_rows(texts) if batch else [texts]))
+            table = self._score_tokenized(tokenized)
         except (ValueError, FloatingPointError) as error:
-            raise type(error)(
-                f"{error} (Rows are counted within the {len(next(iter(texts.values()))) if batch else 1} that map "
-                "passed; RSRScorer.score counts them in the dataset.)"
-            ) from error
+            error.add_note(
+                f"Rows are counted within the {len(tokenized)} that map passed; RSRScorer.score counts in the dataset."
+            )
+            raise
         self._warn_once(table)
         # `datasets.map` takes a column's type from its first rows, which may all be null. Elsewhere, plain values.
         values = _typed(table) if lazy else {name: column.to_pylist() for name, column in table.items()}
@@ -258,6 +263,7 @@ class RSRScorer:
             added = Features.from_arrow_schema(pa.schema(schema))
             features = None if dataset.features is None else Features({**dataset.features, **added})
             return dataset.map(self, batched=True, batch_size=CHUNK, features=features)
+        self.student  # noqa: B018 - if it can't be loaded, that shows before the work, not after it
         source = dataset.with_format(None).select_columns(self._text_columns(dataset.column_names))
         with tqdm(total=len(source), desc="Tokenizing", unit=" trajectories", leave=False) as bar:
             tokenized = []
@@ -334,8 +340,7 @@ class RSRScorer:
             if self._model_id is None:
                 raise ValueError(
                     "A live model can't go to the worker processes of `map(num_proc=...)`. Leave `num_proc` unset, or "
-                    "build "
-                    "the scorer from a model id or path: RSRScorer('path/to/student')."
+                    "build the scorer from a model id or path: RSRScorer('path/to/student')."
                 )
             self._loaded = self._checkpoint()
             kwargs = {name: value for name, value in self._load_kwargs.items() if value is not None}
@@ -345,19 +350,24 @@ class RSRScorer:
     @property
     def fingerprint(self) -> str:
         """Short name of the student as it is now, with the settings that change scores: the `rsr_student` column."""
+        # Weights and tokenizers are large, and map asks at every row: look at what is quickly seen to have changed.
         version = None if self._model_id is not None else self.student.weights_version()
-        if self._fingerprint is None or self._fingerprint[0] != version:
-            weights = self.student.weights_fingerprint()
-            self._fingerprint = (version, student_fingerprint(weights, self.processing_class, **self._settings()))
+        if self._weights is None or self._weights[0] != version:
+            self._weights, self._fingerprint = (version, self.student.weights_fingerprint()), None
+        settings = [self.processing_class.chat_template, self._settings()]
+        if self._fingerprint is None or self._fingerprint[0] != settings:
+            name = student_fingerprint(self._weights[1], self.processing_class, **self._settings())
+            self._fingerprint = (settings, name)
         return self._fingerprint[1]
 
     def _checkpoint(self) -> str:
         return checkpoint_fingerprint(self._model_id, getattr(self._config, "_commit_hash", None))
 
     def _look_again(self) -> None:
-        """Forget a student that may have changed: a live one was trained, or a checkpoint replaced in its folder."""
+        """Forget what may have changed: a live student trained, a checkpoint replaced in its folder, tokens added."""
+        self._fingerprint = None
         if self._model_id is None:
-            self._fingerprint = None  # some training loops change weights in ways that leave no trace
+            self._weights = None  # some training loops change weights in ways that leave no trace
         elif self._student is not None and self._loaded != self._checkpoint():
             self.__init__(**self._init_kwargs)
 

@@ -92,8 +92,8 @@ class ExampleTokenizer:
     ):
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise TypeError(
-                f"processing_class must be a tokenizer, got {type(processing_class).__name__}. For a vision-language student "
-                "pass `processor.tokenizer`: only text is scored."
+                f"processing_class must be a tokenizer, got {type(processing_class).__name__}. For a vision-language "
+                "student pass `processor.tokenizer`: only text is scored."
             )
         if not processing_class.is_fast:
             raise TypeError(
@@ -123,19 +123,19 @@ class ExampleTokenizer:
             columns
         ):
             raise ValueError(
-                f"The dataset is already tokenized (columns {columns}): which tokens are the response can't be told from "
-                "ids. Pass the dataset before tokenization."
+                f"The dataset is already tokenized (columns {columns}): which tokens are the response can't be told "
+                "from ids. Pass the dataset before tokenization."
             )
         if "prompt" in columns and "completion" not in columns:
             raise ValueError(
-                f"The dataset has a `prompt` column but no `completion`. Its columns are {columns}. Rename the column with "
-                "the response to `completion`, or remove `prompt` if the conversation is in `messages`."
+                f"The dataset has a `prompt` column but no `completion`. Its columns are {columns}. Rename the column "
+                "with the response to `completion`, or remove `prompt` if the conversation is in `messages`."
             )
         if not {"prompt", "messages", "conversations", self.dataset_text_field} & set(columns):
             raise ValueError(
                 "The dataset needs `prompt` and `completion`, `messages`, `conversations`, or a text column named "
-                f"`{self.dataset_text_field}`. Its columns are {columns}. Rename them (`dataset.rename_column`), or use "
-                "`--prompt_column` and `--completion_column` on the command line."
+                f"`{self.dataset_text_field}`. Its columns are {columns}. Rename them (`dataset.rename_column`), or "
+                "use `--prompt_column` and `--completion_column` on the command line."
             )
 
     def __call__(self, examples: Sequence[Mapping]) -> list[TokenizedExample]:
@@ -316,7 +316,10 @@ class ExampleTokenizer:
         if nothing:
             error = "no token to score"
         elif not scored.any():
-            error = f"cut off: the text before the response alone fills max_length={self.max_length} (whole: {len(ids)} tokens)"
+            error = (
+                f"cut off: the text before the response alone fills max_length={self.max_length} (whole: {len(ids)} "
+                "tokens)"
+            )
         return TokenizedExample(input_ids, scored, truncated, error)
 
 

@@ -52,10 +52,12 @@ class Contest:
     @property
     def ranking(self) -> np.ndarray:
         """Teachers, most suitable first: by what is settled, then by RSR; those without a score last."""
-        if self.goal == "order" and self.open.sum() == 0:
-            settled = self._below.sum(axis=0)  # how many are below
-        else:
+        if self.goal == "best":
             settled = ~self.open
+        elif self.open.any():
+            settled = np.zeros_like(self.open)
+        else:
+            settled = self._below.sum(axis=0)  # how many are below
         return np.lexsort((self.ratio, settled, self.unscored))
 
     def _evidence(self, better: np.ndarray, worse: np.ndarray) -> np.ndarray:

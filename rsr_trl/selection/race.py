@@ -159,7 +159,7 @@ def race_teachers(
         if bars:
             enable_progress_bars()
     return TeacherRace(
-        certain=contest.open.sum() <= 1,
+        certain=bool(contest.open.sum() <= 1),
         goal=goal,
         certainty=certainty,
         table=_table(pool, contest, scored, teacher_column),

@@ -8,7 +8,6 @@ from rsr_trl.equations import dataset_rsr, trajectory_rsr
 
 
 METRICS = Path(rsr_trl.metrics.__file__).parent
-STUDENT = Path(__file__).parents[3] / "shared" / "models" / "gsm8k_6m"
 
 
 @pytest.fixture(autouse=True)
@@ -51,20 +50,19 @@ def test_unknown_configuration():
         load("words")
 
 
-@pytest.mark.skipif(not STUDENT.exists(), reason="needs the small student of ../shared")
 @pytest.mark.parametrize("chat", [False, True])
-def test_from_texts_and_a_model(chat):
+def test_from_texts_and_a_model(chat, gsm8k_student):
     from datasets import Dataset
 
     from rsr_trl import RSRScorer
 
     prompts, completions = ["What is 2 + 3?", "And 4 + 5?"], ["2 + 3 = 5. The answer is 5.", "It is 9."]
-    found = load("texts").compute(prompts=prompts, completions=completions, model=str(STUDENT), chat=chat)
+    found = load("texts").compute(prompts=prompts, completions=completions, model=gsm8k_student, chat=chat)
     rows = {"prompt": prompts, "completion": completions}
     if chat:
         rows["prompt"] = [[{"role": "user", "content": text}] for text in prompts]
         rows["completion"] = [[{"role": "assistant", "content": text}] for text in completions]
-    scored = RSRScorer(str(STUDENT)).score(Dataset.from_dict(rows))
+    scored = RSRScorer(gsm8k_student).score(Dataset.from_dict(rows))
     assert found["rsr"] == pytest.approx(scored["rsr"][:])
     assert found["dataset_rsr"] == pytest.approx(
         dataset_rsr(scored["rsr_mean_clipped_rank"][:], scored["rsr_mean_surprisal"][:])

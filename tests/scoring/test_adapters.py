@@ -1,9 +1,12 @@
 """PEFT students: live and by path, LoRA that changes the scores, and what can't be scored."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from datasets import Dataset
+from transformers import AutoModelForCausalLM
 
 from rsr_trl import RSRScorer
 from rsr_trl.equations import trajectory_rsr
@@ -104,8 +107,6 @@ class TestFingerprint:
 
 @pytest.fixture
 def adapter_path(tmp_path, tiny_student_path, tiny_tokenizer) -> str:
-    from transformers import AutoModelForCausalLM
-
     base = AutoModelForCausalLM.from_pretrained(tiny_student_path)
     config = peft.LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     with torch.random.fork_rng():
@@ -120,8 +121,6 @@ class TestByPath:
     rows = [{"prompt": f"{n}+{n}=", "completion": f" it makes {2 * n}"} for n in range(5)]
 
     def test_same_scores_and_fingerprint_as_live(self, adapter_path, tiny_student_path, tiny_tokenizer):
-        from transformers import AutoModelForCausalLM
-
         dataset = Dataset.from_list(self.rows)
         by_path = RSRScorer(adapter_path).score(dataset)
         base = AutoModelForCausalLM.from_pretrained(tiny_student_path)
@@ -136,3 +135,10 @@ class TestByPath:
         assert RSRScorer(adapter_path).max_length == 2048
         with pytest.raises(ValueError, match="max_length=2049 is beyond the student's 2048 positions"):
             RSRScorer(adapter_path, max_length=2049)
+
+    def test_an_adapter_without_tokenizer_uses_the_base_models(self, adapter_path):
+        expected = RSRScorer(adapter_path)(self.rows[0])
+        for file in Path(adapter_path).glob("*token*"):
+            file.unlink()
+        Path(adapter_path, "chat_template.jinja").unlink()
+        assert RSRScorer(adapter_path)(self.rows[0]) == expected

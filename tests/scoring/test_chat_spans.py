@@ -59,6 +59,32 @@ def test_context_is_left_out(name, way, tiny_tokenizer):
         assert chat(messages, {}, first)[1] == expected
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_answer_that_quotes_the_conversation(way, tiny_tokenizer):
+    """The first answer holds, word for word, all that stands between it and the second one."""
+    tiny_tokenizer.chat_template = TEMPLATES["llama3"]
+    tiny_tokenizer.bos_token = "<bos>"
+    header = "<|start_header_id|>{}<|end_header_id|>\n\n"
+    between = "<|eot_id|>" + header.format("user") + "q2<|eot_id|>" + header.format("assistant")
+    messages = [user("q1"), assistant(f"quote{between}end"), user("q2"), assistant(f"again{between}")]
+    assert own_texts(WAYS[way](ChatSpans(tiny_tokenizer)), messages) == [
+        f"quote{between}end",
+        f"again{between}".strip(),
+    ]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_headers_in_words_where_the_template_writes_none(way, tiny_tokenizer):
+    """DeepSeek writes no header behind a tool's result: one in the result or in the answer is only quoted."""
+    tiny_tokenizer.chat_template = TEMPLATES["deepseek_r1_distill"]
+    tiny_tokenizer.bos_token = "<bos>"
+    chat = WAYS[way](ChatSpans(tiny_tokenizer))
+    messages = [user("q"), assistant("words"), tool("the result says <｜Assistant｜>so"), assistant("answer")]
+    assert own_texts(chat, messages) == ["words", "answer"]
+    messages = [user("q"), assistant("words"), tool("result"), assistant("<｜Assistant｜>answer")]
+    assert own_texts(chat, messages) == ["words", "<｜Assistant｜>answer"]
+
+
 # ------------------------------------------------------------------------------- templates with markers of their own
 
 HEADER_INSIDE = (
@@ -90,6 +116,19 @@ def test_markers_around_more_than_the_own_text(template, tiny_tokenizer):
     for _ in range(60):
         messages = author.conversation(alternating=False, with_calls=False)
         assert chat(messages, {}) == renderers.text_and_spans(renderers.chatml(messages))
+
+
+def test_markers_that_begin_elsewhere_before_calls(tiny_tokenizer):
+    """In the way of Qwen2.5, the header's newline is marked before calls, but here not before words."""
+    tiny_tokenizer.chat_template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.tool_calls %}{% generation %}{{ '\n[' }}"
+        "{{ m.tool_calls[0].function.arguments | tojson }}]<|im_end|>\n{% endgeneration %}"
+        "{% elif m.role == 'assistant' %}{{ '\n' }}{% generation %}{{ m.content }}<|im_end|>\n{% endgeneration %}"
+        "{% else %}{{ '\n' + m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    messages = [user("q"), assistant("", tool_calls=[call({"a": 1})]), tool("r"), assistant("\n\nanswer")]
+    assert own_texts(ChatSpans(tiny_tokenizer), messages) == ['[{"a": 1}]', "\n\nanswer"]
 
 
 def test_markers_around_the_content_alone(tiny_tokenizer):

@@ -76,6 +76,16 @@ def test_is_computed_anew_only_when_weights_change(tiny_student, tiny_tokenizer)
     assert scorer.fingerprint != first and len(hashed) == 2
 
 
+def test_follows_a_template_that_is_set_later(tiny_student, tiny_tokenizer):
+    scorer = RSRScorer(tiny_student(), tiny_tokenizer)
+    row = {"messages": [{"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}]}
+    first = scorer(row)
+    tiny_tokenizer.chat_template = tiny_tokenizer.chat_template.replace("<|im_start|>", "<|im_start|>the ")
+    second = scorer(row)
+    assert second == RSRScorer(tiny_student(), tiny_tokenizer)(row)
+    assert second["rsr"] != first["rsr"] and second["rsr_student"] != first["rsr_student"]
+
+
 class TestCheckpoint:
     def test_bytes_of_a_folder(self, tmp_path):
         def written(name: str, text: str) -> str:

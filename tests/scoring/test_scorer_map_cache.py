@@ -197,6 +197,22 @@ class TestLive:
         assert computed() == 6
         assert again.to_list() == first.to_list()
 
+    @pytest.mark.parametrize(
+        "setting",
+        [
+            {"r_max": 50},
+            {"max_length": 12},
+            {"token_stats": True},
+            {"logits_dtype": "model"},
+            {"assistant_only_loss": True},
+        ],
+        ids=str,
+    )
+    def test_other_settings_are_computed_anew(self, dataset, model, tiny_tokenizer, computed, setting):
+        dataset.map(RSRScorer(model, tiny_tokenizer))
+        dataset.map(RSRScorer(model, tiny_tokenizer, **setting))
+        assert computed() == 12
+
     @pytest.mark.parametrize("how", ["optimizer", "data", "load_state_dict", "adapter"])
     def test_a_trained_student_is_another_one(self, dataset, model, tiny_tokenizer, tiny_student, computed, how):
         scorer = RSRScorer(model, tiny_tokenizer)

@@ -109,6 +109,7 @@ def test_most_likely_tokens():
         ("Qwen3", {}, True),
         ("Qwen3", {"use_sliding_window": True, "max_window_layers": 1}, True),
         ("Lfm2", {"layer_types": ["conv", "full_attention"]}, False),
+        ("Mamba", {}, False),
         ("FalconH1", {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}, False),
     ],
 )

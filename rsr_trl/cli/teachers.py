@@ -1,0 +1,262 @@
+"""`rsr teachers`: which teacher suits the student, with error bars, and with as few forward passes as it takes."""
+
+import csv
+import logging
+import sys
+import warnings
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from trl import TrlParser
+
+from rsr_trl.cli.options import DatasetArguments, FormatArguments, StudentArguments, option_parser
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from rich.console import Console
+
+    from rsr_trl.selection.race import TeacherRace
+    from rsr_trl.selection.teachers import TeacherRanking
+
+
+@dataclass
+class TeachersStudentArguments(StudentArguments):
+    """
+    As [`StudentArguments`], but a dataset that is scored already needs no student.
+
+    Args:
+        model_name_or_path (`str`, *optional*): Student: Hub id or folder.
+    """
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The student: Hub id or folder. Not needed if the dataset is scored already."}
+    )
+
+
+@dataclass
+class TeachersArguments:
+    """
+    How to compare teachers: the arguments of [`rank_teachers`] and [`race_teachers`].
+
+    Args:
+        teacher_column (`str`, *optional*): Column that names the teacher; `teacher` where there is one.
+        problem_column (`str`, *optional*): Column that says which trajectories answer the same problem.
+        correctness_column (`str`, *optional*): Boolean column from which to report accuracy.
+        goal (`str`, *optional*, defaults to `"best"`): With a student: score until the best teacher is certain, until
+            the whole order is, or score all.
+        certainty (`float`, *optional*, defaults to `0.95`): Level of intervals, and certainty at which to stop.
+        max_trajectories (`int`, *optional*): Budget of trajectories to score.
+        seed (`int`, *optional*, defaults to `0`): Seed of the order of problems and of the bootstrap.
+        json, csv (`bool`, *optional*, defaults to `False`): Print the result for programs on standard output.
+    """
+
+    _argument_group_name = "teachers"
+
+    teacher_column: str | None = field(
+        default=None, metadata={"help": "Column with the teacher's name; `teacher` by default, where there is one."}
+    )
+    problem_column: str | None = field(
+        default=None, metadata={"help": "Column that names the problem, to compare teachers on the same problems."}
+    )
+    correctness_column: str | None = field(
+        default=None, metadata={"help": "Boolean column, such as `correct`, from which to report accuracy."}
+    )
+    goal: Literal["best", "order", "all"] = field(
+        default="best",
+        metadata={
+            "help": "With a student: score until the best teacher is certain, or the whole order; or score all."
+        },
+    )
+    certainty: float = field(
+        default=0.95, metadata={"help": "Level of the intervals, and certainty at which to stop."}
+    )
+    max_trajectories: int | None = field(default=None, metadata={"help": "Stop before scoring more than this."})
+    seed: int = field(default=0, metadata={"help": "Seed of the order of problems and of the bootstrap."})
+    json: bool = field(default=False, metadata={"help": "Print one JSON object on standard output, and nothing else."})
+    csv: bool = field(default=False, metadata={"help": "Print the table as CSV on standard output, and nothing else."})
+
+
+def make_parser(prog: str | None = None) -> TrlParser:
+    return option_parser(
+        (DatasetArguments, FormatArguments, TeachersStudentArguments, TeachersArguments),
+        prog=prog,
+        description="Find the teacher that suits your student: from a scored dataset, or with a student, which scores "
+        "only as many trajectories as it takes. A lower RSR suits the student better.",
+    )
+
+
+def main(
+    data_args: DatasetArguments,
+    format_args: FormatArguments,
+    student_args: TeachersStudentArguments,
+    teachers_args: TeachersArguments,
+) -> None:
+    from rsr_trl import data
+    from rsr_trl.cli import summary
+
+    if teachers_args.json and teachers_args.csv:
+        raise ValueError("Give one of --json and --csv: both go to standard output.")
+    if teachers_args.json or teachers_args.csv:
+        summary.without_bars()
+    dataset = data.load(data_args.dataset_name, data_args.dataset_config, data_args.dataset_split)
+    teacher_column = summary.teacher_column_of(dataset, teachers_args.teacher_column)
+    if teacher_column is None:
+        raise ValueError(f"Which column names the teacher? --teacher_column is one of {dataset.column_names}.")
+    sequential = student_args.model_name_or_path is not None and teachers_args.goal != "all"
+    if sequential and teachers_args.problem_column is None:
+        raise ValueError("Scoring in rounds needs --problem_column; without problems, use --goal all.")
+    if not sequential and teachers_args.max_trajectories is not None:
+        raise ValueError(
+            "--max_trajectories is for scoring in rounds: with --model_name_or_path, --goal best or order."
+        )
+    logging.getLogger("rsr_trl.scoring").setLevel(logging.ERROR)  # its counts of bad rows are in the table
+    if student_args.model_name_or_path is not None:
+        scorer = student_args.scorer()
+        dataset = data.as_trl_format(dataset, **vars(format_args))
+    if sequential:
+        _race(dataset, scorer, teacher_column, teachers_args)
+    else:
+        scored = dataset if student_args.model_name_or_path is None else scorer.score(dataset)
+        _rank(scored, teacher_column, teachers_args)
+
+
+def _rank(scored: "Dataset", teacher_column: str, args: TeachersArguments) -> None:
+    from rsr_trl.cli import summary
+    from rsr_trl.selection.teachers import rank_teachers
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are the notes, which are printed
+        ranking = rank_teachers(
+            scored,
+            teacher_column,
+            args.problem_column,
+            correctness_column=args.correctness_column,
+            confidence=args.certainty,
+            seed=args.seed,
+        )
+    if args.json:
+        names = ("table", "pairs", "num_problems", "num_problems_in_all", "confidence", "notes")
+        summary.print_json({"direction": summary.DIRECTION, **{name: vars(ranking)[name] for name in names}})
+    elif args.csv:
+        _print_csv(ranking.table)
+    else:
+        _show_ranking(summary.console(), ranking, args)
+
+
+def _race(dataset: "Dataset", scorer: object, teacher_column: str, args: TeachersArguments) -> None:
+    from rsr_trl.cli import summary
+    from rsr_trl.selection.race import race_teachers
+
+    race = race_teachers(
+        dataset,
+        scorer,
+        teacher_column,
+        args.problem_column,
+        goal=args.goal,
+        certainty=args.certainty,
+        max_trajectories=args.max_trajectories,
+        seed=args.seed,
+    )
+    if args.json:
+        names = [name for name in vars(race) if name != "scored"]
+        result = {"direction": summary.DIRECTION, "best": race.best, **{name: vars(race)[name] for name in names}}
+        summary.print_json(result)
+    elif args.csv:
+        _print_csv(race.table)
+    else:
+        _show_race(summary.console(), race)
+
+
+def _print_csv(table: list[dict]) -> None:
+    writer = csv.DictWriter(sys.stdout, list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+
+
+def _show_ranking(out: "Console", ranking: "TeacherRanking", args: TeachersArguments) -> None:
+    from rich.text import Text
+
+    from rsr_trl.cli import summary
+    from rsr_trl.cli.summary import number
+
+    on = f"{ranking.num_problems:,} problems" if ranking.num_problems is not None else "unmatched problems"
+    out.print(Text.assemble("\n", (f"{len(ranking.table):,} teachers on {on}, most suitable first", "bold")))
+    each = {row["trajectories"] for row in ranking.table}
+    count = f", {each.pop():,} trajectories each" if len(each) == 1 else ""
+    out.print(f"RSR = mean rank / mean surprisal (nats), {summary.DIRECTION}{count}.")
+    # Columns that would say the same on every line are left out: a terminal has 80 characters.
+    counts = {(row["trajectories"], row["unscored"]) for row in ranking.table}
+    optional = {
+        "correct": (bool(args.correctness_column), lambda row: _percent(row["accuracy"])),
+        "cut": (
+            any((row["truncated_share"] or 0) >= 0.01 for row in ranking.table),
+            lambda row: _percent(row["truncated_share"]),
+        ),
+        "scored": (len(counts) > 1, lambda row: f"{row['trajectories']:,}"),
+    }
+    more = {heading: cell for heading, (wanted, cell) in optional.items() if wanted}
+    level = f"{ranking.confidence:.0%}"
+    table = summary.plain_table("teacher", "RSR", level, "best", "rank / nats", "tokens", *more)
+    for row in ranking.table[: summary.MAX_TEACHERS]:
+        interval = f"{number(row['rsr_low'], 2)}-{number(row['rsr_high'], 2)}" if row["rsr_low"] is not None else "-"
+        summary.add_row(
+            table,
+            row["teacher"],
+            number(row["rsr"]),
+            interval,
+            _percent(row["probability_best"]),
+            f"{number(row['mean_rank'], 2)} / {number(row['mean_surprisal'], 2)}",
+            number(row["mean_tokens"], 0),
+            *(cell(row) for cell in more.values()),
+        )
+    out.print(table)
+    if (rest := len(ranking.table) - summary.MAX_TEACHERS) > 0:
+        out.print(f"... and {rest:,} more teachers; --json and --csv list them all.")
+    out.print(f"{level}: interval of the RSR. best: probability of being the most suitable.")
+    out.print(Text(_verdict(ranking)))
+    for note in ranking.notes:
+        out.print(Text(f"Note: {note}"))
+
+
+def _verdict(ranking: "TeacherRanking") -> str:
+    """Who is best, and who may be it as well: in words."""
+    best = ranking.table[0]
+    if best["probability_best"] is None or len(ranking.table) == 1:
+        return ""
+    rivals = [row["teacher"] for row in ranking.table[1:] if (row["probability_best"] or 0) >= 0.05]
+    if not rivals:
+        return f"{best['teacher']} is the most suitable."
+    return f"{best['teacher']} leads; {', '.join(map(str, rivals[:5]))} may suit as well or better."
+
+
+def _show_race(out: "Console", race: "TeacherRace") -> None:
+    from rich.text import Text
+
+    from rsr_trl.cli import summary
+
+    if race.certain:
+        what = "The order of teachers is" if race.goal == "order" else f"{race.best} is the most suitable teacher,"
+        head = f"{what} certain to {race.certainty:.0%}"
+    else:
+        possible = sum(row["status"] == "possible" for row in race.table)
+        head = f"Not certain to {race.certainty:.0%}: {possible} teachers can't be told apart yet"
+    used = summary.share(race.num_trajectories, race.num_trajectories_in_pool)
+    out.print(Text.assemble("\n", (head, "bold")))
+    out.print(
+        f"Scored {used} of {race.num_trajectories_in_pool:,} trajectories, on {race.num_problems:,} of "
+        f"{race.num_problems_in_pool:,} problems that all teachers have. RSR: {summary.DIRECTION}."
+    )
+    table = summary.plain_table("teacher", "RSR", "status", "problems", "trajectories")
+    for row in race.table[: summary.MAX_TEACHERS]:
+        count = (f"{row['problems']:,}", f"{row['trajectories']:,}")
+        summary.add_row(table, row["teacher"], summary.number(row["rsr"]), row["status"], *count)
+    out.print(table)
+    if (rest := len(race.table) - summary.MAX_TEACHERS) > 0:
+        out.print(f"... and {rest:,} more teachers; --json and --csv list them all.")
+    if not race.certain:
+        out.print("More problems would settle it; or choose among these by price, length or licence.")
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
