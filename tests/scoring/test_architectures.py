@@ -63,12 +63,24 @@ FAMILIES = {
     "gpt_oss": {**MOE, "sliding_window": 8},
     "smollm3": {},
     "granite": {"logits_scaling": 4.0},
-    "falcon_h1": {"lm_head_multiplier": 0.5, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8},
+    "falcon_h1": {
+        "lm_head_multiplier": 0.5,
+        "mamba_d_ssm": 32,
+        "mamba_n_heads": 4,
+        "mamba_d_head": 8,
+        "mamba_d_state": 8,
+    },
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
     "olmo2": {},
     "lfm2": {"layer_types": ["conv", "full_attention"]},
 }
-GPT2_NAMES = {"hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "intermediate_size"}
+GPT2_NAMES = {
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "intermediate_size",
+}
 
 
 def build(family: str):
@@ -122,12 +134,14 @@ def test_the_scales_of_these_configurations_matter():
         head = Student(build(family)).head
         hidden, targets = torch.randn(5, 32) * 3, torch.arange(5)
         plain = type(head)(head.module, **{"scale": head.scale, "softcap": head.softcap, **unscaled})
-        assert not torch.allclose(head.score(hidden, targets).surprisals, plain.score(hidden, targets).surprisals, rtol=1e-2)
+        assert not torch.allclose(
+            head.score(hidden, targets).surprisals, plain.score(hidden, targets).surprisals, rtol=1e-2
+        )
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "gpt2"])
 def test_packed_rows_do_not_see_each_other(family):
-    """The layout for FlashAttention; here the attention mask that transformers builds from positions keeps rows apart."""
+    """The layout for FlashAttention; here a mask that transformers builds from the positions keeps rows apart."""
     model = build(family)
     random = np.random.default_rng(1)
     examples = [

@@ -20,7 +20,12 @@ def examples(*lengths: int) -> list[TokenizedExample]:
 def student() -> Student:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2
+        vocab_size=50,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
     )
     student = Student(LlamaForCausalLM(config), max_batch_tokens=64)
     student.layout = "padded"
@@ -28,7 +33,7 @@ def student() -> Student:
 
 
 def limit_memory(student: Student, tokens: int) -> list[int]:
-    """From now on a forward of more than `tokens` tokens runs out of memory. Returns the list of sizes that were tried."""
+    """From now on a forward of more than `tokens` tokens runs out of memory. Returns the sizes that were tried."""
     forward, tried = student.hidden_states, []
 
     def limited(input_ids, *args):

@@ -9,6 +9,7 @@ import torch
 from datasets import Dataset, disable_progress_bars, enable_progress_bars
 
 from rsr_trl import RSRScorer, columns
+from rsr_trl.scoring.tokens import ExampleTokenizer
 
 
 GOOD = {"prompt": "2+2=", "completion": " 4, of course"}
@@ -180,9 +181,11 @@ class TestStudent:
         with pytest.raises(ValueError, match=f"{next(iter(argument))}='.*' is for loading a student by name"):
             RSRScorer(tiny_student(), tiny_tokenizer, **argument)
 
-    def test_device_and_device_map(self, tiny_student_path):
+    def test_device_and_device_map(self, tiny_student_path, monkeypatch):
+        """What can't be loaded shows before the dataset is tokenized, which may take minutes."""
+        monkeypatch.setattr(ExampleTokenizer, "__call__", lambda self, examples: pytest.fail("tokenized first"))
         with pytest.raises(ValueError, match="either device='cpu' or device_map='auto', not both"):
-            RSRScorer(tiny_student_path, device="cpu", device_map="auto")(GOOD)
+            RSRScorer(tiny_student_path, device="cpu", device_map="auto").score(Dataset.from_list([GOOD]))
 
     def test_something_else_than_a_model(self, tiny_tokenizer):
         with pytest.raises(TypeError, match="must be a transformers model, got Linear"):

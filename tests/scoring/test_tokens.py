@@ -1,6 +1,7 @@
 """Which tokens of an example are scored, and where it is cut."""
 
 import copy
+import pickle
 import random
 
 import numpy as np
@@ -220,3 +221,13 @@ def test_order_and_company_do_not_matter(tiny_tokenizer):
     for i, example in zip(order, tokenize([rows[i] for i in order]), strict=True):
         np.testing.assert_array_equal(example.input_ids, alone[i].input_ids)
         np.testing.assert_array_equal(example.scored, alone[i].scored)
+
+
+def test_copies_in_other_processes(qwen3):
+    """`Dataset.map` pickles it for its workers, before and after its first use."""
+    tokenize = ExampleTokenizer(qwen3, max_length=40, assistant_only_loss=True)
+    fresh = pickle.loads(pickle.dumps(tokenize))
+    (example,) = tokenize([{"messages": THINK}])
+    for copied in (fresh, pickle.loads(pickle.dumps(tokenize))):
+        np.testing.assert_array_equal(copied([{"messages": THINK}])[0].scored, example.scored)
+        np.testing.assert_array_equal(copied([{"messages": THINK}])[0].input_ids, example.input_ids)
