@@ -80,7 +80,7 @@ def race_teachers(
     goal: Literal["best", "order"] = "best",
     certainty: float = 0.95,
     max_trajectories: int | None = None,
-    problems_per_round: int = 10,
+    problems_per_round: int = 5,
     seed: int = 0,
 ) -> TeacherRace:
     """
@@ -104,7 +104,7 @@ def race_teachers(
         goal (`str`, *optional*, defaults to `"best"`): `"best"` or `"order"`.
         certainty (`float`, *optional*, defaults to `0.95`): Probability in (0, 1) with which the answer is right.
         max_trajectories (`int`, *optional*): Budget: stop before scoring more.
-        problems_per_round (`int`, *optional*, defaults to `10`): Problems in a round; the first has 20 at least.
+        problems_per_round (`int`, *optional*, defaults to `5`): Problems in a round; the first has 20 at least.
         seed (`int`, *optional*, defaults to `0`): Seed of the order of the problems.
 
     Returns:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 
+import torch
 from transformers import IntervalStrategy
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
@@ -132,6 +133,8 @@ class RSRSFTConfig(SFTConfig):
         if self.activation_checkpointing is None:  # TRL sets its default under the deprecated name, which warns
             self.activation_checkpointing = self.gradient_checkpointing
         super().__post_init__()
+        if not torch.accelerator.is_available():  # there is nothing to copy to, and torch warns about it
+            self.dataloader_pin_memory = False
         self._check_values()
         self._check_contradictions()
 

@@ -25,7 +25,7 @@ def draw(rng, problems, ranks, surprisals, rank_spread=0.4, surprisal_spread=0.2
     )
 
 
-def play(ranks, surprisals, goal="best", certainty=0.95, first=20, step=10):
+def play(ranks, surprisals, goal="best", certainty=0.95, first=20, step=5):
     """Run the rule over a pool; returns the contest and the trajectories used."""
     contest = Contest(ranks.shape[1], goal, certainty)
     start = used = 0
@@ -88,7 +88,10 @@ class TestErrorRate:
 
 @pytest.mark.slow
 def test_trajectories_saved_with_the_paper_s_teachers():
-    """Against a fixed design that tells the closest pair apart with the same error and as much power."""
+    """Against a fixed design that tells a pair apart with the same error and as much power.
+
+    It is sized for the closest pair of all, or for the closest that matters here: the best two.
+    """
     against_closest, against_runner_up = [], []
     for _, ranks, surprisals in paper_teachers():
         big = draw(np.random.default_rng(0), 20_000, ranks, surprisals)
@@ -96,12 +99,12 @@ def test_trajectories_saved_with_the_paper_s_teachers():
         gap = np.diff(np.log(ranks / surprisals))
         effect = gap / np.std(np.diff(spread), axis=0)
         sized = ((norm.ppf(1 - 0.05 / 10) + norm.ppf(0.95)) / effect) ** 2
-        for pool in range(20):
+        for pool in range(40):
             used = play(*draw(np.random.default_rng([5, pool]), 1500, ranks, surprisals))[1] / len(ranks)
             against_closest.append(used / sized.max())
             against_runner_up.append(used / sized[0])
     assert np.median(against_closest) <= 0.25
-    assert np.median(against_runner_up) <= 0.4
+    assert np.median(against_runner_up) <= 0.25
 
 
 def texts(num_problems=80, teachers=("a", "b", "c"), seed=0):

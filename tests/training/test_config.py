@@ -1,19 +1,21 @@
 import warnings
 
 import pytest
+import torch
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig, TrlParser
 
 from rsr_trl.training.config import RSRSFTConfig
 
 
-def test_defaults_are_those_of_sft_config_except_bf16_without_a_gpu():
+def test_defaults_are_those_of_sft_config_except_bf16_and_pinned_memory_without_a_gpu():
     ours, theirs = RSRSFTConfig("out"), SFTConfig("out", bf16=False)
     assert ours.bf16 == is_torch_bf16_gpu_available()
+    assert ours.dataloader_pin_memory == torch.accelerator.is_available()
     different = {
         name
         for name, value in theirs.to_dict().items()
-        if name not in ("bf16", "logging_dir") and ours.to_dict()[name] != value
+        if name not in ("bf16", "dataloader_pin_memory", "logging_dir") and ours.to_dict()[name] != value
     }
     assert different == set()
 
@@ -27,7 +29,13 @@ def test_builds_without_a_warning():
 
 def test_a_plain_sft_config_keeps_all_its_settings():
     plain = SFTConfig(
-        "out", bf16=False, eos_token="</s>", hub_token="secret", max_length=77, activation_checkpointing=False
+        "out",
+        bf16=False,
+        eos_token="</s>",
+        hub_token="secret",
+        max_length=77,
+        activation_checkpointing=False,
+        dataloader_pin_memory=False,
     )
     ours = RSRSFTConfig.from_sft_config(plain)
     assert ours.hub_token == "secret" and ours.eos_token == "</s>"

@@ -19,7 +19,7 @@ CASES = {
     },
     "steps-groups-workers": {
         "rsr_rescore_strategy": "steps",
-        "rsr_rescore_steps": 0.2,
+        "rsr_rescore_steps": 1,
         "rsr_group_column": "problem",
         "rsr_keep_per_group": 2,
         "dataloader_num_workers": 1,
@@ -27,11 +27,11 @@ CASES = {
     "online-threshold": {"rsr_rescore_strategy": "online", "rsr_score_threshold": 10.5},
     "no-random": {"rsr_rescore_strategy": "no", "rsr_sampling": "random"},
 }
-ON_ONE = {"gradient_accumulation_steps": 4}
-ON_TWO = {"gradient_accumulation_steps": 2}  # the same global batch of 8
+ON_ONE = {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 1}
+ON_TWO = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}  # the same global batch of 4
 
 
-STEP = 4  # in the middle of the second of three epochs (3 steps each; 2 with a fraction or groups)
+STEP = 11  # in the middle of the second of two epochs (10 steps; 8 with a fraction, 7 with groups)
 _results: dict[str, dict[str, list]] = {}
 
 
@@ -57,8 +57,8 @@ def train_all(folder: Path) -> dict[str, dict[str, list]]:
             Job(
                 student=str(folder / "student"),
                 output_dir=f"{folder}/{name}/{case}",
-                rows=examples(19),  # the last step of an epoch is not full, so that one process has fewer rows or none
-                args=args | on | {"save_strategy": "steps", "save_steps": 1},
+                rows=examples(38),  # the last step of an epoch is not full, so that one process has fewer rows or none
+                args=args | on | {"save_strategy": "steps", "save_steps": STEP, "num_train_epochs": 2},
                 resume_from=begun and checkpoint.format(case),
             )
             for case, args in CASES.items()
