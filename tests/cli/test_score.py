@@ -107,7 +107,9 @@ def test_renamed_columns(score, tmp_path, tiny_student, tiny_tokenizer):
 def test_output_is_not_overwritten_unless_asked(score, capsys):
     assert score() == 0
     assert score("--r_max", "5") == 1
-    assert "isn't empty" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "another run" in error and "r_max: 100 -> 5" in error and "--overwrite" in error
+    assert max(load_dataset(score.output_dir, split="train")["rsr_mean_clipped_rank"][:3]) > 5
     assert score("--r_max", "5", "--overwrite") == 0
     assert max(load_dataset(score.output_dir, split="train")["rsr_mean_clipped_rank"][:3]) <= 5
 
@@ -154,7 +156,9 @@ def test_student_that_gives_nan_stops_the_run(score, capsys, tiny_student, tiny_
     broken.save_pretrained(tiny_student_path)
     assert score() == 1
     assert "NaN" in capsys.readouterr().err
-    assert not (tmp_path / "scored").exists()
+    assert not list((tmp_path / "scored" / "data").iterdir())
+    tiny_student().save_pretrained(tiny_student_path)
+    assert score() == 0, "nothing was done, so the folder is free for another student"
 
 
 @pytest.mark.slow
