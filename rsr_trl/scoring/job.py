@@ -156,16 +156,17 @@ class Job:
 
     def _pass(self) -> bool:
         """Go over all parts once and score those that are free. Whether all are done then."""
-        all_done = True
         if self.parts.count is None or len(self._done) < self.parts.count:
             for part in self.parts:
-                wanted = self.share.is_own(part.index) or not self.share.own_only
-                all_done &= self._is_done(part.index) or (wanted and self._try(part))
+                if not self._is_done(part.index) and (self.share.is_own(part.index) or not self.share.own_only):
+                    self._try(part)
         self._bar.num_rows = self.parts.num_rows
-        if self.parts.num_rows is not None and not (self.state / TOTAL).is_file():
+        if not (self.state / TOTAL).is_file():
             write_json(self.state / TOTAL, {"rows": self.parts.num_rows})
+        # Whoever ends last sees it all, even if others were at work on some when this process came by. And with a
+        # fresh look: another process may have found a shard damaged in the meantime.
+        all_done = all(self._is_done(index) for index in range(self.parts.count))
         if all_done:
-            # With a fresh look: another process may have found one damaged in the meantime.
             self._done = {i: record for i in range(self.parts.count) if (record := self.shards.record(i))}
             all_done = len(self._done) == self.parts.count
         if all_done:
@@ -173,15 +174,14 @@ class Job:
             write_json(self.state / COMPLETE, {"rows": self.parts.num_rows, "shards": self.parts.count})
         return all_done
 
-    def _try(self, part: Part) -> bool:
-        """Score a part unless somebody is at it. Whether it is done then."""
+    def _try(self, part: Part) -> None:
+        """Score a part unless somebody is at it."""
         lock = Lock(self.state / LOCKS / f"{part.index:06d}")
         if not lock.acquire():
-            return False
+            return
         try:
             if not self._is_done(part.index):  # it may have been finished between the two looks
                 self._score(part)
-            return True
         except OSError as error:
             if error.errno in NO_ROOM:
                 done = f"What is done ({len(self._done):,} shards) stays good"

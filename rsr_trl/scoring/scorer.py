@@ -475,7 +475,7 @@ def _typed(table: dict[str, pa.Array]) -> dict[str, list]:
 
 def _findings(table: dict[str, pa.Array], name_row: bool = False) -> list[str]:
     """How many rows are null or cut, and why; nothing when there are none."""
-    errors, cut = table[columns.ERROR].to_pylist(), table[columns.TRUNCATED].true_count
+    errors, cut = table[columns.ERROR].to_pylist(), sum(table[columns.TRUNCATED].to_pylist())
     findings = []
     if failed := [row for row, error in enumerate(errors) if error is not None]:
         first = f"row {failed[0]}: {errors[failed[0]]}" if name_row else errors[failed[0]]

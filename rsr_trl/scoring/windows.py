@@ -87,7 +87,7 @@ class TokenBar:
 
     def __init__(self, num_rows: int | None, disable: bool = False):
         self.num_rows = num_rows
-        self._bar = tqdm(desc="Scoring", unit=" tokens", unit_scale=True, smoothing=0, disable=disable or None)
+        self._bar = tqdm(desc="Scoring", unit=" tokens", unit_scale=True, smoothing=0, disable=disable)
         self._seen = [0, 0]  # rows and tokens
         self.rows = self.tokens = 0
 
@@ -95,7 +95,7 @@ class TokenBar:
         """These rows are known to have these tokens; they are still to be scored."""
         self._seen[0] += rows
         self._seen[1] += tokens
-        if self.num_rows is not None:
+        if self.num_rows is not None and not self._bar.disable:
             self._bar.total = round(self._seen[1] * self.num_rows / self._seen[0])
             self._bar.refresh()
 
@@ -111,9 +111,10 @@ class TokenBar:
         self.expect(rows, tokens)
         self.rows += rows
         self.tokens += tokens
-        self._bar.n += tokens
-        self._bar.initial += tokens
-        self._bar.refresh()
+        if not self._bar.disable:
+            self._bar.n += tokens
+            self._bar.initial += tokens
+            self._bar.refresh()
 
     def __enter__(self) -> "TokenBar":
         return self
