@@ -17,6 +17,24 @@ READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parque
 FORMAT_COLUMNS = ("prompt", "completion", "messages", "conversations", "text")  # the names that SFTTrainer looks for
 CHAT = [{"role": Value("string"), "content": Value("string")}]
 
+DATA_FOLDER = "data"  # of a folder that `rsr score` or `rsr select` has written
+STATE_FOLDER = ".rsr"  # there: how far scoring is
+COMPLETE = "complete.json"  # in the state folder, once every row is there
+
+_CARD = """\
+---
+configs:
+- config_name: default
+  description: {version}
+  data_files:
+  - split: train
+    path: {data}/train-*.parquet
+tags:
+- rsr-trl
+---
+
+{text}
+"""
 _NOT_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
@@ -52,6 +70,10 @@ def load(
         source = {"path": str(path) if path.is_dir() else dataset_name}
     else:
         raise ValueError(f"There is no file or folder {dataset_name!r}.")
+    if (path / STATE_FOLDER).is_dir() and not (path / STATE_FOLDER / COMPLETE).is_file():
+        raise ValueError(
+            f"{dataset_name!r} isn't scored to its end. Run the same `rsr score` command again: it goes on."
+        )
     try:
         dataset = load_dataset(**source, name=config, split=split, streaming=streaming)
     except StopIteration:
@@ -199,6 +221,35 @@ def _prepend_system(messages: list[dict], system_prompt: str) -> list[dict]:
     return [{"role": "system", "content": system_prompt}, *messages]
 
 
+def source_files(dataset_name: str, config: str | None = None, split: str = "train") -> list[str]:
+    """
+    The files that [`load`] reads: paths, or addresses on the Hub, which name the commit.
+
+    Args:
+        dataset_name, config, split: As [`load`] takes them.
+    """
+    path = Path(dataset_name).expanduser()
+    if path.is_file():
+        return [str(path)]
+    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+        return sorted(str(file) for file in path.rglob("*.arrow"))
+    files = load_dataset_builder(str(path) if path.is_dir() else dataset_name, name=config).config.data_files or {}
+    return sorted(file for name, part in files.items() if name == split.split("[")[0] for file in part)
+
+
+def card_with_header(text: str, version: str) -> str:
+    """
+    A dataset card whose header says which files are data, so that nothing else in the folder is read as such.
+
+    Args:
+        text (`str`): In Markdown.
+        version (`str`): Names the content. `load_dataset` caches a folder whose card names data files by the folder's
+            own name and the header: without this it would go on giving the rows of another folder, or of an earlier
+            time.
+    """
+    return _CARD.format(data=DATA_FOLDER, text=text.strip(), version=version)
+
+
 def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
     """
     Raise `ValueError` if [`write_scored`] would refuse `output_dir`: call it before the work, not after.
@@ -213,8 +264,9 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
         raise ValueError(
             f"{str(output_dir)!r} isn't empty. Choose another output_dir, or pass overwrite to replace it."
         )
-    foreign = [name for name in found if name not in ("README.md", "data")]
-    foreign += [f"data/{file.name}" for file in output_dir.glob("data/*") if file.suffix != ".parquet"]
+    foreign = [name for name in found if name not in ("README.md", DATA_FOLDER, STATE_FOLDER)]
+    inside = output_dir.glob(f"{DATA_FOLDER}/*")
+    foreign += [f"{DATA_FOLDER}/{file.name}" for file in inside if file.suffix != ".parquet" and file.name[0] != "."]
     if foreign:
         raise ValueError(
             f"{str(output_dir)!r} holds other things than a scored dataset (first: {foreign[0]}), so it is not "
@@ -239,8 +291,8 @@ def write_scored(dataset: Dataset, output_dir: str | Path, card: str, overwrite:
     # Beside the target, because a rename is atomic only within one file system.
     with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as scratch:
         made = Path(scratch, "new")
-        (made / "data").mkdir(parents=True)
-        dataset.to_parquet(str(made / "data" / "train-00000-of-00001.parquet"))
+        (made / DATA_FOLDER).mkdir(parents=True)
+        dataset.to_parquet(str(made / DATA_FOLDER / "train-00000-of-00001.parquet"))
         (made / "README.md").write_text(f"---\ntags:\n- rsr-trl\n---\n\n{card.strip()}\n", encoding="utf-8")
         if output_dir.exists():
             os.replace(output_dir, Path(scratch, "old"))

@@ -5,6 +5,7 @@ most of their options (LoRA, test split, streaming) would be accepted here and d
 """
 
 import difflib
+import os
 from argparse import SUPPRESS, Action, HelpFormatter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -136,9 +137,14 @@ class StudentArguments:
 
     def scorer(self, overwrite: bool = False) -> "RSRScorer":
         """Load the student. `overwrite` replaces scores that a dataset has already."""
+        import torch
+
         from rsr_trl.data import is_written_as_path
         from rsr_trl.scoring.scorer import RSRScorer
 
+        device = self.device
+        if device is None and self.device_map is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+            device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"  # a GPU for each process
         if is_written_as_path(self.model_name_or_path) and not Path(self.model_name_or_path).exists():
             raise ValueError(f"There is no folder {self.model_name_or_path!r} (model_name_or_path).")
         return RSRScorer(
@@ -148,7 +154,7 @@ class StudentArguments:
             device_map=self.device_map,
             max_length=self.max_length,
             dtype=self.dtype,
-            device=self.device,
+            device=device,
             attn_implementation=self.attn_implementation,
             r_max=self.r_max,
             token_stats=self.token_stats,

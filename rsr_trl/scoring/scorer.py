@@ -6,7 +6,7 @@ tokens -> student -> columns.
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,6 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
 from datasets.formatting.formatting import LazyBatch, LazyRow
-from datasets.utils import tqdm
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from rsr_trl import columns
@@ -29,6 +28,7 @@ from rsr_trl.scoring.student import (
     tokenizer_fingerprint,
 )
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
+from rsr_trl.scoring.windows import TokenBar, Window, windows
 
 
 if TYPE_CHECKING:
@@ -47,8 +47,7 @@ _TOKEN_FIELDS = {
     columns.TOKEN_SURPRISALS: "surprisals",
     columns.TOKEN_TOP1: "top1",
 }
-# Rows that are tokenized at once: long enough for parallel tokenization, short enough for a moving progress bar.
-CHUNK = 512
+BATCH_ROWS = 512  # rows of an iterable dataset that are scored together
 
 
 class RSRScorer:
@@ -202,7 +201,7 @@ class RSRScorer:
                 f"map passed a {type(examples).__name__}, not columns: score a dataset in a table format with "
                 "RSRScorer.score(dataset), which keeps the format, or take dataset.with_format(None)."
             )
-        self._check_columns(examples.keys())
+        self.check_columns(examples.keys())
         stale = set(columns.TOKEN_COLUMNS) & set(examples.keys())
         if stale and not self.token_stats:
             raise ValueError(
@@ -255,35 +254,16 @@ class RSRScorer:
         self._look_again()
         schema = columns.score_schema(self.token_stats)
         if dataset.column_names is not None:  # unknown for some iterable datasets until they are read
-            self._check_columns(dataset.column_names)
-            dataset = dataset.remove_columns(
-                [name for name in columns.score_schema(token_stats=True) if name in dataset.column_names]
-            )
+            self.check_columns(dataset.column_names)
+            dataset = without_scores(dataset)
         if isinstance(dataset, IterableDataset):
             added = Features.from_arrow_schema(pa.schema(schema))
             features = None if dataset.features is None else Features({**dataset.features, **added})
-            return dataset.map(self, batched=True, batch_size=CHUNK, features=features)
+            return dataset.map(self, batched=True, batch_size=BATCH_ROWS, features=features)
         self.student  # noqa: B018 - if it can't be loaded, that shows before the work, not after it
-        source = dataset.with_format(None).select_columns(self._text_columns(dataset.column_names))
-        with tqdm(total=len(source), desc="Tokenizing", unit=" trajectories", leave=False) as bar:
-            tokenized = []
-            for start in range(0, len(source), CHUNK):
-                tokenized += self._tokenize(_rows(source[start : start + CHUNK]))
-                bar.update(len(tokenized) - start)
-        total = sum(len(example.input_ids) for example in tokenized if not example.error)
-        with tqdm(total=total, desc="Scoring", unit=" tokens", unit_scale=True) as bar:
-            done = 0
-
-            def progress(tokens: int) -> None:
-                nonlocal done
-                done += 1
-                bar.set_postfix_str(f"{done:,} trajectories", refresh=False)
-                bar.update(tokens)
-
-            table = self._score_tokenized(tokenized, progress)
-        result = dataset.with_format(None)
-        for name, column in table.items():
-            result = result.add_column(name, column)
+        with TokenBar(len(dataset)) as bar:
+            table = self.score_rows(dataset, bar)
+        result = add_columns(dataset.with_format(None), table)
         given = dataset.format
         shown = {"columns": [*given["columns"], *table], "output_all_columns": given["output_all_columns"]}
         for finding in _findings(table, name_row=True):
@@ -292,21 +272,45 @@ class RSRScorer:
 
     # ------------------------------------------------------------------------------------------------ the one path
 
+    def score_rows(self, dataset: Dataset, bar: TokenBar, first_row: int = 0) -> dict[str, pa.ChunkedArray]:
+        """
+        The columns that scoring adds to these rows, in their order: window by window, sorted by length within each.
+
+        Args:
+            dataset (`Dataset`): Rows to score.
+            bar ([`TokenBar`]): Hears of every row.
+            first_row (`int`, *optional*, defaults to `0`): What messages call the first of the rows.
+        """
+        parts = []
+        for window in self.windows_of(dataset):
+            bar.expect(len(window.examples), window.num_tokens)
+            parts.append(self._score_tokenized(window.examples, bar, first_row + window.first_row))
+        schema = columns.score_schema(self.token_stats)
+        return {name: pa.chunked_array([part[name] for part in parts], kind) for name, kind in schema.items()}
+
+    def windows_of(self, dataset: Dataset) -> Iterator[Window]:
+        """The rows, tokenized, in the windows in which they are scored."""
+        source = dataset.with_format(None).select_columns(self._text_columns(dataset.column_names))
+        return windows(source, self._tokenize)
+
     def _score_tokenized(
-        self, examples: Sequence[TokenizedExample], progress: Callable[[int], None] = lambda tokens: None
+        self, examples: Sequence[TokenizedExample], bar: TokenBar | None = None, first_row: int = 0
     ) -> dict[str, pa.Array]:
         """
-        Typed columns for tokenized examples, in their order. `progress` hears of each example's tokens as it is
-        done.
+        Typed columns for tokenized examples, in their order. `bar` hears of each example as it is done; messages
+        count rows from `first_row`.
         """
         scores: list[TokenScores | None] = [None] * len(examples)
         means = np.full((2, len(examples)), np.nan)
-        for i, score in self._scores(examples):
+        for i, score in self._scores(examples, first_row):
             rank, surprisal = trajectory_means(score.ranks, score.surprisals, [len(score.ranks)], self.r_max)
             means[:, i] = rank[0], surprisal[0]
             scores[i] = score if self.token_stats else None
-            progress(len(examples[i].input_ids))
+            if bar is not None:
+                bar.update(1, len(examples[i].input_ids))
         null = np.array([example.error is not None for example in examples], dtype=bool)
+        if bar is not None:
+            bar.update(int(null.sum()), 0)
         values = {
             columns.RSR: (rsr_from_means(*means), null),
             columns.MEAN_CLIPPED_RANK: (means[0], null),
@@ -327,9 +331,9 @@ class RSRScorer:
                 table[name] = pa.ListArray.from_arrays(pa.array(ends), flat)
         return table
 
-    def _scores(self, examples: Sequence[TokenizedExample]) -> Iterator[tuple[int, TokenScores]]:
+    def _scores(self, examples: Sequence[TokenizedExample], first_row: int) -> Iterator[tuple[int, TokenScores]]:
         if any(example.error is None for example in examples):
-            yield from self.student.score(examples, with_top1=self.token_stats)
+            yield from self.student.score(examples, with_top1=self.token_stats, first_row=first_row)
 
     # ------------------------------------------------------------------------------------------------- the student
 
@@ -359,6 +363,20 @@ class RSRScorer:
             name = student_fingerprint(self._weights[1], self.processing_class, **self._settings())
             self._fingerprint = (settings, name)
         return self._fingerprint[1]
+
+    @property
+    def identity(self) -> dict[str, object]:
+        """What the fingerprint is made of, and what else decides the columns: for telling what differs."""
+        self.fingerprint  # noqa: B018 - looks at the weights
+        return {
+            "weights": self._weights[1],
+            "tokenizer": tokenizer_fingerprint(self.processing_class),
+            **self._settings(),
+            "dtype": str(self.student.model.dtype),
+            "max_length": self.max_length,
+            "token_stats": self.token_stats,
+            "dataset_text_field": self._tokenize.dataset_text_field,
+        }
 
     def _checkpoint(self) -> str:
         return checkpoint_fingerprint(self._model_id, getattr(self._config, "_commit_hash", None))
@@ -413,7 +431,8 @@ class RSRScorer:
         """Those columns that decide what is scored."""
         return [name for name in column_names if name in FORMAT_COLUMNS or name == self._tokenize.dataset_text_field]
 
-    def _check_columns(self, column_names: Iterable[str]) -> None:
+    def check_columns(self, column_names: Iterable[str]) -> None:
+        """Raise `ValueError` unless a dataset with these columns can be scored."""
         present = [name for name in columns.score_schema(token_stats=True) if name in set(column_names)]
         if present and not self.overwrite:
             raise ValueError(
@@ -427,6 +446,19 @@ class RSRScorer:
         if not self._warned and (findings := _findings(table)):
             self._warned = True
             logger.warning("So far, %s Told once; count the columns at the end of map.", " ".join(findings))
+
+
+def without_scores(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """The dataset without the columns of an earlier scoring."""
+    stale = [name for name in columns.score_schema(token_stats=True) if name in dataset.column_names]
+    return dataset.remove_columns(stale) if stale else dataset
+
+
+def add_columns(dataset: Dataset, table: Mapping[str, pa.Array | pa.ChunkedArray]) -> Dataset:
+    """The dataset with typed columns added at the end."""
+    for name, column in table.items():
+        dataset = dataset.add_column(name, column)
+    return dataset
 
 
 class _NoStudent:
@@ -451,7 +483,7 @@ def _typed(table: dict[str, pa.Array]) -> dict[str, list]:
 
 def _findings(table: dict[str, pa.Array], name_row: bool = False) -> list[str]:
     """How many rows are null or cut, and why; nothing when there are none."""
-    errors, cut = table[columns.ERROR].to_pylist(), table[columns.TRUNCATED].true_count
+    errors, cut = table[columns.ERROR].to_pylist(), sum(table[columns.TRUNCATED].to_pylist())
     findings = []
     if failed := [row for row, error in enumerate(errors) if error is not None]:
         first = f"row {failed[0]}: {errors[failed[0]]}" if name_row else errors[failed[0]]

@@ -157,7 +157,7 @@ class Student:
         return min(self._base.get_input_embeddings().weight.shape[0], self.head.vocab_size)
 
     def score(
-        self, examples: Sequence[TokenizedExample], with_top1: bool = False
+        self, examples: Sequence[TokenizedExample], with_top1: bool = False, first_row: int = 0
     ) -> Iterator[tuple[int, TokenScores]]:
         """
         Score examples, longest first.
@@ -165,6 +165,7 @@ class Student:
         Args:
             examples (sequence of [`TokenizedExample`]): Those with an `error` are passed over.
             with_top1 (`bool`, *optional*, defaults to `False`): Also the student's most likely token at each place.
+            first_row (`int`, *optional*, defaults to `0`): What messages call the first example.
 
         Yields:
             Pairs of a position in `examples` and its [`TokenScores`].
@@ -177,8 +178,8 @@ class Student:
         for i in np.flatnonzero(lengths):
             if (largest := int(examples[i].input_ids.max())) >= self.vocab_size:
                 raise ValueError(
-                    f"Row {i} has token id {largest}, but the student's vocabulary has {self.vocab_size} entries. "
-                    "Tokenizer and student don't belong together, or the embeddings need "
+                    f"Row {first_row + i} has token id {largest}, but the student's vocabulary has {self.vocab_size} "
+                    "entries. Tokenizer and student don't belong together, or the embeddings need "
                     "`model.resize_token_embeddings`."
                 )
         compile = compiles(
@@ -189,7 +190,7 @@ class Student:
                 stats = self.head.score(
                     hidden, targets, with_top1=with_top1, logits_dtype=self.logits_dtype, compile=compile
                 )
-                yield from self._split(examples, batch, targets, stats)
+                yield from self._split(examples, batch, targets, stats, first_row)
 
     def _forward_all(
         self, examples: Sequence[TokenizedExample], lengths: np.ndarray
@@ -215,7 +216,8 @@ class Student:
                             f"max_length, "
                             "use a narrower dtype, or spread the student with device_map='auto'."
                         ) from error
-                    budget //= 2
+                    # It stays so: the next examples would run out of memory too.
+                    budget = self.max_batch_tokens = budget // 2
                     logger.warning("Out of GPU memory: going on with max_batch_tokens=%d. Pass it next time.", budget)
                     break  # outside this handler: the failed batch's tensors are freed before the next try
                 lengths[batch] = 0
@@ -253,7 +255,12 @@ class Student:
         return hidden.reshape(-1, hidden.shape[-1])[(selected - 1).to(hidden.device)], targets
 
     def _split(
-        self, examples: Sequence[TokenizedExample], batch: list[int], targets: torch.Tensor, stats: TokenStats
+        self,
+        examples: Sequence[TokenizedExample],
+        batch: list[int],
+        targets: torch.Tensor,
+        stats: TokenStats,
+        first_row: int,
     ) -> Iterator[tuple[int, TokenScores]]:
         """The head's answer row by row, as arrays; `FloatingPointError` with the rows whose logits are broken."""
         ends = np.cumsum([int(examples[i].scored.sum()) for i in batch])
@@ -261,7 +268,9 @@ class Student:
         token_ids, ranks = (x.to(torch.int32).cpu().numpy() for x in (targets, stats.ranks))
         surprisals = stats.surprisals.cpu().numpy()
         top1 = None if stats.top1 is None else stats.top1.to(torch.int32).cpu().numpy()
-        broken = sorted(i for i, part in zip(batch, parts, strict=True) if not np.isfinite(surprisals[part]).all())
+        broken = sorted(
+            first_row + i for i, part in zip(batch, parts, strict=True) if not np.isfinite(surprisals[part]).all()
+        )
         if broken:
             raise FloatingPointError(
                 f"The student gives NaN or infinite logits on rows "

@@ -1,9 +1,14 @@
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from datasets import load_dataset
+from huggingface_hub import DatasetCard, HfApi
+from huggingface_hub.utils import filter_repo_objects
 
 from rsr_trl import columns
 from rsr_trl.cli.main import main
@@ -107,7 +112,9 @@ def test_renamed_columns(score, tmp_path, tiny_student, tiny_tokenizer):
 def test_output_is_not_overwritten_unless_asked(score, capsys):
     assert score() == 0
     assert score("--r_max", "5") == 1
-    assert "isn't empty" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "another run" in error and "r_max: 100 -> 5" in error and "--overwrite" in error
+    assert max(load_dataset(score.output_dir, split="train")["rsr_mean_clipped_rank"][:3]) > 5
     assert score("--r_max", "5", "--overwrite") == 0
     assert max(load_dataset(score.output_dir, split="train")["rsr_mean_clipped_rank"][:3]) <= 5
 
@@ -154,7 +161,9 @@ def test_student_that_gives_nan_stops_the_run(score, capsys, tiny_student, tiny_
     broken.save_pretrained(tiny_student_path)
     assert score() == 1
     assert "NaN" in capsys.readouterr().err
-    assert not (tmp_path / "scored").exists()
+    assert not list((tmp_path / "scored" / "data").iterdir())
+    tiny_student().save_pretrained(tiny_student_path)
+    assert score() == 0, "nothing was done, so the folder is free for another student"
 
 
 @pytest.mark.slow
@@ -183,3 +192,105 @@ def test_real_student_on_real_trajectories(gsm8k_rows, gsm8k_student, tmp_path, 
     assert {one["teacher"]: round(one["rsr"], 3) for one in result["teachers"]} == expected
     assert [one["teacher"] for one in result["teachers"]] == list(expected)
     assert (result["scored"], result["truncated"], result["not_scored"]) == (300, 0, {})
+
+
+def _parts(output_dir) -> list[str]:
+    return sorted(path.name for path in Path(output_dir, "data").iterdir())
+
+
+class TestLargeDatasets:
+    def test_independent_parts_in_any_order(self, score, capsys):
+        assert score("--shard_rows", "1", "--shard", "2/2") == 0
+        assert _parts(score.output_dir) == ["train-000001.parquet", "train-000003.parquet"]
+        assert "Nothing is left to take here: 2 of 4 shards are done" in capsys.readouterr().err
+        assert score("--shard_rows", "1", "--shard", "1/2") == 0
+        assert "Scored 3 of 4 trajectories" in capsys.readouterr().err
+        scored = load_dataset(score.output_dir, split="train")
+        assert scored.select_columns(list(ROWS[0])).to_list() == ROWS
+
+    @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2"])
+    def test_part_that_does_not_exist(self, score, capsys, shard):
+        assert score(f"--shard={shard}") == 1
+        assert "--shard must be i/n with i from 1 to n" in capsys.readouterr().err
+
+    def test_part_within_a_launch(self, score, capsys, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert score("--shard", "1/2") == 1
+        assert "one of 2 launched processes" in capsys.readouterr().err
+
+    def test_launched_process_that_is_not_the_main_one_says_nothing(self, score, capsys, monkeypatch):
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setenv("RANK", "1")
+        assert score("--shard_rows", "2") == 0
+        assert capsys.readouterr() == ("", "")
+        monkeypatch.setenv("RANK", "0")
+        assert score("--shard_rows", "2") == 0
+        assert "Scored 3 of 4 trajectories" in capsys.readouterr().err
+
+    def test_stream(self, score, tmp_path):
+        assert score() == 0
+        table = load_dataset(score.output_dir, split="train").to_list()
+        assert score("--dataset_streaming", "--shard_rows", "3", "--overwrite") == 0
+        assert load_dataset(score.output_dir, split="train").to_list() == table
+
+    def test_stream_as_chat(self, score):
+        assert score("--as_chat", "--dataset_streaming") == 0
+        row = load_dataset(score.output_dir, split="train")[0]
+        assert row["completion"] == [{"role": "assistant", "content": ROWS[0]["completion"]}]
+        assert row["rsr"] > 0
+
+    def test_bad_row_stops_the_run_if_asked(self, score, capsys):
+        assert score("--on_error", "raise") == 1
+        assert "Row 3 can't be scored: completion is empty" in capsys.readouterr().err
+        assert _parts(score.output_dir) == []
+        assert score() == 0
+        assert "rows 3" in capsys.readouterr().err
+
+    def test_dry_run_writes_nothing(self, score, capsys, tmp_path):
+        assert score("--dry_run", "--json", "--shard_rows", "3") == 0
+        result = json.loads(capsys.readouterr().out)
+        assert (result["rows"], result["files"], result["sampled_without_score"]) == (4, 2, 1)
+        assert result["seconds"] == pytest.approx(result["tokens"] / result["tokens_per_second"], rel=0.1)
+        assert not (tmp_path / "scored").exists()
+        assert score("--dry_run", "--dataset_streaming") == 0
+        assert "an unknown number of rows" in capsys.readouterr().err
+
+    def test_upload_is_of_the_card_and_the_data(self, score, monkeypatch, capsys):
+        calls = {}
+        monkeypatch.setattr(HfApi, "whoami", lambda self: {"name": "me"})
+        monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **how: calls.update(how) or f"hub/{repo_id}")
+        monkeypatch.setattr(HfApi, "upload_folder", lambda self, **how: calls.update(how))
+        assert score("--push_to_hub", "me/scored", "--json") == 0
+        assert json.loads(capsys.readouterr().out)["pushed_to"] == "hub/me/scored"
+        assert (calls["repo_type"], calls["private"], calls["folder_path"]) == ("dataset", True, score.output_dir)
+        files = [
+            str(path.relative_to(score.output_dir)) for path in Path(score.output_dir).rglob("*") if path.is_file()
+        ]
+        kept = list(filter_repo_objects(files, ignore_patterns=calls["ignore_patterns"]))
+        assert sorted(kept) == ["README.md", "data/train-000000.parquet"]
+
+    def test_upload_without_login_is_said_before_the_work(self, score, capsys, tmp_path):
+        assert score("--push_to_hub", "me/scored") == 1
+        assert "hf auth login" in capsys.readouterr().err
+        assert not (tmp_path / "scored").exists()
+
+    def test_card_cites_the_paper_and_names_the_data(self, score, raw, tiny_student_path):
+        assert score() == 0
+        card = DatasetCard.load(Path(score.output_dir, "README.md"))
+        assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+        for said in (raw, tiny_student_path, "float32", "2,048", "lower `rsr`", "2601.14249", "bibtex"):
+            assert said in card.text
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_launched_processes_share_the_work(raw, score, tmp_path, tiny_student_path):
+    assert score() == 0
+    alone = load_dataset(score.output_dir, split="train").to_list()
+    out = str(tmp_path / "launched")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rsr_trl"]
+    command += ["score", "--dataset_name", raw, "--model_name_or_path", tiny_student_path, "--output_dir", out]
+    done = subprocess.run([*command, "--shard_rows", "1"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Scored 3 of 4 trajectories") == 1
+    assert load_dataset(out, split="train").to_list() == alone

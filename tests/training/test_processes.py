@@ -106,3 +106,21 @@ def test_resumed_on_other_processes_the_same_examples_make_up_the_same_steps(cas
     assert rows_of_steps(rest) == expected
     losses = {step: loss for step, loss in losses_of_steps(whole).items() if step >= STEP}
     assert losses_of_steps(rest) == pytest.approx(losses, rel=1e-3)
+
+
+@pytest.mark.parametrize("strategy", ["epoch", "online"])
+def test_under_zero3_scores_and_steps_are_those_of_one_process(strategy, tmp_path, tiny_student_path, monkeypatch):
+    pytest.importorskip("deepspeed", reason="DeepSpeed isn't installed (pip install deepspeed)")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    zero3 = {
+        "zero_optimization": {"stage": 3, "stage3_gather_16bit_weights_on_model_save": True},
+        "zero_force_ds_cpu_optimizer": False,
+        **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto"),
+    }
+    args = {"rsr_rescore_strategy": strategy, "num_train_epochs": 2, "optim": "adamw_torch"}
+    one = run(Job(tiny_student_path, str(tmp_path / "one"), examples(), args | ON_ONE))
+    sharded = Job(tiny_student_path, str(tmp_path / "two"), examples(), args | ON_TWO | {"deepspeed": zero3})
+    two = run_on_processes([sharded], 2, tmp_path / "launch")[0]
+    assert two[0]["table"] == two[1]["table"]
+    assert two[0]["table"] == pytest.approx(one["table"], rel=1e-4)
+    assert rows_of_steps(two) == rows_of_steps([one])

@@ -1,0 +1,160 @@
+"""Runs that are killed, stopped, or run out of room: started again, they give the table of an undisturbed run."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+from datasets import load_dataset
+
+from tests.scoring import job_process
+
+
+pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+
+NUM_ROWS, SHARD_ROWS, MOMENTS = 120, 8, 25
+
+
+@pytest.fixture
+def command(tmp_path, tiny_student_path):
+    """`command(name)`: the words of `rsr score` into the folder of that name."""
+    numbers = random.Random(0)
+    rows = [{"id": i, "prompt": f"{i}: ", "completion": "so " * numbers.randint(0, 60)} for i in range(NUM_ROWS)]
+    source = tmp_path / "rows.jsonl"
+    source.write_text("\n".join(map(json.dumps, rows)))
+
+    def words(name: str, *more: str) -> list[str]:
+        student = ["--model_name_or_path", tiny_student_path, "--shard_rows", str(SHARD_ROWS)]
+        return ["--dataset_name", str(source), "--output_dir", str(tmp_path / name), *student, *more]
+
+    return words
+
+
+def run(argv, world: int = 1, **options) -> list[int]:
+    processes = [job_process.start(argv, rank, world, **options) for rank in range(world)]
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def table(tmp_path, name: str) -> list[dict]:
+    state = tmp_path / name / ".rsr"
+    assert json.loads((state / "complete.json").read_text()) == {"rows": NUM_ROWS, "shards": NUM_ROWS // SHARD_ROWS}
+    assert not list((state / "locks").iterdir())
+    assert sorted(p.name for p in (tmp_path / name / "data").iterdir()) == [
+        f"train-{i:06d}.parquet" for i in range(NUM_ROWS // SHARD_ROWS)
+    ]
+    files = str(tmp_path / name / "data" / "*.parquet")
+    return load_dataset("parquet", data_files=files, split="train").to_list()
+
+
+@pytest.fixture
+def undisturbed(command, tmp_path):
+    """The table of a run that nobody disturbs, and how long one takes."""
+    assert run(command("first")) == [0]  # fills the caches
+    start = time.monotonic()
+    assert run(command("whole")) == [0]
+    return table(tmp_path, "whole"), time.monotonic() - start
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_killed_at_random_moments(command, undisturbed, tmp_path, world):
+    expected, seconds = undisturbed
+    assert [row["id"] for row in expected] == list(range(NUM_ROWS))
+    moments = random.Random(world)
+    unfinished = 0
+    for i in range(MOMENTS):
+        name = f"killed-{i}"
+        processes = [job_process.start(command(name), rank, world) for rank in range(world)]
+        time.sleep(moments.uniform(0.2, 1) * seconds)
+        for process in processes:
+            process.kill()
+            process.join()
+        unfinished += not (tmp_path / name / ".rsr" / "complete.json").exists()
+        # Every third time with another number of processes.
+        assert set(run(command(name), 3 - world if i % 3 == 0 else world)) == {0}
+        assert table(tmp_path, name) == expected, f"killed at moment {i}"
+    assert unfinished > MOMENTS // 2, "most were meant to be killed in the middle"
+
+
+def test_one_of_two_is_killed_and_the_other_takes_over(command, undisturbed, tmp_path):
+    expected, seconds = undisturbed
+    main, other = (job_process.start(command("one"), rank, 2) for rank in range(2))
+    time.sleep(0.6 * seconds)
+    other.kill()
+    main.join()
+    other.join()
+    assert main.exitcode == 0
+    assert table(tmp_path, "one") == expected
+
+
+def test_two_runs_at_once(command, undisturbed, tmp_path):
+    expected, _ = undisturbed
+    logs = [tmp_path / "log-0", tmp_path / "log-1"]
+    processes = [job_process.start(command("both"), log=log) for log in logs]
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert table(tmp_path, "both") == expected
+    assert any("of 120 trajectories" in log.read_text() for log in logs)
+
+
+def test_sigterm_says_where_it_stopped(command, undisturbed, tmp_path):
+    expected, _ = undisturbed
+    process = job_process.start(command("stopped"), log=tmp_path / "log")
+    while not list((tmp_path / "stopped").glob(".rsr/shards/*.json")):
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join()
+    assert process.exitcode == 128 + signal.SIGTERM
+    assert not list((tmp_path / "stopped" / ".rsr" / "locks").iterdir())
+    said = (tmp_path / "log").read_text()
+    assert "Stopped: " in said and "of 15 shards are done" in said and "Run the same command again to go on" in said
+    assert run(command("stopped")) == [0]
+    assert table(tmp_path, "stopped") == expected
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 400 KB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(path)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("needs the right to mount a file system")
+    yield path
+    subprocess.run(["umount", str(path)], check=True)
+
+
+def test_full_disk_is_said_and_what_was_done_stays(command, undisturbed, small_disk, tmp_path):
+    expected, _ = undisturbed
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(b"0" * 260_000)
+    argv = command("disk/out")
+    assert run(argv, log=tmp_path / "log") == [1]
+    said = (tmp_path / "log").read_text()
+    assert "no room left in" in said and "run the same command again" in said
+    done = {path.name: path.stat().st_ino for path in (small_disk / "out" / "data").glob("*.parquet")}
+    assert done, "some shards were meant to fit"
+    ballast.unlink()
+    subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
+    assert run(argv) == [0]
+    assert table(tmp_path, "disk/out") == expected
+    assert {name: (small_disk / "out" / "data" / name).stat().st_ino for name in done} == done
+
+
+def test_folder_without_the_right_to_write(command, tmp_path):
+    (tmp_path / "locked").mkdir()
+    read_only = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(tmp_path / "locked")], capture_output=True
+    )
+    if os.geteuid() != 0 or read_only.returncode != 0:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        assert run(command("locked/out"), log=tmp_path / "log") == [1]
+    finally:
+        subprocess.run(["umount", str(tmp_path / "locked")], check=True)
+    assert "can't write to the folder" in (tmp_path / "log").read_text()
