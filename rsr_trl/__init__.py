@@ -20,6 +20,7 @@ _HOME = {
     "ScoreTable": "training.score_table",
     "dataset_rsr": "equations",
     "filtered_token_rsr": "equations",
+    "race_teachers": "selection.race",
     "rank_teachers": "selection.teachers",
     "select_trajectories": "selection.trajectories",
     "token_rsr": "equations",
@@ -34,6 +35,7 @@ __all__ = [  # spelt out: type checkers and ruff don't follow list(_HOME)
     "ScoreTable",
     "dataset_rsr",
     "filtered_token_rsr",
+    "race_teachers",
     "rank_teachers",
     "select_trajectories",
     "token_rsr",
@@ -43,6 +45,7 @@ __all__ = [  # spelt out: type checkers and ruff don't follow list(_HOME)
 if TYPE_CHECKING:
     from rsr_trl.equations import dataset_rsr, filtered_token_rsr, token_rsr, trajectory_rsr
     from rsr_trl.scoring.scorer import RSRScorer
+    from rsr_trl.selection.race import race_teachers
     from rsr_trl.selection.teachers import rank_teachers
     from rsr_trl.selection.trajectories import select_trajectories
     from rsr_trl.training.collator import RSRDataCollator
