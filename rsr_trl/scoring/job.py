@@ -116,8 +116,6 @@ class Job:
         self.parts = Parts(dataset, shard_rows, self._known_rows())
         self.process = f"{socket.gethostname()}:{os.getpid()}"
         self._done: dict[int, ShardRecord] = {}
-        if not [name for name in held_locks(self.state) if name != OPENING]:
-            self.shards.sweep()
         self.card = card
         self._find_done()
         self._done_before = set(self._done)

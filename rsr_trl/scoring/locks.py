@@ -16,7 +16,9 @@ import psutil
 
 
 HEARTBEAT = 5.0  # seconds between two signs of life
-STALE = 60.0  # seconds without one after which an owner on another machine counts as dead
+# Seconds without one after which an owner on another machine counts as dead: more than network file systems may take
+# to show it.
+STALE = 180.0
 
 
 class Lock:

@@ -7,6 +7,7 @@ tokens -> student -> columns.
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -282,9 +283,10 @@ class RSRScorer:
             first_row (`int`, *optional*, defaults to `0`): What messages call the first of the rows.
         """
         parts = []
-        for window in self.windows_of(dataset):
-            bar.expect(len(window.examples), window.num_tokens)
-            parts.append(self._score_tokenized(window.examples, bar, first_row + window.first_row))
+        with closing(self.windows_of(dataset)) as found:  # an error ends the tokenization ahead too
+            for window in found:
+                bar.expect(len(window.examples), window.num_tokens)
+                parts.append(self._score_tokenized(window.examples, bar, first_row + window.first_row))
         schema = columns.score_schema(self.token_stats)
         return {name: pa.chunked_array([part[name] for part in parts], kind) for name, kind in schema.items()}
 

@@ -98,8 +98,11 @@ class ShardFolder:
     def write(
         self, scored: Dataset, index: int, first_row: int, tokens: int, seconds: float, process: str
     ) -> ShardRecord:
-        """Write a shard and its record. Either is there whole, or not at all."""
+        """Write a shard and its record, under its lock. Either is there whole, or not at all."""
         self.record_path(index).unlink(missing_ok=True)  # it doesn't describe what comes now
+        for folder in (self.data, self.records):
+            for leftover in folder.glob(f".{index:06d}*"):  # of a writer that was killed
+                leftover.unlink(missing_ok=True)
         temporary = self.data / f".{index:06d}-{uuid.uuid4().hex}"
         try:
             with _without_bars():
@@ -127,11 +130,6 @@ class ShardFolder:
             temporary.unlink(missing_ok=True)
         write_json(self.record_path(index), asdict(record))
         return record
-
-    def sweep(self) -> None:
-        """Remove what killed writers have left: temporary files, when nobody writes."""
-        for file in [*self.data.glob(".*"), *self.records.glob(".*")]:
-            file.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ depends on rows and tokens alone. This file knows neither the student nor the co
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 
 from datasets import Dataset
 from datasets.utils import tqdm
@@ -53,17 +54,23 @@ def windows(
     Yields:
         [`Window`]: while one is looked at, the next is tokenized in a background thread.
     """
-    made = _made(dataset, tokenize, window_tokens)
+    stopped = Event()
+    made = _made(dataset, tokenize, window_tokens, stopped)
     with ThreadPoolExecutor(1, "rsr-tokenize") as background:
-        ahead = background.submit(next, made, None)
-        while (window := ahead.result()) is not None:
+        try:
             ahead = background.submit(next, made, None)
-            yield window
+            while (window := ahead.result()) is not None:
+                ahead = background.submit(next, made, None)
+                yield window
+        finally:
+            stopped.set()
 
 
-def _made(dataset: Dataset, tokenize, window_tokens: int) -> Iterator[Window]:
+def _made(dataset: Dataset, tokenize, window_tokens: int, stopped: Event) -> Iterator[Window]:
     first, examples, tokens = 0, [], 0
     for start in range(0, len(dataset), CHUNK):
+        if stopped.is_set():  # nobody waits for the rest
+            return
         batch = dataset[start : start + CHUNK]
         chunk = tokenize([dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)])
         examples += chunk

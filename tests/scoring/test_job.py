@@ -142,10 +142,12 @@ class TestGoingOn:
 
     def test_leftovers_of_killed_writers_go(self, make_job, expected, tmp_path):
         make_job().run(show_bar=False)
-        leftover = tmp_path / "out/data/.000001-0123"
-        leftover.write_text("half")
+        leftovers = [tmp_path / "out/data/.000001-0123", tmp_path / "out/.rsr/shards/.000001.json-0123"]
+        for leftover in leftovers:
+            leftover.write_text("half")
+        (tmp_path / "out/.rsr/shards/000001.json").unlink()
         make_job().run(show_bar=False)
-        assert not leftover.exists() and read(tmp_path) == expected
+        assert not any(leftover.exists() for leftover in leftovers) and read(tmp_path) == expected
 
     def test_unfinished_folder_is_not_read_as_if_it_were_whole(self, make_job, tmp_path):
         make_job(share=Share(0, 2, own_only=True)).run(show_bar=False)

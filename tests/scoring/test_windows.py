@@ -1,0 +1,83 @@
+"""Windows of rows: every row once, in source order, with the next window tokenized ahead."""
+
+import threading
+
+import numpy as np
+import pytest
+from datasets import Dataset
+
+from rsr_trl import RSRScorer
+from rsr_trl.scoring import windows as windows_module
+from rsr_trl.scoring.tokens import TokenizedExample
+from rsr_trl.scoring.windows import CHUNK, TokenBar, windows
+
+
+LENGTHS = [int(n) for n in np.random.default_rng(0).integers(1, 50, 5 * CHUNK + 7)]
+
+
+def tokenize(rows: list[dict]) -> list[TokenizedExample]:
+    return [TokenizedExample(np.arange(row["n"], dtype=np.int32), np.arange(row["n"]) > 0) for row in rows]
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    return Dataset.from_dict({"n": LENGTHS})
+
+
+@pytest.mark.parametrize("window_tokens", [1, 3000, 10**9])
+def test_every_row_once_in_order(dataset, window_tokens):
+    found = list(windows(dataset, tokenize, window_tokens))
+    assert [len(example.input_ids) for window in found for example in window.examples] == LENGTHS
+    starts = np.cumsum([0, *(len(window.examples) for window in found)])
+    assert [window.first_row for window in found] == starts[:-1].tolist()
+    assert all(window.num_tokens >= window_tokens for window in found[:-1])
+    assert len(found) == {1: 6, 10**9: 1}.get(window_tokens, len(found))
+
+
+def test_next_window_is_tokenized_while_one_is_looked_at(dataset):
+    calls, ahead = [], threading.Event()
+
+    def watched(rows):
+        calls.append(threading.current_thread().name)
+        if len(calls) == 2:
+            ahead.set()
+        return tokenize(rows)
+
+    found = windows(dataset, watched, 1)
+    next(found)
+    assert ahead.wait(20)
+    found.close()
+    assert len(calls) < 6 and threading.current_thread().name not in calls
+
+
+def test_error_of_the_tokenizer_arrives(dataset):
+    def broken(rows):
+        raise ValueError("no template")
+
+    with pytest.raises(ValueError, match="no template"):
+        list(windows(dataset, broken, 1))
+
+
+def test_scores_are_the_same_in_small_windows(tiny_student, tiny_tokenizer, monkeypatch):
+    rows = [{"prompt": f"{n}? ", "completion": "so " * (n % 40)} for n in LENGTHS]
+    scorer = RSRScorer(tiny_student(), tiny_tokenizer, token_stats=True)
+    whole = scorer.score(Dataset.from_list(rows))
+    monkeypatch.setattr(windows_module.windows, "__defaults__", (1000,))
+    parts = scorer.score(Dataset.from_list(rows))
+    np.testing.assert_allclose(
+        np.array(parts["rsr"][:], dtype=float), np.array(whole["rsr"][:], dtype=float), rtol=1e-5
+    )
+    assert parts["rsr_token_ids"][:] == whole["rsr_token_ids"][:]
+    assert parts["rsr_error"][:] == whole["rsr_error"][:]
+
+
+def test_bar_estimates_the_total_from_the_rows_seen(capsys):
+    with TokenBar(num_rows=100) as bar:
+        bar.expect(10, 500)
+        assert bar._bar.total == 5000
+        bar.update(10, 500)
+        bar.expect(10, 100)
+        assert bar._bar.total == 3000
+        bar.found_done(80, 2400)
+        assert (bar._bar.total, bar._bar.n, bar.rows, bar.tokens) == (3000, 2900, 90, 2900)
+    assert "trajectories" in capsys.readouterr().err
