@@ -234,7 +234,8 @@ def source_files(dataset_name: str, config: str | None = None, split: str = "tra
     if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         return sorted(str(file) for file in path.rglob("*.arrow"))
     files = load_dataset_builder(str(path) if path.is_dir() else dataset_name, name=config).config.data_files or {}
-    return sorted(file for name, part in files.items() if name == split.split("[")[0] for file in part)
+    wanted = {part.split("[")[0].strip() for part in split.split("+")}
+    return sorted(file for name, part in files.items() if str(name) in wanted or "all" in wanted for file in part)
 
 
 def card_with_header(text: str, version: str) -> str:

@@ -4,7 +4,7 @@ import os
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset, List, Value, load_dataset
 
-from rsr_trl.data import as_trl_format, check_output_dir, load, write_scored
+from rsr_trl.data import as_trl_format, check_output_dir, load, source_files, write_scored
 
 
 ROWS = [{"prompt": f"question {i}", "completion": f"answer {i}", "teacher": "t"} for i in range(4)]
@@ -117,6 +117,19 @@ class TestLoad:
         dataset = load(str(shared / "data" / "airline_tools_5_agents.jsonl"))
         # Every tool call has arguments of its own shape; none may gain keys of the others.
         assert dataset[7]["messages"] == airline_rows[7]["messages"]
+
+
+class TestSourceFiles:
+    def test_files_are_those_of_the_split(self, tmp_path):
+        train, test = _write(tmp_path / "train.jsonl"), _write(tmp_path / "test.jsonl")
+        assert source_files(train) == [train]
+        for split, expected in {"train": [train], "test[:2]": [test], "train+test": [test, train]}.items():
+            assert source_files(str(tmp_path), split=split) == expected
+
+    def test_folder_from_save_to_disk(self, tmp_path):
+        Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+        (file,) = source_files(str(tmp_path / "saved"))
+        assert file.endswith(".arrow")
 
 
 class TestAsTrlFormat:
