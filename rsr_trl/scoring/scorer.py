@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from rsr_trl import columns
 from rsr_trl.equations import R_MAX, check_r_max, rsr_from_means, trajectory_means
 from rsr_trl.scoring.student import (
+    DEFINITION,
     Student,
     TokenScores,
     checkpoint_fingerprint,
@@ -371,6 +372,7 @@ class RSRScorer:
         """What the fingerprint is made of, and what else decides the columns: for telling what differs."""
         self.fingerprint  # noqa: B018 - looks at the weights
         return {
+            "definition": DEFINITION,
             "weights": self._weights[1],
             "tokenizer": tokenizer_fingerprint(self.processing_class),
             **self._settings(),
