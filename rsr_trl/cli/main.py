@@ -58,6 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(name, argv[1:])
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:
+        # Whoever read our output has enough of it (`| head`). Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except Exception as error:
         if os.environ.get("RSR_TRACEBACK") or not _is_meant_for_the_user(error):
             raise
