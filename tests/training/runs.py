@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
@@ -165,3 +166,5 @@ if __name__ == "__main__":
     jobs_path = Path(sys.argv[1])
     found = [run(Job(**job)) for job in json.loads(jobs_path.read_text())]
     (jobs_path.parent / f"rank{os.environ['RANK']}.json").write_text(json.dumps(found, default=float))
+    torch.distributed.barrier()
+    os._exit(0)  # gloo's threads abort an ordinary exit now and then, after all is done
