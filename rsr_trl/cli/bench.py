@@ -9,9 +9,11 @@ Three ways over the same rows, in turn, several times:
   positions with the vocabulary.
 """
 
+import contextlib
 import ctypes
 import multiprocessing
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -47,6 +49,8 @@ class BenchArguments:
         batch_size (`int`, *optional*, defaults to `4`): Rows of a batch of the reference way.
         dtype, device, attn_implementation, max_batch_tokens: As in `rsr score`.
         repeats (`int`, *optional*, defaults to `5`): Rounds; each measures every way once.
+        trainer (`bool`, *optional*, defaults to `False`): Measure training instead, on the demo's problems.
+        trainer_batch_size (`int`, *optional*, defaults to `4`): Rows of a training step, with `trainer`.
         skip_reference (`bool`, *optional*, defaults to `False`): Leave the reference way out, where it doesn't fit.
         json (`bool`, *optional*, defaults to `False`): Print everything measured as JSON on standard output.
     """
@@ -68,6 +72,11 @@ class BenchArguments:
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
     max_batch_tokens: int | None = field(default=None, metadata={"help": "Tokens of a batch of our way."})
     repeats: int = field(default=5, metadata={"help": "Rounds; each measures every way once."})
+    trainer: bool = field(
+        default=False,
+        metadata={"help": "Measure training instead: RSRSFTTrainer's steps beside SFTTrainer's, and a scoring pass."},
+    )
+    trainer_batch_size: int = field(default=4, metadata={"help": "Rows of a training step, with --trainer."})
     skip_reference: bool = field(default=False, metadata={"help": "Leave the reference way out."})
     json: bool = field(default=False, metadata={"help": "Print what was measured as JSON on standard output."})
 
@@ -86,6 +95,8 @@ def main(args: BenchArguments) -> int:
     from rsr_trl.cli import summary
 
     model = load_student(args)
+    if args.trainer:
+        return _bench_trainer(args, model)
     rows = load_rows(args)
     ways = make_ways(args, model, rows)
     out = summary.console()
@@ -125,6 +136,51 @@ def main(args: BenchArguments) -> int:
         summary.print_json(result)
     else:
         _print(out, result)
+    return 0
+
+
+def _bench_trainer(args: BenchArguments, model: "PreTrainedModel") -> int:
+    """Time the trainers on the demo's problems: any tokens do, as long as all trainers get the same."""
+    import datasets
+    from transformers import AutoTokenizer
+
+    from rsr_trl.cli import summary
+    from rsr_trl.demo import STUDENT_PATH
+    from rsr_trl.demo.teachers import make_pool
+    from rsr_trl.training.overhead import measure_overheads
+
+    datasets.disable_progress_bars()
+    name = args.tokenizer or args.model_name_or_path or str(STUDENT_PATH)
+    steps = 8
+    with contextlib.redirect_stdout(sys.stderr):  # what the trainers print isn't our data
+        seconds = measure_overheads(
+            model.float(),
+            AutoTokenizer.from_pretrained(name),
+            make_pool(num_problems=20, seed=0).select(range(steps * args.trainer_batch_size // 2)),
+            steps=steps,
+            repeats=args.repeats,
+            per_device_train_batch_size=args.trainer_batch_size,
+            bf16=args.dtype == "bfloat16",
+            use_cpu=model.device.type == "cpu",
+            logging_strategy="no",
+            # TRL's default, under the name that doesn't warn
+            gradient_checkpointing=None,
+            activation_checkpointing=True,
+        )
+    ratios = {
+        "step, strategy no / SFTTrainer": seconds["no"] / seconds["sft"],
+        "step, strategy online / SFTTrainer": seconds["online"] / seconds["sft"],
+        "full scoring pass / bare forward": seconds["rescore"] / seconds["bare"],
+    }
+    if args.json:
+        summary.print_json({"seconds": seconds, "ratios": ratios, "arguments": asdict(args)})
+        return 0
+    out = summary.console()
+    table = summary.plain_table("what", "ratio of medians")
+    for what, ratio in ratios.items():
+        summary.add_row(table, what, f"{ratio:.2f}x")
+    out.print(table)
+    out.print("Seconds: " + ", ".join(f"{name} {value:.3f}" for name, value in seconds.items()))
     return 0
 
 
