@@ -23,6 +23,8 @@ CASES = {
         "rsr_group_column": "problem",
         "rsr_keep_per_group": 2,
         "dataloader_num_workers": 1,
+        # A fork of a process with gloo's threads hangs now and then, in the child, before any Python runs.
+        "dataloader_multiprocessing_context": "forkserver",
     },
     "online-threshold": {"rsr_rescore_strategy": "online", "rsr_score_threshold": 10.5},
     "no-random": {"rsr_rescore_strategy": "no", "rsr_sampling": "random"},

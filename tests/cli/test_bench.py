@@ -1,0 +1,36 @@
+"""`rsr bench` measures the three ways over the same rows, and says so for programs too."""
+
+import json
+
+import pytest
+
+from rsr_trl.cli.main import main
+
+
+SMALL = ["--vocab_size", "1290", "--hidden_size", "32", "--intermediate_size", "32", "--num_layers", "1"]
+SMALL += ["--head_dim", "16", "--device", "cpu", "--repeats", "2", "--json"]
+
+
+@pytest.mark.slow
+def test_ways_ratios_and_memory(capsys):
+    assert main(["bench", *SMALL, "--num_rows", "3", "--lengths", "20,30"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], found["tokens"], found["scored_tokens"]) == (3, 20 + 30 + 20, 15 + 23 + 15)
+    assert set(found["seconds"]) == {"reference", "rsr_trl", "floor"}
+    assert all(len(times) == 2 and min(times) > 0 for times in found["seconds"].values())
+    first = found["seconds"]["rsr_trl"][0] / found["seconds"]["floor"][0]
+    assert any(ratio == pytest.approx(first) for ratio in found["time_ratio"]["floor"])
+    assert set(found["peak_bytes_above_weights"]) == set(found["seconds"])
+
+
+@pytest.mark.slow
+def test_trainer_overheads(capsys):
+    assert main(["bench", *SMALL, "--trainer", "--repeats", "1", "--trainer_batch_size", "1"]) == 0
+    seconds = json.loads(capsys.readouterr().out)["seconds"]
+    assert set(seconds) == {"sft", "no", "online", "rescore", "bare"} and min(seconds.values()) > 0
+
+
+def test_real_rows_need_a_tokenizer(capsys, tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    assert main(["bench", *SMALL, "--dataset_name", str(tmp_path / "rows.jsonl")]) == 1
+    assert "--tokenizer" in capsys.readouterr().err
