@@ -119,17 +119,13 @@ class LMHead:
             targets (integer tensor of shape `(N,)`): The tokens that follow.
             with_top1 (`bool`, *optional*, defaults to `False`): Also find the most likely token.
             logits_dtype (`str`, *optional*, defaults to `"float32"`): `"float32"` accumulates and keeps logits in
-                float32;
-                `"model"` rounds them to the model's dtype, as `model(...).logits` does (bf16 logits tie often, which
-                makes ranks optimistic).
+                float32; `"model"` rounds them to the model's dtype, as `model(...).logits` does (bf16 logits tie
+                often, which makes ranks optimistic).
             tile (pair of `int`, *optional*): Positions and columns of a tile of logits.
             compile (`bool`, *optional*, defaults to `False`): Fold tiles by a compiled function (see [`compiles`]).
 
         Returns:
-            [`TokenStats`] on `hidden`'s device.
-
-        Raises:
-            FloatingPointError: if a surprisal isn't finite: the student gives NaN or infinite logits.
+            [`TokenStats`] on `hidden`'s device; surprisals are NaN or infinite where the student's logits are broken.
         """
         if logits_dtype not in ("float32", "model"):
             raise ValueError(f'logits_dtype must be "float32" or "model", got {logits_dtype!r}.')

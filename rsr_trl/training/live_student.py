@@ -48,11 +48,10 @@ def add_rsr_head(model: PreTrainedModel) -> RSRHead:
     `rsr_targets` of shape `(batch, sequence)` holds the token id where a token is scored and -100 elsewhere.
 
     - `model(..., rsr_targets=targets, rsr_only=True)` runs the backbone, and the LM head on scored positions alone. It
-    returns
-      `{"ranks", "surprisals"}` of the `N` scored tokens, row after row: int64 and float32 tensors of shape `(N,)`.
+      returns `{"ranks", "surprisals"}` of the `N` scored tokens, row after row: int64 and float32 tensors of shape
+      `(N,)`.
     - `model(..., rsr_targets=targets, fused_lm_head=True)` is the training forward. It scores the hidden states that
-    it makes
-      anyway and leaves the result in [`RSRHead.last`].
+      it makes anyway and leaves the result in [`RSRHead.last`].
 
     Call it before the model is wrapped, and after TRL's own patch.
     """
