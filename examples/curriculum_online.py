@@ -34,4 +34,4 @@ trainer = RSRSFTTrainer(
 )
 trainer.train(resume_from_checkpoint=get_last_checkpoint(args.output_dir) is not None)
 trainer.save_model()
-trainer.end()  # leaves the process group; a process that just exits may abort
+trainer.end()

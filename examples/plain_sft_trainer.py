@@ -37,4 +37,4 @@ trainer = SFTTrainer(
 )
 trainer.train()
 print(f"{collator.num_dropped} of {len(dataset)} trajectories were left out (RSR above {threshold:.2f})")
-trainer.end()  # leaves the process group; a process that just exits may abort
+trainer.end()

@@ -38,4 +38,4 @@ trainer = RSRSFTTrainer(
 )
 trainer.train()
 trainer.save_model()
-trainer.end()  # leaves the process group; a process that just exits may abort
+trainer.end()

@@ -299,6 +299,14 @@ class RSRSFTTrainer(SFTTrainer):
         self._write_history(np.flatnonzero(self._unwritten), "online")
         self._unwritten[:] = False
 
+    def end(self) -> None:
+        on_gloo = torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo"
+        super().end()
+        if on_gloo:
+            # Gloo's threads let go of their last tensors after the collective has returned, and need the interpreter
+            # for it: a process that exits in that moment aborts (pytorch/pytorch#179291).
+            time.sleep(1)
+
     def create_model_card(self, *args, **kwargs) -> None:
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
