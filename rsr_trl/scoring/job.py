@@ -22,7 +22,8 @@ from rsr_trl.data import COMPLETE, STATE_FOLDER, card_with_header
 from rsr_trl.scoring.locks import Lock
 from rsr_trl.scoring.manifest import LOCKS, OPENING, TOTAL, held_locks, open_folder
 from rsr_trl.scoring.parts import Part, Parts
-from rsr_trl.scoring.scorer import RSRScorer, add_columns, without_scores
+from rsr_trl.scoring.rows import add_columns, without_scores
+from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.shards import ShardFolder, ShardRecord, write_json, write_text
 from rsr_trl.scoring.windows import TokenBar
 

@@ -6,8 +6,13 @@ each tile folds into two running sums that need no running maximum:
     rank      = 1 + #{v != t : z_v > z_t}                       (Eq. 2, strict >)
     surprisal = -ln p_t = ln(1 + sum_{v != t} exp(z_v - z_t))   (Eq. 1)
 
-The target's own column never counts, so neither number depends on how the matrix product rounds it. This file knows no
-tokens and no dataset.
+The target's own column never counts, so neither number depends on how the matrix product rounds it. For the asking,
+two sums more give, with d_v = z_v - z_t and Z = 1 + sum_{v != t} exp(d_v),
+
+    entropy     = -sum_v p_v ln p_v = ln Z - (sum_{v != t} d_v exp(d_v)) / Z
+    sum_squares =  sum_v p_v^2      = (1 + sum_{v != t} exp(d_v)^2) / Z^2
+
+This file knows no tokens and no dataset.
 """
 
 import functools
@@ -34,6 +39,8 @@ TILE = {"cpu": (512, 2048), "cuda": (4096, 16384)}
 # Logits of a whole pass from which compiling the fold (seconds, once a process) repays itself, as `rsr bench` measures
 # it.
 COMPILE_MIN_LOGITS = 4_000_000_000
+# Log-odds below this one count as it: exp() is 0 in float32 either way, and 0 times minus infinity is no number.
+LOWEST = -200.0
 
 
 @dataclass(frozen=True)
@@ -45,11 +52,15 @@ class TokenStats:
         ranks (int64 tensor of shape `(N,)`): 1-based rank of the token in the whole vocabulary, unclipped.
         surprisals (float32 tensor of shape `(N,)`): -ln p in nats.
         top1 (int64 tensor of shape `(N,)`, *optional*): The student's own most likely token there.
+        entropies (float32 tensor of shape `(N,)`, *optional*): -sum_v p_v ln p_v of the student's prediction, in nats.
+        sum_squares (float32 tensor of shape `(N,)`, *optional*): sum_v p_v^2 of the student's prediction.
     """
 
     ranks: torch.Tensor
     surprisals: torch.Tensor
     top1: torch.Tensor | None = None
+    entropies: torch.Tensor | None = None
+    sum_squares: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,7 @@ class LMHead:
         targets: torch.Tensor,
         *,
         with_top1: bool = False,
+        with_moments: bool = False,
         logits_dtype: str = "float32",
         tile: tuple[int, int] | None = None,
         compile: bool = False,
@@ -118,6 +130,7 @@ class LMHead:
             hidden (tensor of shape `(N, H)`): Last hidden states, in the model's dtype.
             targets (integer tensor of shape `(N,)`): The tokens that follow.
             with_top1 (`bool`, *optional*, defaults to `False`): Also find the most likely token.
+            with_moments (`bool`, *optional*, defaults to `False`): Also find `entropies` and `sum_squares`.
             logits_dtype (`str`, *optional*, defaults to `"float32"`): `"float32"` accumulates and keeps logits in
                 float32; `"model"` rounds them to the model's dtype, as `model(...).logits` does (bf16 logits tie
                 often, which makes ranks optimistic).
@@ -138,17 +151,12 @@ class LMHead:
                 hidden = hidden.to(weight.dtype)
             rows, columns = tile or TILE.get(hidden.device.type, TILE["cuda"])
             fold = _compiled_fold() if compile else _fold
+            # Without a single position, one pass over none of them gives empty results of the right kinds.
             pieces = [
-                self._score_rows(h, t, weight, bias, columns, fold, with_top1, logits_dtype == "float32")
+                self._score_rows(h, t, weight, bias, columns, fold, with_top1, with_moments, logits_dtype == "float32")
                 for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
             ]
-        if not pieces:
-            empty = torch.empty(0, dtype=torch.int64, device=hidden.device)
-            return TokenStats(empty, torch.empty(0, device=hidden.device), empty if with_top1 else None)
-        ranks, surprisals, top1 = (
-            torch.cat(piece) if piece[0] is not None else None for piece in zip(*pieces, strict=True)
-        )
-        return TokenStats(ranks, surprisals, top1)
+        return TokenStats(*(torch.cat(p) if p[0] is not None else None for p in zip(*pieces, strict=True)))
 
     def _score_rows(
         self,
@@ -159,8 +167,9 @@ class LMHead:
         columns: int,
         fold: Callable,
         with_top1: bool,
+        with_moments: bool,
         upcast: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor | None, ...]:  # the fields of TokenStats, each (n,)
         targets = targets.to(hidden.device, torch.int64)
         wide = hidden.float() if upcast else hidden
         target_logit = (wide.float() * weight[targets].float()).sum(-1)  # (n,)
@@ -170,8 +179,7 @@ class LMHead:
             target_logit = target_logit.to(weight.dtype)
         target_logit = self.logits(target_logit).float()
 
-        others = torch.zeros_like(target_logit)  # sum over v != t of exp(z_v - z_t)
-        above = torch.zeros_like(targets)
+        sums = [torch.zeros_like(target_logit) for _ in range(4 if with_moments else 2)]  # as `_fold` gives them
         best = torch.full_like(target_logit, -torch.inf)
         top1 = torch.zeros_like(targets)
         for start in range(0, weight.shape[0], columns):
@@ -187,25 +195,40 @@ class LMHead:
             column = (targets - start).clamp(0, logits.shape[1] - 1)[:, None]
             own = (column[:, 0] == targets - start)[:, None]
             logits.scatter_(1, column, logits.gather(1, column).masked_fill(own, -torch.inf))
-            more, higher = fold(logits, target_logit)
-            others += more
-            above += higher
-        surprisals = torch.log1p(others)
-        overflown = torch.isinf(surprisals)
+            for total, part in zip(sums, fold(logits, target_logit, with_moments), strict=True):
+                total += part
+        above, others = sums[:2]
+        stats = [torch.log1p(others)]
+        if with_moments:
+            total = 1 + others
+            stats += [stats[0] - sums[2] / total, (1 + sums[3]) / total / total]
+        overflown = torch.isinf(sums[-1])
         if overflown.any():
-            # exp(z_v - z_t) overflows float32 beyond 88 nats: these rows take a running logsumexp instead.
-            surprisals[overflown] = self._far_surprisal(
-                hidden[overflown], wide[overflown], target_logit[overflown], weight, bias, columns, upcast
-            )
-        return above + 1, surprisals, top1 if with_top1 else None
+            # exp(z_v - z_t) overflows float32 beyond 88 nats, its square beyond 44: these rows take another way.
+            far = self._far(hidden[overflown], wide[overflown], target_logit[overflown], weight, bias, columns, upcast)
+            for found, exact in zip(stats, far, strict=False):
+                found[overflown] = exact
+        surprisals, *moments = stats
+        return above.long() + 1, surprisals, top1 if with_top1 else None, *(moments or (None, None))
 
-    def _far_surprisal(self, hidden, wide, target_logit, weight, bias, columns, upcast) -> torch.Tensor:
+    def _far(self, hidden, wide, target_logit, weight, bias, columns, upcast) -> tuple[torch.Tensor, ...]:
+        """Surprisal, entropy and sum of squares by a running logsumexp and a second pass with it."""
+
+        def tiles():
+            for start in range(0, weight.shape[0], columns):
+                tile_bias = None if bias is None else bias[start : start + columns]
+                yield self.logits(_product(hidden, wide, weight[start : start + columns], tile_bias, upcast)).float()
+
         total = torch.full_like(target_logit, -torch.inf)
-        for start in range(0, weight.shape[0], columns):
-            tile_bias = None if bias is None else bias[start : start + columns]
-            logits = self.logits(_product(hidden, wide, weight[start : start + columns], tile_bias, upcast)).float()
+        for logits in tiles():
             total = torch.logaddexp(total, logits.logsumexp(-1))
-        return total - target_logit
+        entropy, squares = torch.zeros_like(total), torch.zeros_like(total)
+        for logits in tiles():
+            logp = (logits - total[:, None]).clamp(min=LOWEST)
+            p = logp.exp()
+            entropy -= (p * logp).sum(-1)
+            squares += (p * p).sum(-1)
+        return total - target_logit, entropy, squares
 
 
 def compiles(device: torch.device, num_logits: int) -> bool:
@@ -232,10 +255,19 @@ def _product(
     return linear(wide, weight.float(), None if bias is None else bias.float())
 
 
-def _fold(logits: torch.Tensor, target_logit: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """One tile's share of `sum_{v != t} exp(z_v - z_t)` and of `#{v != t : z_v > z_t}`, each of shape `(n,)`."""
+def _fold(logits: torch.Tensor, target_logit: torch.Tensor, with_moments: bool) -> tuple[torch.Tensor, ...]:
+    """
+    One tile's share, each of shape `(n,)`, of `#{v != t : d_v > 0}` and `sum_{v != t} exp(d_v)`, where
+    `d_v = z_v - z_t`; with moments, of `sum_{v != t} d_v exp(d_v)` and `sum_{v != t} exp(d_v)^2` too.
+    """
     difference = logits.float() - target_logit[:, None]
-    return difference.exp().sum(-1), (difference > 0).sum(-1)
+    # As floats, exact up to 2^24 columns: booleans take the CPU several times as long to make and to add up.
+    above = torch.gt(difference, 0, out=torch.empty_like(difference)).sum(-1)
+    if not with_moments:
+        return above, difference.exp().sum(-1)
+    difference = difference.clamp(min=LOWEST)
+    odds = difference.exp()
+    return above, odds.sum(-1), (difference * odds).sum(-1), odds.square().sum(-1)
 
 
 @functools.cache

@@ -20,15 +20,14 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from rsr_trl import columns
 from rsr_trl.equations import R_MAX, check_r_max, rsr_from_means, trajectory_means
-from rsr_trl.scoring.student import (
+from rsr_trl.scoring.fingerprint import (
     DEFINITION,
-    Student,
-    TokenScores,
     checkpoint_fingerprint,
-    load_model,
     student_fingerprint,
     tokenizer_fingerprint,
 )
+from rsr_trl.scoring.rows import add_columns, describe_gaps, is_batch, plain, to_rows, typed, without_scores
+from rsr_trl.scoring.student import Student, TokenScores, load_model
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 from rsr_trl.scoring.windows import TokenBar, Window, windows
 
@@ -214,9 +213,9 @@ class RSRScorer:
             self._load_kwargs["device"] = f"cuda:{rank % torch.cuda.device_count()}"
         lazy = isinstance(examples, (LazyBatch, LazyRow))
         # Only what is needed: the other columns may hold images, and map copies what isn't looked at.
-        texts = {name: examples[name] if lazy else _plain(examples[name]) for name in self._text_columns(examples)}
-        batch = isinstance(examples, LazyBatch) if lazy else _is_batch(texts, self._tokenize.dataset_text_field)
-        tokenized = self._tokenize(_rows(texts) if batch else [texts])
+        texts = {name: examples[name] if lazy else plain(examples[name]) for name in self._text_columns(examples)}
+        batch = isinstance(examples, LazyBatch) if lazy else is_batch(texts, self._tokenize.dataset_text_field)
+        tokenized = self._tokenize(to_rows(texts) if batch else [texts])
         try:
             table = self._score_tokenized(tokenized)
         except (ValueError, FloatingPointError) as error:
@@ -226,7 +225,7 @@ class RSRScorer:
             raise
         self._warn_once(table)
         # `datasets.map` takes a column's type from its first rows, which may all be null. Elsewhere, plain values.
-        values = _typed(table) if lazy else {name: column.to_pylist() for name, column in table.items()}
+        values = typed(table) if lazy else {name: column.to_pylist() for name, column in table.items()}
         return values if batch else {name: column[0] for name, column in values.items()}
 
     # -------------------------------------------------------------------------------------------- a whole dataset
@@ -268,7 +267,7 @@ class RSRScorer:
         result = add_columns(dataset.with_format(None), table)
         given = dataset.format
         shown = {"columns": [*given["columns"], *table], "output_all_columns": given["output_all_columns"]}
-        for finding in _findings(table, name_row=True):
+        for finding in describe_gaps(table, name_row=True):
             logger.warning(finding)
         return result.with_format(given["type"], **shown, **given["format_kwargs"])
 
@@ -447,22 +446,9 @@ class RSRScorer:
 
     def _warn_once(self, table: dict[str, pa.Array]) -> None:
         """`map` has no end at which to count, so the first row that can't be scored or was cut is told, once."""
-        if not self._warned and (findings := _findings(table)):
+        if not self._warned and (findings := describe_gaps(table)):
             self._warned = True
             logger.warning("So far, %s Told once; count the columns at the end of map.", " ".join(findings))
-
-
-def without_scores(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """The dataset without the columns of an earlier scoring."""
-    stale = [name for name in columns.score_schema(token_stats=True) if name in dataset.column_names]
-    return dataset.remove_columns(stale) if stale else dataset
-
-
-def add_columns(dataset: Dataset, table: Mapping[str, pa.Array | pa.ChunkedArray]) -> Dataset:
-    """The dataset with typed columns added at the end."""
-    for name, column in table.items():
-        dataset = dataset.add_column(name, column)
-    return dataset
 
 
 class _NoStudent:
@@ -473,53 +459,6 @@ class _NoStudent:
 
     def check_columns(self, column_names) -> None:
         self._scorer.student  # noqa: B018 - raises with the reason
-
-
-def _typed(table: dict[str, pa.Array]) -> dict[str, list]:
-    """Columns as lists whose nulls keep their type: `map` takes a column's type from its first rows."""
-    return {
-        name: [v.values.to_numpy(zero_copy_only=False) for v in column]
-        if pa.types.is_list(column.type)
-        else list(column)
-        for name, column in table.items()
-    }
-
-
-def _findings(table: dict[str, pa.Array], name_row: bool = False) -> list[str]:
-    """How many rows are null or cut, and why; nothing when there are none."""
-    errors, cut = table[columns.ERROR].to_pylist(), sum(table[columns.TRUNCATED].to_pylist())
-    findings = []
-    if failed := [row for row, error in enumerate(errors) if error is not None]:
-        first = f"row {failed[0]}: {errors[failed[0]]}" if name_row else errors[failed[0]]
-        findings.append(
-            f"{len(failed)} of {len(errors)} rows couldn't be scored: their rsr is null, rsr_error says why ({first})."
-        )
-    if cut:
-        findings.append(
-            f"{cut} of {len(errors)} rows were cut at max_length (column rsr_truncated); what is left is scored."
-        )
-    return findings
-
-
-def _rows(batch: Mapping[str, Sequence]) -> list[dict]:
-    """Columns to rows."""
-    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-
-
-def _plain(value: object) -> object:
-    """Python's own types instead of what the numpy and torch formats make of them."""
-    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {name: _plain(part) for name, part in value.items()}
-    return [_plain(part) for part in value] if isinstance(value, list) else value
-
-
-def _is_batch(texts: Mapping, text_field: str) -> bool:
-    """Whether columns hold a batch (lists of values) rather than one row."""
-    names = [name for name in ("messages", "conversations", "prompt", "completion", text_field) if name in texts]
-    # In one row a list holds messages; in a batch it holds lists of messages, strings or nulls, and is never empty.
-    return all(isinstance(texts[n], list) and texts[n] and not isinstance(texts[n][0], Mapping) for n in names)
 
 
 def _base_model_id(model_id: str, revision: str | None) -> str:

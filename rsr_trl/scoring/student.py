@@ -1,23 +1,19 @@
-"""The student: a causal language model that says rank and surprisal of tokens, and who it is (a fingerprint).
+"""The student: a causal language model that says rank and surprisal of tokens.
 
 Knows tokens and the model, but neither datasets nor their columns.
 """
 
-import functools
-import json
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import is_peft_available
-from xxhash import xxh3_128
 
+from rsr_trl.scoring import fingerprint
 from rsr_trl.scoring.batches import Layout, plan_batches
 from rsr_trl.scoring.lm_head import LMHead, TokenStats, compiles
 from rsr_trl.scoring.tokens import TokenizedExample
@@ -25,22 +21,14 @@ from rsr_trl.scoring.tokens import TokenizedExample
 
 if is_peft_available():
     from peft import PeftModel, PromptLearningConfig
-    from peft.tuners.tuners_utils import BaseTunerLayer
 
 
 logger = logging.getLogger(__name__)
 
-DEFINITION = "1"  # raise it when a change of this package changes scores by more than rounding
 # Tokens of a batch when the user doesn't say. Measured with `rsr bench`: the CPU gains nothing from larger ones.
 MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}
 # Hidden states wait for each other until the head has this many positions: its weights are read once for all of them.
 MIN_HEAD_POSITIONS = 512
-WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.py")
-# Entries of a model's config that change no score, or that show in the weights. Others do: RoPE scaling, for one.
-NEUTRAL_CONFIG = re.compile(
-    r"_name_or_path|transformers_version|architectures|dtype|use_cache|output_\w+|.*_token_id|.*dropout.*|"
-    r"quantization_config|router_aux_loss_coef"
-)
 
 
 @dataclass(frozen=True)
@@ -53,12 +41,16 @@ class TokenScores:
         ranks (int32 array of shape `(K,)`): 1-based, unclipped.
         surprisals (float32 array of shape `(K,)`): In nats.
         top1 (int32 array of shape `(K,)`, *optional*): The student's own most likely token at each place.
+        entropies (float32 array of shape `(K,)`, *optional*): Entropy of the student's prediction there, in nats.
+        sum_squares (float32 array of shape `(K,)`, *optional*): Sum of squares of the predicted probabilities there.
     """
 
     token_ids: np.ndarray
     ranks: np.ndarray
     surprisals: np.ndarray
     top1: np.ndarray | None = None
+    entropies: np.ndarray | None = None
+    sum_squares: np.ndarray | None = None
 
 
 def load_model(
@@ -157,7 +149,11 @@ class Student:
         return min(self._base.get_input_embeddings().weight.shape[0], self.head.vocab_size)
 
     def score(
-        self, examples: Sequence[TokenizedExample], with_top1: bool = False, first_row: int = 0
+        self,
+        examples: Sequence[TokenizedExample],
+        with_top1: bool = False,
+        first_row: int = 0,
+        with_moments: bool = False,
     ) -> Iterator[tuple[int, TokenScores]]:
         """
         Score examples, longest first.
@@ -166,6 +162,7 @@ class Student:
             examples (sequence of [`TokenizedExample`]): Those with an `error` are passed over.
             with_top1 (`bool`, *optional*, defaults to `False`): Also the student's most likely token at each place.
             first_row (`int`, *optional*, defaults to `0`): What messages call the first example.
+            with_moments (`bool`, *optional*, defaults to `False`): Also entropy and sum of squared probabilities.
 
         Yields:
             Pairs of a position in `examples` and its [`TokenScores`].
@@ -188,7 +185,12 @@ class Student:
         with self._scoring():
             for batch, hidden, targets in self._forward_all(examples, lengths):
                 stats = self.head.score(
-                    hidden, targets, with_top1=with_top1, logits_dtype=self.logits_dtype, compile=compile
+                    hidden,
+                    targets,
+                    with_top1=with_top1,
+                    with_moments=with_moments,
+                    logits_dtype=self.logits_dtype,
+                    compile=compile,
                 )
                 yield from self._split(examples, batch, targets, stats, first_row)
 
@@ -265,11 +267,11 @@ class Student:
         """The head's answer row by row, as arrays; `FloatingPointError` with the rows whose logits are broken."""
         ends = np.cumsum([int(examples[i].scored.sum()) for i in batch])
         parts = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-        token_ids, ranks = (x.to(torch.int32).cpu().numpy() for x in (targets, stats.ranks))
-        surprisals = stats.surprisals.cpu().numpy()
-        top1 = None if stats.top1 is None else stats.top1.to(torch.int32).cpu().numpy()
+        tensors = [targets.int(), stats.ranks.int(), stats.surprisals]
+        tensors += [None if stats.top1 is None else stats.top1.int(), stats.entropies, stats.sum_squares]
+        arrays = [None if tensor is None else tensor.cpu().numpy() for tensor in tensors]
         broken = sorted(
-            first_row + i for i, part in zip(batch, parts, strict=True) if not np.isfinite(surprisals[part]).all()
+            first_row + i for i, part in zip(batch, parts, strict=True) if not np.isfinite(arrays[2][part]).all()
         )
         if broken:
             raise FloatingPointError(
@@ -278,7 +280,7 @@ class Student:
                 f"weights may be damaged, or {self._base.dtype} may be too narrow for it: try dtype='float32'."
             )
         for i, part in zip(batch, parts, strict=True):
-            yield i, TokenScores(token_ids[part], ranks[part], surprisals[part], None if top1 is None else top1[part])
+            yield i, TokenScores(*(None if array is None else array[part] for array in arrays))
 
     def hidden_states(
         self,
@@ -330,33 +332,12 @@ class Student:
                 module.training = training
 
     def weights_fingerprint(self) -> str:
-        """
-        Hash of all that makes the student's numbers: weights (names, dtypes, shapes, bytes), config and which adapters
-        are on. The same in every process and however the student was loaded.
-        """
-        config = self._base.config.to_dict()
-        config = {name: value for name, value in config.items() if not NEUTRAL_CONFIG.fullmatch(name)}
-        digest = xxh3_128(_hash([config, self._adapters()]).encode())
-        for name, tensor in sorted(self._base.state_dict().items()):
-            if not isinstance(tensor, torch.Tensor):
-                continue
-            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()
+        """See [`fingerprint.weights_fingerprint`]."""
+        return fingerprint.weights_fingerprint(self._base)
 
     def weights_version(self) -> tuple:
         """Cheap key that changes when an optimizer or `load_state_dict` changes the weights in place."""
-        return *((p.data_ptr(), p._version) for p in self._base.parameters()), *self._adapters()
-
-    def _adapters(self) -> list[tuple]:
-        """Which PEFT adapters act on which layers, and how strongly: the weights don't say."""
-        if not is_peft_available():
-            return []
-        return [  # `scaling` is LoRA's (and its kin's)
-            (name, module.active_adapters, module.disable_adapters, dict(getattr(module, "scaling", {})))
-            for name, module in self._base.named_modules()
-            if isinstance(module, BaseTunerLayer)
-        ]
+        return *((p.data_ptr(), p._version) for p in self._base.parameters()), *fingerprint.adapters(self._base)
 
 
 def _packs(model: PreTrainedModel) -> bool:
@@ -369,60 +350,3 @@ def _packs(model: PreTrainedModel) -> bool:
 def _merge(group: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]) -> tuple[list[int], torch.Tensor, torch.Tensor]:
     batches, hidden, targets = zip(*group, strict=True)
     return [int(i) for batch in batches for i in batch], torch.cat(hidden), torch.cat(targets)
-
-
-def tokenizer_fingerprint(processing_class: PreTrainedTokenizerBase) -> str:
-    """Hash of what decides token ids: the tokenizer's model and rules, its special tokens and its chat template."""
-    rules = json.loads(processing_class.backend_tokenizer.to_str())
-    # Transient: set by whoever called the tokenizer last.
-    rules.pop("padding", None)
-    rules.pop("truncation", None)
-    special = {name: str(token) for name, token in processing_class.special_tokens_map.items() if name != "pad_token"}
-    return _hash([rules, special, processing_class.chat_template])
-
-
-def student_fingerprint(weights: str, processing_class: PreTrainedTokenizerBase, **settings) -> str:
-    """
-    Short name of a student and of the settings that change a score by more than rounding: the `rsr_student` column.
-
-    Args:
-        weights (`str`): As [`Student.weights_fingerprint`] gives it.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]): The student's tokenizer.
-        settings: `r_max`, `assistant_only_loss`, `logits_dtype`.
-
-    Returns:
-        `str`: 16 hexadecimal digits.
-    """
-    return _hash([DEFINITION, weights, tokenizer_fingerprint(processing_class), sorted(settings.items())])[:16]
-
-
-def checkpoint_fingerprint(model_id: str, commit_hash: str | None) -> str:
-    """
-    What identifies the weights behind a model id without loading them: the hub's commit, or the bytes of a local
-    folder's files (a student retrained into the same folder is another one), together with the base model of an
-    adapter.
-    """
-    folder = Path(model_id)
-    if not folder.is_dir():
-        return f"{model_id}@{commit_hash}"
-    files = sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)})
-    parts = [(path.name, _file_digest(path, (stat := path.stat()).st_size, stat.st_mtime_ns)) for path in files]
-    adapter = folder / "adapter_config.json"
-    if adapter.is_file():
-        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
-        parts.append(("base", checkpoint_fingerprint(base, None)))
-    return _hash(parts)
-
-
-@functools.lru_cache(maxsize=1024)
-def _file_digest(path: Path, size: int, modified: int) -> str:
-    """Hash of a file's bytes. With size and time of modification among the arguments, a changed file is read again."""
-    digest = xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _hash(value: object) -> str:
-    return xxh3_128(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -20,7 +20,8 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from rsr_trl import columns
 from rsr_trl.scoring.batches import plan_batches
-from rsr_trl.scoring.student import MAX_BATCH_TOKENS, Student, student_fingerprint
+from rsr_trl.scoring.fingerprint import student_fingerprint
+from rsr_trl.scoring.student import MAX_BATCH_TOKENS, Student
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from rsr_trl.selection.arrays import labels, numbers, read_table
 from rsr_trl.training.collator import NUM_SCORED, live_collator, live_threshold

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from rsr_trl import RSRScorer
-from rsr_trl.scoring.student import checkpoint_fingerprint, tokenizer_fingerprint
+from rsr_trl.scoring.fingerprint import checkpoint_fingerprint, tokenizer_fingerprint
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

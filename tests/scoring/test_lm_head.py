@@ -49,8 +49,9 @@ def truth(head: LMHead, hidden: torch.Tensor, targets: torch.Tensor) -> Truth:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_equals_the_definition(dtype, kind, tile):
     head, hidden, targets = make(70, dtype, **KINDS[kind])
-    stats = head.score(hidden, targets, with_top1=True, tile=tile)
+    stats = head.score(hidden, targets, with_top1=True, with_moments=True, tile=tile)
     true = truth(head, hidden, targets)
+    true.assert_moments(stats)
     # Whatever the weights' dtype, products are accumulated and kept in float32.
     true.assert_ranks(stats.ranks, ROUNDING, decided=0.95)
     true.assert_top1(stats.top1, ROUNDING)
@@ -73,7 +74,20 @@ def test_any_number_of_positions(n):
     assert stats.ranks.shape == stats.surprisals.shape == stats.top1.shape == (n,)
     if n:
         truth(head, hidden, targets).assert_ranks(stats.ranks, ROUNDING)
-    assert head.score(hidden, targets).top1 is None
+    without = head.score(hidden, targets)
+    assert without.top1 is without.entropies is without.sum_squares is None
+
+
+def test_words_that_cannot_come():
+    """A model may rule words out by a logit of minus infinity."""
+    head, hidden, targets = make(30, bias=True)
+    with torch.no_grad():
+        head.module.bias[100:200] = -torch.inf
+    targets %= 100
+    stats, true = head.score(hidden, targets, with_moments=True, tile=(16, 50)), truth(head, hidden, targets)
+    true.assert_ranks(stats.ranks, ROUNDING)
+    true.assert_moments(stats)
+    np.testing.assert_allclose(stats.surprisals, true.surprisals, rtol=1e-5)
 
 
 def test_every_token_of_the_vocabulary():
@@ -88,8 +102,9 @@ def test_compiled_equals_the_definition():
     head, hidden, targets = make(70, bias=True, softcap=8.0)
     true = truth(head, hidden, targets)
     for n in (70, 1, 33):  # the number of positions changes from batch to batch
-        stats = head.score(hidden[:n], targets[:n], with_top1=True, tile=(32, 100), compile=True)
+        stats = head.score(hidden[:n], targets[:n], with_top1=True, with_moments=True, tile=(32, 100), compile=True)
         part = Truth(true.logits[:n], targets[:n])
+        part.assert_moments(stats)
         part.assert_ranks(stats.ranks, ROUNDING)
         part.assert_top1(stats.top1, ROUNDING)
         np.testing.assert_allclose(stats.surprisals, part.surprisals, rtol=1e-5, atol=1e-5)
@@ -101,7 +116,8 @@ def test_far_beyond_the_range_of_exp(dtype):
     head, hidden, targets = make(70, dtype, spread=40.0)
     true = truth(head, hidden, targets)
     assert (true.surprisals > 100).any() and true.surprisals.min() < 88
-    stats = head.score(hidden, targets, tile=(16, 50))
+    stats = head.score(hidden, targets, with_moments=True, tile=(16, 50))
+    true.assert_moments(stats, atol=1e-3)
     true.assert_ranks(stats.ranks, rounding=1e-3)
     np.testing.assert_allclose(stats.surprisals, true.surprisals, rtol=1e-5, atol=1e-3)
 

@@ -32,6 +32,18 @@ class Truth:
     def surprisals(self) -> np.ndarray:
         return (self.logits.logsumexp(1) - self.target_logits[:, 0]).numpy()
 
+    @cached_property
+    def entropies(self) -> np.ndarray:
+        return torch.distributions.Categorical(logits=self.logits).entropy().numpy()
+
+    @cached_property
+    def sum_squares(self) -> np.ndarray:
+        return self.logits.softmax(1).square().sum(1).numpy()
+
+    def assert_moments(self, stats, atol: float = 2e-5) -> None:
+        np.testing.assert_allclose(stats.entropies, self.entropies, rtol=1e-5, atol=atol)
+        np.testing.assert_allclose(stats.sum_squares, self.sum_squares, rtol=1e-4, atol=1e-7)
+
     def rsr(self, r_max: float = 100) -> float:
         return np.minimum(self.ranks, r_max).sum() / self.surprisals.sum()
 

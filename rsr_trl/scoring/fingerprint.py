@@ -1,0 +1,111 @@
+"""Who a student is: hashes of weights, config, adapters, tokenizer and settings, the same in every process.
+
+They let a later step know that scores are its own student's, and a cache that nothing has changed.
+"""
+
+import functools
+import json
+import re
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import is_peft_available
+from xxhash import xxh3_128
+
+
+if is_peft_available():
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+
+DEFINITION = "1"  # raise it when a change of this package changes scores by more than rounding
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.py")
+# Entries of a model's config that change no score, or that show in the weights. Others do: RoPE scaling, for one.
+NEUTRAL_CONFIG = re.compile(
+    r"_name_or_path|transformers_version|architectures|dtype|use_cache|output_\w+|.*_token_id|.*dropout.*|"
+    r"quantization_config|router_aux_loss_coef"
+)
+
+
+def weights_fingerprint(model: PreTrainedModel) -> str:
+    """
+    Hash of all that makes the student's numbers: weights (names, dtypes, shapes, bytes), config and which adapters are
+    on. The same however the student was loaded.
+    """
+    config = model.config.to_dict()
+    config = {name: value for name, value in config.items() if not NEUTRAL_CONFIG.fullmatch(name)}
+    digest = xxh3_128(_hash([config, adapters(model)]).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def adapters(model: PreTrainedModel) -> list[tuple]:
+    """Which PEFT adapters act on which layers, and how strongly: the weights don't say."""
+    if not is_peft_available():
+        return []
+    return [  # `scaling` is LoRA's (and its kin's)
+        (name, module.active_adapters, module.disable_adapters, dict(getattr(module, "scaling", {})))
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
+    ]
+
+
+def tokenizer_fingerprint(processing_class: PreTrainedTokenizerBase) -> str:
+    """Hash of what decides token ids: the tokenizer's model and rules, its special tokens and its chat template."""
+    rules = json.loads(processing_class.backend_tokenizer.to_str())
+    # Transient: set by whoever called the tokenizer last.
+    rules.pop("padding", None)
+    rules.pop("truncation", None)
+    special = {name: str(token) for name, token in processing_class.special_tokens_map.items() if name != "pad_token"}
+    return _hash([rules, special, processing_class.chat_template])
+
+
+def student_fingerprint(weights: str, processing_class: PreTrainedTokenizerBase, **settings) -> str:
+    """
+    Short name of a student and of the settings that change a score by more than rounding: the `rsr_student` column.
+
+    Args:
+        weights (`str`): As [`Student.weights_fingerprint`] gives it.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]): The student's tokenizer.
+        settings: `r_max`, `assistant_only_loss`, `logits_dtype`.
+
+    Returns:
+        `str`: 16 hexadecimal digits.
+    """
+    return _hash([DEFINITION, weights, tokenizer_fingerprint(processing_class), sorted(settings.items())])[:16]
+
+
+def checkpoint_fingerprint(model_id: str, commit_hash: str | None) -> str:
+    """
+    What identifies the weights behind a model id without loading them: the hub's commit, or the bytes of a local
+    folder's files (a student retrained into the same folder is another one), together with the base model of an
+    adapter.
+    """
+    folder = Path(model_id)
+    if not folder.is_dir():
+        return f"{model_id}@{commit_hash}"
+    files = sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)})
+    parts = [(path.name, _file_digest(path, (stat := path.stat()).st_size, stat.st_mtime_ns)) for path in files]
+    adapter = folder / "adapter_config.json"
+    if adapter.is_file():
+        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+        parts.append(("base", checkpoint_fingerprint(base, None)))
+    return _hash(parts)
+
+
+@functools.lru_cache(maxsize=1024)
+def _file_digest(path: Path, size: int, modified: int) -> str:
+    """Hash of a file's bytes. With size and time of modification among the arguments, a changed file is read again."""
+    digest = xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _hash(value: object) -> str:
+    return xxh3_128(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,0 +1,70 @@
+"""Rows and columns on their way into a scorer and out of it."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import torch
+from datasets import Dataset, IterableDataset
+
+from rsr_trl import columns
+
+
+def without_scores(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """The dataset without the columns of an earlier scoring."""
+    stale = [name for name in columns.score_schema(token_stats=True) if name in dataset.column_names]
+    return dataset.remove_columns(stale) if stale else dataset
+
+
+def add_columns(dataset: Dataset, table: Mapping[str, pa.Array | pa.ChunkedArray]) -> Dataset:
+    """The dataset with typed columns added at the end."""
+    for name, column in table.items():
+        dataset = dataset.add_column(name, column)
+    return dataset
+
+
+def typed(table: dict[str, pa.Array]) -> dict[str, list]:
+    """Columns as lists whose nulls keep their type: `map` takes a column's type from its first rows."""
+    return {
+        name: [v.values.to_numpy(zero_copy_only=False) for v in column]
+        if pa.types.is_list(column.type)
+        else list(column)
+        for name, column in table.items()
+    }
+
+
+def describe_gaps(table: dict[str, pa.Array], name_row: bool = False) -> list[str]:
+    """How many rows are null or cut, and why; nothing when there are none."""
+    errors, cut = table[columns.ERROR].to_pylist(), sum(table[columns.TRUNCATED].to_pylist())
+    findings = []
+    if failed := [row for row, error in enumerate(errors) if error is not None]:
+        first = f"row {failed[0]}: {errors[failed[0]]}" if name_row else errors[failed[0]]
+        findings.append(
+            f"{len(failed)} of {len(errors)} rows couldn't be scored: their rsr is null, rsr_error says why ({first})."
+        )
+    if cut:
+        findings.append(
+            f"{cut} of {len(errors)} rows were cut at max_length (column rsr_truncated); what is left is scored."
+        )
+    return findings
+
+
+def to_rows(batch: Mapping[str, Sequence]) -> list[dict]:
+    """Columns to rows."""
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def plain(value: object) -> object:
+    """Python's own types instead of what the numpy and torch formats make of them."""
+    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, list) else value
+
+
+def is_batch(texts: Mapping, text_field: str) -> bool:
+    """Whether columns hold a batch (lists of values) rather than one row."""
+    names = [name for name in ("messages", "conversations", "prompt", "completion", text_field) if name in texts]
+    # In one row a list holds messages; in a batch it holds lists of messages, strings or nulls, and is never empty.
+    return all(isinstance(texts[n], list) and texts[n] and not isinstance(texts[n][0], Mapping) for n in names)
