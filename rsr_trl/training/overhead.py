@@ -3,7 +3,6 @@
 import copy
 import tempfile
 import time
-from statistics import median
 
 import torch
 from datasets import Dataset
@@ -39,7 +38,7 @@ def measure_overheads(
     steps: int = 8,
     repeats: int = 3,
     **settings,
-) -> dict[str, float]:
+) -> dict[str, list[float]]:
     """
     Time the trainers' steps on the same examples in the same order, and a full scoring pass.
 
@@ -52,8 +51,8 @@ def measure_overheads(
         settings: Of SFTConfig, for all trainers alike.
 
     Returns:
-        `dict`: median seconds of a step (`sft`, `no`, `online`), of a scoring pass over all examples (`rescore`) and
-        of a bare no-grad forward over them (`bare`: the backbone and one product of scored positions with the
+        `dict`: seconds of each step (`sft`, `no`, `online`), of each scoring pass over all examples (`rescore`) and
+        of each bare no-grad forward over them (`bare`: the backbone and one product of scored positions with the
         vocabulary).
     """
     ways = {
@@ -80,7 +79,7 @@ def measure_overheads(
                 found[name] += times.seconds()
             found["rescore"].append(_seconds(trainer.rescore, args.device))
             found["bare"].append(_seconds(lambda: _bare_forward(trainer), args.device))  # noqa: B023 - called at once
-    return {name: median(seconds) for name, seconds in found.items()}
+    return found
 
 
 def _seconds(run, device: torch.device) -> float:
