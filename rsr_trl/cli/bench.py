@@ -185,7 +185,8 @@ def _bench_trainer(args: BenchArguments, model: "PreTrainedModel") -> int:
     for what, ratio in ratios.items():
         summary.add_row(table, what, f"{ratio['median']:.2f}x", f"{ratio['min']:.2f}x")
     out.print(table)
-    out.print("Median seconds: " + ", ".join(f"{name} {median(values):.3f}" for name, values in seconds.items()))
+    unit = "CPU seconds" if model.device.type == "cpu" else "seconds"
+    out.print(f"Median {unit}: " + ", ".join(f"{name} {median(values):.3f}" for name, values in seconds.items()))
     return 0
 
 

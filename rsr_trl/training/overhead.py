@@ -15,6 +15,17 @@ from rsr_trl.training.epoch_rows import SCORED
 from rsr_trl.training.trainer import RSRSFTTrainer
 
 
+def _now(device: torch.device) -> float:
+    """
+    Seconds. On the CPU those that all threads of this process computed: what else runs there doesn't count, and
+    training waits for nothing but itself.
+    """
+    if device.type == "cpu":
+        return time.process_time()
+    torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
 class _StepTimes(TrainerCallback):
     """Seconds from one step's end to the next's, data loading and callbacks included."""
 
@@ -22,9 +33,7 @@ class _StepTimes(TrainerCallback):
         self.ends: list[float] = []
 
     def on_step_end(self, args, state, control, **kwargs):
-        if args.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
+        self.ends.append(_now(args.device))
 
     def seconds(self) -> list[float]:
         # The first steps warm up allocators and kernels.
@@ -83,11 +92,9 @@ def measure_overheads(
 
 
 def _seconds(run, device: torch.device) -> float:
-    started = time.perf_counter()
+    started = _now(device)
     run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return _now(device) - started
 
 
 @torch.no_grad()
