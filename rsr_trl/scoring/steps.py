@@ -6,6 +6,7 @@ import re
 # A run of closing punctuation with quotes and brackets behind it, or of line ends. Nothing here backtracks: the text
 # may be a megabyte of dots.
 _ENDS = re.compile(r"""(?P<stop>[.!?…؟۔।]+)["'”’)\]}*_`]*|[。！？]+[”’」』）]*|\n(?:[^\S\n]*\n)*""")
+_NOT_SPACE = re.compile(r"\S")
 _LINE_END_AHEAD = re.compile(r"[^\S\n]*\n")
 _ABBREVIATION = re.compile(
     r"(?<!\w)(?:(?:[A-Za-z]\.)+[A-Za-z]|cf|vs|approx|resp|Mr|Mrs|Ms|Dr|Prof|St|Fig|Figs|Eq|Eqs|Sec|Ch|Thm|al)$"
@@ -19,9 +20,9 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
     """
     Split text into sentences.
 
-    A sentence ends at a line end, at `.`, `!`, `?` with whitespace behind it, and at `。`, `！`, `？`. It doesn't end in
-    a number (3.14), after an abbreviation ("e.g.", "Dr.") or after the number of an item ("1."). Line ends belong to
-    the sentence before them and spaces to the one behind them, as most tokenizers draw the border too.
+    A sentence ends at a line end, at `.`, `!`, `?` with whitespace behind it, and at `。`, `！`, `？`. It doesn't end
+    in a number (3.14), after an abbreviation ("e.g.", "Dr.") or after the number of an item ("1."). Line ends belong
+    to the sentence before them and spaces to the one behind them, as most tokenizers draw the border too.
 
     Args:
         text (`str`): Any text.
@@ -52,7 +53,7 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
 def _ends_sentence(text: str, start: int, match: re.Match) -> bool:
     end = match.end()
     if match[0][0] == "\n":
-        return re.compile(r"\S").search(text, start, match.start()) is not None
+        return _NOT_SPACE.search(text, start, match.start()) is not None
     if match["stop"] is None:
         return True
     if end == len(text) or not text[end].isspace() or _LINE_END_AHEAD.match(text, end):
