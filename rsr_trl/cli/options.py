@@ -100,6 +100,7 @@ class StudentArguments:
         r_max (`int`, *optional*, defaults to `100`): Ranks are clipped here.
         max_batch_tokens (`int`, *optional*): Tokens of a batch, padding included.
         token_stats (`bool`, *optional*, defaults to `False`): Whether to keep rank and surprisal of every token.
+        scores (`str`, *optional*): Names of other scores to add, with commas between them, or `all`.
         assistant_only_loss (`bool`, *optional*, defaults to `False`): As in `SFTConfig`.
     """
 
@@ -131,6 +132,13 @@ class StudentArguments:
         default=None, metadata={"help": "Tokens of a batch, padding included: lower it if memory runs out."}
     )
     token_stats: bool = field(default=False, metadata={"help": "Keep rank and surprisal of every token."})
+    scores: str | None = field(
+        default=None,
+        metadata={
+            "help": "Other scores to add as columns, such as surprisal,rank,entropy; `all` that the same pass gives "
+            "(docs/scores.md lists them)."
+        },
+    )
     assistant_only_loss: bool = field(
         default=False, metadata={"help": "Render chats as SFTTrainer does with assistant_only_loss=True."}
     )
@@ -158,6 +166,7 @@ class StudentArguments:
             attn_implementation=self.attn_implementation,
             r_max=self.r_max,
             token_stats=self.token_stats,
+            scores=None if self.scores is None else [name.strip() for name in self.scores.split(",")],
             max_batch_tokens=self.max_batch_tokens,
             assistant_only_loss=self.assistant_only_loss,
             overwrite=overwrite,
