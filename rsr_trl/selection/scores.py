@@ -3,6 +3,7 @@
 The one place where selection, training and reports agree on what `score="surprisal"` means.
 """
 
+from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
@@ -47,6 +48,25 @@ def direction_of(score: str, prefer: Literal["low", "high"] | None = None) -> Li
     return SCORES[name].prefer if prefer is None else prefer
 
 
+def check_name(score: str, column_names: Iterable[str]) -> None:
+    """Raise `ValueError` where the name of a score is also that of another column of the dataset."""
+    if score in SCORES and score != columns.RSR and score in column_names:
+        raise ValueError(
+            f"score={score!r} may mean the score of that name or the dataset's own column {score!r}: pass "
+            f"score={columns.SCORE_PREFIX + score!r} for the score, or rename the column."
+        )
+
+
+def columns_of(score: str) -> tuple[str, ...]:
+    """Columns that may hold the values of a score, the first that is there counting; none for `casl`."""
+    name = known_score(score)
+    if name is None:
+        return (score,)
+    if name == "casl":
+        return ()
+    return (columns.SCORE_PREFIX + name, *([_STORED[name]] if name in _STORED else []))
+
+
 def read_score(dataset: Dataset, score: str) -> np.ndarray:
     """
     Values of a score for each row.
@@ -69,11 +89,7 @@ def read_score(dataset: Dataset, score: str) -> np.ndarray:
     if name is None:
         return numbers(read_table(dataset, [score]), score)
     column = columns.SCORE_PREFIX + name
-    if score == name and name != columns.RSR and name in present:
-        raise ValueError(
-            f"score={name!r} may mean the score of that name or the dataset's own column {name!r}: pass "
-            f"score={column!r} for the score, or rename the column."
-        )
+    check_name(score, present)
     check_one_student(dataset)
     if column in present:
         return numbers(read_table(dataset, [column]), column)

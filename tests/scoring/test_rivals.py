@@ -329,6 +329,6 @@ def test_the_docs_list_every_score():
         assert prefer == score.prefer
         assert ("another pass" in needs) == score.passes and ("steps" in needs) == ("steps" in score.needs)
         if score.of is not None:  # the docstring is the source of the table
-            ids = [word.strip("().,") for word in source.split() if "arXiv:" in word]
+            ids = [word.strip("().,;") for word in source.split() if "arXiv:" in word]
             assert all(arxiv in score.of.__doc__ for arxiv in ids)
             assert f"{score.prefer.capitalize()}" in score.of.__doc__
