@@ -26,9 +26,9 @@ class RSRSampler(Sampler[int]):
     """
     Draws each kept example once an epoch, the most suitable first, and re-reads its table before each draw.
 
-    RSR is **lower = more suitable**, and the default puts the lowest first. The length is constant,
-    however the scores change in between. Rows without a score (for RSR: without a scored token) come last and are never chosen by `keep_fraction`
-    or `groups`.
+    RSR is **lower = more suitable**, and the default puts the lowest first. The length is constant, however the scores
+    change in between. Rows without a score (for RSR: without a scored token) come last and are never chosen by
+    `keep_fraction` or `groups`.
 
     Where `pad_to_multiple_of` or `score_threshold` is set, some draws don't train: a row past the threshold is drawn
     as `n + row` and padding as `2 * n`, which only [`DrawnRows`] understands (a plain dataset of `n` rows raises

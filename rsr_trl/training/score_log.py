@@ -106,6 +106,8 @@ def card_section(how: dict[str, str], logs: dict[str, float]) -> str:
         *(f"| {name} | {value} |" for name, value in how.items()),
     ]
     if logs:
-        lines += ["", "| score at the end of training | RSR (lower = more suitable) |", "|---|---|"]
+        only_rsr = all(name.startswith("rsr/") for name in logs)
+        value = "RSR (lower = more suitable)" if only_rsr else "value (RSR: lower = more suitable)"
+        lines += ["", f"| score at the end of training | {value} |", "|---|---|"]
         lines += [f"| {name.removeprefix('rsr/')} | {value:.4g} |" for name, value in logs.items()]
     return "\n".join(lines) + "\n"

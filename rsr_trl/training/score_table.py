@@ -57,12 +57,12 @@ class ScoreTable:
         if self.num_tokens.ndim != 1 or (self.num_tokens < 0).any():
             raise ValueError("num_tokens must be a 1-D array of whole numbers, 0 or more.")
         n = self.num_tokens.size
-        self.score = score.removeprefix(columns.SCORE_PREFIX) if known_score(score) in LIVE else score
+        self.score, self._live = score, LIVE.get(known_score(score))
         self.static = None if static is None else np.array(static, dtype=np.float64)
-        if (self.static is None) != (self.score in LIVE):
+        if (self.static is None) == (self._live is None):
             raise ValueError(
-                f"The score {score!r} {'is measured' if self.score in LIVE else 'is not one that is measured live'} "
-                f"(live are {', '.join(LIVE)}): pass `static` values for any other score, and for those alone."
+                f"Of the scores, {', '.join(LIVE)} are measured live, and others need `static` values: got "
+                f"score={score!r} {'without' if static is None else 'with'} them."
             )
         if self.static is not None and self.static.shape != (n,):
             raise ValueError(f"static must have a value for each of {n} rows, got shape {self.static.shape}.")
@@ -107,7 +107,7 @@ class ScoreTable:
     @property
     def scores(self) -> np.ndarray:
         """What the examples are ordered by, as it is now: float64 of shape `(n,)`, NaN where there is none."""
-        return np.array(getattr(self, LIVE[self.score]) if self.static is None else self.static)
+        return np.array(self.static if self._live is None else getattr(self, self._live))
 
     @property
     def scorable(self) -> np.ndarray:

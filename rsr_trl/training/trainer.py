@@ -294,10 +294,8 @@ class RSRSFTTrainer(SFTTrainer):
 
     def _summary(self) -> dict[str, float]:
         """Of RSR as it is known, and of the score that the examples are ordered by."""
-        summary = summarize(self.table.rsr, self._teachers)
-        if self.table.score != columns.RSR:
-            summary |= summarize(self.table.scores, self._teachers, self.table.score)
-        return summary
+        summary, name = summarize(self.table.rsr, self._teachers), self.table.score.removeprefix(columns.SCORE_PREFIX)
+        return summary if name == columns.RSR else summary | summarize(self.table.scores, self._teachers, name)
 
     def _log_scores(self, logs: dict[str, float] | None = None) -> None:
         """Add to what the trainer logs next."""
