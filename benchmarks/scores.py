@@ -1,11 +1,11 @@
 """What the other scores of the same pass cost: `RSRScorer(scores="all").score(dataset)` beside RSR alone.
 
-    python benchmarks/scores.py [--tokenizer Qwen/Qwen3-0.6B] [--dataset_name gsm8k.jsonl] [--num_rows 48] [--repeats 5]
+    python benchmarks/scores.py [--tokenizer Qwen/Qwen3-0.6B] [--dataset_name gsm8k.jsonl] [--num_rows 48]
 
 Takes the options of `rsr bench`: the student is random and of that command's shape unless one is named. Without a
-tokenizer it is the demo's, with the demo's student and problems. Rounds in turn; both ways do all that `rsr score` does
-but write. Seconds are CPU seconds of the process on the CPU, where a second program would slow one way more than the
-other, and wall-clock seconds on a GPU.
+tokenizer it is the demo's, with the demo's student and problems. Rounds in turn; both ways do all that `rsr score`
+does but write. Seconds are CPU seconds of the process on the CPU, where a second program would slow one way more than
+the other, and wall-clock seconds on a GPU.
 """
 
 import sys
@@ -57,12 +57,10 @@ def main() -> None:
     print(f"{len(rows):,} rows, {sum(scored['rsr_num_tokens']):,} scored tokens")
     for way, times in seconds.items():
         print(f"{way:<10} {median(times):8.3f} s  ({min(times):.3f}-{max(times):.3f})")
-    medians = [median(times) for times in seconds.values()]
-    fastest = [min(times) for times in seconds.values()]
-    print(
-        f"all scores / RSR alone: {medians[1] / medians[0]:.3f} of medians, {fastest[1] / fastest[0]:.3f} of the fastest,"
-    )
-    print(f"within a round {median(ratios):.3f} ({ratios[0]:.3f}-{ratios[-1]:.3f})")
+    for what, of in (("medians", median), ("fastest", min)):
+        alone, everything = (of(times) for times in seconds.values())
+        print(f"all scores / RSR alone, {what}: {everything / alone:.3f}")
+    print(f"within a round: {median(ratios):.3f} ({ratios[0]:.3f}-{ratios[-1]:.3f})")
 
 
 if __name__ == "__main__":

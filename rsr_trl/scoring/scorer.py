@@ -239,7 +239,7 @@ class RSRScorer:
         batch = isinstance(examples, LazyBatch) if lazy else is_batch(texts, self._tokenize.dataset_text_field)
         tokenized = self._tokenize(to_rows(texts) if batch else [texts])
         try:
-            table = self._score_tokenized(tokenized)
+            table = self.score_tokenized(tokenized)
         except (ValueError, FloatingPointError) as error:
             error.add_note(
                 f"Rows are counted within the {len(tokenized)} that map passed; RSRScorer.score counts in the dataset."
@@ -307,7 +307,7 @@ class RSRScorer:
         with closing(self.windows_of(dataset)) as found:  # an error ends the tokenization ahead too
             for window in found:
                 bar.expect(len(window.examples), window.num_tokens)
-                parts.append(self._score_tokenized(window.examples, bar, first_row + window.first_row))
+                parts.append(self.score_tokenized(window.examples, bar, first_row + window.first_row))
         return {name: pa.chunked_array([part[name] for part in parts], kind) for name, kind in self.schema.items()}
 
     def windows_of(self, dataset: Dataset) -> Iterator[Window]:
@@ -315,7 +315,7 @@ class RSRScorer:
         source = dataset.with_format(None).select_columns(self._text_columns(dataset.column_names))
         return windows(source, self._tokenize)
 
-    def _score_tokenized(
+    def score_tokenized(
         self, examples: Sequence[TokenizedExample], bar: TokenBar | None = None, first_row: int = 0
     ) -> dict[str, pa.Array]:
         """

@@ -1,5 +1,6 @@
 """Every score of the package under one contract: its definition, any batching, its direction, its nulls, its docs."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -140,7 +141,7 @@ def test_random_is_uniform_and_of_the_tokens(scorer, tiny_tokenizer, tiny_studen
 def test_real_tokens_and_a_real_student(gsm8k_rows, gsm8k_student):
     """Tokens of several letters: where a step begins is found again from the decoded pieces."""
     scorer = RSRScorer(gsm8k_student, dtype="float32", scores=["drop", "entropy", "lark", "casl"], token_stats=True)
-    rows = gsm8k_rows[::200]
+    rows = gsm8k_rows[::500]
     scored = scorer.score(Dataset.from_list(rows))
     model64 = in_float64(scorer.student.model)
     for row, example in zip(scored, scorer._tokenize(rows), strict=True):
@@ -212,17 +213,16 @@ def test_direction(name):
     assert better < worse if SCORES[name].prefer == "low" else better > worse
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_nulls(name, scorer, rows):
-    scored = scorer.score(Dataset.from_list(rows))
-    values = read_score(scored, name)
-    assert np.isnan(values[-1]) and np.isfinite(values[:-1]).all()
-    column = columns.SCORE_PREFIX + name
-    if column in scored.column_names:
-        assert scored[column][-1] is None  # not NaN, which the null of rsr isn't either
-        assert str(scored.features[column]) == "Value('float64')"
-    nothing = scorer.score(Dataset.from_list(rows[-1:]))
-    assert np.isnan(read_score(nothing, name)).all()
+def test_nulls(scorer, rows):
+    scored, nothing = scorer.score(Dataset.from_list(rows)), scorer.score(Dataset.from_list(rows[-1:]))
+    for name in NAMES:
+        values = read_score(scored, name)
+        assert np.isnan(values[-1]) and np.isfinite(values[:-1]).all(), name
+        assert np.isnan(read_score(nothing, name)).all(), name
+        column = columns.SCORE_PREFIX + name
+        if column in scored.column_names:
+            assert scored[column][-1] is None, name  # not NaN, which the null of rsr isn't either
+            assert str(scored.features[column]) == "Value('float64')", name
 
 
 def test_undefined_is_null(scorer):
@@ -320,9 +320,21 @@ def test_map_finds_the_cache_of_the_same_scores_only(tiny_student_path):
 # ------------------------------------------------------------------------------------------------------------- docs
 
 
+DOCS = (Path(__file__).resolve().parents[2] / "docs" / "scores.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_the_code_of_the_docs_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in re.findall(r"^```python\n(.*?)^```", DOCS, flags=re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    assert len(names["best"]) == 20 and names["own"].rsr_prefer == "high"
+
+
 def test_the_docs_list_every_score():
-    lines = (Path(__file__).resolve().parents[2] / "docs" / "scores.md").read_text(encoding="utf-8").splitlines()
-    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    lines = [line for line in DOCS.splitlines() if line.startswith("| `")]
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert [row[0].strip("`") for row in table] == NAMES
     for name, _, prefer, needs, source in table:
         score = SCORES[name.strip("`")]
