@@ -34,7 +34,7 @@ def finish(
     next_command = None
     if totals.complete:
         result |= summary.figures(_scores(job, teacher_column), teacher_column)
-        next_command = _next_command(job, output_dir)
+        next_command = _next_command(job, output_dir, teacher_column)
         if push_to_hub:
             result["pushed_to"] = _push(output_dir, push_to_hub)
     if as_json:
@@ -70,7 +70,7 @@ def _scores(job: "Job", teacher_column: str | None) -> Dataset:
     return Dataset(pa.concat_tables(parts))
 
 
-def _next_command(job: "Job", output_dir: str) -> Sequence[str]:
+def _next_command(job: "Job", output_dir: str, teacher_column: str | None) -> Sequence[str]:
     """`rsr select` for this dataset: by problem if a column names the problem, else by share."""
     first = next(iter(job.files()))
     features = Dataset(pq.read_table(first)).features
@@ -79,7 +79,16 @@ def _next_command(job: "Job", output_dir: str) -> Sequence[str]:
         if features.get(column) == Value("string"):
             values = pq.read_table(first, columns=[column])[column]
             how = ["--group_column", column] if len(values.unique()) < len(values) else how
-    return ["rsr", "select", "--dataset_name", output_dir, *how, "--output_dir", f"{output_dir.rstrip('/')}-selected"]
+    how += ["--teacher_column", teacher_column] if teacher_column not in (None, "teacher") else []
+    return [
+        "rsr",
+        "select",
+        "--dataset_name",
+        output_dir,
+        *how,
+        "--output_dir",
+        summary.beside(output_dir, "selected"),
+    ]
 
 
 def _push(output_dir: str, repo_id: str) -> str:
@@ -135,8 +144,8 @@ def _print_summary(result: dict, next_command: Sequence[str]) -> None:
     )
     if result["scored"]:
         out.print(
-            f"RSR ({summary.DIRECTION}): median {number(result['rsr_median'])}, most suitable tenth up to "
-            f"{number(result['rsr_p10'])}, least suitable tenth from {number(result['rsr_p90'])}"
+            f"RSR ({summary.DIRECTION}): median {number(result['rsr_median'])}, best tenth <= "
+            f"{number(result['rsr_p10'])}, worst >= {number(result['rsr_p90'])}"
         )
     if result["scored"] and "teachers" in result:
         _print_teachers(out, result["teachers"])
@@ -157,18 +166,21 @@ def _print_summary(result: dict, next_command: Sequence[str]) -> None:
         )
     if result["short"] > 0.1 * rows:
         out.print(
-            f"Short: {share(result['short'], rows)} have fewer than {summary.SHORT} scored tokens. RSR is noisy on "
-            "them, and answers without reasoning can look suitable by chance: look before you choose."
+            f"Short: {share(result['short'], rows)} have fewer than {summary.NOISY_BELOW} scored tokens. RSR is noisy "
+            "on them, and answers without reasoning can look suitable by chance: look before you choose."
         )
     _print_processes(out, result)
     if "pushed_to" in result:
         out.print(Text(f"Uploaded to {result['pushed_to']}"))
     if result["scored"]:
+        page = f"{summary.beside(result['output_dir'], 'report')}.html"
+        look = ("rsr", "report", "--dataset_name", result["output_dir"], "--output", page)
+        summary.print_next(out, *look, label="See it")
         summary.print_next(out, *next_command)
 
 
 def _print_teachers(out, teachers: list[dict]) -> None:
-    out.print("Teachers, most suitable first (means over their trajectories; surprisal in nats):")
+    out.print("Teachers, most suitable first (means of their trajectories, in nats and tokens):")
     table = summary.plain_table("teacher", "RSR", "rank", "surprisal", "tokens", "scored")
     for one in teachers[: summary.MAX_TEACHERS]:
         add_row(

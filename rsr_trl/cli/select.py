@@ -68,7 +68,8 @@ class SelectArguments:
 CARD = """\
 # Selected trajectories
 
-{chosen} of {trajectories} trajectories of `{dataset}`, chosen by `rsr select` of rsr-trl {version} with `{options}`.
+{chosen} of {trajectories} trajectories of `{dataset}`{scored}, chosen by `rsr select` of rsr-trl {version} with
+`{options}`.
 
 A lower `rsr` suits the student better; the other columns are those of the scored dataset.
 """
@@ -88,6 +89,7 @@ def main(data_args: DatasetArguments, select_args: SelectArguments, output_args:
 
     from rsr_trl import __version__, data
     from rsr_trl.cli import summary
+    from rsr_trl.report.tokens import student_of
     from rsr_trl.selection.criteria import Criteria
     from rsr_trl.selection.scores import read_score
     from rsr_trl.selection.trajectories import choose
@@ -105,8 +107,10 @@ def main(data_args: DatasetArguments, select_args: SelectArguments, output_args:
         )
     chosen = dataset.select(selection.rows)
     options = {name: value for name, value in asdict(select_args).items() if value != getattr(SelectArguments, name)}
+    student = student_of(data_args.dataset_name)
     card = CARD.format(
         chosen=len(chosen),
+        scored=f", scored with the student `{student}`" if student else "",
         trajectories=len(dataset),
         dataset=data_args.dataset_name,
         version=__version__,
@@ -133,10 +137,10 @@ def main(data_args: DatasetArguments, select_args: SelectArguments, output_args:
     if output_args.json:
         summary.print_json(result)
     else:
-        _print_summary(result, select_args)
+        _print_summary(result, select_args, student)
 
 
-def _print_summary(result: dict, select_args: SelectArguments) -> None:
+def _print_summary(result: dict, select_args: SelectArguments, student: str | None) -> None:
     from rich.text import Text
 
     from rsr_trl.cli import summary
@@ -177,20 +181,11 @@ def _print_summary(result: dict, select_args: SelectArguments) -> None:
         )
     if after["short"] > 0.1 * result["chosen"]:
         out.print(
-            f"Short: {share(after['short'], result['chosen'])} of the chosen have fewer than {summary.SHORT} scored "
-            "tokens. Answers without reasoning can look suitable by chance: look at them before you train."
+            f"Short: {share(after['short'], result['chosen'])} of the chosen have fewer than {summary.NOISY_BELOW} "
+            "scored tokens. Answers without reasoning can look suitable by chance: look at them before you train."
         )
-    summary.print_next(
-        out,
-        "rsr",
-        "sft",
-        "--model_name_or_path",
-        "STUDENT",
-        "--dataset_name",
-        result["output_dir"],
-        "--output_dir",
-        "OUT",
-    )
+    what = ["--model_name_or_path", student or "STUDENT", "--dataset_name", result["output_dir"]]
+    summary.print_next(out, "rsr", "sft", *what, "--output_dir", summary.beside(result["output_dir"], "student"))
 
 
 def _print_teachers(out: "Console", before: dict, after: dict) -> None:

@@ -3,6 +3,10 @@
 On several processes: `accelerate launch -m rsr_trl sft ...` with the same options.
 """
 
+import sys
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
@@ -14,10 +18,31 @@ from rsr_trl.training.config import RSRSFTConfig
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from rsr_trl.training.trainer import RSRSFTTrainer
+
+
+MAX_PASSES = 8  # lines of the table of scorings; JSON has them all
+
+
+@dataclass
+class SummaryArguments:
+    """
+    How the result is told.
+
+    Args:
+        json (`bool`, *optional*, defaults to `False`): Whether to print the summary as JSON on standard output.
+    """
+
+    _argument_group_name = "output"
+
+    json: bool = field(
+        default=False, metadata={"help": "Print the summary as one JSON object on standard output, and nothing else."}
+    )
+
 
 def make_parser(prog: str | None = None) -> TrlParser:
     return option_parser(
-        (ScriptArguments, FormatArguments, RSRSFTConfig, ModelConfig, DatasetMixtureConfig),
+        (ScriptArguments, FormatArguments, RSRSFTConfig, ModelConfig, DatasetMixtureConfig, SummaryArguments),
         prog=prog,
         description="Fine-tune your student with the trajectories that suit it best, as scored while it trains. A "
         "lower RSR suits the student better. Options are those of `trl sft`, and the rsr_ ones.",
@@ -30,13 +55,38 @@ def main(
     training_args: RSRSFTConfig,
     model_args: ModelConfig,
     mixture_args: DatasetMixtureConfig,
+    summary_args: SummaryArguments,
 ) -> int:
+    from rsr_trl.cli import summary
+
+    if summary_args.json:
+        summary.without_bars()
+        training_args.disable_tqdm = True
+    # The trainer's progress and logs are for people, who read standard error: a pipe gets data and nothing else.
+    with redirect_stdout(sys.stderr):
+        train_dataset, eval_dataset = _load(script_args, format_args, training_args, mixture_args)
+        result = _train(train_dataset, eval_dataset, training_args, model_args, script_args, quiet=summary_args.json)
+    if result is not None and summary_args.json:
+        summary.print_json(result)
+    elif result is not None:
+        _print_summary(result, _next_command(train_dataset, script_args, format_args, result["output_dir"]))
+    return 0
+
+
+def _train(
+    train_dataset: "Dataset",
+    eval_dataset: "Dataset | None",
+    training_args: RSRSFTConfig,
+    model_args: ModelConfig,
+    script_args: ScriptArguments,
+    quiet: bool,
+) -> dict | None:
+    """Train, save, and return the summary on the main process, `None` on the others."""
+    from transformers import PrinterCallback
     from trl import get_peft_config, get_quantization_config
 
-    from rsr_trl.cli import summary
     from rsr_trl.training.trainer import RSRSFTTrainer
 
-    train_dataset, eval_dataset = _load(script_args, format_args, training_args, mixture_args)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "trust_remote_code": training_args.trust_remote_code,
@@ -52,18 +102,124 @@ def main(
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    if quiet:
+        trainer.remove_callback(PrinterCallback)
     resume = training_args.resume_from_checkpoint
     trainer.train(resume_from_checkpoint=True if resume == "True" else resume)
     trainer.save_model(training_args.output_dir)
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    if trainer.is_world_process_zero():
-        summary.console().print(
-            f"Trained {trainer.state.global_step:,} steps -> {training_args.output_dir}\n"
-            f"Scores of all passes ({summary.DIRECTION}) -> {training_args.output_dir}/rsr_history"
-        )
+    result = _summarize(trainer) if trainer.is_world_process_zero() else None
     trainer.end()
-    return 0
+    return result
+
+
+def _summarize(trainer: "RSRSFTTrainer") -> dict:
+    """What a program is told, from the trainer and the history of scores that it has written."""
+    from rsr_trl.cli.summary import DIRECTION
+    from rsr_trl.training.score_log import HISTORY_DIR
+
+    history = Path(trainer.args.output_dir, HISTORY_DIR)
+    losses = [log["train_loss"] for log in trainer.state.log_history if "train_loss" in log]
+    return {
+        "output_dir": trainer.args.output_dir,
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "train_loss": losses[-1] if losses else None,
+        "trajectories": len(trainer.table),
+        "kept_per_epoch": int(trainer._sampler.num_kept),
+        "history": str(history),
+        "direction": DIRECTION,
+        "passes": _passes(history),
+    }
+
+
+def _passes(history: Path) -> list[dict]:
+    """Each scoring of the run beside the first one of the same rows: a later one may be of a part of them only."""
+    import pandas as pd
+
+    from rsr_trl.cli.summary import finite
+    from rsr_trl.equations import dataset_rsr
+    from rsr_trl.training.score_log import spearman
+
+    passes, first = [], None
+    for path in sorted(history.glob("step-*.parquet")):
+        scores = pd.read_parquet(path).set_index("row")
+        first = scores if first is None else first.combine_first(scores)
+        before = first.loc[scores.index]
+        now, then = (
+            float(dataset_rsr(one["rsr_mean_clipped_rank"], one["rsr_mean_surprisal"])) for one in (scores, before)
+        )
+        passes.append(
+            {
+                "step": int(path.stem.split("-")[1]),
+                "kind": path.stem.split("-")[2],
+                "scored": int(scores["rsr"].notna().sum()),
+                "rsr": finite(now),
+                "rsr_at_first": finite(then),
+                "mean_clipped_rank": finite(scores["rsr_mean_clipped_rank"].mean()),
+                "mean_surprisal": finite(scores["rsr_mean_surprisal"].mean()),
+                "spearman_with_first": spearman(before["rsr"].to_numpy(), scores["rsr"].to_numpy()),
+            }
+        )
+    return passes
+
+
+def _next_command(
+    dataset: "Dataset", script_args: ScriptArguments, format_args: FormatArguments, output_dir: str
+) -> list[str] | None:
+    """The picture of the run where the dataset has scores to draw it over; else the trained student's own scores."""
+    from rsr_trl import columns
+    from rsr_trl.cli.summary import beside, given
+
+    if script_args.dataset_name is None:
+        return None  # a mixture has no name
+    options = ["--dataset_name", script_args.dataset_name]
+    options += ["--dataset_config", script_args.dataset_config] if script_args.dataset_config else []
+    split = script_args.dataset_train_split
+    options += ["--dataset_split", split] if split != "train" else []
+    if columns.RSR in dataset.column_names:
+        return ["rsr", "report", *options, "--run", output_dir, "--output", f"{beside(output_dir, 'report')}.html"]
+    options += [*given(format_args), "--output_dir", beside(output_dir, "scored")]
+    return ["rsr", "score", "--model_name_or_path", output_dir, *options]
+
+
+def _print_summary(result: dict, next_command: list[str] | None) -> None:
+    from rich.text import Text
+
+    from rsr_trl.cli import summary
+    from rsr_trl.cli.summary import add_row, number
+
+    out, passes = summary.console(), result["passes"]
+    loss = f", mean loss {result['train_loss']:.3f}" if result["train_loss"] is not None else ""
+    title = (f"Trained {result['steps']:,} steps", "bold")
+    kept, all_of_them = result["kept_per_epoch"], result["trajectories"]
+    share = "all" if kept == all_of_them else f"{summary.share(kept, all_of_them)} of"
+    on = f" on {share} {all_of_them:,} trajectories an epoch"
+    out.print(Text.assemble("\n", title, f"{on}{loss} -> {result['output_dir']}"))
+    out.print(f"RSR of the trajectories as the student changed ({summary.DIRECTION}):")
+    table = summary.plain_table("step", "scored", "RSR", "same at first", "rank / nats", "order kept")
+    for one in passes if len(passes) <= MAX_PASSES else [passes[0], *passes[1 - MAX_PASSES :]]:
+        add_row(
+            table,
+            f"{one['step']:,}{' (while training)' if one['kind'] == 'online' else ''}",
+            f"{one['scored']:,}",
+            number(one["rsr"]),
+            number(one["rsr_at_first"]),
+            f"{number(one['mean_clipped_rank'], 2)} / {number(one['mean_surprisal'], 2)}",
+            number(one["spearman_with_first"], 2),
+        )
+    out.print(table)
+    if len(passes) > MAX_PASSES:
+        out.print(f"The first and the last of {len(passes):,} scorings; --json lists them all.")
+    if len(passes) > 1:
+        out.print(
+            "order kept: Spearman correlation with the first scores of the same rows. Before and after training these "
+            "are scores of two different students: whether the later one solves more, only its own task can say."
+        )
+    out.print(Text(f"All scores of every row: {result['history']}"))
+    if next_command:
+        summary.print_next(out, *next_command)
 
 
 def _load(
@@ -98,8 +254,6 @@ def _load(
 
 
 def _model(model_args: ModelConfig) -> str:
-    from pathlib import Path
-
     from rsr_trl import data
 
     name = model_args.model_name_or_path

@@ -6,6 +6,8 @@ People read it on standard error, programs read JSON on standard output: a pipe 
 import json
 import shlex
 from collections import Counter
+from dataclasses import fields
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -19,11 +21,12 @@ from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from rsr_trl import columns
+from rsr_trl.data import READERS
 from rsr_trl.equations import rsr_from_means
 
 
 DIRECTION = "lower = more suitable"
-SHORT = 32  # scored tokens; below this a ratio says little
+NOISY_BELOW = 32  # scored tokens; a ratio of fewer says little
 MAX_TEACHERS = 20  # lines of a table in the terminal; JSON has them all
 
 
@@ -58,13 +61,13 @@ def figures(dataset: Dataset, teacher_column: str | None = None) -> dict:
     # What is in brackets is of one row: its lengths, its words.
     reasons = Counter(reason.split(" (")[0] for reason in table[columns.ERROR].drop_null().to_pylist())
     is_scored = pc.is_valid(table[columns.RSR])
-    is_short = pc.less(table[columns.NUM_TOKENS], SHORT)
+    is_short = pc.less(table[columns.NUM_TOKENS], NOISY_BELOW)
     result = {
         "trajectories": table.num_rows,
         **_means(table, [])[0],
-        "rsr_p10": _finite(quantiles[0]),
-        "rsr_median": _finite(quantiles[1]),
-        "rsr_p90": _finite(quantiles[2]),
+        "rsr_p10": finite(quantiles[0]),
+        "rsr_median": finite(quantiles[1]),
+        "rsr_p90": finite(quantiles[2]),
         "direction": DIRECTION,
         "not_scored": dict(reasons.most_common()),
         "truncated": pc.sum(pc.and_(is_scored, table[columns.TRUNCATED]), min_count=0).as_py(),
@@ -100,7 +103,7 @@ def _means(table: pa.Table, by: list[str]) -> list[dict]:
             {
                 **({"teacher": row[by[0]]} if by else {}),
                 "scored": scored,
-                "rsr": _finite(ratio),
+                "rsr": finite(ratio),
                 "mean_clipped_rank": rank,
                 "mean_surprisal": surprisal,
                 "mean_tokens": tokens / scored if scored else None,
@@ -109,7 +112,7 @@ def _means(table: pa.Table, by: list[str]) -> list[dict]:
     return result
 
 
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
     """JSON has no infinity."""
     return None if value is None or not np.isfinite(value) else float(value)
 
@@ -152,6 +155,23 @@ def add_row(table: Table, *cells: object) -> None:
     table.add_row(*(Text(str(cell)) for cell in cells))
 
 
-def print_next(out: Console, *words: str) -> None:
+def given(arguments: object) -> list[str]:
+    """The options of a dataclass that aren't at their defaults, as words of a command line."""
+    words = []
+    for option in fields(arguments):
+        value = vars(arguments)[option.name]
+        if value != option.default:
+            words += [f"--{option.name}"] if value is True else [f"--{option.name}", str(value)]
+    return words
+
+
+def beside(name: str, ending: str) -> str:
+    """A folder to propose for what is made from a dataset: beside it, or here if it isn't a file or folder."""
+    path = Path(name)
+    stem = path.stem if path.suffix.lower() in READERS else path.name
+    return str((path.parent if path.exists() else Path()) / f"{stem}-{ending}")
+
+
+def print_next(out: Console, *words: str, label: str = "Next") -> None:
     """The command to type next, on one line whatever the width, so that it can be copied."""
-    out.print(Text.assemble(("Next: ", "bold"), shlex.join(words)), soft_wrap=True)
+    out.print(Text.assemble((f"{label}: ", "bold"), shlex.join(words)), soft_wrap=True)

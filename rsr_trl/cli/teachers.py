@@ -130,14 +130,34 @@ def main(
     if student_args.model_name_or_path is not None:
         scorer = student_args.scorer()
         dataset = data.as_trl_format(dataset, **vars(format_args))
+    next_command = _next_command(data_args, format_args, student_args, teachers_args)
     if sequential:
-        _race(dataset, scorer, teacher_column, teachers_args)
+        _race(dataset, scorer, teacher_column, teachers_args, next_command)
     else:
         scored = dataset if student_args.model_name_or_path is None else scorer.score(dataset)
-        _rank(scored, teacher_column, teachers_args)
+        _rank(scored, teacher_column, teachers_args, next_command)
 
 
-def _rank(scored: "Dataset", teacher_column: str, args: TeachersArguments) -> None:
+def _next_command(
+    data_args: DatasetArguments,
+    format_args: FormatArguments,
+    student_args: TeachersStudentArguments,
+    teachers_args: TeachersArguments,
+) -> list[str]:
+    """`rsr select` from a scored dataset; `rsr score` where the scores were only made to compare."""
+    from rsr_trl.cli.summary import beside, given
+
+    teacher = ["--teacher_column", teachers_args.teacher_column] if teachers_args.teacher_column else []
+    if student_args.model_name_or_path is not None:
+        options = [*given(student_args), *given(data_args), *given(format_args), *teacher]
+        return ["rsr", "score", *options, "--output_dir", beside(data_args.dataset_name, "scored")]
+    problem = teachers_args.problem_column
+    how = ["--keep_fraction", "0.5"] if problem is None else ["--group_column", problem]
+    output_dir = beside(data_args.dataset_name, "selected")
+    return ["rsr", "select", *given(data_args), *how, *teacher, "--output_dir", output_dir]
+
+
+def _rank(scored: "Dataset", teacher_column: str, args: TeachersArguments, next_command: list[str]) -> None:
     from rsr_trl.cli import summary
     from rsr_trl.selection.teachers import rank_teachers
 
@@ -160,10 +180,14 @@ def _rank(scored: "Dataset", teacher_column: str, args: TeachersArguments) -> No
     elif args.csv:
         _print_csv(ranking.table)
     else:
-        _show_ranking(summary.console(), ranking, args)
+        out = summary.console()
+        _show_ranking(out, ranking, args)
+        summary.print_next(out, *next_command)
 
 
-def _race(dataset: "Dataset", scorer: object, teacher_column: str, args: TeachersArguments) -> None:
+def _race(
+    dataset: "Dataset", scorer: object, teacher_column: str, args: TeachersArguments, next_command: list[str]
+) -> None:
     from rsr_trl.cli import summary
     from rsr_trl.selection.race import race_teachers
 
@@ -184,7 +208,9 @@ def _race(dataset: "Dataset", scorer: object, teacher_column: str, args: Teacher
     elif args.csv:
         _print_csv(race.table)
     else:
-        _show_race(summary.console(), race)
+        out = summary.console()
+        _show_race(out, race)
+        summary.print_next(out, *next_command)
 
 
 def _print_csv(table: list[dict]) -> None:
@@ -238,7 +264,15 @@ def _show_ranking(out: "Console", ranking: "TeacherRanking", args: TeachersArgum
     if (rest := len(ranking.table) - summary.MAX_TEACHERS) > 0:
         out.print(f"... and {rest:,} more teachers; --json and --csv list them all.")
     out.print(f"{level}: interval of the {'RSR' if is_rsr else 'mean'}. best: probability of being the most suitable.")
-    out.print(Text(_verdict(ranking)))
+    out.print(Text(_verdict(ranking), "bold"))
+    if short := [row["teacher"] for row in ranking.table if (row["mean_tokens"] or 0) < summary.NOISY_BELOW]:
+        named = ", ".join(map(str, short[:5])) + (", ..." if len(short) > 5 else "")
+        out.print(
+            Text(
+                f"Short: {named} (fewer than {summary.NOISY_BELOW} scored tokens on average). RSR is noisy on them, "
+                "and answers without reasoning can look suitable by chance: look before you choose."
+            )
+        )
     for note in ranking.notes:
         out.print(Text(f"Note: {note}"))
 

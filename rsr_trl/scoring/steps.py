@@ -7,6 +7,7 @@ import re
 # may be a megabyte of dots.
 _ENDS = re.compile(r"""(?P<stop>[.!?…؟۔।]+)["'”’)\]}*_`]*|[。！？]+[”’」』）]*|\n(?:[^\S\n]*\n)*""")
 _LINE_ENDS = re.compile(r"\n(?:[^\S\n]*\n)*")
+_NOT_SPACE = re.compile(r"\S")
 _LINE_END_AHEAD = re.compile(r"[^\S\n]*\n")
 _ABBREVIATION = re.compile(
     r"(?<!\w)(?:(?:[A-Za-z]\.)+[A-Za-z]|cf|vs|approx|resp|Mr|Mrs|Ms|Dr|Prof|St|Fig|Figs|Eq|Eqs|Sec|Ch|Thm|al)$"
@@ -53,7 +54,7 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
 def _ends_sentence(text: str, start: int, match: re.Match) -> bool:
     end = match.end()
     if match[0][0] == "\n":
-        return re.compile(r"\S").search(text, start, match.start()) is not None
+        return _NOT_SPACE.search(text, start, match.start()) is not None
     if match["stop"] is None:
         return True
     if end == len(text) or not text[end].isspace() or _LINE_END_AHEAD.match(text, end):

@@ -167,7 +167,8 @@ class RSRSFTConfig(SFTConfig):
         return max(1, int(-(-max_steps * self.rsr_rescore_steps // 1)))
 
     def _check_values(self) -> None:
-        self.rsr_prefer = direction_of(self.rsr_score, self.rsr_prefer)
+        if self.rsr_prefer is None:
+            self.rsr_prefer = direction_of(self.rsr_score)
         for name in ("rsr_prefer", "rsr_sampling", "rsr_rescore_strategy"):
             choices, value = self.__dataclass_fields__[name].metadata["choices"], getattr(self, name)
             if value not in choices:

@@ -3,7 +3,6 @@
 import copy
 import tempfile
 import time
-from statistics import median
 
 import torch
 from datasets import Dataset
@@ -16,6 +15,17 @@ from rsr_trl.training.epoch_rows import SCORED
 from rsr_trl.training.trainer import RSRSFTTrainer
 
 
+def _now(device: torch.device) -> float:
+    """
+    Seconds. On the CPU those that all threads of this process computed: what else runs there doesn't count, and
+    training waits for nothing but itself.
+    """
+    if device.type == "cpu":
+        return time.process_time()
+    torch.accelerator.synchronize()
+    return time.perf_counter()
+
+
 class _StepTimes(TrainerCallback):
     """Seconds from one step's end to the next's, data loading and callbacks included."""
 
@@ -23,9 +33,7 @@ class _StepTimes(TrainerCallback):
         self.ends: list[float] = []
 
     def on_step_end(self, args, state, control, **kwargs):
-        if args.device.type == "cuda":
-            torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
+        self.ends.append(_now(args.device))
 
     def seconds(self) -> list[float]:
         # The first steps warm up allocators and kernels.
@@ -39,7 +47,7 @@ def measure_overheads(
     steps: int = 8,
     repeats: int = 3,
     **settings,
-) -> dict[str, float]:
+) -> dict[str, list[float]]:
     """
     Time the trainers' steps on the same examples in the same order, and a full scoring pass.
 
@@ -52,8 +60,8 @@ def measure_overheads(
         settings: Of SFTConfig, for all trainers alike.
 
     Returns:
-        `dict`: median seconds of a step (`sft`, `no`, `online`), of a scoring pass over all examples (`rescore`) and
-        of a bare no-grad forward over them (`bare`: the backbone and one product of scored positions with the
+        `dict`: seconds of each step (`sft`, `no`, `online`), of each scoring pass over all examples (`rescore`) and
+        of each bare no-grad forward over them (`bare`: the backbone and one product of scored positions with the
         vocabulary).
     """
     ways = {
@@ -80,15 +88,13 @@ def measure_overheads(
                 found[name] += times.seconds()
             found["rescore"].append(_seconds(trainer.rescore, args.device))
             found["bare"].append(_seconds(lambda: _bare_forward(trainer), args.device))  # noqa: B023 - called at once
-    return {name: median(seconds) for name, seconds in found.items()}
+    return found
 
 
 def _seconds(run, device: torch.device) -> float:
-    started = time.perf_counter()
+    started = _now(device)
     run()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return _now(device) - started
 
 
 @torch.no_grad()

@@ -101,6 +101,7 @@ def test_summary_is_on_standard_error_and_says_what_to_do(score, capsys):
     assert "lower = more suitable" in text
     assert "Not scored: 1 (25%)" in text and "completion is empty" in text
     assert f"Next: rsr select --dataset_name {score.output_dir} --group_column problem_id" in text
+    assert f"See it: rsr report --dataset_name {score.output_dir} --output {score.output_dir}-report.html" in text
 
 
 def test_json_is_all_there_is_on_standard_output(score, capsys):

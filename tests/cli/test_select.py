@@ -4,6 +4,8 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from rsr_trl.cli.main import main
+from rsr_trl.data import write_scored
+from rsr_trl.report.tokens import student_of
 
 
 @pytest.fixture
@@ -51,7 +53,15 @@ def test_summary_shows_before_and_after(select, capsys):
     assert "RSR (lower = more suitable) 8.806 2.750" in text
     assert "short 10.500 3 (60%) 2 (67%)" in text  # (2 + 75 + 7) / (1 + 5 + 2)
     assert "1 (17%) trajectories (no finite score)" in text
-    assert "Next: rsr sft" in text
+    assert f"Next: rsr sft --model_name_or_path STUDENT --dataset_name {select.output_dir} --output_dir" in text
+
+
+def test_the_student_that_scored_is_passed_on(select, scored_rows, tmp_path, capsys):
+    card = "Made by `rsr score` from `d.jsonl` with the student `me/student` (float32)."
+    write_scored(Dataset.from_list(scored_rows), tmp_path / "scored", card)
+    assert select("--group_column", "problem_id", dataset_name=str(tmp_path / "scored")) == 0
+    assert "Next: rsr sft --model_name_or_path me/student " in capsys.readouterr().err
+    assert student_of(select.output_dir) == "me/student"
 
 
 def test_another_score_is_shown_before_and_after(select, capsys):

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from rsr_trl.cli import sft
 from rsr_trl.cli.options import parse
+from rsr_trl.equations import dataset_rsr
 from tests.training.runs import REPOSITORY, examples
 
 
@@ -55,18 +56,57 @@ def test_trains_on_a_local_file_and_saves_the_student(train, raw, tiny_student_p
         assert "| rsr_sampling | `ordered` |" in card.read()
 
 
-def test_trains_on_what_rsr_select_writes(train, raw, tiny_student_path, tmp_path):
+def test_trains_on_what_rsr_select_writes(train, raw, tiny_student_path, tmp_path, capsys):
     from rsr_trl.cli.main import main
 
     scored, chosen = str(tmp_path / "scored"), str(tmp_path / "chosen")
     student = ["--model_name_or_path", tiny_student_path]
     assert main(["score", "--dataset_name", raw, *COLUMNS, *student, "--output_dir", scored]) == 0
     assert main(["select", "--dataset_name", scored, "--group_column", "problem", "--output_dir", chosen]) == 0
+    capsys.readouterr()
     out = train("--dataset_name", chosen, "--rsr_rescore_strategy", "no")
+    assert (
+        f"Next: rsr report --dataset_name {chosen} --run {out} --output {out}-report.html" in capsys.readouterr().err
+    )
     history = pd.read_parquet(f"{out}/rsr_history")
     assert sorted(history["row"]) == [0, 1, 2, 3]
     # The chosen rows carry this student's scores, so nothing was scored again.
     assert os.listdir(f"{out}/rsr_history") == ["step-00000000-dataset.parquet"]
+
+
+def test_summary_shows_how_the_scores_moved(train, raw, capsys):
+    out = train("--dataset_name", raw, *COLUMNS, "--rsr_keep_fraction", "0.5")
+    captured = capsys.readouterr()
+    assert captured.out == ""  # the trainer's logs too are for people
+    text = " ".join(captured.err.split())
+    assert "Trained 6 steps on 6 (50%) of 12 trajectories an epoch, mean loss " in text
+    assert "(lower = more suitable)" in text and "same at first" in text
+    history = [pd.read_parquet(f"{out}/rsr_history/step-0000000{step}-pass.parquet") for step in (0, 3)]
+    first, last = (dataset_rsr(one["rsr_mean_clipped_rank"], one["rsr_mean_surprisal"]) for one in history)
+    assert f"0 12 {first:.3f} {first:.3f}" in text and f"3 12 {last:.3f} {first:.3f}" in text
+    assert f"Next: rsr score --model_name_or_path {out} --dataset_name {raw} --prompt_column q" in text
+
+
+def test_json(train, raw, capsys):
+    options = ("--rsr_rescore_strategy", "steps", "--rsr_rescore_steps", "2", "--rsr_sampling", "ordered")
+    out = train("--dataset_name", raw, *COLUMNS, *options, "--json")
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert "it/s" not in captured.err and "loss" not in captured.err
+    assert (result["steps"], result["trajectories"], result["kept_per_epoch"]) == (12, 12, 12)
+    assert result["output_dir"] == out and result["direction"] == "lower = more suitable"
+    assert [one["step"] for one in result["passes"]] == [0, 2, 4, 6, 8, 10]
+    # In the middle of an epoch only the rest of it is scored: it is compared with its own first scores.
+    first = pd.read_parquet(f"{out}/rsr_history/step-00000000-pass.parquet").set_index("row")
+    for one in result["passes"]:
+        rows = pd.read_parquet(f"{out}/rsr_history/step-{one['step']:08d}-pass.parquet").set_index("row")
+        then = first.loc[rows.index]
+        assert one["scored"] == len(rows)
+        assert one["rsr"] == pytest.approx(rows["rsr_mean_clipped_rank"].sum() / rows["rsr_mean_surprisal"].sum())
+        assert one["rsr_at_first"] == pytest.approx(
+            then["rsr_mean_clipped_rank"].sum() / then["rsr_mean_surprisal"].sum()
+        )
+        assert one["spearman_with_first"] == pytest.approx(then["rsr"].corr(rows["rsr"], method="spearman"))
 
 
 def test_options_from_a_config_file_lora_evaluation_and_resuming(train, raw, tmp_path):

@@ -1,11 +1,14 @@
+import io
 import json
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from rich.console import Console
 
 from rsr_trl import columns
-from rsr_trl.cli.summary import figures, share, teacher_column_of
+from rsr_trl.cli.options import DatasetArguments, StudentArguments
+from rsr_trl.cli.summary import beside, figures, given, print_next, share, teacher_column_of
 from rsr_trl.equations import dataset_rsr
 
 
@@ -67,3 +70,27 @@ def test_teacher_column(scored_rows):
 @pytest.mark.parametrize("part, whole, text", [(0, 10, "0 (0%)"), (1, 2400, "1 (<1%)"), (1200, 2400, "1,200 (50%)")])
 def test_share(part, whole, text):
     assert share(part, whole) == text
+
+
+def test_given_options_are_those_that_differ_from_their_defaults():
+    assert given(DatasetArguments("a b.jsonl")) == ["--dataset_name", "a b.jsonl"]
+    arguments = StudentArguments("m", token_stats=True, r_max=50, dtype="auto", max_length=None)
+    assert given(arguments) == ["--model_name_or_path", "m", "--r_max", "50", "--token_stats"]
+
+
+def test_folders_proposed_beside_a_dataset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool" / "v1.0").mkdir()
+    (tmp_path / "pool" / "a.jsonl").touch()
+    assert beside("pool/a.jsonl", "scored") == "pool/a-scored"
+    assert beside("pool/", "scored") == "pool-scored"
+    assert beside("pool/v1.0", "scored") == "pool/v1.0-scored"
+    assert beside(f"{tmp_path}/pool", "scored") == f"{tmp_path}/pool-scored"
+    assert beside("me/on-the-hub", "scored") == "on-the-hub-scored"
+
+
+def test_next_command_is_one_line_that_a_shell_reads():
+    out = Console(file=io.StringIO(), width=40)
+    print_next(out, "rsr", "select", "--dataset_name", "my data[1]", "--output_dir", "x" * 40)
+    assert out.file.getvalue() == f"Next: rsr select --dataset_name 'my data[1]' --output_dir {'x' * 40}\n"

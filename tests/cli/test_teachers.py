@@ -50,6 +50,7 @@ def test_ranks_a_scored_dataset(pool_path, capsys):
     assert text.index(" a 2.") < text.index(" b 2.") < text.index(" c 2.")
     assert "a is the most suitable." in text
     assert "Note: The 3 teachers share 39 of 40 problems" in text
+    assert f"Next: rsr select --dataset_name {pool_path} --group_column problem_id --output_dir " in text
 
 
 def test_json(pool_path, capsys):
@@ -103,6 +104,7 @@ def test_with_a_student_it_stops_when_it_is_certain(gsm8k_path, gsm8k_student, c
     run(*argv, "--problem_column", "problem_id", "--goal", "order")
     text = " ".join(capsys.readouterr().err.split())
     assert "The order of teachers is certain to 95%" in text and "Scored 40 (40%) of 100 trajectories" in text
+    assert f"Next: rsr score --model_name_or_path {gsm8k_student} --dataset_name {gsm8k_path} --as_chat" in text
 
 
 def test_with_a_student_it_can_score_all(gsm8k_path, gsm8k_student, capsys):
