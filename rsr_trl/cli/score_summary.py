@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset, Value
@@ -247,6 +248,8 @@ def dry_run(
         "files": files,
         # Ids, ranks, surprisals and top-1 of every scored token take 16 bytes before compression.
         "bytes_of_token_stats": None if rows is None or not scorer.token_stats else round(16 * rows * scored_tokens),
+        # With the student, after the sample: it doesn't grow with rows.
+        "host_bytes": psutil.Process().memory_info().rss,
         "peak_gpu_bytes": _peak_gpu_bytes(scorer),
     }
     if as_json:
@@ -302,6 +305,7 @@ def _print_dry_run(result: dict) -> None:
         out.print(f"  {result['files']:,} files of {result['shard_rows']:,} rows")
     if result["bytes_of_token_stats"]:
         out.print(f"  token statistics: about {result['bytes_of_token_stats'] / 2**30:,.2f} GiB before compression")
+    out.print(f"  memory of one process: {result['host_bytes'] / 2**30:,.1f} GiB")
     if result["peak_gpu_bytes"]:
         out.print(f"  GPU memory: {result['peak_gpu_bytes'] / 2**30:,.1f} GiB at its peak on the sample")
     if result["sampled_without_score"]:

@@ -26,8 +26,13 @@ def test_ways_ratios_and_memory(capsys):
 @pytest.mark.slow
 def test_trainer_overheads(capsys):
     assert main(["bench", *SMALL, "--trainer", "--repeats", "1", "--trainer_batch_size", "1"]) == 0
-    seconds = json.loads(capsys.readouterr().out)["seconds"]
+    found = json.loads(capsys.readouterr().out)
+    seconds = found["seconds"]
     assert set(seconds) == {"sft", "no", "online", "rescore", "bare"} and all(min(v) > 0 for v in seconds.values())
+    assert len(seconds["no"]) == len(seconds["sft"]) > 1  # the same steps, compared one by one
+    assert found["ratios"]["full scoring pass / bare forward"] == [
+        pytest.approx(seconds["rescore"][0] / seconds["bare"][0])
+    ]
 
 
 def test_real_rows_need_a_tokenizer(capsys, tmp_path):

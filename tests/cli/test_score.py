@@ -269,6 +269,7 @@ class TestLargeDatasets:
         result = json.loads(capsys.readouterr().out)
         assert (result["rows"], result["files"], result["sampled_without_score"]) == (4, 2, 1)
         assert result["seconds"] == pytest.approx(result["tokens"] / result["tokens_per_second"], rel=0.1)
+        assert 2**27 < result["host_bytes"] < 2**33  # torch and a tiny student, in bytes
         assert not (tmp_path / "scored").exists()
         assert score("--dry_run", "--dataset_streaming") == 0
         assert "an unknown number of rows" in capsys.readouterr().err

@@ -1,0 +1,256 @@
+import json
+import re
+
+import pytest
+from datasets import Dataset
+from transformers import AutoTokenizer
+
+from rsr_trl import columns
+from rsr_trl.cli import show
+from rsr_trl.cli.options import parse
+from rsr_trl.demo import STUDENT_PATH
+from rsr_trl.equations import trajectory_means, trajectory_rsr
+
+
+HOSTILE = (
+    "A \x1b[31mred\x1b[0m \x1b]8;;http://x\x07link\x9b2J bell\x07 \u202eevil\u202c \u2066x\u2069 [bold]b[/bold] [/] "
+    "[link=http://x]l[/link] <script>alert(1)</script> {{ braces }} 鱻👨‍👩‍👧 مرحبا\rover\x00\x08"
+)
+ESCAPE = re.compile(r"\x1b\[[0-9;]*m")  # the colours: the only sequences that may be there
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(str(STUDENT_PATH))
+
+
+@pytest.fixture
+def scored(tokenizer, tmp_path):
+    """`scored(text, ...)` makes a scored file of one row whose tokens have ranks 1, 2, 3, ... and returns its path."""
+
+    def make(text: str, row: dict | None = None, with_top1: bool = True, surprisals: list[float] | None = None) -> str:
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        ranks = list(range(1, len(ids) + 1))
+        surprisals = surprisals or [rank / 4 for rank in ranks]
+        rank, surprisal = (float(means[0]) for means in trajectory_means(ranks, surprisals, [len(ids)]))
+        row = {
+            "prompt": "What is 3 + 4?",
+            columns.RSR: trajectory_rsr(ranks, surprisals),
+            columns.MEAN_CLIPPED_RANK: rank,
+            columns.MEAN_SURPRISAL: surprisal,
+            columns.NUM_TOKENS: len(ids),
+            columns.TRUNCATED: False,
+            columns.ERROR: None,
+            columns.STUDENT: "abc",
+            columns.TOKEN_IDS: ids,
+            columns.TOKEN_RANKS: ranks,
+            columns.TOKEN_SURPRISALS: surprisals,
+            **({columns.TOKEN_TOP1: ids[::-1]} if with_top1 else {}),
+            **(row or {}),
+        }
+        path = tmp_path / "scored.parquet"
+        Dataset.from_list([row]).to_parquet(path)
+        return str(path)
+
+    return make
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """`run(path, ...)` runs `rsr show` on row 0 with 80 columns and without colours, and returns its output."""
+    for name in ("FORCE_COLOR", "NO_COLOR", "COLORTERM", "TTY_COMPATIBLE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "xterm-256color")
+
+    def show_row(path: str, *more: str, row: str = "0") -> str:
+        argv = ["--dataset_name", path, "--row", row, "--tokenizer", str(STUDENT_PATH), *more]
+        capsys.readouterr()
+        show.main(*parse(show.make_parser(), argv))
+        captured = capsys.readouterr()
+        assert captured.err == ""
+        return captured.out
+
+    return show_row
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def test_says_what_the_row_is(run, scored):
+    path = scored("So 3+4=7.", {"teacher": "solver", "problem_id": 17, "correct": False, columns.TRUNCATED: True})
+    text = words(run(path))
+    # Eight tokens of ranks 1 to 8 and surprisals of a quarter of that.
+    assert "Row 0: RSR 4.000 (lower = more suitable), 8 tokens mean rank 4.50 / mean surprisal 1.12 nats" in text
+    assert "teacher: solver; problem: 17; correct: no; truncated: only its beginning is scored" in text
+    assert "Prompt: What is 3 + 4?" in text
+
+
+def test_says_nothing_of_columns_that_are_not_there(run, scored):
+    text = run(scored("So 3+4=7."))
+    assert not any(word in text for word in ("teacher", "problem", "correct", "truncated", "student:"))
+
+
+def test_without_colours_surprising_tokens_have_marks(run, scored):
+    text = run(scored("So 3+4=7."))
+    # From 2 nats on: the eighth token, of rank 8.
+    assert "So 3+4=7⟦.⟧₈" in text and text.count("⟦") == 2  # once in the legend
+    assert "\x1b" not in text
+    assert "surprisal in nats of 2 or more" in text
+
+
+def test_by_rank(run, scored):
+    text = run(scored("So 3+4=7. So 5+6=11, and 7+8=15."), "--color_by", "rank")
+    marked = re.findall(r"⟦(.+?)⟧([₀-₉]+)", text)[1:]
+    assert [int(rank.translate(str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789"))) for _, rank in marked] == [
+        *range(21, 21 + len(marked))
+    ]
+    assert "a rank of 21 or more" in text and marked
+
+
+def test_colours_are_those_of_the_ramp(run, scored, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    text = run(scored("So 3+4=7.", surprisals=[0.05, 0.2, 0.7, 1.5, 2.5, 8.0, 0.0, 4.0]))
+    body = text[text.index("of each sentence") :]
+    backgrounds = [tuple(map(int, found)) for found in re.findall(r"48;2;(\d+);(\d+);(\d+)m", body)]
+    ramp = [tuple(bytes.fromhex(background[1:])) for background, _ in show.RAMP]
+    assert backgrounds == [ramp[step] for step in (0, 1, 2, 3, 4, 5, 0, 5)]
+    assert "⟦" not in text
+    for label in ("0-0.1", "0.1-0.5", "2-4", "4 or more"):
+        assert label in ESCAPE.sub("", text)
+
+
+def test_no_color_wins_over_a_terminal_with_colours(run, scored, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")
+    text = run(scored("So 3+4=7."))
+    assert "48;" not in text and "⟦.⟧₈" in text
+
+
+def test_colours_can_be_read():
+    """WCAG contrast of each foreground to its background, and lightness that rises: no hue is needed."""
+
+    def luminance(color: str) -> float:
+        parts = (part / 255 for part in bytes.fromhex(color[1:]))
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    values = [luminance(background) for background, _ in show.RAMP]
+    assert values == sorted(values)
+    for background, foreground in show.RAMP:
+        low, high = sorted((luminance(background), luminance(foreground)))
+        assert (high + 0.05) / (low + 0.05) > 4.5
+
+
+def test_each_sentence_has_its_ratio(run, scored):
+    surprisals = [1.0] * 9 + [2.0] * 11 + [0.5] * 2
+    text = run(scored("So 3+4=7.\nThen 2.5 each is right.\nYes", surprisals=surprisals))
+    lines = [line.split(maxsplit=1) for line in text[text.index("of each") :].splitlines()[1:4]]
+    # Ranks 1 to 9, 10 to 20, and 21 and 22.
+    assert [line[0] for line in lines] == ["5.00", "7.50", "(43.00)"]
+    assert lines[0][1].startswith("So 3+4=7.⏎") and lines[1][1].startswith("⟦The⟧₁₀⟦n⟧₁₁")
+    assert "Suits best (RSR 5.00): So 3+4=7." in text
+    assert "Suits least (RSR 7.50): Then 2.5 each is right." in text
+
+
+def test_lists_the_most_surprising_tokens(run, scored, tokenizer):
+    text = run(scored("So 3+4=7.", surprisals=[0.1, 0.2, 0.3, 9.0, 0.5, 0.6, 0.7, 1.0]))
+    listed = text[text.index("The most surprising") :].splitlines()
+    rows = [line.split() for line in listed if re.search(r"\d\.\d\d ", line)]
+    # After "So 3": the fourth token, and what the student says instead is the fourth from behind.
+    assert rows[0] == ["So", "3", "+", "4", "1e-04", "9.00", "4"]
+    assert rows[1] == ["So", "3+4=7", ".", "8", "36.8%", "1.00", "So"]
+    assert [row[-2] for row in rows] == sorted((row[-2] for row in rows), reverse=True)
+
+
+def test_without_the_students_own_choice(run, scored):
+    text = run(scored("So 3+4=7.", with_top1=False))
+    assert "student says" not in text and "prob." in text
+
+
+def test_another_r_max_is_said(run, scored):
+    text = run(scored("So 3+4=7."), "--r_max", "2")
+    # (1 + 2 * 7) / 9
+    assert "RSR 1.667" in text and "Ranks are clipped at 2 here. The dataset's own rsr is 4.000." in words(text)
+    assert "clipped" not in run(scored("So 3+4=7."))
+
+
+@pytest.mark.parametrize("color", [False, True])
+def test_hostile_content_is_text(run, scored, monkeypatch, color):
+    if color:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    row = {"teacher": HOSTILE, "problem_id": HOSTILE, "prompt": HOSTILE}
+    text = run(scored(HOSTILE, row))
+    text = ESCAPE.sub("", text) if color else text
+    assert not set(map(ord, text)) & {*range(10), *range(11, 32), *range(0x7F, 0xA0), 0x202E, 0x202C, 0x2066, 0x2069}
+    together = text.replace("⟦", "").replace("⟧", "").translate(dict.fromkeys(map(ord, "₀₁₂₃₄₅₆₇₈₉\n ")))
+    for shown in (
+        "␛[31mred",
+        "␛]8;;http://x␇link",
+        "\\x9b2J",
+        "\\u202eevil",
+        "[bold]b[/bold]",
+        "[/]",
+        "[link=http://x]",
+    ):
+        assert shown in together
+    for shown in ("<script>alert(1)</script>", "{{braces}}", "鱻", "␍over␀␈"):
+        assert shown in together
+
+
+def test_a_conversation_and_a_teacher_that_looks_like_markup(run, scored):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why [red]?"}]
+    text = run(scored("So it is.", {"prompt": messages, "teacher": "[red]"}))
+    assert "Prompt: [system] Be brief. [user] Why [red]?" in text and "teacher: [red]" in text
+
+
+def test_a_word_without_end(run, scored):
+    text = run(scored("x" * 30_000))
+    assert "".join(text.split()).replace("⟦", "").count("x") >= 30_000
+
+
+def test_json(run, scored, tokenizer):
+    path = scored("So 3+4=7.\nYes 鱻", {"teacher": "solver", "problem_id": "p1", "correct": True})
+    result = json.loads(run(path, "--json", "--r_max", "3"))
+    ids = tokenizer.encode("So 3+4=7.\nYes 鱻", add_special_tokens=False)
+    assert "".join(token["text"] for token in result["tokens"]) == "So 3+4=7.\nYes 鱻"
+    assert [token["rank"] for token in result["tokens"]] == list(range(1, len(ids) + 1))
+    assert set(result["tokens"][0]) == {"text", "rank", "surprisal", "probability", "top1"}
+    assert [part["text"] for part in result["sentences"]] == ["So 3+4=7.\n", "Yes 鱻"]
+    surprisals = [rank / 4 for rank in range(1, len(ids) + 1)]
+    assert result["rsr"] == pytest.approx(trajectory_rsr(range(1, len(ids) + 1), surprisals, 3))
+    assert (result["row"], result["teacher"], result["problem"], result["correct"]) == (0, "solver", "p1", True)
+    assert result["direction"] == "lower = more suitable" and result["student"] is None
+
+
+def test_a_trajectory_that_the_student_foresaw(run, scored):
+    path = scored("So 3+4=7.", surprisals=[0.0] * 8)
+    assert "RSR -" in run(path) or "inf" in run(path)
+    result = json.loads(run(path, "--json"))
+    assert result["rsr"] is None and result["sentences"][0]["rsr"] is None
+
+
+@pytest.mark.parametrize("row", ["1", "-1", "99"])
+def test_rows_that_are_not_there(run, scored, row):
+    with pytest.raises(ValueError, match=rf"no row {row}: .* has 1 rows, counted from 0"):
+        run(scored("So."), row=row)
+
+
+def test_a_row_without_score_says_why(run, scored):
+    path = scored("So.", {columns.RSR: None, columns.ERROR: "completion is empty"})
+    with pytest.raises(ValueError, match="Row 0 has no score: completion is empty"):
+        run(path)
+
+
+def test_what_is_missing_is_said_with_what_to_do(run, scored, tmp_path):
+    path = str(tmp_path / "raw.parquet")
+    Dataset.from_dict({"prompt": ["a"], "rsr": [1.0], "rsr_truncated": [False]}).to_parquet(path)
+    with pytest.raises(ValueError, match="rsr_token_ids.*--token_stats"):
+        run(path)
+    Dataset.from_dict({"prompt": ["a"]}).to_parquet(path)
+    with pytest.raises(ValueError, match="no scores.*rsr score --token_stats"):
+        run(path)
+    with pytest.raises(ValueError, match="no column 'author' .teacher_column.*prompt"):
+        run(scored("So."), "--teacher_column", "author")
