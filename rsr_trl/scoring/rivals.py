@@ -19,6 +19,7 @@ from rsr_trl.scoring.scored_tokens import ScoredTokens, ratio
 
 
 REJECTED_BELOW = 0.01  # student probability below which reverse speculative decoding rejects a teacher's token
+TEACHERS_OWN = 0.1  # nats a token by which the teacher has to be surer of a step than the student
 LOCAL_STEPS = 4  # steps before a step that `lalp` lets the student see
 
 
@@ -149,14 +150,24 @@ def lalp(tokens: ScoredTokens) -> np.ndarray:
     step weighs the same, is how a public re-implementation reads the paper's Eq. 2. Of a conversation, the prompt of a
     turn is all before it.
     """
-    starts = np.flatnonzero(tokens.step_starts)
-    if not len(starts):
-        return np.full(len(tokens.num_tokens), np.nan)
-    lengths = np.diff(np.append(starts, len(tokens.step_starts)))
-    step_means = -np.add.reduceat(np.asarray(tokens.surprisals_local, np.float64), starts) / lengths
-    at_starts = np.zeros(len(tokens.step_starts))
-    at_starts[starts] = step_means
-    return tokens.means(at_starts, where=tokens.step_starts)
+    return tokens.means_of_steps(-tokens.step_means(tokens.surprisals_local))
+
+
+# ------------------------------------------------------------------------------------------ with a pass of a teacher
+
+
+def provenance(tokens: ScoredTokens) -> np.ndarray:
+    """
+    Share of the steps that come from the teacher: those to which the teacher gives at least 0.1 nats a token more
+    log-probability than the student does. High. After "Where Did This Sentence Come From?", arXiv:2512.20908.
+
+    The paper traces sentences by the probabilities of teacher and student and chooses data by what stems from the
+    teacher; steps instead of sentences, the threshold and making a share of it are ours. Tokens are the student's; of
+    the teacher only the probability of the whole step counts, so its tokenizer may be another. Undefined (null) where
+    the teacher's tokens don't fall into the same steps (its template writes more text, or another length limit cuts).
+    """
+    gaps = tokens.step_means(tokens.surprisals) - tokens.teacher_steps / tokens.step_lengths
+    return tokens.means_of_steps(np.where(np.isnan(gaps), np.nan, gaps >= TEACHERS_OWN))
 
 
 # -------------------------------------------------------------------------------------------------- from the columns
@@ -204,7 +215,7 @@ class Score:
         prefer (`"low"` or `"high"`): Which end is chosen first.
         of (`Callable`, *optional*): [`ScoredTokens`] to values of shape `(n,)`. None for `casl`, which needs the pool.
         needs (tuple of `str`, *optional*): Beside ranks and surprisals: `"moments"` (entropies, sums of squares),
-            `"steps"`, `"alone"` and `"local"` (another pass each).
+            `"steps"`; `"alone"` and `"local"` (another pass each), `"teacher"` (a pass of the teacher).
     """
 
     prefer: Literal["low", "high"]
@@ -213,8 +224,8 @@ class Score:
 
     @property
     def passes(self) -> bool:
-        """Whether it needs another pass of the student."""
-        return "alone" in self.needs or "local" in self.needs
+        """Whether it needs another pass than that of RSR."""
+        return bool({"alone", "local", "teacher"} & set(self.needs))
 
 
 SCORES: dict[str, Score] = {
@@ -232,6 +243,7 @@ SCORES: dict[str, Score] = {
     "random": Score("low", random),
     "ifd": Score("high", ifd, ("alone",)),
     "lalp": Score("high", lalp, ("steps", "local")),
+    "provenance": Score("high", provenance, ("steps", "teacher")),
 }
 ONE_PASS = tuple(name for name, score in SCORES.items() if not score.passes)
 
@@ -248,7 +260,7 @@ def check_scores(names: Iterable[str] | str | None) -> tuple[str, ...]:
     """
     asked = {names} if isinstance(names, str) else set(names or ())
     if unknown := sorted(asked - set(SCORES) - {"all"}):
-        raise ValueError(f"There is no score {unknown[0]!r}. There are {', '.join(SCORES)}; 'all' but ifd and lalp.")
+        raise ValueError(f"There is no score {unknown[0]!r}. There are {', '.join(SCORES)}, and 'all' of one pass.")
     return tuple(name for name in SCORES if name in asked or ("all" in asked and name in ONE_PASS))
 
 

@@ -28,6 +28,8 @@ class ScoredTokens:
         surprisals_alone (array of shape `(N,)`, *optional*): Surprisals without the prompt; NaN where the student
             can't predict without it.
         surprisals_local (array of shape `(N,)`, *optional*): Surprisals given only the prompt and the last 4 steps.
+        teacher_steps (array of shape `(S,)`, *optional*): Surprisal, in sum, of each of the `S` steps to the teacher;
+            NaN where the teacher's tokens fall into other steps.
     """
 
     num_tokens: np.ndarray
@@ -40,6 +42,7 @@ class ScoredTokens:
     content: np.ndarray | None = None
     surprisals_alone: np.ndarray | None = None
     surprisals_local: np.ndarray | None = None
+    teacher_steps: np.ndarray | None = None
 
     @cached_property
     def means_of_rsr(self) -> tuple[np.ndarray, np.ndarray]:
@@ -68,6 +71,24 @@ class ScoredTokens:
         if where is None:
             return ratio(self.sums(values), self.num_tokens)
         return ratio(self.sums(np.where(where, values, 0.0)), self.sums(where))
+
+    def step_means(self, values: np.ndarray) -> np.ndarray:
+        """Mean of a value a token `(N,)` over each of the steps: float64 of shape `(S,)`."""
+        starts = np.flatnonzero(self.step_starts)
+        if not starts.size:
+            return np.zeros(0)
+        return np.add.reduceat(np.asarray(values, np.float64), starts) / self.step_lengths
+
+    @property
+    def step_lengths(self) -> np.ndarray:
+        """Tokens of each step: `(S,)`."""
+        return np.diff(np.append(np.flatnonzero(self.step_starts), len(self.step_starts)))
+
+    def means_of_steps(self, values: np.ndarray) -> np.ndarray:
+        """Mean of a value a step `(S,)` over each trajectory's steps: `(n,)`, NaN where one is."""
+        at_starts = np.zeros(len(self.step_starts))
+        at_starts[self.step_starts] = values
+        return self.means(at_starts, where=self.step_starts)
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ from rsr_trl.scoring.rows import (
     without_scores,
 )
 from rsr_trl.scoring.scored_tokens import ScoredTokens, content_hash
-from rsr_trl.scoring.second_pass import surprisals_alone, surprisals_local
+from rsr_trl.scoring.second_pass import surprisals_alone, surprisals_local, teacher_steps
 from rsr_trl.scoring.student import Student, TokenScores, load_model
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 from rsr_trl.scoring.windows import TokenBar, Window, windows
@@ -96,6 +97,8 @@ class RSRScorer:
             Other scores to add as columns `score_<name>`: names of [`~rsr_trl.scoring.rivals.SCORES`], such as
             `["surprisal", "rank"]`, or `"all"` that the same pass gives. `"casl"` adds `score_drop` and
             `rsr_step_share`, from which selection makes it. Null where `rsr` is, or where the score is undefined.
+        teacher ([`RSRScorer`], *optional*):
+            A scorer made with the teacher's model, for the score `"provenance"`.
         max_batch_tokens (`int`, *optional*): Tokens that go through the student at once, padding included.
         assistant_only_loss (`bool`, *optional*, defaults to `False`):
             Render conversations as SFTTrainer does under this setting (some templates differ).
@@ -134,6 +137,7 @@ class RSRScorer:
         r_max: float = R_MAX,
         token_stats: bool = False,
         scores: Sequence[str] | str | None = None,
+        teacher: "RSRScorer | None" = None,
         max_batch_tokens: int | None = None,
         assistant_only_loss: bool = False,
         dataset_text_field: str = "text",
@@ -150,6 +154,12 @@ class RSRScorer:
         self._functions = column_functions(self.scores)
         self._needs = {need for name in self.scores for need in SCORES[name].needs}
         self.schema = columns.score_schema(token_stats, self._functions)
+        if (teacher is not None) != ("teacher" in self._needs):
+            raise ValueError(
+                "The score 'provenance' needs the teacher's model, and nothing else does: pass "
+                "RSRScorer(student, scores=['provenance'], teacher=RSRScorer(teacher_model))."
+            )
+        self.teacher = teacher
         self.overwrite = overwrite
         self._max_batch_tokens = max_batch_tokens
         self._logits_dtype = logits_dtype
@@ -206,6 +216,10 @@ class RSRScorer:
         self._tokenize = ExampleTokenizer(
             processing_class, max_length, assistant_only_loss, dataset_text_field, with_steps="steps" in self._needs
         )
+        if teacher is not None:
+            self._tokenize_for_teacher = ExampleTokenizer(
+                teacher.processing_class, teacher.max_length, assistant_only_loss, dataset_text_field, with_steps=True
+            )
 
     # ------------------------------------------------------------------------------------------- as a map function
 
@@ -237,7 +251,7 @@ class RSRScorer:
         # Only what is needed: the other columns may hold images, and map copies what isn't looked at.
         texts = {name: examples[name] if lazy else plain(examples[name]) for name in self._text_columns(examples)}
         batch = isinstance(examples, LazyBatch) if lazy else is_batch(texts, self._tokenize.dataset_text_field)
-        tokenized = self._tokenize(to_rows(texts) if batch else [texts])
+        tokenized = self._tokenized(to_rows(texts) if batch else [texts])
         try:
             table = self.score_tokenized(tokenized)
         except (ValueError, FloatingPointError) as error:
@@ -313,7 +327,14 @@ class RSRScorer:
     def windows_of(self, dataset: Dataset) -> Iterator[Window]:
         """The rows, tokenized, in the windows in which they are scored."""
         source = dataset.with_format(None).select_columns(self._text_columns(dataset.column_names))
-        return windows(source, self._tokenize)
+        return windows(source, self._tokenized)
+
+    def _tokenized(self, rows: Sequence[Mapping]) -> list[TokenizedExample]:
+        examples = self._tokenize(rows)
+        if self.teacher is None:
+            return examples
+        others = self._tokenize_for_teacher(rows)
+        return [replace(example, for_teacher=other) for example, other in zip(examples, others, strict=True)]
 
     def score_tokenized(
         self, examples: Sequence[TokenizedExample], bar: TokenBar | None = None, first_row: int = 0
@@ -370,6 +391,10 @@ class RSRScorer:
             more["surprisals_alone"] = np.concatenate(alone)
         if "local" in self._needs:
             more["surprisals_local"] = np.concatenate(surprisals_local(self.student, examples, LOCAL_STEPS, first_row))
+        if self.teacher is not None:
+            others = [example.for_teacher for example in examples]
+            counts = [0 if example.error else int(example.step_starts.sum()) for example in examples]
+            more["teacher_steps"] = np.concatenate(teacher_steps(self.teacher.student, others, counts, first_row))
         return ScoredTokens(
             num_tokens=np.array([int(example.scored.sum()) for example in examples], dtype=np.int64),
             ranks=_joined(scores, "ranks"),
@@ -426,13 +451,17 @@ class RSRScorer:
             "max_length": self.max_length,
             "token_stats": self.token_stats,
             "dataset_text_field": self._tokenize.dataset_text_field,
-        } | ({"scores": ", ".join(self._functions)} if self._functions else {})
+            **({"scores": ", ".join(self._functions)} if self._functions else {}),
+            **({} if self.teacher is None else {"teacher": self.teacher.fingerprint}),
+        }
 
     def _checkpoint(self) -> str:
         return checkpoint_fingerprint(self._model_id, getattr(self._config, "_commit_hash", None))
 
     def _look_again(self) -> None:
         """Forget what may have changed: a live student trained, a checkpoint replaced in its folder, tokens added."""
+        if self.teacher is not None:
+            self.teacher._look_again()
         self._fingerprint = None
         if self._model_id is None:
             self._weights = None  # some training loops change weights in ways that leave no trace
@@ -462,6 +491,7 @@ class RSRScorer:
             "max_length": self.max_length,
             "token_stats": self.token_stats,
             "scores": list(self._functions),
+            "teacher": None if self.teacher is None else self.teacher.__getstate__()["spec"],
             "text": self._tokenize.dataset_text_field,
         }
         init = {} if self._model_id is None else {**self._init_kwargs, "processing_class": None}
@@ -473,7 +503,7 @@ class RSRScorer:
         else:
             # A copy without its model: it says so when it is called (raising here would hang the worker pool).
             self._student = self._model_id = None
-            self._tokenize, self.schema = _NoStudent(self), {}
+            self._tokenize, self.schema, self.teacher = _NoStudent(self), {}, None
             self.overwrite = True
 
     # ------------------------------------------------------------------------------------------------------ checks

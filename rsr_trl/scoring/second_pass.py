@@ -1,4 +1,4 @@
-"""Surprisals in another context than the trajectory's own: without its prompt, or with a short memory.
+"""Surprisals in another context than the trajectory's own: without its prompt, with a short memory, or to a teacher.
 
 Each is a pass of its own over examples derived from those of the first pass. It knows tokens and the student, and
 neither datasets nor what the numbers are for.
@@ -104,3 +104,27 @@ def _local_windows(example: TokenizedExample, num_steps: int) -> Iterator[Tokeni
             near = example.input_ids[starts[max(0, i - num_steps)] : stop]
             ids = np.concatenate([example.input_ids[:begin], near])
             yield TokenizedExample(ids, np.arange(len(ids)) >= len(ids) - (stop - start))
+
+
+def teacher_steps(
+    teacher: Student, examples: Sequence[TokenizedExample], counts: Sequence[int], first_row: int = 0
+) -> list[np.ndarray]:
+    """
+    Surprisal of each step of each example to the teacher, in sum.
+
+    Args:
+        teacher ([`Student`]): The teacher, seen as a scorer of tokens.
+        examples (sequence of [`TokenizedExample`]): The same rows in the teacher's tokens, with `step_starts`.
+        counts (sequence of `int`): Steps of each row in the student's tokens, 0 where it has no score.
+        first_row (`int`, *optional*, defaults to `0`): What messages call the first example.
+
+    Returns:
+        list of float64 arrays of shape `(count,)`: NaN where the teacher's tokens make another number of steps.
+    """
+    found = [np.full(count, np.nan) for count in counts]
+    if any(example.error is None for example in examples):
+        for i, scores in teacher.score(examples, first_row=first_row):
+            starts = np.flatnonzero(examples[i].step_starts[examples[i].scored])
+            if len(starts) == len(found[i]):
+                found[i][:] = np.add.reduceat(scores.surprisals.astype(np.float64), starts)
+    return found

@@ -41,6 +41,7 @@ class TokenizedExample:
         error (`str`, *optional*): Why nothing is scored. `None` exactly when some position is.
         step_starts (bool array of shape `(T,)`, *optional*): Which scored tokens begin a reasoning step
             ([`split_steps`] of each response); every run of scored tokens begins with one.
+        for_teacher ([`TokenizedExample`], *optional*): The same example in a teacher's tokens.
     """
 
     input_ids: np.ndarray
@@ -48,6 +49,7 @@ class TokenizedExample:
     truncated: bool = False
     error: str | None = None
     step_starts: np.ndarray | None = None
+    for_teacher: "TokenizedExample | None" = None
 
     @classmethod
     def failed(cls, error: str) -> "TokenizedExample":

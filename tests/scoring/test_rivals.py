@@ -40,7 +40,12 @@ def rows() -> list[dict]:
 
 @pytest.fixture
 def scorer(tiny_student, tiny_tokenizer) -> RSRScorer:
-    return RSRScorer(tiny_student(), tiny_tokenizer, scores=NAMES)
+    return RSRScorer(tiny_student(), tiny_tokenizer, scores=NAMES, teacher=teacher_of(tiny_student, tiny_tokenizer))
+
+
+def teacher_of(tiny_student, tiny_tokenizer) -> RSRScorer:
+    """Another student; in no way better, but with other probabilities."""
+    return RSRScorer(tiny_student(seed=3), tiny_tokenizer)
 
 
 # ------------------------------------------------------------------------------------- definitions, one row at a time
@@ -91,6 +96,11 @@ def lalp(row: Row) -> float:
     return np.mean(means)
 
 
+def provenance(row: Row, teacher64) -> float:
+    by_teacher = truth_of(teacher64, row.ids, list(range(row.num_prompt, len(row.ids)))).surprisals
+    return np.mean([(row.nats[a:b] - by_teacher[a:b]).mean() >= 0.1 for a, b in row.steps])
+
+
 DEFINITIONS = {
     "rsr": lambda row: row.rank.sum() / row.nats.sum(),
     "rsr_filtered": filtered,
@@ -118,13 +128,21 @@ def casl_by_definition(rows: list[Row]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "random"])
-def test_equals_its_definition(name, scorer, rows, tiny_tokenizer):
+def test_equals_its_definition(name, scorer, tiny_tokenizer):
     model64 = in_float64(scorer.student.model)
     responses = [*RESPONSES, ["Just.", " Two"], ["Ten words\n", "or more."]]  # casl is fitted to six
     truths = [Row(model64, tiny_tokenizer, steps) for steps in responses]
     dataset = Dataset.from_list([{"prompt": PROMPT, "completion": "".join(steps)} for steps in responses])
-    expected = casl_by_definition(truths) if name == "casl" else [DEFINITIONS[name](row) for row in truths]
-    found = read_score(RSRScorer(scorer.student.model, tiny_tokenizer, scores=[name]).score(dataset), name)
+    teacher = scorer.teacher if name == "provenance" else None
+    if name == "casl":
+        expected = casl_by_definition(truths)
+    elif name == "provenance":
+        expected = [provenance(row, in_float64(teacher.student.model)) for row in truths]
+        assert 0 < np.mean(expected) < 1  # else the comparison would say little
+    else:
+        expected = [DEFINITIONS[name](row) for row in truths]
+    one = RSRScorer(scorer.student.model, tiny_tokenizer, scores=[name], teacher=teacher)
+    found = read_score(one.score(dataset), name)
     np.testing.assert_allclose(found, expected, rtol=1e-4 if name == "casl" else 1e-5)
 
 
@@ -168,7 +186,7 @@ def test_real_tokens_and_a_real_student(gsm8k_rows, gsm8k_student):
 def test_the_same_by_every_entry_and_in_every_batch(entry, scorer, rows, tiny_tokenizer):
     dataset = Dataset.from_list(rows)
     expected = scorer.score(dataset)
-    small = RSRScorer(scorer.student.model, tiny_tokenizer, scores=NAMES, max_batch_tokens=64)
+    small = RSRScorer(scorer.student.model, tiny_tokenizer, scores=NAMES, max_batch_tokens=64, teacher=scorer.teacher)
     found = {
         "map": lambda: dataset.map(scorer),
         "batched map": lambda: dataset.map(scorer, batched=True, batch_size=2),
@@ -204,6 +222,7 @@ PAIRS = {
     "length": (tokens(), tokens(ranks=[2], surprisals=[1.0])),
     "ifd": (tokens(surprisals_alone=[1.0] * 4), tokens(surprisals_alone=[5.0] * 4)),  # the prompt explains less
     "lalp": (tokens(surprisals_local=[0.1] * 4), tokens(surprisals_local=[3.0] * 4)),  # steps that follow
+    "provenance": (tokens(teacher_steps=[0.5, 1.7]), tokens(teacher_steps=[1.9, 9.0])),  # 1.0 and 0.0 of the steps
 }
 
 
@@ -254,6 +273,53 @@ def test_conversations_begin_anew_with_every_turn(scorer, tiny_tokenizer):
     assert scored["score_ifd"][0] == pytest.approx(sees_all[1:].mean() / alone.mean(), rel=1e-5)
 
 
+def test_a_teacher_with_other_tokens(gsm8k_rows, gsm8k_student, stories260k):
+    """Steps are compared by the probability of their whole text, so the two need no common tokens."""
+    student, teacher = RSRScorer(gsm8k_student, dtype="float32"), RSRScorer(stories260k)
+    scorer = RSRScorer(
+        student.student.model,
+        student.processing_class,
+        scores=["provenance", "drop"],
+        teacher=teacher,
+        token_stats=True,
+    )
+    rows = [{"prompt": row["prompt"], "completion": row["completion"][:300]} for row in gsm8k_rows[::600]]
+    scored = scorer.score(Dataset.from_list(rows))
+    model64 = in_float64(teacher.student.model)
+    compared = 0
+    for row, mine, theirs in zip(scored, scorer._tokenize(rows), scorer._tokenize_for_teacher(rows), strict=True):
+        places = np.flatnonzero(theirs.scored)
+        by_teacher = truth_of(model64, theirs.input_ids, places).surprisals
+        own = np.array(row[columns.TOKEN_SURPRISALS])
+        starts, others = (np.flatnonzero(e.step_starts[e.scored]) for e in (mine, theirs))
+        if len(starts) != len(others):
+            assert row["score_provenance"] is None
+            continue
+        gaps = [
+            (own[a:b].sum() - by_teacher[c:d].sum()) / (b - a)
+            for a, b, c, d in zip(starts, [*starts[1:], len(own)], others, [*others[1:], len(by_teacher)], strict=True)
+        ]
+        assert row["score_provenance"] == pytest.approx(np.mean(np.array(gaps) >= 0.1))
+        compared += 1
+    assert compared >= 2
+
+
+def test_a_teacher_is_for_provenance_alone(tiny_student, tiny_tokenizer):
+    teacher = teacher_of(tiny_student, tiny_tokenizer)
+    for settings in ({"scores": ["provenance"]}, {"scores": ["rank"], "teacher": teacher}):
+        with pytest.raises(ValueError, match="'provenance' needs the teacher's model, and nothing else does"):
+            RSRScorer(tiny_student(), tiny_tokenizer, **settings)
+
+
+def test_another_teacher_is_another_run_but_the_same_student(scorer, tiny_student, tiny_tokenizer):
+    other = RSRScorer(
+        scorer.student.model, tiny_tokenizer, scores=NAMES, teacher=RSRScorer(tiny_student(seed=9), tiny_tokenizer)
+    )
+    assert other.fingerprint == scorer.fingerprint
+    different = [name for name, value in scorer.identity.items() if other.identity[name] != value]
+    assert different == ["teacher"]
+
+
 def test_a_beginning_of_sequence_token_stays_without_the_prompt(stories260k):
     scorer = RSRScorer(stories260k, scores=["ifd"])
     row = {"prompt": "Once upon a time", "completion": " there was a cat."}
@@ -288,7 +354,7 @@ def test_stored_columns_are_the_very_scores(scorer, rows):
 def test_names():
     assert check_scores(None) == () and check_scores("all") == ONE_PASS
     assert check_scores(["rank", "surprisal", "rank"]) == ("surprisal", "rank")
-    assert set(NAMES) - set(ONE_PASS) == {"ifd", "lalp"}
+    assert set(NAMES) - set(ONE_PASS) == {"ifd", "lalp", "provenance"}
     with pytest.raises(ValueError, match="There is no score 'suprisal'. There are rsr, rsr_filtered, surprisal,"):
         RSRScorer("not loaded", scores=["suprisal"])
 
