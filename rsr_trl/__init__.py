@@ -18,6 +18,7 @@ _HOME = {
     "RSRSampler": "training.sampler",
     "RSRScorer": "scoring.scorer",
     "ScoreTable": "training.score_table",
+    "compare_scores": "selection.compare",
     "dataset_rsr": "equations",
     "filtered_token_rsr": "equations",
     "race_teachers": "selection.race",
@@ -33,6 +34,7 @@ __all__ = [  # spelt out: type checkers and ruff don't follow list(_HOME)
     "RSRSampler",
     "RSRScorer",
     "ScoreTable",
+    "compare_scores",
     "dataset_rsr",
     "filtered_token_rsr",
     "race_teachers",
@@ -45,6 +47,7 @@ __all__ = [  # spelt out: type checkers and ruff don't follow list(_HOME)
 if TYPE_CHECKING:
     from rsr_trl.equations import dataset_rsr, filtered_token_rsr, token_rsr, trajectory_rsr
     from rsr_trl.scoring.scorer import RSRScorer
+    from rsr_trl.selection.compare import compare_scores
     from rsr_trl.selection.race import race_teachers
     from rsr_trl.selection.teachers import rank_teachers
     from rsr_trl.selection.trajectories import select_trajectories

@@ -22,6 +22,7 @@ COMMANDS = {
     "teachers": "rank the teachers of a scored dataset, with error bars, or score as few trajectories as needed",
     "select": "choose the most suitable trajectories of a scored dataset",
     "sft": "fine-tune your student, the most suitable trajectories first (TRL's SFT)",
+    "compare": "RSR beside other scores of the same trajectories, and its known failure modes looked for",
     "show": "show one trajectory token by token: where it surprises the student, and where it suits",
     "bench": "measure scoring on this machine beside the reference way and the floor",
 }

@@ -1,0 +1,277 @@
+"""Where RSR is known to mislead, looked for in a scored pool: each found is named, counted, and comes with a remedy.
+
+What is known is from the paper and its readers (arXiv:2601.14249), except for guesses, which are our own measurement:
+a token that is a fair guess among k words has surprisal ln k and mean rank (k + 1) / 2, a ratio of 1.8 to 2.4 for k of
+2 to 10, below most real reasoning.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from rsr_trl.selection.arrays import examples
+from rsr_trl.selection.scored_rows import ScoredRows
+from rsr_trl.selection.teachers import FEW_PROBLEMS
+
+
+SHORT_TOKENS = 32  # scored tokens: an answer in a sentence or two, whose ratio a word or two decide
+NOTABLE_SHARE = 0.1  # of the pool or of the choice: enough to bend what the student learns
+MOST = 0.5  # of a teacher's trajectories: then it is the teacher's way, not an accident
+COLLAPSE_SHARE = 0.5  # of the choice from one teacher; 45-77% in the paper, whose readers ask for a cap
+COLLAPSE_LIFT = 1.5  # and this many times its share of the pool: else the pool was lopsided before
+TRUNCATED_SHARE = 0.05  # the score of every twentieth row is that of a beginning: more than rounding in any ranking
+# A guess among 2 to 10 words is where guessing looks better than real reasoning. Over more words its ratio rises.
+GUESS_SURPRISAL = (np.log(2), np.log(10))
+# Mean rank, in multiples of that of a fair guess of the same surprisal. In the paper's tables 25-29 no teacher whose
+# mean surprisal is that of a guess comes nearer than 1.36, but for one at its edge with 1.22.
+GUESS_RANK = 1.2
+FOREIGN_RANK = 30  # mean clipped rank: a third of the tokens beyond r_max = 100. The paper's teachers have 1.4 to 5.6
+MOSTLY_LENGTH = 0.5  # R^2: more is explained by length than by all else together
+WRONG_FIRST = 0.45  # share of pairs in which the correct one is more suitable; nearer to 0.5 a filter changes little
+SAME_CHOICE = 0.9  # of the choice: what the other tenth could change, no training run of usual size would show
+NUM_EXAMPLES = 5  # rows and names given of each finding
+
+
+@dataclass(frozen=True)
+class Finding:
+    """
+    A known failure mode of RSR that a pool shows.
+
+    Args:
+        name (`str`): What it is, in a few words: the same for every pool.
+        what (`str`): What was found, with counts, in a sentence.
+        why (`str`): Why it matters.
+        what_to_do (`str`): What to do, with the options that do it.
+        rows (`int`): Trajectories concerned.
+        teachers (`list`): Teachers concerned, if it is about some in particular.
+        example_rows (`list[int]`): Places in the dataset of a few of the rows concerned, chosen ones first.
+    """
+
+    name: str
+    what: str
+    why: str
+    what_to_do: str
+    rows: int
+    teachers: list
+    example_rows: list[int]
+
+
+def look_at_rows(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+    """
+    Yield what is found in a pool, the gravest first; nothing if no known failure mode is there.
+
+    Args:
+        rows ([`ScoredRows`]): All rows with a finite RSR.
+        chosen (boolean array of shape `(rows,)`): Those that RSR would choose.
+    """
+    for look in (_short, _guesses, _foreign, _collapse, _truncated, _few_problems, _nothing_to_choose):
+        yield from look(rows, chosen)
+
+
+def look_at_scores(scores: list[dict], chance: float, num_rows: int) -> Iterator[Finding]:
+    """
+    Yield what the comparison with other scores, length and correctness shows of RSR.
+
+    Args:
+        scores (`list[dict]`): Those of a [`Comparison`], RSR first.
+        chance (`float`): Overlap of choices made at random.
+        num_rows (`int`): Rows compared.
+    """
+    rsr, *others = scores
+
+    def finding(name: str, **texts: str) -> Finding:
+        return Finding(name=name, rows=num_rows, teachers=[], example_rows=[], **texts)
+
+    high = rsr["correct_first_high"]
+    if high is not None and high < 0.5 and rsr["correct_first"] < WRONG_FIRST:
+        yield finding(
+            "prefers incorrect ones",
+            what=f"Of a correct and an incorrect trajectory, RSR puts the correct one first in "
+            f"{rsr['correct_first']:.0%} of cases only ({rsr['correct_first_low']:.0%} to "
+            f"{rsr['correct_first_high']:.0%}).",
+            why="RSR knows nothing of correctness, and here it leans to the incorrect.",
+            what_to_do="Choose among correct ones: `rsr select --require COLUMN` with the column of correctness.",
+        )
+    if (rsr["length_r2"] or 0) > MOSTLY_LENGTH:
+        ends = "short" if rsr["length_correlation"] < 0 else "long"
+        yield finding(
+            "mostly length",
+            what=f"Length explains {rsr['length_r2']:.0%} of RSR's order (rank R²): {ends} trajectories come first.",
+            why="Sorting by length, which costs nothing, would do nearly the same.",
+            what_to_do="Have an arm that chooses by length beside RSR in `rsr pilot`.",
+        )
+    same = [score for score in others if score["overlap"] > SAME_CHOICE] if chance < MOST else []
+    if same:
+        names = ", ".join(f"{score['name']} ({score['overlap']:.0%})" for score in same)
+        yield finding(
+            "same choice",
+            what=f"Other scores would choose nearly the same as RSR: {names}.",
+            why="No training can tell such choices apart.",
+            what_to_do="Take the simplest of them, or test only one of them in `rsr pilot`.",
+        )
+
+
+def near_guessing(mean_rank: np.ndarray, mean_surprisal: np.ndarray) -> np.ndarray:
+    """
+    Whether trajectories look like guesses among 2 to 10 equally likely words.
+
+    Args:
+        mean_rank (float array of shape `(n,)`): Mean clipped rank.
+        mean_surprisal (float array of shape `(n,)`): In nats.
+
+    Returns:
+        boolean array of shape `(n,)`: mean surprisal from ln 2 to ln 10, and a mean rank of at most 1.2 times that of
+        a fair guess with this surprisal, `(exp(surprisal) + 1) / 2`. Outside that range means say little: below it
+        words that are foreseen outweigh guesses, and above it ranks are clipped.
+    """
+    low, high = GUESS_SURPRISAL
+    guess = (np.exp(np.minimum(mean_surprisal, high)) + 1) / 2
+    # A guess among exactly 2 or 10 words may miss the ends by rounding.
+    inside = (mean_surprisal >= low - 1e-6) & (mean_surprisal <= high + 1e-6)
+    return inside & (mean_rank <= GUESS_RANK * guess)
+
+
+def _short(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+    yield from _of_rows(
+        "short responses",
+        rows,
+        chosen,
+        rows.tokens < SHORT_TOKENS,
+        NOTABLE_SHARE,
+        have=f"have fewer than {SHORT_TOKENS} scored tokens",
+        why="So few tokens make a noisy ratio, and an answer without reasoning looks suitable by chance.",
+        what_to_do="Keep bare answers out: mark what has reasoning in a boolean column, and name it in `rsr select "
+        "--require`.",
+    )
+
+
+def _guesses(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+    yield from _of_rows(
+        "near pure guessing",
+        rows,
+        chosen,
+        near_guessing(rows.rank, rows.surprisal),
+        NOTABLE_SHARE,
+        have="have the rank and surprisal of guesses among 2 to 10 words",
+        why="What nobody can predict looks ideal to RSR (a ratio of 1.8 to 2.4), and nothing is learnt from it.",
+        what_to_do="Read some with `rsr show`. Guesses: keep them out with `rsr select --require`. Reasoning: have a "
+        "random arm beside RSR in `rsr pilot`.",
+    )
+
+
+def _foreign(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+    concerned = rows.rank > FOREIGN_RANK
+    if concerned[chosen].mean() > MOST:
+        yield from _of_rows(
+            "foreign to the student",
+            rows,
+            chosen,
+            concerned,
+            MOST,
+            have=f"have a mean rank over {FOREIGN_RANK}",
+            why="The student hardly reads such text: how many ranks are clipped decides the ratio, and little else.",
+            what_to_do="Check that student, chat template (`rsr score --as_chat`) and data belong together.",
+        )
+
+
+def _truncated(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+    yield from _of_rows(
+        "truncated trajectories",
+        rows,
+        chosen,
+        rows.truncated,
+        TRUNCATED_SHARE,
+        have="were cut at the length limit",
+        why="Their scores are of their beginnings only, and trained on at this length they end before the answer.",
+        what_to_do="Score again with a larger `rsr score --max_length` if the student has the positions, or mark what "
+        "is whole in a boolean column and name it in `rsr select --require`.",
+    )
+
+
+def _of_rows(
+    name: str, rows: ScoredRows, chosen: np.ndarray, concerned: np.ndarray, enough: float, have: str, **texts: str
+) -> Iterator[Finding]:
+    """A finding if more than `enough` of the pool or of the choice, or most of some teacher's rows, are concerned."""
+    teachers = []
+    if rows.teacher is not None:
+        size, count = (np.bincount(x, minlength=len(rows.teachers)) for x in (rows.teacher, rows.teacher[concerned]))
+        teachers = [rows.teachers[i] for i in np.flatnonzero(count > MOST * size)]
+    of_all, of_chosen = concerned.mean(), concerned[chosen].mean()
+    if max(of_all, of_chosen) > enough or teachers:
+        which = (
+            f"; most of what {examples(teachers, 3)} wrote" if 0 < len(teachers) < len(np.unique(rows.teacher)) else ""
+        )
+        ordered = np.concatenate([np.flatnonzero(concerned & chosen), np.flatnonzero(concerned & ~chosen)])
+        yield Finding(
+            name=name,
+            what=f"{concerned.sum():,} trajectories ({of_all:.0%} of all, {of_chosen:.0%} of what RSR chooses{which}) "
+            f"{have}.",
+            rows=int(concerned.sum()),
+            teachers=teachers,
+            example_rows=rows.row[ordered[:NUM_EXAMPLES]].tolist(),
+            **texts,
+        )
+
+
+def _collapse(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+    if rows.teacher is None or len(np.unique(rows.teacher)) < 3:
+        return
+    count = np.bincount(rows.teacher[chosen], minlength=len(rows.teachers))
+    most = int(count.argmax())
+    share, before = count[most] / chosen.sum(), (rows.teacher == most).mean()
+    if share > COLLAPSE_SHARE and share > COLLAPSE_LIFT * before:
+        concerned = np.flatnonzero(chosen & (rows.teacher == most))
+        yield Finding(
+            name="one-teacher collapse",
+            what=f"{rows.teachers[most]!r} wrote {share:.0%} of what RSR chooses, and {before:.0%} of the pool.",
+            why="A choice of trajectories is then a choice of teacher, whose style is most of what the student sees.",
+            what_to_do="Spread it with `rsr select --max_share_per_teacher 0.4`.",
+            rows=len(concerned),
+            teachers=[rows.teachers[most]],
+            example_rows=rows.row[concerned[:NUM_EXAMPLES]].tolist(),
+        )
+
+
+def _few_problems(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+    if rows.problem is None:
+        return
+    num_problems, fewest = len(np.unique(rows.problem)), []
+    if rows.teacher is None:
+        shared, found = num_problems, f"There are {num_problems:,} problems."
+    else:
+        shared = int(rows.shared_problems().sum())
+        found = f"{shared:,} of {num_problems:,} problems have a scored trajectory of every teacher."
+        pairs = np.unique(np.stack([rows.teacher, rows.problem]), axis=1)
+        has = np.bincount(pairs[0], minlength=len(rows.teachers))
+        fewest = [rows.teachers[i] for i in np.argsort(has, kind="stable") if 0 < has[i] < num_problems]
+    if shared < FEW_PROBLEMS:
+        less = f", or leave out the teachers with the fewest ({examples(fewest, 3)})" if fewest else ""
+        yield Finding(
+            name="too few problems",
+            what=found,
+            why=f"On fewer than {FEW_PROBLEMS}, differences between teachers, and between scores, are mostly chance. "
+            "The paper takes 200.",
+            what_to_do=f"Score more problems{less}. `rsr teachers --problem_column` shows the intervals.",
+            rows=len(rows),
+            teachers=fewest[:NUM_EXAMPLES],
+            example_rows=[],
+        )
+
+
+def _nothing_to_choose(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+    if rows.problem is None:
+        return
+    size = np.bincount(rows.problem)
+    alone = size[rows.problem] == 1
+    num_problems = int((size > 0).sum())
+    if alone.sum() > MOST * num_problems:
+        yield Finding(
+            name="nothing to choose from",
+            what=f"{alone.sum():,} of {num_problems:,} problems have a single scored trajectory.",
+            why="Whatever the score, the most suitable one of a problem is then the only one.",
+            what_to_do="Add trajectories of other teachers, or choose among all: `rsr select --keep_fraction`.",
+            rows=int(alone.sum()),
+            teachers=[],
+            example_rows=rows.row[alone][:NUM_EXAMPLES].tolist(),
+        )

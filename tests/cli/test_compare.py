@@ -1,0 +1,132 @@
+import json
+
+import numpy as np
+import pytest
+
+from rsr_trl.cli import compare
+from rsr_trl.cli.options import parse
+from rsr_trl.selection.compare import compare_scores
+from tests.selection.pools import clean_pool, column
+
+
+def run(*argv):
+    return compare.main(*parse(compare.make_parser(), argv))
+
+
+@pytest.fixture(autouse=True)
+def _width(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+
+
+@pytest.fixture
+def save(tmp_path, capsys):
+    """`save(dataset)` writes it to a file and returns the path."""
+
+    def write(dataset) -> str:
+        path = str(tmp_path / "scored.parquet")
+        dataset.to_parquet(path)
+        capsys.readouterr()
+        return path
+
+    return write
+
+
+def text_of(capsys) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    return " ".join(captured.err.split())
+
+
+def test_shows_what_the_comparison_finds(save, capsys):
+    dataset = clean_pool(problems=40)
+    path = save(dataset.add_column("quality", np.arange(240).tolist()))
+    run("--dataset_name", path, "--own_scores", "quality:high")
+    text = text_of(capsys)
+    truth = compare_scores(
+        dataset.add_column("quality", np.arange(240).tolist()),
+        own_scores={"quality": "high"},
+        teacher_column="teacher",
+        problem_column="problem_id",
+        correctness_column="correct",
+    )
+    assert "5 scores of 240 trajectories of 40 problems" in text
+    assert "None of RSR's known failure modes was found here" in text
+    rsr, surprisal, *_, quality = truth.scores
+    assert f"surprisal (low) {surprisal['rank_correlation']:+.2f} {surprisal['overlap']:.0%}" in text
+    assert "quality (high)" in text and "length (high)" in text and "by chance 17%" in text
+    assert f"{rsr['correct_first']:.0%} ({rsr['correct_first_low']:.0%}-{rsr['correct_first_high']:.0%})" in text
+    assert f"rsr {rsr['chosen_tokens']:.0f} {rsr['chosen_accuracy']:.0%} {rsr['chosen_top_teacher']} " in text
+    best = truth.teachers[0]
+    places = " ".join(str(best["places"][name]) for name in ("surprisal", "length", "rank", "quality"))
+    assert f"{best['teacher']} {best['values']['rsr']:.3f} {places}" in text
+    assert f"Next: rsr select --dataset_name {path} --group_column problem_id --output_dir OUT" in text
+
+
+def test_findings_come_first_with_what_to_do(save, capsys):
+    dataset = clean_pool()
+    tokens = np.where(column(dataset, "teacher") == "t2", 7, column(dataset, "rsr_num_tokens"))
+    path = save(dataset.remove_columns("rsr_num_tokens").add_column("rsr_num_tokens", tokens.tolist()))
+    run("--dataset_name", path)
+    text = text_of(capsys)
+    assert "1 known failure mode of RSR found here: short responses: 100 trajectories" in text
+    assert text.index("short responses") < text.index("--require") < text.index("surprisal (low)")
+
+
+def test_nothing_is_wider_than_the_terminal(save, capsys):
+    names = [f"Nemotron-4-340B-Instruct-{i % 6}" for i in range(600)]
+    dataset = clean_pool(teacher=names)
+    own = {f"rank_entropy_{i}": np.random.default_rng(i).random(600) for i in range(8)}
+    for name, values in own.items():
+        dataset = dataset.add_column(name, values.tolist())
+    path = save(dataset)
+    run("--dataset_name", path, "--own_scores", ",".join(f"{name}:high" for name in own))
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Next: ")]
+    assert max(len(line.rstrip()) for line in lines) <= 80
+    assert not any("…" in line for line in lines)
+
+
+def test_json(save, capsys):
+    dataset = clean_pool()
+    path = save(dataset)
+    run("--dataset_name", path, "--scores", "surprisal,length", "--json")
+    captured = capsys.readouterr()
+    result = json.loads(captured.out)
+    assert captured.err == "" and result["direction"] == "lower = more suitable"
+    truth = compare_scores(
+        dataset,
+        scores=["surprisal", "length"],
+        teacher_column="teacher",
+        problem_column="problem_id",
+        correctness_column="correct",
+    )
+    assert result == {"direction": "lower = more suitable", **truth.to_dict()}
+
+
+def test_without_teachers_problems_and_correctness(save, capsys):
+    run("--dataset_name", save(clean_pool().remove_columns(["teacher", "problem_id", "correct"])))
+    text = text_of(capsys)
+    assert "4 scores of 600 trajectories None of" in text and "--keep_fraction 0.5" in text
+    assert "Teachers" not in text and "correct first" not in text and "most from" not in text
+
+
+def test_a_correct_column_that_is_no_boolean_is_used_only_if_asked_for(save, capsys):
+    path = save(clean_pool(correct=["yes"] * 600))
+    run("--dataset_name", path)
+    assert "correct first" not in text_of(capsys)
+    with pytest.raises(ValueError, match="true or false"):
+        run("--dataset_name", path, "--correctness_column", "correct")
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--own_scores", "rsr"], "write rsr:low or rsr:high"),
+        (["--own_scores", "rsr:up"], "must be 'low' or 'high'"),
+        (["--scores", "grape"], "There is no score 'grape'"),
+        (["--problem_column", "question"], "no column 'question'"),
+        (["--teacher_column", "author"], "no column 'author'"),
+    ],
+)
+def test_wrong_options_are_one_message(save, options, message):
+    with pytest.raises(ValueError, match=message):
+        run("--dataset_name", save(clean_pool()), *options)

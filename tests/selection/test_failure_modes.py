@@ -1,0 +1,199 @@
+import csv
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+
+from rsr_trl.equations import trajectory_means
+from rsr_trl.selection.compare import compare_scores
+from rsr_trl.selection.failure_modes import near_guessing
+from tests.selection.pools import clean_pool, column
+
+
+def findings(dataset, **options):
+    columns = dict(teacher_column="teacher", problem_column="problem_id", correctness_column="correct")
+    return {finding.name: finding for finding in compare_scores(dataset, **columns | options).findings}
+
+
+def planted(dataset, rows, **values):
+    """The pool with other values in some of its rows."""
+    for name, value in values.items():
+        changed = column(dataset, name)
+        changed[rows] = value
+        dataset = dataset.remove_columns(name).add_column(name, changed.tolist())
+    return dataset
+
+
+def of_teacher(dataset, name):
+    return column(dataset, "teacher") == name
+
+
+def only(dataset, name, **options):
+    """The one finding that is there, which must be the one planted."""
+    found = findings(dataset, **options)
+    assert list(found) == [name]
+    return found[name]
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("without", [[], ["problem_column"], ["teacher_column"], ["correctness_column"]])
+def test_nothing_is_said_of_a_pool_without_failure_modes(seed, without):
+    assert findings(clean_pool(seed), **dict.fromkeys(without)) == {}
+
+
+class TestShort:
+    def test_a_teacher_that_only_answers_is_named_even_if_never_chosen(self):
+        dataset = clean_pool()
+        rows = of_teacher(dataset, "t3")
+        finding = only(planted(dataset, rows, rsr_num_tokens=8, rsr=50.0), "short responses")
+        assert (finding.rows, finding.teachers) == (100, ["t3"])
+        assert "100 trajectories (17% of all, 0% of what RSR chooses; most of what 't3' wrote)" in finding.what
+        assert "rsr select --require" in finding.what_to_do
+
+    def test_many_of_all_teachers(self):
+        dataset = clean_pool()
+        rows = np.arange(600) % 7 == 0
+        finding = only(planted(dataset, rows, rsr_num_tokens=31), "short responses")
+        assert (finding.rows, finding.teachers) == (86, [])
+        assert findings(planted(dataset, rows, rsr_num_tokens=32)) == {}
+
+    def test_few_are_not_a_failure_mode_and_few_that_are_chosen_are(self):
+        dataset = clean_pool()
+        rows = np.arange(600) % 43 == 0
+        assert findings(planted(dataset, rows, rsr_num_tokens=8, rsr=50.0)) == {}
+        finding = only(planted(dataset, rows, rsr_num_tokens=8, rsr=0.5), "short responses")
+        assert finding.example_rows == np.flatnonzero(rows)[:5].tolist()
+
+    def test_examples_are_rows_of_the_dataset_as_it_is(self):
+        dataset = clean_pool()
+        dataset = planted(dataset, np.arange(600) % 7 == 0, rsr_num_tokens=9)
+        dataset = planted(dataset, np.arange(600) < 10, rsr=np.nan).shuffle(seed=1)
+        for row in only(dataset, "short responses").example_rows:
+            assert dataset[row]["rsr_num_tokens"] == 9 and dataset[row]["rsr"] > 0
+
+
+class TestNearGuessing:
+    @pytest.mark.parametrize("k", range(2, 11))
+    def test_tokens_that_are_fair_guesses(self, k):
+        ranks = np.random.default_rng(k).permutation(np.repeat(np.arange(1, k + 1), 12))
+        means = trajectory_means(ranks, np.full(len(ranks), np.log(k)), [len(ranks)])
+        assert near_guessing(*means).tolist() == [True]
+        assert near_guessing(1.25 * means[0], means[1]).tolist() == [False]
+
+    def test_only_where_a_guess_looks_better_than_reasoning(self):
+        words = np.array([1.5, 20, 50])
+        assert not near_guessing((words + 1) / 2, np.log(words)).any()
+
+    def test_no_teacher_of_the_paper(self, shared):
+        rows = list(csv.DictReader((shared / "paper" / "teacher_student_metrics.csv").open()))
+        parts = (np.array([float(row[name]) for row in rows]) for name in ("avg_rank_clipped", "avg_surprisal"))
+        assert len(rows) == 55 and not near_guessing(*parts).any()
+
+    def test_a_guessing_teacher_is_found(self):
+        dataset = clean_pool()
+        rows = of_teacher(dataset, "t1")
+        guess = dict(rsr_mean_surprisal=np.log(5), rsr_mean_clipped_rank=3.0, rsr=3 / np.log(5))
+        found = findings(planted(dataset, rows, **guess))
+        assert list(found) == ["near pure guessing", "one-teacher collapse"]
+        finding = found["near pure guessing"]
+        assert (finding.rows, finding.teachers) == (100, ["t1"]) and "100% of what RSR chooses" in finding.what
+        assert "random arm" in finding.what_to_do and "`rsr show`" in finding.what_to_do
+
+
+def test_text_that_the_student_hardly_reads():
+    dataset = clean_pool()
+    finding = only(planted(dataset, slice(None), rsr_mean_clipped_rank=55.0), "foreign to the student")
+    assert finding.rows == 600 and "--as_chat" in finding.what_to_do
+    foreign = of_teacher(dataset, "t1")
+    assert findings(planted(dataset, foreign, rsr_mean_clipped_rank=55.0, rsr=9.0)) == {}  # and so never chosen
+
+
+class TestCollapse:
+    def test_one_teacher_of_most_chosen(self):
+        dataset = clean_pool()
+        rows = of_teacher(dataset, "t2") & (np.arange(600) < 390)
+        finding = only(planted(dataset, rows, rsr=0.5), "one-teacher collapse")
+        assert finding.teachers == ["t2"] and 65 <= finding.rows < 80
+        assert f"'t2' wrote {finding.rows}% of what RSR chooses, and 17% of the pool" in finding.what
+        assert "--max_share_per_teacher 0.4" in finding.what_to_do
+
+    def test_a_pool_that_is_mostly_one_teachers_has_not_collapsed(self):
+        dataset = clean_pool(teachers=6)
+        names = column(dataset, "teacher")
+        names[np.isin(names, ["t2", "t3", "t4"])] = "t1"
+        assert findings(clean_pool(teacher=names.tolist())) == {}
+
+    def test_of_two_teachers_one_has_half_anyway(self):
+        dataset = clean_pool(teachers=2)
+        assert findings(planted(dataset, of_teacher(dataset, "t0"), rsr=0.5)) == {}
+
+
+def test_truncated_trajectories():
+    dataset = clean_pool()
+    finding = only(planted(dataset, np.arange(600) % 15 == 0, rsr_truncated=True), "truncated trajectories")
+    assert (finding.rows, finding.teachers) == (40, [])
+    assert "--max_length" in finding.what_to_do
+    assert findings(planted(dataset, np.arange(600) % 101 == 0, rsr_truncated=True)) == {}
+
+
+class TestFewProblems:
+    def test_few_in_all(self):
+        assert "too few problems" in findings(clean_pool(problems=12))
+        assert (
+            "There are 12 problems." in findings(clean_pool(problems=12), teacher_column=None)["too few problems"].what
+        )
+
+    def test_few_shared_by_all_teachers(self):
+        dataset = clean_pool()
+        gone = of_teacher(dataset, "t4") & (np.arange(600) > 100)
+        finding = only(dataset.select(np.flatnonzero(~gone)), "too few problems")
+        assert "17 of 100 problems have a scored trajectory of every teacher" in finding.what
+        assert finding.teachers == ["t4"] and "fewest ('t4')" in finding.what_to_do
+
+    def test_a_teacher_without_a_score_shares_none(self):
+        dataset = clean_pool()
+        assert findings(planted(dataset, of_teacher(dataset, "t4"), rsr=np.nan)) == {}  # it isn't compared at all
+
+    def test_nothing_to_choose_from(self):
+        dataset = clean_pool()
+        single = (np.arange(600) % 6 == 0) | (np.arange(600) < 150)
+        found = findings(dataset.select(np.flatnonzero(single)), teacher_column=None)
+        assert list(found) == ["nothing to choose from"]
+        assert "75 of 100 problems" in found["nothing to choose from"].what
+        assert "--keep_fraction" in found["nothing to choose from"].what_to_do
+
+
+class TestScores:
+    @pytest.mark.parametrize("more", [1.0, 100.0])
+    def test_incorrect_ones_first(self, more):
+        dataset = clean_pool()
+        ratio = column(dataset, "rsr") + np.where(column(dataset, "correct"), more, 0.0)
+        finding = only(planted(dataset, slice(None), rsr=ratio), "prefers incorrect ones")
+        assert "--require" in finding.what_to_do
+        ratio = column(dataset, "rsr") - np.where(column(dataset, "correct"), 1.0, 0.0)
+        assert findings(planted(dataset, slice(None), rsr=ratio)) == {}
+
+    @pytest.mark.parametrize("sign, end", [(1, "short"), (-1, "long")])
+    def test_mostly_length(self, sign, end):
+        dataset = clean_pool()
+        noise = np.random.default_rng(0).normal(0, 60, 600)
+        ratio = 10 + 0.01 * sign * (column(dataset, "rsr_num_tokens") + noise)
+        finding = only(planted(dataset, slice(None), rsr=ratio), "mostly length")
+        assert f"{end} trajectories come first" in finding.what
+
+    def test_a_score_that_chooses_the_same(self):
+        dataset = clean_pool()
+        dataset = dataset.add_column("twin", (-3 * column(dataset, "rsr")).tolist())
+        finding = only(dataset, "same choice", own_scores={"twin": "high"})
+        assert "twin (100%)" in finding.what
+        assert findings(dataset, own_scores={"twin": "low"}) == {}
+
+
+def test_every_finding_says_what_why_and_what_to_do():
+    dataset = planted(clean_pool(problems=12), slice(None), rsr_num_tokens=5, rsr_truncated=True)
+    found = findings(dataset).values()
+    assert len(found) >= 3
+    for finding in found:
+        texts = asdict(finding)
+        assert all(texts[name].endswith(".") for name in ("what", "why", "what_to_do"))
+        assert "rsr " in finding.what_to_do and 0 < finding.rows <= 72
