@@ -3,6 +3,8 @@
 A trajectory with nothing to score has null in the float columns, 0 in `rsr_num_tokens` and its reason in `rsr_error`.
 """
 
+from collections.abc import Iterable
+
 import pyarrow as pa
 
 
@@ -13,10 +15,13 @@ NUM_TOKENS = "rsr_num_tokens"  # tokens that were scored
 TRUNCATED = "rsr_truncated"
 ERROR = "rsr_error"  # null when fine
 STUDENT = "rsr_student"  # fingerprint of weights, tokenizer, template and settings
+STEP_SHARE = "rsr_step_share"  # share of the tokens that begin a reasoning step; only with the score casl
 TOKEN_IDS = "rsr_token_ids"
 TOKEN_RANKS = "rsr_token_ranks"  # not clipped
 TOKEN_SURPRISALS = "rsr_token_surprisals"  # nats
 TOKEN_TOP1 = "rsr_token_top1"  # the student's own most likely token there
+
+SCORE_PREFIX = "score_"  # of the columns of other scores, which RSRScorer(scores=...) adds
 
 SCORE_COLUMNS = {
     RSR: pa.float64(),
@@ -35,6 +40,7 @@ TOKEN_COLUMNS = {
 }
 
 
-def score_schema(token_stats: bool = False) -> dict[str, pa.DataType]:
-    """Columns that a scoring pass adds, in order, with their Arrow types."""
-    return SCORE_COLUMNS | TOKEN_COLUMNS if token_stats else dict(SCORE_COLUMNS)
+def score_schema(token_stats: bool = False, others: Iterable[str] = ()) -> dict[str, pa.DataType]:
+    """Columns that a scoring pass adds, in order, with their Arrow types. `others` names columns of other scores."""
+    schema = SCORE_COLUMNS | dict.fromkeys(others, pa.float64())
+    return schema | TOKEN_COLUMNS if token_stats else schema

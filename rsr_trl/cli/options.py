@@ -100,6 +100,8 @@ class StudentArguments:
         r_max (`int`, *optional*, defaults to `100`): Ranks are clipped here.
         max_batch_tokens (`int`, *optional*): Tokens of a batch, padding included.
         token_stats (`bool`, *optional*, defaults to `False`): Whether to keep rank and surprisal of every token.
+        scores (`str`, *optional*): Names of other scores to add, with commas between them, or `all`.
+        teacher_model_name_or_path (`str`, *optional*): The teacher's model, for the score `provenance`.
         assistant_only_loss (`bool`, *optional*, defaults to `False`): As in `SFTConfig`.
     """
 
@@ -131,6 +133,16 @@ class StudentArguments:
         default=None, metadata={"help": "Tokens of a batch, padding included: lower it if memory runs out."}
     )
     token_stats: bool = field(default=False, metadata={"help": "Keep rank and surprisal of every token."})
+    scores: str | None = field(
+        default=None,
+        metadata={
+            "help": "Other scores to add as columns, such as surprisal,rank,entropy; `all` that the same pass gives "
+            "(docs/scores.md lists them)."
+        },
+    )
+    teacher_model_name_or_path: str | None = field(
+        default=None, metadata={"help": "The teacher's model, Hub id or folder, for the score provenance."}
+    )
     assistant_only_loss: bool = field(
         default=False, metadata={"help": "Render chats as SFTTrainer does with assistant_only_loss=True."}
     )
@@ -147,6 +159,17 @@ class StudentArguments:
             device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"  # a GPU for each process
         if is_written_as_path(self.model_name_or_path) and not Path(self.model_name_or_path).exists():
             raise ValueError(f"There is no folder {self.model_name_or_path!r} (model_name_or_path).")
+        teacher = None
+        if self.teacher_model_name_or_path is not None:
+            teacher = RSRScorer(
+                self.teacher_model_name_or_path,
+                dtype=self.dtype,
+                device=device,
+                device_map=self.device_map,
+                attn_implementation=self.attn_implementation,
+                max_batch_tokens=self.max_batch_tokens,
+                trust_remote_code=self.trust_remote_code,
+            )
         return RSRScorer(
             self.model_name_or_path,
             revision=self.model_revision,
@@ -158,6 +181,8 @@ class StudentArguments:
             attn_implementation=self.attn_implementation,
             r_max=self.r_max,
             token_stats=self.token_stats,
+            scores=None if self.scores is None else [name.strip() for name in self.scores.split(",")],
+            teacher=teacher,
             max_batch_tokens=self.max_batch_tokens,
             assistant_only_loss=self.assistant_only_loss,
             overwrite=overwrite,

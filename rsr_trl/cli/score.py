@@ -3,7 +3,7 @@
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -37,7 +37,7 @@ tokens a trajectory).
 
 The other columns and the order of the rows are those of the source. Where there are `rsr_token_...` columns, they hold
 each scored token: its id, its rank (not clipped), its surprisal, and the student's own most likely token there.
-
+{others}
 ```bibtex
 @article{{rank_surprisal_ratio_2026,
   title   = {{Which Reasoning Trajectories Teach Students to Reason Better? A Simple Metric of Informative Alignment}},
@@ -152,6 +152,7 @@ def main(
         dtype=str(scorer.student.model.dtype).removeprefix("torch."),
         max_length=f"{scorer.max_length:,}",
         r_max=student_args.r_max,
+        others=_others(scorer.scores),
     )
     identity = data_identity(
         data.source_files(*source),
@@ -174,6 +175,17 @@ def main(
     return score_summary.finish(
         job, output_args.output_dir, scorer.max_length, teacher_column, output_args.json, job_args.push_to_hub
     )
+
+
+def _others(scores: Sequence[str]) -> str:
+    """What a dataset's card says of the other scores in it."""
+    from rsr_trl.scoring.rivals import SCORES
+
+    if not scores:
+        return ""
+    which = ", ".join(f"`score_{name}` ({SCORES[name].prefer}er first)" for name in scores if name != "casl")
+    casl = "`rsr_step_share`: share of the tokens that begin a reasoning step" if "casl" in scores else ""
+    return f"\nOther scores of the same student: {'; '.join(part for part in (which, casl) if part)}.\n"
 
 
 def share_of(shard: str | None) -> "Share":

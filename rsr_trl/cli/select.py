@@ -21,8 +21,9 @@ class SelectArguments:
         group_column (`str`, *optional*): Column that says which trajectories answer the same problem.
         keep_per_group (`int`, *optional*, defaults to `1`): How many to keep of each group.
         keep_fraction (`float`, *optional*): Share of all trajectories to keep, instead of by group.
-        score_threshold (`float`, *optional*): Keep all with an RSR up to this value, instead of by group.
-        prefer (`str`, *optional*, defaults to `"low"`): Which end of the RSR to keep.
+        score_threshold (`float`, *optional*): Keep all with a score up to this value, instead of by group.
+        score (`str`, *optional*, defaults to `"rsr"`): What to choose by: the name of a score, or a numeric column.
+        prefer (`str`, *optional*): Which end of the score to keep; by default its own.
         require (`str`, *optional*): Boolean column that must be true.
         when_none_qualifies (`str`, *optional*, defaults to `"drop"`): What to do with groups where `require` never is.
         max_tokens (`int`, *optional*): Leave out longer trajectories.
@@ -40,10 +41,17 @@ class SelectArguments:
         default=None, metadata={"help": "Instead of by group: keep this share of all, in (0, 1]."}
     )
     score_threshold: float | None = field(
-        default=None, metadata={"help": "Instead of by group: keep all with an RSR up to this."}
+        default=None, metadata={"help": "Instead of by group: keep all with a score up to this."}
     )
-    prefer: Literal["low", "high"] = field(
-        default="low", metadata={"help": "Which end of the RSR to keep; low suits the student."}
+    score: str = field(
+        default="rsr",
+        metadata={"help": "What to choose by: the name of a score that the dataset has, or a numeric column."},
+    )
+    prefer: Literal["low", "high"] | None = field(
+        default=None,
+        metadata={
+            "help": "Which end of the score to keep; by default its own (RSR: low). A column of yours needs it."
+        },
     )
     require: str | None = field(
         default=None, metadata={"help": "Boolean column that must be true, such as `correct`."}
@@ -77,10 +85,13 @@ def make_parser(prog: str | None = None) -> TrlParser:
 
 
 def main(data_args: DatasetArguments, select_args: SelectArguments, output_args: OutputArguments) -> None:
+    import numpy as np
+
     from rsr_trl import __version__, data
     from rsr_trl.cli import summary
     from rsr_trl.report.tokens import student_of
     from rsr_trl.selection.criteria import Criteria
+    from rsr_trl.selection.scores import read_score
     from rsr_trl.selection.trajectories import choose
 
     if output_args.json:
@@ -88,7 +99,8 @@ def main(data_args: DatasetArguments, select_args: SelectArguments, output_args:
     data.check_output_dir(output_args.output_dir, output_args.overwrite)
     dataset = data.load(data_args.dataset_name, data_args.dataset_config, data_args.dataset_split)
     teacher_column = summary.teacher_column_of(dataset, output_args.teacher_column)
-    selection = choose(dataset, Criteria(teacher_column=teacher_column, **asdict(select_args)))
+    by = Criteria(teacher_column=teacher_column, **asdict(select_args))
+    selection = choose(dataset, by)
     if not len(selection.rows):
         raise ValueError(
             f"Nothing was chosen of {len(dataset)} trajectories, so nothing is written. Loosen the choice."
@@ -108,6 +120,8 @@ def main(data_args: DatasetArguments, select_args: SelectArguments, output_args:
 
     result = {
         "output_dir": output_args.output_dir,
+        "score": by.score,
+        "prefer": by.prefer,
         "chosen": len(chosen),
         "left_out": selection.left_out,
         "groups": selection.num_groups,
@@ -116,6 +130,10 @@ def main(data_args: DatasetArguments, select_args: SelectArguments, output_args:
         "before": summary.figures(dataset, teacher_column),
         "after": summary.figures(chosen, teacher_column),
     }
+    if by.score != "rsr":
+        values = read_score(dataset, by.score)  # not of the chosen alone: casl is fitted to all
+        for which, rows in (("before", np.isfinite(values)), ("after", selection.rows)):
+            result[which]["score"] = float(values[rows].mean())
     if output_args.json:
         summary.print_json(result)
     else:
@@ -147,6 +165,9 @@ def _print_summary(result: dict, select_args: SelectArguments, student: str | No
         ("mean tokens", "mean_tokens", 0),
     ):
         add_row(table, label, number(before[name], digits), number(after[name], digits))
+    if "score" in before:
+        label = f"mean {result['score']} ({result['prefer']}er first)"
+        add_row(table, label, number(before["score"], 3), number(after["score"], 3))
     out.print(table)
     if "teachers" in before:
         _print_teachers(out, before, after)

@@ -48,6 +48,8 @@ class TeachersArguments:
         certainty (`float`, *optional*, defaults to `0.95`): Level of intervals, and certainty at which to stop.
         max_trajectories (`int`, *optional*): Budget of trajectories to score.
         seed (`int`, *optional*, defaults to `0`): Seed of the order of problems and of the bootstrap.
+        score (`str`, *optional*, defaults to `"rsr"`): What to rank by: the name of a score, or a numeric column.
+        prefer (`str`, *optional*): Which end of the score is the better one; by default its own.
         json, csv (`bool`, *optional*, defaults to `False`): Print the result for programs on standard output.
     """
 
@@ -73,6 +75,16 @@ class TeachersArguments:
     )
     max_trajectories: int | None = field(default=None, metadata={"help": "Stop before scoring more than this."})
     seed: int = field(default=0, metadata={"help": "Seed of the order of problems and of the bootstrap."})
+    score: str = field(
+        default="rsr",
+        metadata={"help": "What to rank by: the name of a score that the dataset has, or a numeric column."},
+    )
+    prefer: Literal["low", "high"] | None = field(
+        default=None,
+        metadata={
+            "help": "Which end of the score is better; by default its own (RSR: low). A column of yours needs it."
+        },
+    )
     json: bool = field(default=False, metadata={"help": "Print one JSON object on standard output, and nothing else."})
     csv: bool = field(default=False, metadata={"help": "Print the table as CSV on standard output, and nothing else."})
 
@@ -106,6 +118,10 @@ def main(
     sequential = student_args.model_name_or_path is not None and teachers_args.goal != "all"
     if sequential and teachers_args.problem_column is None:
         raise ValueError("Scoring in rounds needs --problem_column; without problems, use --goal all.")
+    if sequential and (teachers_args.score != "rsr" or teachers_args.prefer == "high"):
+        raise ValueError(
+            "Scoring in rounds compares teachers by RSR: for another score, or its other end, --goal all."
+        )
     if not sequential and teachers_args.max_trajectories is not None:
         raise ValueError(
             "--max_trajectories is for scoring in rounds: with --model_name_or_path, --goal best or order."
@@ -154,10 +170,13 @@ def _rank(scored: "Dataset", teacher_column: str, args: TeachersArguments, next_
             correctness_column=args.correctness_column,
             confidence=args.certainty,
             seed=args.seed,
+            score=args.score,
+            prefer=args.prefer,
         )
     if args.json:
-        names = ("table", "pairs", "num_problems", "num_problems_in_all", "confidence", "notes")
-        summary.print_json({"direction": summary.DIRECTION, **{name: vars(ranking)[name] for name in names}})
+        names = ("score", "prefer", "table", "pairs", "num_problems", "num_problems_in_all", "confidence", "notes")
+        direction = summary.DIRECTION if args.score == "rsr" else f"{ranking.prefer}er first"
+        summary.print_json({"direction": direction, **{name: vars(ranking)[name] for name in names}})
     elif args.csv:
         _print_csv(ranking.table)
     else:
@@ -210,7 +229,10 @@ def _show_ranking(out: "Console", ranking: "TeacherRanking", args: TeachersArgum
     out.print(Text.assemble("\n", (f"{len(ranking.table):,} teachers on {on}, most suitable first", "bold")))
     each = {row["trajectories"] for row in ranking.table}
     count = f", {each.pop():,} trajectories each" if len(each) == 1 else ""
-    out.print(f"RSR = mean rank / mean surprisal (nats), {summary.DIRECTION}{count}.")
+    is_rsr = ranking.score == "rsr"
+    what = "RSR = mean rank / mean surprisal (nats)" if is_rsr else f"Mean {ranking.score} of its trajectories"
+    direction = summary.DIRECTION if is_rsr and ranking.prefer == "low" else f"{ranking.prefer}er first"
+    out.print(Text(f"{what}, {direction}{count}."))
     # Columns that would say the same on every line are left out: a terminal has 80 characters.
     counts = {(row["trajectories"], row["unscored"]) for row in ranking.table}
     optional = {
@@ -223,13 +245,15 @@ def _show_ranking(out: "Console", ranking: "TeacherRanking", args: TeachersArgum
     }
     more = {heading: cell for heading, (wanted, cell) in optional.items() if wanted}
     level = f"{ranking.confidence:.0%}"
-    table = summary.plain_table("teacher", "RSR", level, "best", "rank / nats", "tokens", *more)
+    name, heading = ("rsr", "RSR") if is_rsr else ("score", ranking.score)
+    table = summary.plain_table("teacher", heading, level, "best", "rank / nats", "tokens", *more)
     for row in ranking.table[: summary.MAX_TEACHERS]:
-        interval = f"{number(row['rsr_low'], 2)}-{number(row['rsr_high'], 2)}" if row["rsr_low"] is not None else "-"
+        low, high = row[f"{name}_low"], row[f"{name}_high"]
+        interval = "-" if low is None else f"{number(low, 2)}{'-' if low >= 0 else ' to '}{number(high, 2)}"
         summary.add_row(
             table,
             row["teacher"],
-            number(row["rsr"]),
+            number(row[name]),
             interval,
             _percent(row["probability_best"]),
             f"{number(row['mean_rank'], 2)} / {number(row['mean_surprisal'], 2)}",
@@ -239,7 +263,7 @@ def _show_ranking(out: "Console", ranking: "TeacherRanking", args: TeachersArgum
     out.print(table)
     if (rest := len(ranking.table) - summary.MAX_TEACHERS) > 0:
         out.print(f"... and {rest:,} more teachers; --json and --csv list them all.")
-    out.print(f"{level}: interval of the RSR. best: probability of being the most suitable.")
+    out.print(f"{level}: interval of the {'RSR' if is_rsr else 'mean'}. best: probability of being the most suitable.")
     out.print(Text(_verdict(ranking), "bold"))
     if short := [row["teacher"] for row in ranking.table if (row["mean_tokens"] or 0) < summary.NOISY_BELOW]:
         named = ", ".join(map(str, short[:5])) + (", ..." if len(short) > 5 else "")

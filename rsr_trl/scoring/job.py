@@ -194,7 +194,7 @@ class Job:
 
     def _score(self, part: Part) -> None:
         start = time.perf_counter()
-        dataset = without_scores(part.load())
+        dataset = without_scores(part.load(), self.scorer.schema)
         before = self._bar.tokens
         table = self.scorer.score_rows(dataset, self._bar, part.first_row)
         seconds = time.perf_counter() - start

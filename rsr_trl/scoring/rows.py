@@ -1,6 +1,6 @@
 """Rows and columns on their way into a scorer and out of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -8,11 +8,23 @@ import torch
 from datasets import Dataset, IterableDataset
 
 from rsr_trl import columns
+from rsr_trl.scoring.rivals import ALL_COLUMNS
 
 
-def without_scores(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
-    """The dataset without the columns of an earlier scoring."""
-    stale = [name for name in columns.score_schema(token_stats=True) if name in dataset.column_names]
+def scores_among(column_names: Iterable[str], asked: Iterable[str] = ()) -> list[str]:
+    """
+    Columns of an earlier scoring, and those `asked` for now. Without a scoring, a column that is called as one of ours
+    and isn't asked for is the user's own.
+    """
+    present = set(column_names)
+    ours = columns.score_schema(token_stats=True)
+    others = ALL_COLUMNS if present & set(ours) else asked
+    return [name for name in columns.score_schema(True, others) if name in present]
+
+
+def without_scores(dataset: Dataset | IterableDataset, asked: Iterable[str] = ()) -> Dataset | IterableDataset:
+    """The dataset without the columns of an earlier scoring, and without those `asked` for."""
+    stale = scores_among(dataset.column_names, asked)
     return dataset.remove_columns(stale) if stale else dataset
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,14 +20,26 @@ from datasets.formatting.formatting import LazyBatch, LazyRow
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from rsr_trl import columns
-from rsr_trl.equations import R_MAX, check_r_max, rsr_from_means, trajectory_means
+from rsr_trl.equations import R_MAX, check_r_max, rsr_from_means
 from rsr_trl.scoring.fingerprint import (
     DEFINITION,
     checkpoint_fingerprint,
     student_fingerprint,
     tokenizer_fingerprint,
 )
-from rsr_trl.scoring.rows import add_columns, describe_gaps, is_batch, plain, to_rows, typed, without_scores
+from rsr_trl.scoring.rivals import LOCAL_STEPS, SCORES, check_scores, column_functions
+from rsr_trl.scoring.rows import (
+    add_columns,
+    describe_gaps,
+    is_batch,
+    plain,
+    scores_among,
+    to_rows,
+    typed,
+    without_scores,
+)
+from rsr_trl.scoring.scored_tokens import ScoredTokens, content_hash
+from rsr_trl.scoring.second_pass import surprisals_alone, surprisals_local, teacher_steps
 from rsr_trl.scoring.student import Student, TokenScores, load_model
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 from rsr_trl.scoring.windows import TokenBar, Window, windows
@@ -80,6 +93,12 @@ class RSRScorer:
         r_max (`float`, *optional*, defaults to `100`): Ranks above are clipped.
         token_stats (`bool`, *optional*, defaults to `False`):
             Also add `rsr_token_ids`, `rsr_token_ranks` (not clipped), `rsr_token_surprisals` and `rsr_token_top1`.
+        scores (list of `str` or `str`, *optional*):
+            Other scores to add as columns `score_<name>`: names of [`~rsr_trl.scoring.rivals.SCORES`], such as
+            `["surprisal", "rank"]`, or `"all"` that the same pass gives. `"casl"` adds `score_drop` and
+            `rsr_step_share`, from which selection makes it. Null where `rsr` is, or where the score is undefined.
+        teacher ([`RSRScorer`], *optional*):
+            A scorer made with the teacher's model, for the score `"provenance"`.
         max_batch_tokens (`int`, *optional*): Tokens that go through the student at once, padding included.
         assistant_only_loss (`bool`, *optional*, defaults to `False`):
             Render conversations as SFTTrainer does under this setting (some templates differ).
@@ -117,6 +136,8 @@ class RSRScorer:
         attn_implementation: str | None = None,
         r_max: float = R_MAX,
         token_stats: bool = False,
+        scores: Sequence[str] | str | None = None,
+        teacher: "RSRScorer | None" = None,
         max_batch_tokens: int | None = None,
         assistant_only_loss: bool = False,
         dataset_text_field: str = "text",
@@ -129,6 +150,16 @@ class RSRScorer:
             model = os.fspath(model)
         self.r_max = check_r_max(r_max)
         self.token_stats = token_stats
+        self.scores = check_scores(scores)
+        self._functions = column_functions(self.scores)
+        self._needs = {need for name in self.scores for need in SCORES[name].needs}
+        self.schema = columns.score_schema(token_stats, self._functions)
+        if (teacher is not None) != ("teacher" in self._needs):
+            raise ValueError(
+                "The score 'provenance' needs the teacher's model, and nothing else does: pass "
+                "RSRScorer(student, scores=['provenance'], teacher=RSRScorer(teacher_model))."
+            )
+        self.teacher = teacher
         self.overwrite = overwrite
         self._max_batch_tokens = max_batch_tokens
         self._logits_dtype = logits_dtype
@@ -182,7 +213,13 @@ class RSRScorer:
         elif positions is not None and max_length > positions:
             raise ValueError(f"max_length={max_length} is beyond the student's {positions} positions. Lower it.")
         self.max_length = max_length
-        self._tokenize = ExampleTokenizer(processing_class, max_length, assistant_only_loss, dataset_text_field)
+        self._tokenize = ExampleTokenizer(
+            processing_class, max_length, assistant_only_loss, dataset_text_field, with_steps="steps" in self._needs
+        )
+        if teacher is not None:
+            self._tokenize_for_teacher = ExampleTokenizer(
+                teacher.processing_class, teacher.max_length, assistant_only_loss, dataset_text_field, with_steps=True
+            )
 
     # ------------------------------------------------------------------------------------------- as a map function
 
@@ -203,11 +240,10 @@ class RSRScorer:
                 "RSRScorer.score(dataset), which keeps the format, or take dataset.with_format(None)."
             )
         self.check_columns(examples.keys())
-        stale = set(columns.TOKEN_COLUMNS) & set(examples.keys())
-        if stale and not self.token_stats:
+        if stale := sorted(set(scores_among(examples.keys())) - set(self.schema)):
             raise ValueError(
-                f"The dataset has {sorted(stale)} of an earlier scoring, and map can't drop columns: pass "
-                "token_stats=True, remove them first, or use RSRScorer.score(dataset)."
+                f"The dataset has {stale} of an earlier scoring, and map can't drop columns: ask for them again "
+                "(token_stats=True, scores=[...]), remove them first, or use RSRScorer.score(dataset)."
             )
         if rank is not None and self._student is None and torch.cuda.is_available():
             self._load_kwargs["device"] = f"cuda:{rank % torch.cuda.device_count()}"
@@ -215,9 +251,9 @@ class RSRScorer:
         # Only what is needed: the other columns may hold images, and map copies what isn't looked at.
         texts = {name: examples[name] if lazy else plain(examples[name]) for name in self._text_columns(examples)}
         batch = isinstance(examples, LazyBatch) if lazy else is_batch(texts, self._tokenize.dataset_text_field)
-        tokenized = self._tokenize(to_rows(texts) if batch else [texts])
+        tokenized = self._tokenized(to_rows(texts) if batch else [texts])
         try:
-            table = self._score_tokenized(tokenized)
+            table = self.score_tokenized(tokenized)
         except (ValueError, FloatingPointError) as error:
             error.add_note(
                 f"Rows are counted within the {len(tokenized)} that map passed; RSRScorer.score counts in the dataset."
@@ -253,12 +289,11 @@ class RSRScorer:
         if not isinstance(dataset, (Dataset, IterableDataset)):
             raise TypeError(f"Expected a datasets.Dataset or DatasetDict, got {type(dataset).__name__}.")
         self._look_again()
-        schema = columns.score_schema(self.token_stats)
         if dataset.column_names is not None:  # unknown for some iterable datasets until they are read
             self.check_columns(dataset.column_names)
-            dataset = without_scores(dataset)
+            dataset = without_scores(dataset, self.schema)
         if isinstance(dataset, IterableDataset):
-            added = Features.from_arrow_schema(pa.schema(schema))
+            added = Features.from_arrow_schema(pa.schema(self.schema))
             features = None if dataset.features is None else Features({**dataset.features, **added})
             return dataset.map(self, batched=True, batch_size=BATCH_ROWS, features=features)
         self.student  # noqa: B018 - if it can't be loaded, that shows before the work, not after it
@@ -286,16 +321,22 @@ class RSRScorer:
         with closing(self.windows_of(dataset)) as found:  # an error ends the tokenization ahead too
             for window in found:
                 bar.expect(len(window.examples), window.num_tokens)
-                parts.append(self._score_tokenized(window.examples, bar, first_row + window.first_row))
-        schema = columns.score_schema(self.token_stats)
-        return {name: pa.chunked_array([part[name] for part in parts], kind) for name, kind in schema.items()}
+                parts.append(self.score_tokenized(window.examples, bar, first_row + window.first_row))
+        return {name: pa.chunked_array([part[name] for part in parts], kind) for name, kind in self.schema.items()}
 
     def windows_of(self, dataset: Dataset) -> Iterator[Window]:
         """The rows, tokenized, in the windows in which they are scored."""
         source = dataset.with_format(None).select_columns(self._text_columns(dataset.column_names))
-        return windows(source, self._tokenize)
+        return windows(source, self._tokenized)
 
-    def _score_tokenized(
+    def _tokenized(self, rows: Sequence[Mapping]) -> list[TokenizedExample]:
+        examples = self._tokenize(rows)
+        if self.teacher is None:
+            return examples
+        others = self._tokenize_for_teacher(rows)
+        return [replace(example, for_teacher=other) for example, other in zip(examples, others, strict=True)]
+
+    def score_tokenized(
         self, examples: Sequence[TokenizedExample], bar: TokenBar | None = None, first_row: int = 0
     ) -> dict[str, pa.Array]:
         """
@@ -303,39 +344,70 @@ class RSRScorer:
         count rows from `first_row`.
         """
         scores: list[TokenScores | None] = [None] * len(examples)
-        means = np.full((2, len(examples)), np.nan)
         for i, score in self._scores(examples, first_row):
-            rank, surprisal = trajectory_means(score.ranks, score.surprisals, [len(score.ranks)], self.r_max)
-            means[:, i] = rank[0], surprisal[0]
-            scores[i] = score if self.token_stats else None
+            scores[i] = score
             if bar is not None:
                 bar.update(1, len(examples[i].input_ids))
         null = np.array([example.error is not None for example in examples], dtype=bool)
         if bar is not None:
             bar.update(int(null.sum()), 0)
+        tokens = self._scored_tokens(examples, scores, first_row)
+        mean_rank, mean_surprisal = tokens.means_of_rsr
         values = {
-            columns.RSR: (rsr_from_means(*means), null),
-            columns.MEAN_CLIPPED_RANK: (means[0], null),
-            columns.MEAN_SURPRISAL: (means[1], null),
-            columns.NUM_TOKENS: ([int(example.scored.sum()) for example in examples], None),
+            columns.RSR: (rsr_from_means(mean_rank, mean_surprisal), null),
+            columns.MEAN_CLIPPED_RANK: (mean_rank, null),
+            columns.MEAN_SURPRISAL: (mean_surprisal, null),
+            columns.NUM_TOKENS: (tokens.num_tokens, None),
             columns.TRUNCATED: ([example.truncated for example in examples], None),
             columns.ERROR: ([example.error for example in examples], None),
             columns.STUDENT: ([self.fingerprint] * len(examples), None),
         }
-        schema = columns.score_schema(self.token_stats)
-        table = {name: pa.array(value, schema[name], mask=mask) for name, (value, mask) in values.items()}
+        for name, function in self._functions.items():
+            found = function(tokens)
+            values[name] = (found, null | np.isnan(found))
+        table = {name: pa.array(value, self.schema[name], mask=mask) for name, (value, mask) in values.items()}
         if self.token_stats:
             # A row that failed has no tokens: an empty list.
-            ends = np.cumsum([0, *(0 if score is None else len(score.ranks) for score in scores)], dtype=np.int32)
+            ends = np.cumsum([0, *tokens.num_tokens], dtype=np.int32)
             for name, field in _TOKEN_FIELDS.items():
-                parts = [getattr(score, field) for score in scores if score is not None]
-                flat = pa.array(np.concatenate(parts) if parts else [], schema[name].value_type)
+                flat = pa.array(_joined(scores, field), self.schema[name].value_type)
                 table[name] = pa.ListArray.from_arrays(pa.array(ends), flat)
         return table
 
+    def _scored_tokens(
+        self, examples: Sequence[TokenizedExample], scores: Sequence[TokenScores | None], first_row: int
+    ) -> ScoredTokens:
+        """What the scores are made from; where they need it, another pass."""
+        more = {}
+        if "moments" in self._needs:
+            more |= {name: _joined(scores, name) for name in ("entropies", "sum_squares")}
+        if "steps" in self._needs:
+            starts = [e.step_starts[e.scored] for e in examples if e.error is None]
+            more["step_starts"] = np.concatenate(starts or [np.zeros(0, dtype=bool)])
+        if "random" in self.scores:
+            more["content"] = np.array([content_hash(e.input_ids, e.scored) for e in examples], dtype=np.uint64)
+        if "alone" in self._needs:
+            alone = surprisals_alone(self.student, examples, self.processing_class.bos_token_id, first_row)
+            more["surprisals_alone"] = np.concatenate(alone)
+        if "local" in self._needs:
+            more["surprisals_local"] = np.concatenate(surprisals_local(self.student, examples, LOCAL_STEPS, first_row))
+        if self.teacher is not None:
+            others = [example.for_teacher for example in examples]
+            counts = [0 if example.error else int(example.step_starts.sum()) for example in examples]
+            more["teacher_steps"] = np.concatenate(teacher_steps(self.teacher.student, others, counts, first_row))
+        return ScoredTokens(
+            num_tokens=np.array([int(example.scored.sum()) for example in examples], dtype=np.int64),
+            ranks=_joined(scores, "ranks"),
+            surprisals=_joined(scores, "surprisals"),
+            r_max=self.r_max,
+            **more,
+        )
+
     def _scores(self, examples: Sequence[TokenizedExample], first_row: int) -> Iterator[tuple[int, TokenScores]]:
         if any(example.error is None for example in examples):
-            yield from self.student.score(examples, with_top1=self.token_stats, first_row=first_row)
+            yield from self.student.score(
+                examples, with_top1=self.token_stats, first_row=first_row, with_moments="moments" in self._needs
+            )
 
     # ------------------------------------------------------------------------------------------------- the student
 
@@ -379,6 +451,8 @@ class RSRScorer:
             "max_length": self.max_length,
             "token_stats": self.token_stats,
             "dataset_text_field": self._tokenize.dataset_text_field,
+            **({"scores": ", ".join(self._functions)} if self._functions else {}),
+            **({} if self.teacher is None else {"teacher": self.teacher.fingerprint}),
         }
 
     def _checkpoint(self) -> str:
@@ -386,6 +460,8 @@ class RSRScorer:
 
     def _look_again(self) -> None:
         """Forget what may have changed: a live student trained, a checkpoint replaced in its folder, tokens added."""
+        if self.teacher is not None:
+            self.teacher._look_again()
         self._fingerprint = None
         if self._model_id is None:
             self._weights = None  # some training loops change weights in ways that leave no trace
@@ -414,6 +490,8 @@ class RSRScorer:
         spec |= {
             "max_length": self.max_length,
             "token_stats": self.token_stats,
+            "scores": list(self._functions),
+            "teacher": None if self.teacher is None else self.teacher.__getstate__()["spec"],
             "text": self._tokenize.dataset_text_field,
         }
         init = {} if self._model_id is None else {**self._init_kwargs, "processing_class": None}
@@ -425,7 +503,7 @@ class RSRScorer:
         else:
             # A copy without its model: it says so when it is called (raising here would hang the worker pool).
             self._student = self._model_id = None
-            self._tokenize = _NoStudent(self)
+            self._tokenize, self.schema, self.teacher = _NoStudent(self), {}, None
             self.overwrite = True
 
     # ------------------------------------------------------------------------------------------------------ checks
@@ -436,7 +514,7 @@ class RSRScorer:
 
     def check_columns(self, column_names: Iterable[str]) -> None:
         """Raise `ValueError` unless a dataset with these columns can be scored."""
-        present = [name for name in columns.score_schema(token_stats=True) if name in set(column_names)]
+        present = scores_among(column_names, self.schema)
         if present and not self.overwrite:
             raise ValueError(
                 f"The dataset already has the columns {present}. Pass overwrite=True to RSRScorer to replace them, or "
@@ -449,6 +527,11 @@ class RSRScorer:
         if not self._warned and (findings := describe_gaps(table)):
             self._warned = True
             logger.warning("So far, %s Told once; count the columns at the end of map.", " ".join(findings))
+
+
+def _joined(scores: Sequence[TokenScores | None], field: str) -> np.ndarray:
+    """One field of all rows that have scores, row after row."""
+    return np.concatenate([getattr(score, field) for score in scores if score is not None] or [np.zeros(0)])
 
 
 class _NoStudent:

@@ -1,4 +1,4 @@
-"""Where the sentences of a trajectory end: text in, character spans out. This file knows no tokenizer and no model."""
+"""Where sentences and steps of a trajectory end: text in, character spans out. It knows no tokenizer and no model."""
 
 import re
 
@@ -6,6 +6,7 @@ import re
 # A run of closing punctuation with quotes and brackets behind it, or of line ends. Nothing here backtracks: the text
 # may be a megabyte of dots.
 _ENDS = re.compile(r"""(?P<stop>[.!?…؟۔।]+)["'”’)\]}*_`]*|[。！？]+[”’」』）]*|\n(?:[^\S\n]*\n)*""")
+_LINE_ENDS = re.compile(r"\n(?:[^\S\n]*\n)*")
 _NOT_SPACE = re.compile(r"\S")
 _LINE_END_AHEAD = re.compile(r"[^\S\n]*\n")
 _ABBREVIATION = re.compile(
@@ -64,3 +65,36 @@ def _ends_sentence(text: str, start: int, match: re.Match) -> bool:
     if _ABBREVIATION.search(text[max(start, dot - _LONGEST_ABBREVIATION) : dot]):
         return False
     return dot - start > _LONGEST_ITEM_NUMBER or not _ITEM_NUMBER.match(text[start:dot])
+
+
+def split_steps(text: str) -> list[tuple[int, int]]:
+    """
+    Split a response into reasoning steps: its lines (blank lines only separate), or, where all is on one line, its
+    sentences as [`split_sentences`] finds them.
+
+    Args:
+        text (`str`): One response, without its prompt.
+
+    Returns:
+        `list[tuple[int, int]]`: Start and stop of each step, in characters. As in [`split_sentences`] the spans are
+        consecutive, none is empty, together they cover the text, and line ends belong to the step before them.
+
+    Example:
+
+    ```python
+    >>> split_steps("First 2+3=5.\\n\\nThen 5*4=20. Done.")
+    [(0, 14), (14, 32)]
+    >>> split_steps("First 2+3=5. Then 5*4=20.")
+    [(0, 12), (12, 25)]
+    ```
+    """
+    spans, start = [], 0
+    for match in _LINE_ENDS.finditer(text):
+        if match.start() > start and not text[start : match.start()].isspace():
+            spans.append((start, match.end()))
+            start = match.end()
+    if start < len(text):
+        if spans and text[start:].isspace():
+            start = spans.pop()[0]
+        spans.append((start, len(text)))
+    return spans if len(spans) > 1 else split_sentences(text)

@@ -18,6 +18,7 @@ from trl.data_utils import common_prefix_length, is_conversational_from_value, m
 
 from rsr_trl.scoring.chat_spans import ChatSpans
 from rsr_trl.scoring.derived_spans import ChatTemplateError, Span
+from rsr_trl.scoring.steps import split_steps
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
@@ -38,12 +39,17 @@ class TokenizedExample:
             The first position never is: nothing comes before it.
         truncated (`bool`): Whether tokens were cut off.
         error (`str`, *optional*): Why nothing is scored. `None` exactly when some position is.
+        step_starts (bool array of shape `(T,)`, *optional*): Which scored tokens begin a reasoning step
+            ([`split_steps`] of each response); every run of scored tokens begins with one.
+        for_teacher ([`TokenizedExample`], *optional*): The same example in a teacher's tokens.
     """
 
     input_ids: np.ndarray
     scored: np.ndarray
     truncated: bool = False
     error: str | None = None
+    step_starts: np.ndarray | None = None
+    for_teacher: "TokenizedExample | None" = None
 
     @classmethod
     def failed(cls, error: str) -> "TokenizedExample":
@@ -78,6 +84,8 @@ class ExampleTokenizer:
             tokenizer's own has no `{% generation %}` markers. Which text is scored doesn't depend on it.
         dataset_text_field (`str`, *optional*, defaults to `"text"`):
             Column of the plain-text format.
+        with_steps (`bool`, *optional*, defaults to `False`):
+            Also find where reasoning steps begin.
 
     Raises:
         TypeError: if `processing_class` is a processor or a slow tokenizer.
@@ -89,6 +97,7 @@ class ExampleTokenizer:
         max_length: int | None = None,
         assistant_only_loss: bool = False,
         dataset_text_field: str = "text",
+        with_steps: bool = False,
     ):
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise TypeError(
@@ -106,6 +115,7 @@ class ExampleTokenizer:
         self.max_length = max_length
         self.assistant_only_loss = assistant_only_loss
         self.dataset_text_field = dataset_text_field
+        self.with_steps = with_steps
         self._chats: dict[str | None, ChatSpans] = {}  # by template: `chat_template_kwargs` may bring another one
 
     @cached_property  # TRL renders a few conversations to find it
@@ -320,7 +330,27 @@ class ExampleTokenizer:
                 f"cut off: the text before the response alone fills max_length={self.max_length} (whole: {len(ids)} "
                 "tokens)"
             )
-        return TokenizedExample(input_ids, scored, truncated, error)
+        steps = self._step_starts(rendered, encoding)[: len(scored)] if self.with_steps else None
+        if steps is not None:
+            before = np.zeros_like(scored)
+            before[1:] = scored[:-1]
+            steps = scored & (steps | ~before)
+        return TokenizedExample(input_ids, scored, truncated, error, steps)
+
+    def _step_starts(self, rendered: _Rendered, encoding: Encoding) -> np.ndarray:
+        """Tokens at which a step of a response begins, whether they are scored or not."""
+        starts = np.zeros(len(encoding.ids), dtype=bool)
+        for begin, end in rendered.spans:
+            if not rendered.conversational and rendered.prompt is not None:
+                begin = len(rendered.prompt)  # the span is the whole text: which tokens are the prompt's, ids tell
+            response = rendered.text[begin:end]
+            for i, (start, stop) in enumerate(split_steps(response)):
+                step = response[start:stop]
+                if i > 0:  # indentation says nothing of what comes: the first token is that of the first word
+                    start += len(step) - len(step.lstrip())
+                token = _token_at(encoding, begin + start, len(rendered.text))
+                starts[token : token + 1] = True
+        return starts
 
 
 def _tokens_of(encoding: Encoding, start: int, end: int, length: int) -> tuple[int, int]:

@@ -3,7 +3,8 @@
 A unit is what was drawn independently: a problem with the trajectories of all teachers, or a single trajectory.
 Intervals are studentised ("bootstrap-t", Efron & Tibshirani 1993, ch. 12.5) on the logarithm of the ratio, with the
 delta-method standard error. In simulations of 100 units and more they cover what they state also where ranks are so
-skewed that percentile and BCa intervals cover too little.
+skewed that percentile and BCa intervals cover too little. For means that may be 0 or negative the same is done without
+the logarithm.
 """
 
 from dataclasses import dataclass
@@ -31,7 +32,12 @@ class RatioDraws:
 
 
 def resample_ratios(
-    numerators: np.ndarray, denominators: np.ndarray, num_draws: int, confidence: float, rng: np.random.Generator
+    numerators: np.ndarray,
+    denominators: np.ndarray,
+    num_draws: int,
+    confidence: float,
+    rng: np.random.Generator,
+    on_log: bool = True,
 ) -> RatioDraws:
     """
     Bootstrap `sum(numerators) / sum(denominators)` of every teacher, with the same resampled units for all teachers.
@@ -43,12 +49,15 @@ def resample_ratios(
         num_draws (`int`): Number of resamples.
         confidence (`float`): Level of the intervals in (0, 1).
         rng (`np.random.Generator`): Source of the draws.
+        on_log (`bool`, *optional*, defaults to `True`): Whether intervals are made on the logarithm of the ratio,
+            which then has to be positive, or on the ratio itself.
     """
     units, teachers = numerators.shape
     parts = np.hstack([numerators, denominators, numerators**2, denominators**2, numerators * denominators])
     whole = np.hsplit(parts.sum(axis=0), 5)
+    standard_error = _standard_error if on_log else _plain_standard_error
     with np.errstate(divide="ignore"):
-        ratio, error = whole[0] / whole[1], _standard_error(*whole)
+        ratio, error = whole[0] / whole[1], standard_error(*whole)
     draws, pivots = np.empty((num_draws, teachers)), np.empty((num_draws, teachers))
     block = max(1, _BLOCK // max(units, 5 * teachers))
     for start in range(0, num_draws, block):
@@ -57,12 +66,17 @@ def resample_ratios(
         sums = np.hsplit((parts.T @ counts.T).T, 5)
         with np.errstate(divide="ignore", invalid="ignore"):
             draws[here] = sums[0] / sums[1]
-            pivots[here] = _quotient(np.log(draws[here] / ratio), _standard_error(*sums))
+            difference = np.log(draws[here] / ratio) if on_log else draws[here] - ratio
+            pivots[here] = _quotient(difference, standard_error(*sums))
     tail = (1 - confidence) / 2
     with np.errstate(invalid="ignore", over="ignore"):
         low_pivot, high_pivot = np.quantile(pivots, [tail, 1 - tail], axis=0)
-        low, high = ratio * np.exp(-high_pivot * error), ratio * np.exp(-low_pivot * error)
-    usable = np.isfinite(low) & np.isfinite(high) & (low > 0) if units > 1 else np.zeros(teachers, dtype=bool)
+        if on_log:
+            low, high = ratio * np.exp(-high_pivot * error), ratio * np.exp(-low_pivot * error)
+        else:
+            low, high = ratio - high_pivot * error, ratio - low_pivot * error
+    usable = np.isfinite(low) & np.isfinite(high) & ((low > 0) | (not on_log))
+    usable &= units > 1
     return RatioDraws(draws, np.where(usable, low, np.nan), np.where(usable, high, np.nan))
 
 
@@ -93,6 +107,15 @@ def _standard_error(
     variance = top_squared / top**2 + bottom_squared / bottom**2 - 2 * product / (top * bottom)
     scale = top_squared / top**2
     return np.sqrt(np.where(variance > 1e-12 * scale, variance, 0.0))  # below that it is rounding
+
+
+def _plain_standard_error(
+    top: np.ndarray, bottom: np.ndarray, top_squared: np.ndarray, bottom_squared: np.ndarray, product: np.ndarray
+) -> np.ndarray:
+    """Delta-method standard error of `top / bottom`, all arguments being sums over units."""
+    ratio = top / bottom
+    variance = top_squared + ratio**2 * bottom_squared - 2 * ratio * product
+    return np.sqrt(np.where(variance > 1e-12 * top_squared, variance, 0.0)) / bottom
 
 
 def _quotient(difference: np.ndarray, error: np.ndarray) -> np.ndarray:

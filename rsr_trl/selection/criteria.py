@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rsr_trl import columns
+from rsr_trl.selection.scores import direction_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Criteria:
     keep_per_group: int = 1
     keep_fraction: float | None = None
     score_threshold: float | None = None
-    prefer: Literal["low", "high"] = "low"
+    prefer: Literal["low", "high"] | None = None  # afterwards never None
     score: str = columns.RSR
     require: str | None = None
     when_none_qualifies: Literal["drop", "any", "error"] = "drop"
@@ -44,8 +45,7 @@ class Criteria:
             raise ValueError(f"keep_fraction must be in (0, 1], got {self.keep_fraction}.")
         if self.score_threshold is not None and not math.isfinite(self.score_threshold):
             raise ValueError(f"score_threshold must be a finite number, got {self.score_threshold}.")
-        if self.prefer not in ("low", "high"):
-            raise ValueError(f"prefer must be 'low' or 'high', got {self.prefer!r}. RSR: lower is more suitable.")
+        object.__setattr__(self, "prefer", direction_of(self.score, self.prefer))  # frozen otherwise
         if self.when_none_qualifies not in ("drop", "any", "error"):
             raise ValueError(f"when_none_qualifies is 'drop', 'any' or 'error', got {self.when_none_qualifies!r}.")
         if self.when_none_qualifies != "drop" and (self.require is None or self.group_column is None):

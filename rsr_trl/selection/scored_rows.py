@@ -8,18 +8,9 @@ import numpy as np
 from datasets import Dataset
 
 from rsr_trl import columns
+from rsr_trl.scoring.rivals import SCORES
 from rsr_trl.selection.arrays import check_one_student, examples, flags, labels, numbers, read_table
-
-
-PREFIX = "score_"  # of the columns that `rsr score --scores` adds
-# What every scored dataset has, whether or not these scores were asked for.
-ALWAYS_THERE = {
-    "rsr": columns.RSR,
-    "surprisal": columns.MEAN_SURPRISAL,
-    "rank": columns.MEAN_CLIPPED_RANK,
-    "length": columns.NUM_TOKENS,
-}
-PREFER = {"rsr": "low", "surprisal": "low", "rank": "low", "length": "high", "random": "low"}
+from rsr_trl.selection.scores import available_scores, known_score, read_score
 
 
 _UNKNOWN = (
@@ -63,16 +54,16 @@ def find_scores(
         `ValueError`: a name that is no score or isn't there, or a direction that is none.
     """
     read_table(dataset, [columns.RSR])  # its errors are the right ones for what isn't scored
-    there = [name for name in PREFER if _column(dataset, name) in dataset.column_names]
-    added = [column for column in dataset.column_names if column.startswith(PREFIX) and column not in own_scores]
-    unknown = [column for column in added if column.removeprefix(PREFIX) not in PREFER]
+    there = available_scores(dataset)
+    added = [column for column in dataset.column_names if column.startswith(columns.SCORE_PREFIX)]
+    unknown = [column for column in added if known_score(column) is None and column not in own_scores]
     if names is None:
         names = there
         if unknown:
             notes.append(_UNKNOWN.format(examples(unknown)))
     for name in names:
-        if name not in PREFER:
-            raise ValueError(f"There is no score {name!r}. Scores are {', '.join(PREFER)}; own_scores names columns.")
+        if name not in SCORES:
+            raise ValueError(f"There is no score {name!r}. Scores are {', '.join(SCORES)}; own_scores names columns.")
         if name not in there:
             raise ValueError(
                 f"The dataset has no score {name!r}; it has {', '.join(there)}. `rsr score --scores {name}` adds it."
@@ -82,12 +73,8 @@ def find_scores(
             raise ValueError(f"own_scores[{name!r}] must be 'low' or 'high' (more suitable), got {prefer!r}.")
         if name == columns.RSR and prefer != "low":
             raise ValueError("own_scores can't turn RSR round: lower is more suitable.")
-    directions = {name: PREFER[name] for name in (columns.RSR, *names)} | dict(own_scores)
+    directions = {name: SCORES[name].prefer for name in (columns.RSR, *names)} | dict(own_scores)
     return [Score(name, prefer) for name, prefer in directions.items()]
-
-
-def _column(dataset: Dataset, name: str) -> str:
-    return ALWAYS_THERE[name] if name in ALWAYS_THERE and PREFIX + name not in dataset.column_names else PREFIX + name
 
 
 @dataclass(frozen=True)
@@ -130,9 +117,10 @@ class ScoredRows:
         """Read the columns. Errors are those of the readers in `arrays.py`."""
         known = [columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL, columns.NUM_TOKENS, columns.TRUNCATED]
         by_name = [teacher_column, problem_column, correctness_column]
-        held = [score.name if score.name not in PREFER else _column(dataset, score.name) for score in scores]
-        table = read_table(dataset, [*held, *known, *by_name])
+        table = read_table(dataset, [*known, *by_name])
         check_one_student(dataset)
+        # By the score's full name: the dataset may have a column of its own that is called as a score is.
+        full = [columns.SCORE_PREFIX + score.name if score.name in SCORES else score.name for score in scores]
         teacher, teachers = labels(table, teacher_column) if teacher_column else (None, [])
         correct = None
         if correctness_column:
@@ -140,7 +128,7 @@ class ScoredRows:
             correct = np.where(is_known, flags(table, correctness_column), np.nan)
         return cls(
             row=np.arange(table.num_rows),
-            costs=np.column_stack([numbers(table, c) * s.sign for s, c in zip(scores, held, strict=True)]),
+            costs=np.column_stack([read_score(dataset, f) * s.sign for s, f in zip(scores, full, strict=True)]),
             rank=numbers(table, columns.MEAN_CLIPPED_RANK),
             surprisal=numbers(table, columns.MEAN_SURPRISAL),
             tokens=numbers(table, columns.NUM_TOKENS),

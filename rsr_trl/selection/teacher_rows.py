@@ -8,6 +8,7 @@ from datasets import Dataset
 from rsr_trl import columns
 from rsr_trl.selection.arrays import check_one_student, examples, flags, labels, numbers, read_table
 from rsr_trl.selection.bootstrap import RatioDraws, probability_best
+from rsr_trl.selection.scores import read_score
 
 
 @dataclass
@@ -20,6 +21,7 @@ class TeacherRows:
         teacher (int array): Teacher of each row.
         problem (int array, *optional*): Problem of each row.
         rank, surprisal (float arrays): Mean clipped rank and mean surprisal (nats) of each row.
+        score (float array, *optional*): The score to rank by, where it isn't RSR.
         tokens (float array): Scored tokens.
         truncated (boolean array): Whether the row was truncated.
         correct (float array, *optional*): 1, 0, or `nan` where unknown.
@@ -35,10 +37,16 @@ class TeacherRows:
     truncated: np.ndarray
     correct: np.ndarray | None
     unscored: np.ndarray
+    score: np.ndarray | None = None
 
     @classmethod
     def read(
-        cls, dataset: Dataset, teacher_column: str, problem_column: str | None, correctness_column: str | None
+        cls,
+        dataset: Dataset,
+        teacher_column: str,
+        problem_column: str | None,
+        correctness_column: str | None,
+        score: str = columns.RSR,
     ) -> "TeacherRows":
         scored_by = [columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL, columns.NUM_TOKENS, columns.TRUNCATED]
         table = read_table(dataset, [teacher_column, problem_column, correctness_column, *scored_by])
@@ -46,6 +54,9 @@ class TeacherRows:
         teacher, names = labels(table, teacher_column)
         rank, surprisal = numbers(table, columns.MEAN_CLIPPED_RANK), numbers(table, columns.MEAN_SURPRISAL)
         ok = np.isfinite(rank) & np.isfinite(surprisal)
+        values = None if score == columns.RSR else read_score(dataset, score)
+        if values is not None:
+            ok &= np.isfinite(values)
         if not ok.any():
             raise ValueError(
                 f"None of the {len(ok)} rows has a score, so there is nothing to rank. {columns.ERROR!r} says why."
@@ -64,7 +75,13 @@ class TeacherRows:
             truncated=flags(table, columns.TRUNCATED)[ok],
             correct=correct,
             unscored=np.bincount(teacher[~ok], minlength=len(names)),
+            score=None if values is None else values[ok],
         )
+
+    @property
+    def parts(self) -> tuple[np.ndarray, np.ndarray]:
+        """Numerator and denominator of each row: a teacher's score is the quotient of their sums."""
+        return (self.rank, self.surprisal) if self.score is None else (self.score, np.ones_like(self.score))
 
     def notes(self) -> list[str]:
         """What is wrong with the rows themselves, in words: teachers without a score, repeated rows."""
@@ -116,8 +133,8 @@ class TeacherRows:
             )
         return shared[self.problem], num_shared, in_all
 
-    def table(self, compared: np.ndarray, valid: np.ndarray, resampled: RatioDraws) -> list[dict]:
-        """One row for each teacher in `valid`, in that order."""
+    def table(self, compared: np.ndarray, valid: np.ndarray, resampled: RatioDraws, sign: int = 1) -> list[dict]:
+        """One row for each teacher in `valid`, in that order. `sign` is -1 if higher scores are better."""
 
         def sums(values: np.ndarray | float, rows: np.ndarray = compared) -> np.ndarray:
             weights = np.broadcast_to(values, rows.shape)[rows]
@@ -126,11 +143,13 @@ class TeacherRows:
         count = sums(1.0)
         everything = np.ones_like(compared)
         with np.errstate(divide="ignore"):
+            top, bottom = self.parts
+            name = "rsr" if self.score is None else "score"
             found = {
-                "rsr": sums(self.rank) / sums(self.surprisal),
-                "rsr_low": resampled.low,
-                "rsr_high": resampled.high,
-                "probability_best": probability_best(resampled.draws),
+                name: sums(top) / sums(bottom),
+                f"{name}_low": resampled.low,
+                f"{name}_high": resampled.high,
+                "probability_best": probability_best(sign * resampled.draws),
                 "mean_rank": sums(self.rank) / count,
                 "mean_surprisal": sums(self.surprisal) / count,
                 "mean_tokens": sums(self.tokens) / count,
@@ -138,8 +157,10 @@ class TeacherRows:
                 "truncated_share": sums(self.truncated) / count,
                 "accuracy": np.full(len(valid), np.nan),
                 "unscored": self.unscored[valid],
-                "rsr_all": sums(self.rank, everything) / sums(self.surprisal, everything),
+                f"{name}_all": sums(top, everything) / sums(bottom, everything),
             }
+            if self.score is not None:
+                found["rsr"] = sums(self.rank) / sums(self.surprisal)
         if self.correct is not None:
             known = compared & ~np.isnan(self.correct)
             with np.errstate(invalid="ignore"):
@@ -152,6 +173,8 @@ class TeacherRows:
 
     def empty_row(self, t: int) -> dict:
         """The row of a teacher without a scored trajectory."""
-        names = ("rsr", "rsr_low", "rsr_high", "probability_best", "mean_rank", "mean_surprisal", "mean_tokens")
+        name = "rsr" if self.score is None else "score"
+        names = (name, f"{name}_low", f"{name}_high", "probability_best", "mean_rank", "mean_surprisal", "mean_tokens")
         row = {"teacher": self.names[t], **dict.fromkeys(names), "trajectories": 0, "truncated_share": None}
-        return {**row, "accuracy": None, "unscored": int(self.unscored[t]), "rsr_all": None}
+        row |= {"accuracy": None, "unscored": int(self.unscored[t]), f"{name}_all": None}
+        return row if self.score is None else {**row, "rsr": None}

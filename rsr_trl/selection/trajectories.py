@@ -12,6 +12,7 @@ from rsr_trl import columns
 from rsr_trl.selection.arrays import check_one_student, examples, flags, labels, numbers, place_in_run, read_table
 from rsr_trl.selection.cap import least_total
 from rsr_trl.selection.criteria import Criteria
+from rsr_trl.selection.scores import read_score
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ def select_trajectories(
     keep_per_group: int = 1,
     keep_fraction: float | None = None,
     score_threshold: float | None = None,
-    prefer: Literal["low", "high"] = "low",
+    prefer: Literal["low", "high"] | None = None,
     score: str = columns.RSR,
     require: str | None = None,
     when_none_qualifies: Literal["drop", "any", "error"] = "drop",
@@ -53,7 +54,7 @@ def select_trajectories(
     teacher_column: str | None = None,
 ) -> Dataset | DatasetDict:
     """
-    Choose the most suitable trajectories. RSR: **lower = more suitable**, and the default `prefer="low"` keeps those.
+    Choose the most suitable trajectories. RSR: **lower = more suitable**, and the default keeps those.
 
     Give exactly one of `group_column` (the best of each problem), `keep_fraction` (the best share of all) and
     `score_threshold` (all at least this good). Of equal scores the trajectory with fewer tokens (`rsr_num_tokens`)
@@ -68,8 +69,10 @@ def select_trajectories(
             whole.
         keep_fraction (`float`, *optional*): Share in (0, 1] of the rows that can be chosen, rounded up.
         score_threshold (`float`, *optional*): Keep scores up to this value (from this value on with `prefer="high"`).
-        prefer (`str`, *optional*, defaults to `"low"`): `"low"` or `"high"`: which end of the score to keep.
-        score (`str`, *optional*, defaults to `"rsr"`): Column to choose by.
+        prefer (`str`, *optional*): `"low"` or `"high"`: which end of the score to keep. By default the score's own
+            (RSR: `"low"`); a column of your own has none and needs it.
+        score (`str`, *optional*, defaults to `"rsr"`): What to choose by: a score of `RSRScorer(scores=...)` by its
+            name, such as `"surprisal"`, or any numeric column (see [`~rsr_trl.selection.scores.read_score`]).
         require (`str`, *optional*): Boolean column (such as `correct`) that must be true. Null isn't true.
         when_none_qualifies (`str`, *optional*, defaults to `"drop"`): What to do with a group in which no scored row
             meets `require`: `"drop"` the group (with a warning), let in `"any"` of its rows, or raise an `"error"`.
@@ -93,6 +96,7 @@ def select_trajectories(
 
     ```python
     >>> best = select_trajectories(scored, group_column="problem_id", require="correct")
+    >>> likely = select_trajectories(scored, group_column="problem_id", score="surprisal")
     >>> mixed = select_trajectories(
     ...     scored, group_column="problem_id", max_share_per_teacher=0.3, teacher_column="teacher"
     ... )
@@ -130,14 +134,14 @@ def _select(dataset: Dataset, by: Criteria, where: str) -> Dataset:
 def choose(dataset: Dataset, by: Criteria) -> Selection:
     """As [`select_trajectories`], but returns a [`Selection`] with the counts, warns of nothing and copies no row."""
     capped = by.max_share_per_teacher is not None
-    wanted_columns = [by.score, by.group_column, by.require, by.teacher_column if capped else None]
+    wanted_columns = [by.group_column, by.require, by.teacher_column if capped else None]
     if by.max_tokens is not None:
         wanted_columns.append(columns.NUM_TOKENS)
     table = read_table(dataset, wanted_columns)
     if by.score in columns.SCORE_COLUMNS:
         check_one_student(dataset)
-    num_rows = table.num_rows
-    cost = numbers(table, by.score) * by.sign
+    num_rows = len(dataset)
+    cost = read_score(dataset, by.score) * by.sign
     group, names = labels(table, by.group_column) if by.group_column else (np.zeros(num_rows, np.int64), [None])
     # A score of the user's own may come without token counts: then ties go by source order alone.
     tokens = np.zeros(num_rows)

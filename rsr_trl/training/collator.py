@@ -7,6 +7,7 @@ import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from rsr_trl import columns
+from rsr_trl.selection.scores import columns_of, direction_of
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.epoch_rows import MASKED_ROW, ROW, SCORED
 from rsr_trl.training.sampler import is_past
@@ -31,7 +32,10 @@ class RSRDataCollator(DataCollatorForLanguageModeling):
     Args:
         pad_token_id (`int`): Token id to pad with.
         score_threshold (`float`, *optional*): Last score that trains. `None` drops nothing by score.
-        prefer (`"low"` or `"high"`, *optional*, defaults to `"low"`): Which end of the score trains.
+        prefer (`"low"` or `"high"`, *optional*): Which end of the score trains. By default the score's own (RSR:
+            `"low"`); a column of your own has none and needs it.
+        score (`str`, *optional*, defaults to `"rsr"`): What the threshold is of: the name of a score that the dataset
+            has, or a numeric column.
         with_scored (`bool`, *optional*, defaults to `False`):
             Set by [`RSRSFTTrainer`]: pass on which tokens are scored. padding_free, return_position_ids,
             pad_to_multiple_of, return_tensors: As in TRL's collator.
@@ -47,16 +51,18 @@ class RSRDataCollator(DataCollatorForLanguageModeling):
     """
 
     score_threshold: float | None = None
-    prefer: Literal["low", "high"] = "low"
+    prefer: Literal["low", "high"] | None = None
     with_scored: bool = False
+    score: str = columns.RSR
     # One slot for each worker process, in shared memory, so that no two add to the same.
     _dropped: torch.Tensor = field(
         default_factory=lambda: torch.zeros(1024, dtype=torch.int64).share_memory_(), repr=False, compare=False
     )
 
     def __post_init__(self):
-        if self.prefer not in ("low", "high"):
-            raise ValueError(f"prefer must be 'low' or 'high', got {self.prefer!r}. RSR: lower is more suitable.")
+        self.prefer = direction_of(self.score, self.prefer)
+        if self.score_threshold is not None and not columns_of(self.score):
+            raise ValueError(f"score={self.score!r} is fitted to a whole dataset: make a column of it first.")
 
     @property
     def num_dropped(self) -> int:
@@ -95,13 +101,14 @@ class RSRDataCollator(DataCollatorForLanguageModeling):
             return False
         if self.score_threshold is None:
             return True
-        if columns.RSR not in example:
+        column = next((name for name in columns_of(self.score) if name in example), None)
+        if column is None:
             raise ValueError(
-                f"RSRDataCollator(score_threshold={self.score_threshold}) found no {columns.RSR!r} among "
-                f"{list(example)}. Score the dataset (the evaluation set too) and set remove_unused_columns=False in "
-                "the SFTConfig, or use RSRSFTTrainer."
+                f"RSRDataCollator(score_threshold={self.score_threshold}) found no {columns_of(self.score)[0]!r} "
+                f"among {list(example)}. Score the dataset (the evaluation set too) and set "
+                "remove_unused_columns=False in the SFTConfig, or use RSRSFTTrainer."
             )
-        score = example[columns.RSR]
+        score = example[column]
         return not is_past(float("nan") if score is None else score, self.score_threshold, self.prefer)
 
 
@@ -114,11 +121,13 @@ def live_threshold(args: RSRSFTConfig, collator: Any) -> float | None:
                 "RSRDataCollator."
             )
     elif collator is not None and collator.score_threshold is not None:
-        own = (args.rsr_score_threshold, args.rsr_prefer)
-        if own != (None, collator.prefer) and own != (collator.score_threshold, collator.prefer):
+        own, same = (args.rsr_score_threshold, args.rsr_prefer), args.rsr_score == collator.score
+        if not same or own not in ((None, collator.prefer), (collator.score_threshold, collator.prefer)):
+            of = "" if same else f" of {collator.score!r}"
             raise ValueError(
-                f"The data collator has score_threshold={collator.score_threshold} and prefer={collator.prefer!r}, "
-                f"the config rsr_score_threshold={own[0]} and rsr_prefer={own[1]!r}: set them in the config alone."
+                f"The data collator has score_threshold={collator.score_threshold}{of} and "
+                f"prefer={collator.prefer!r}, the config rsr_score_threshold={own[0]}"
+                f"{'' if same else f' of {args.rsr_score!r}'} and rsr_prefer={own[1]!r}: set them in the config alone."
             )
         return collator.score_threshold
     return args.rsr_score_threshold

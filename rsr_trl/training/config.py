@@ -7,6 +7,9 @@ from transformers import IntervalStrategy
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
+from rsr_trl.selection.scores import direction_of, known_score
+from rsr_trl.training.score_table import LIVE
+
 
 @dataclass
 class RSRSFTConfig(SFTConfig):
@@ -20,10 +23,15 @@ class RSRSFTConfig(SFTConfig):
     Parameters:
         > Parameters that control the score
 
+        rsr_score (`str`, *optional*, defaults to `"rsr"`):
+            What the examples are ordered and chosen by. `"rsr"`, `"surprisal"` and `"rank"` are measured with the
+            student as it is. `"length"`, `"random"`, any other score that the dataset has (`"lark"` for its column
+            `score_lark`) and any numeric column stay as they are: they need `rsr_rescore_strategy="no"`.
         rsr_r_max (`int`, *optional*, defaults to `100`):
             Token ranks are clipped at this value.
-        rsr_prefer (`str`, *optional*, defaults to `"low"`):
-            Which end of the score comes first and is kept: `"low"` (the most suitable) or `"high"`.
+        rsr_prefer (`str`, *optional*):
+            Which end of the score comes first and is kept: `"low"` or `"high"`. By default the score's own (RSR:
+            `"low"`, the most suitable); a column of your own has none and needs it.
         rsr_max_batch_tokens (`int`, *optional*):
             Tokens of one batch of a scoring pass on each device, padding included. By default what suits the device.
 
@@ -62,11 +70,19 @@ class RSRSFTConfig(SFTConfig):
     """
 
     # Parameters that control the score
-    rsr_r_max: int = field(default=100, metadata={"help": "Token ranks are clipped at this value."})
-    rsr_prefer: str = field(
-        default="low",
+    rsr_score: str = field(
+        default="rsr",
         metadata={
-            "help": "Which end of the score comes first and is kept. RSR: lower is more suitable.",
+            "help": "What the examples are ordered and chosen by: 'rsr', 'surprisal' or 'rank', measured with the "
+            "student as it is; or, with rsr_rescore_strategy='no', 'length', 'random', another score that the dataset "
+            "has, or a numeric column of it."
+        },
+    )
+    rsr_r_max: int = field(default=100, metadata={"help": "Token ranks are clipped at this value."})
+    rsr_prefer: str | None = field(
+        default=None,
+        metadata={
+            "help": "Which end of the score comes first and is kept; by default its own. RSR: lower is more suitable.",
             "choices": ["low", "high"],
         },
     )
@@ -151,6 +167,8 @@ class RSRSFTConfig(SFTConfig):
         return max(1, int(-(-max_steps * self.rsr_rescore_steps // 1)))
 
     def _check_values(self) -> None:
+        if self.rsr_prefer is None:
+            self.rsr_prefer = direction_of(self.rsr_score)
         for name in ("rsr_prefer", "rsr_sampling", "rsr_rescore_strategy"):
             choices, value = self.__dataclass_fields__[name].metadata["choices"], getattr(self, name)
             if value not in choices:
@@ -227,6 +245,11 @@ class RSRSFTConfig(SFTConfig):
                 strategy == "online" and self.torch_compile,
                 "rsr_rescore_strategy='online' reads hidden states that torch_compile=True hides: set "
                 "rsr_rescore_strategy='epoch' or torch_compile=False.",
+            ),
+            (
+                strategy != "no" and known_score(self.rsr_score) not in LIVE,
+                f"rsr_score={self.rsr_score!r} isn't measured while training (those that are: {', '.join(LIVE)}), so "
+                "it can't be measured again: set rsr_rescore_strategy='no'.",
             ),
         ):
             if wrong:

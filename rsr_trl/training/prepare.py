@@ -9,12 +9,17 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
+from rsr_trl.scoring.rivals import random
+from rsr_trl.scoring.scored_tokens import ScoredTokens, content_hash
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from rsr_trl.selection.arrays import labels, read_table
+from rsr_trl.selection.scores import check_name, known_score, read_score
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.epoch_rows import SCORED
+from rsr_trl.training.score_table import LIVE
 
 
+OF_TOKENS = ("length", "random")  # scores that a row's own tokens say
 SOURCE_ROW = "rsr_source_row"  # number of the row in the dataset that the user passed
 
 
@@ -29,6 +34,9 @@ def check_train_dataset(dataset: Any, args: RSRSFTConfig) -> None:
         raise ValueError("train_dataset is empty.")
     if images := {"image", "images"} & set(dataset.column_names):
         raise ValueError(f"train_dataset has the column {images.pop()!r}: only text is scored. Remove the column.")
+    check_name(args.rsr_score, dataset.column_names)
+    if known_score(args.rsr_score) not in (*LIVE, *OF_TOKENS):
+        read_score(dataset, args.rsr_score)
     for column in (args.rsr_group_column, args.rsr_teacher_column):
         if column is not None:
             labels(read_table(dataset, [column]), column)
@@ -69,6 +77,29 @@ def add_scored_column(dataset: Dataset, tokenizer: ExampleTokenizer, num_proc: i
 def _scored_of(batch: dict[str, list], indices: list[int], tokenizer: ExampleTokenizer) -> dict[str, list]:
     examples = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     return {SCORED: [example.scored for example in tokenizer(examples)], SOURCE_ROW: indices}
+
+
+def static_scores(dataset: Dataset, score: str, num_scored: np.ndarray) -> np.ndarray | None:
+    """
+    Values of a score that no scoring pass changes, for prepared rows: `None` for those that are measured live.
+
+    Args:
+        dataset ([`~datasets.Dataset`]): As SFTTrainer prepared it.
+        score (`str`): The config's `rsr_score`.
+        num_scored (int array of shape `(n,)`): Scored tokens of each row.
+    """
+    name = known_score(score)
+    if name in LIVE:
+        return None
+    if name not in OF_TOKENS:
+        return read_score(dataset, score)
+    if name == "length":
+        values = num_scored
+    else:
+        rows = dataset.select_columns(["input_ids", SCORED]).with_format("numpy")
+        content = np.array([content_hash(row["input_ids"], row[SCORED]) for row in rows], dtype=np.uint64)
+        values = random(ScoredTokens(num_scored, ranks=None, surprisals=None, content=content))
+    return np.where(num_scored > 0, values, np.nan)
 
 
 def check_prepared(dataset: Dataset, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch.utils.data import Sampler
 
+from rsr_trl.selection.scores import direction_of
 from rsr_trl.training.score_table import ScoreTable
 
 
@@ -25,9 +26,9 @@ class RSRSampler(Sampler[int]):
     """
     Draws each kept example once an epoch, the most suitable first, and re-reads its table before each draw.
 
-    RSR is **lower = more suitable**, and the default `prefer="low"` puts the lowest first. The length is constant,
-    however the scores change in between. Rows without a scored token come last and are never chosen by `keep_fraction`
-    or `groups`.
+    RSR is **lower = more suitable**, and the default puts the lowest first. The length is constant, however the scores
+    change in between. Rows without a score (for RSR: without a scored token) come last and are never chosen by
+    `keep_fraction` or `groups`.
 
     Where `pad_to_multiple_of` or `score_threshold` is set, some draws don't train: a row past the threshold is drawn
     as `n + row` and padding as `2 * n`, which only [`DrawnRows`] understands (a plain dataset of `n` rows raises
@@ -44,8 +45,9 @@ class RSRSampler(Sampler[int]):
         temperature (`float`, *optional*, defaults to `0.2`):
             For `"weighted"`: the share of the kept examples over which the probability falls by a factor e. Small
             values come near `"ordered"`, large ones near `"random"`.
-        prefer (`"low"` or `"high"`, *optional*, defaults to `"low"`):
-            Which end of the score comes first.
+        prefer (`"low"` or `"high"`, *optional*):
+            Which end of the table's score comes first. By default the score's own (RSR: `"low"`); a column of your
+            own has none and needs it.
         keep_fraction (`float`, *optional*, defaults to `1.0`):
             Share in (0, 1] of the scored examples that an epoch draws, the most suitable ones; rounded up.
         groups (int array of shape `(n,)`, *optional*):
@@ -77,7 +79,7 @@ class RSRSampler(Sampler[int]):
         table: ScoreTable,
         sampling: Literal["weighted", "ordered", "random"] = "weighted",
         temperature: float = 0.2,
-        prefer: Literal["low", "high"] = "low",
+        prefer: Literal["low", "high"] | None = None,
         keep_fraction: float = 1.0,
         groups: ArrayLike | None = None,
         keep_per_group: int = 1,
@@ -90,8 +92,7 @@ class RSRSampler(Sampler[int]):
             raise ValueError("The score table is empty: there is nothing to draw.")
         if sampling not in ("weighted", "ordered", "random"):
             raise ValueError(f"sampling must be 'weighted', 'ordered' or 'random', got {sampling!r}.")
-        if prefer not in ("low", "high"):
-            raise ValueError(f"prefer must be 'low' or 'high', got {prefer!r}. RSR: lower is more suitable.")
+        prefer = direction_of(table.score, prefer)
         if not 0 < temperature < float("inf"):
             raise ValueError(
                 f"temperature must be above 0 and finite, got {temperature}: see sampling='ordered', 'random'."
@@ -105,7 +106,7 @@ class RSRSampler(Sampler[int]):
         self.table, self.sampling, self.temperature, self.prefer = table, sampling, temperature, prefer
         self.score_threshold, self.seed, self.live = score_threshold, seed, live
 
-        scored = table.num_tokens > 0
+        scored = table.scorable
         self._groups = self._quota = None
         self._choosable = np.ones(len(table), dtype=bool)
         self.num_kept = len(table)  # distinct examples of an epoch
@@ -121,7 +122,7 @@ class RSRSampler(Sampler[int]):
             # The tolerance keeps 0.1 * 30 = 3.0000000000000004 from becoming 4 rows.
             self._choosable, self.num_kept = scored, int(np.ceil(keep_fraction * scored.sum() - 1e-9))
         if self.num_kept == 0:
-            raise ValueError("No example has a scored token: there is nothing to choose from.")
+            raise ValueError("No example has a score: there is nothing to choose from.")
         self._length = -(-self.num_kept // pad_to_multiple_of) * pad_to_multiple_of
 
         self.epoch = 0
@@ -162,7 +163,7 @@ class RSRSampler(Sampler[int]):
 
     def refresh(self) -> None:
         """Read the table again: all draws that aren't committed follow it from now on."""
-        self._scores, self._version, self._upcoming = self.table.rsr, self.table.version, None
+        self._scores, self._version, self._upcoming = self.table.scores, self.table.version, None
 
     def candidates(self) -> np.ndarray:
         """Rows that this epoch may still draw: int64 array, ascending."""
@@ -170,7 +171,7 @@ class RSRSampler(Sampler[int]):
 
     def kept_share(self) -> float:
         """Share of all examples that an epoch with the table's scores of now trains on."""
-        scores = self.table.rsr
+        scores = self.table.scores
         rows = self._chosen(scores, np.zeros(len(self.table), dtype=bool))
         return float((~self._is_past(scores[rows])).sum() / len(self.table))
 

@@ -38,8 +38,10 @@ class ScoreCallback(TrainerCallback):
         if trainer._has_scores and not trainer._resumed:
             trainer._log_scores()
             trainer._write_history(np.flatnonzero(trainer.table.num_tokens), "dataset")
-        elif not trainer._resumed:
+        elif not trainer._resumed and trainer.table.static is None:
             trainer.rescore()
+        elif not trainer._resumed:
+            trainer._log_scores()
         # Neither describes the student of a later call of train().
         trainer._has_scores = trainer._resumed = False
 

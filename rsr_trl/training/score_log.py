@@ -13,25 +13,28 @@ from rsr_trl.training.score_table import ScoreTable
 HISTORY_DIR = "rsr_history"
 
 
-def summarize(rsr: np.ndarray, teachers: tuple[np.ndarray, list] | None = None) -> dict[str, float]:
+def summarize(
+    scores: np.ndarray, teachers: tuple[np.ndarray, list] | None = None, name: str = "rsr"
+) -> dict[str, float]:
     """
     Mean and quantiles of the finite scores, and the mean of each teacher. RSR: lower = more suitable.
 
     Args:
-        rsr (float array of shape `(n,)`): NaN and infinite entries are left out.
+        scores (float array of shape `(n,)`): NaN and infinite entries are left out.
         teachers (pair, *optional*): Teacher number of each row, and the teachers' names.
+        name (`str`, *optional*, defaults to `"rsr"`): Of the score, which begins the names of the numbers.
     """
-    finite = np.isfinite(rsr)
+    finite = np.isfinite(scores)
     if not finite.any():
         return {}
-    p10, median, p90 = np.quantile(rsr[finite], [0.1, 0.5, 0.9])
-    logs = {"rsr/mean": rsr[finite].mean(), "rsr/median": median, "rsr/p10": p10, "rsr/p90": p90}
+    p10, median, p90 = np.quantile(scores[finite], [0.1, 0.5, 0.9])
+    logs = {f"{name}/mean": scores[finite].mean(), f"{name}/median": median, f"{name}/p10": p10, f"{name}/p90": p90}
     if teachers is not None:
         number, names = teachers
-        for i, name in enumerate(names):
+        for i, teacher in enumerate(names):
             if (own := finite & (number == i)).any():
-                logs[f"rsr/mean/{name}"] = rsr[own].mean()
-    return {name: float(value) for name, value in logs.items()}
+                logs[f"{name}/mean/{teacher}"] = scores[own].mean()
+    return {key: float(value) for key, value in logs.items()}
 
 
 def spearman(before: np.ndarray, after: np.ndarray) -> float | None:
@@ -103,6 +106,8 @@ def card_section(how: dict[str, str], logs: dict[str, float]) -> str:
         *(f"| {name} | {value} |" for name, value in how.items()),
     ]
     if logs:
-        lines += ["", "| score at the end of training | RSR (lower = more suitable) |", "|---|---|"]
+        only_rsr = all(name.startswith("rsr/") for name in logs)
+        value = "RSR (lower = more suitable)" if only_rsr else "value (RSR: lower = more suitable)"
+        lines += ["", f"| score at the end of training | {value} |", "|---|---|"]
         lines += [f"| {name.removeprefix('rsr/')} | {value:.4g} |" for name, value in logs.items()]
     return "\n".join(lines) + "\n"

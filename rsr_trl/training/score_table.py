@@ -15,17 +15,22 @@ from safetensors.torch import load_file, save_file
 from rsr_trl import columns
 from rsr_trl.equations import rsr_from_means
 from rsr_trl.selection.arrays import numbers, read_table
+from rsr_trl.selection.scores import check_name, known_score, read_score
 
 
 class ScoreTable:
     """
-    Rank-Surprisal Ratio of every example of a training set, its two parts, and when each was measured.
+    Rank-Surprisal Ratio of every example of a training set, its two parts, and when each was measured; and what the
+    examples are ordered by, which is RSR unless another `score` is named.
 
     RSR is **lower = more suitable**. A row without scored tokens never has a score (NaN); a row that has tokens and
     wasn't measured yet is NaN too.
 
     Args:
         num_tokens (int array of shape `(n,)`): Scored tokens of each example.
+        score (`str`, *optional*, defaults to `"rsr"`): What the examples are ordered by: `"rsr"`, `"surprisal"` or
+            `"rank"`, which follow the measurements, or the name of `static` values.
+        static (float array of shape `(n,)`, *optional*): Values that don't change; NaN where an example has none.
 
     Attributes:
         mean_clipped_rank (float64 array of shape `(n,)`): Mean clipped rank (1-based); NaN where not measured.
@@ -47,20 +52,35 @@ class ScoreTable:
     ```
     """
 
-    def __init__(self, num_tokens: ArrayLike):
+    def __init__(self, num_tokens: ArrayLike, score: str = columns.RSR, static: ArrayLike | None = None):
         self.num_tokens = np.array(num_tokens, dtype=np.int64)
         if self.num_tokens.ndim != 1 or (self.num_tokens < 0).any():
             raise ValueError("num_tokens must be a 1-D array of whole numbers, 0 or more.")
         n = self.num_tokens.size
+        self.score, self._live = score, LIVE.get(known_score(score))
+        self.static = None if static is None else np.array(static, dtype=np.float64)
+        if (self.static is None) == (self._live is None):
+            raise ValueError(
+                f"Of the scores, {', '.join(LIVE)} are measured live, and others need `static` values: got "
+                f"score={score!r} {'without' if static is None else 'with'} them."
+            )
+        if self.static is not None and self.static.shape != (n,):
+            raise ValueError(f"static must have a value for each of {n} rows, got shape {self.static.shape}.")
         self.mean_clipped_rank, self.mean_surprisal = np.full(n, np.nan), np.full(n, np.nan)
         self.step = np.full(n, -1, dtype=np.int64)
         self.train_mode = np.zeros(n, dtype=bool)
         self.version = 0
 
     @classmethod
-    def from_dataset(cls, dataset: Dataset) -> "ScoreTable":
+    def from_dataset(cls, dataset: Dataset, score: str = columns.RSR, static: ArrayLike | None = None) -> "ScoreTable":
         """
         The scores that [`RSRScorer`] or `rsr score` put into `dataset`, as measured at step 0.
+
+        Args:
+            dataset (`Dataset`): Scored.
+            score (`str`, *optional*, defaults to `"rsr"`): What to order by: the name of a score, or a numeric column.
+            static (float array of shape `(n,)`, *optional*): Its values, where it isn't live. By default read from
+                the dataset ([`~rsr_trl.selection.scores.read_score`]).
 
         Raises:
             `ValueError`: for a missing score column, or a row with scored tokens but without a score.
@@ -68,7 +88,10 @@ class ScoreTable:
         names = [columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL, columns.NUM_TOKENS]
         data = read_table(dataset, names)
         ranks, surprisals, num_tokens = (numbers(data, name) for name in names)
-        table = cls(np.nan_to_num(num_tokens).astype(np.int64))
+        check_name(score, dataset.column_names)
+        if static is None and known_score(score) not in LIVE:
+            static = read_score(dataset, score)
+        table = cls(np.nan_to_num(num_tokens).astype(np.int64), score, static)
         rows = np.flatnonzero(table.num_tokens)
         table.update(rows, ranks[rows], surprisals[rows], step=0)
         return table
@@ -80,6 +103,16 @@ class ScoreTable:
     def rsr(self) -> np.ndarray:
         """Ratio of each row, Eq. 7; float64 of shape `(n,)`, lower = more suitable, NaN where there is none."""
         return rsr_from_means(self.mean_clipped_rank, self.mean_surprisal)
+
+    @property
+    def scores(self) -> np.ndarray:
+        """What the examples are ordered by, as it is now: float64 of shape `(n,)`, NaN where there is none."""
+        return np.array(self.static if self._live is None else getattr(self, self._live))
+
+    @property
+    def scorable(self) -> np.ndarray:
+        """Which rows have a score, or get one when they are measured: bool of shape `(n,)`."""
+        return self.num_tokens > 0 if self.static is None else np.isfinite(self.static)
 
     def update(
         self,
@@ -157,4 +190,5 @@ class ScoreTable:
         return table
 
 
+LIVE = {"rsr": "rsr", "surprisal": "mean_surprisal", "rank": "mean_clipped_rank"}  # score: attribute of a table
 _COLUMNS = ("num_tokens", "mean_clipped_rank", "mean_surprisal", "step", "train_mode")

@@ -28,7 +28,13 @@ from rsr_trl.training.collator import NUM_SCORED, live_collator, live_threshold
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.epoch_rows import ROW, SCORED, DrawnRows
 from rsr_trl.training.live_student import add_rsr_head, score_rows, token_means, undisturbed
-from rsr_trl.training.prepare import SOURCE_ROW, add_scored_column, check_prepared, check_train_dataset
+from rsr_trl.training.prepare import (
+    SOURCE_ROW,
+    add_scored_column,
+    check_prepared,
+    check_train_dataset,
+    static_scores,
+)
 from rsr_trl.training.sampler import RSRSampler
 from rsr_trl.training.schedule import ScoreCallback
 from rsr_trl.training.score_log import ScoreHistory, card_section, spearman, summarize
@@ -102,7 +108,9 @@ class RSRSFTTrainer(SFTTrainer):
         self._lengths, num_scored = check_prepared(self.train_dataset, vocab_size)
         if unscored := int((num_scored == 0).sum()):
             logger.warning(f"{unscored} of {len(num_scored)} examples have no token to score: they come last.")
-        self.table = ScoreTable(num_scored)
+        self.table = ScoreTable(
+            num_scored, args.rsr_score, static_scores(self.train_dataset, args.rsr_score, num_scored)
+        )
         self._has_scores = self._take_scores_of_dataset()
         self._groups = self._labels_of(args.rsr_group_column)
         self._teachers = self._labels_of(args.rsr_teacher_column)
@@ -189,7 +197,7 @@ class RSRSFTTrainer(SFTTrainer):
         if not same_tokens or data[columns.STUDENT].unique().to_pylist() != own:
             logger.info("The train dataset's scores are of another student or of other tokens: scoring it anew.")
             return False
-        self.table = ScoreTable.from_dataset(self.train_dataset)
+        self.table = ScoreTable.from_dataset(self.train_dataset, self.table.score, self.table.static)
         return True
 
     # ------------------------------------------------------------------------------------------------ scoring
@@ -208,7 +216,7 @@ class RSRSFTTrainer(SFTTrainer):
         if not batches:
             return
         rows = np.concatenate(batches)
-        before, started = self.table.rsr, time.perf_counter()
+        before, started = self.table.scores, time.perf_counter()
         # Compiled for training batches, it would be compiled again for every shape of a scoring batch.
         model = self.model_wrapped._orig_mod if is_compiled_module(self.model_wrapped) else self.model_wrapped
         with undisturbed(model, self.optimizer):
@@ -224,7 +232,7 @@ class RSRSFTTrainer(SFTTrainer):
         self.table.update(*measured, step=self.state.global_step)
         seconds = time.perf_counter() - started
         logs = {"rsr/seconds": seconds, "rsr/tokens_per_second": float(self._lengths[rows].sum() / seconds)}
-        if (moved := spearman(before[rows], self.table.rsr[rows])) is not None:
+        if (moved := spearman(before[rows], self.table.scores[rows])) is not None:
             logs["rsr/spearman_with_last"] = moved
         self._log_scores(logs)
         self._write_history(rows, "pass")
@@ -284,11 +292,14 @@ class RSRSFTTrainer(SFTTrainer):
 
     # ------------------------------------------------------------------------------------------------ telling
 
+    def _summary(self) -> dict[str, float]:
+        """Of RSR as it is known, and of the score that the examples are ordered by."""
+        summary, name = summarize(self.table.rsr, self._teachers), self.table.score.removeprefix(columns.SCORE_PREFIX)
+        return summary if name == columns.RSR else summary | summarize(self.table.scores, self._teachers, name)
+
     def _log_scores(self, logs: dict[str, float] | None = None) -> None:
         """Add to what the trainer logs next."""
-        logs = (
-            summarize(self.table.rsr, self._teachers) | {"rsr/kept_share": self._sampler.kept_share()} | (logs or {})
-        )
+        logs = self._summary() | {"rsr/kept_share": self._sampler.kept_share()} | (logs or {})
         for name, value in logs.items():
             self._metrics["train"][name].append(value)
 
@@ -313,7 +324,7 @@ class RSRSFTTrainer(SFTTrainer):
         if self.is_world_process_zero():
             how = {f.name: f"`{getattr(self.args, f.name)}`" for f in fields(self.args) if f.name.startswith("rsr_")}
             with open(os.path.join(self.args.output_dir, "README.md"), "a", encoding="utf-8") as card:
-                card.write("\n" + card_section(how, summarize(self.table.rsr, self._teachers)))
+                card.write("\n" + card_section(how, self._summary()))
 
     # ------------------------------------------------------------------------------------------------ checkpoints
 

@@ -17,7 +17,7 @@ def _usage_error(capsys, parser, argv) -> str:
 def test_command_line():
     data, choice, output = parse(select.make_parser(), [*REQUIRED, "--group_column", "id", "--keep_per_group", "2"])
     assert (data.dataset_name, data.dataset_split, output.output_dir) == ("data.jsonl", "train", "out")
-    assert (choice.group_column, choice.keep_per_group, choice.prefer) == ("id", 2, "low")
+    assert (choice.group_column, choice.keep_per_group, choice.prefer) == ("id", 2, None)
 
 
 @pytest.mark.parametrize("as_one_word", [False, True])

@@ -10,7 +10,7 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard, HfApi
 from huggingface_hub.utils import filter_repo_objects
 
-from rsr_trl import columns
+from rsr_trl import RSRScorer, columns
 from rsr_trl.cli.main import main
 
 
@@ -38,7 +38,7 @@ def score(raw, tiny_student_path, tmp_path):
         student = ["--model_name_or_path", tiny_student_path]
         return main(["score", "--dataset_name", dataset_name, *student, "--output_dir", output_dir, *more])
 
-    run.output_dir = output_dir
+    run.output_dir, run.raw = output_dir, raw
     return run
 
 
@@ -63,6 +63,23 @@ def test_plain_text_scores_are_those_of_the_equation(score, tiny_student, tiny_t
         before, ids = (tiny_tokenizer(row[name])["input_ids"] for name in ("prompt", "completion"))
         assert row["rsr"] == pytest.approx(_naive_rsr(model, before, ids), rel=1e-5)
         assert row["rsr_num_tokens"] == len(ids)
+
+
+def test_other_scores(score, tiny_student, tiny_tokenizer):
+    assert score("--scores", "lark, surprisal") == 0
+    scored = load_dataset(score.output_dir, split="train")
+    assert scored.column_names == [*ROWS[0], *columns.SCORE_COLUMNS, "score_surprisal", "score_lark"]
+    expected = RSRScorer(tiny_student(), tiny_tokenizer, scores=["surprisal", "lark"]).score(
+        load_dataset("json", data_files=score.raw, split="train")
+    )
+    assert scored["score_lark"][:] == pytest.approx(expected["score_lark"][:])
+    card = DatasetCard.load(f"{score.output_dir}/README.md").text
+    assert "`score_surprisal` (lower first), `score_lark` (higher first)." in card
+
+
+def test_an_unknown_score_is_named_at_once(score, capsys):
+    assert score("--scores", "surprisal,larc") == 1
+    assert "There is no score 'larc'. There are rsr, " in " ".join(capsys.readouterr().err.split())
 
 
 def test_as_chat_scores_the_answer_within_the_template(score, tiny_student, tiny_tokenizer):

@@ -34,6 +34,8 @@ def _chosen(select) -> list[tuple[str, str]]:
         (["--keep_fraction", "0.4"], [("a", "short"), ("b", "long")]),
         (["--score_threshold", "3.6"], [("a", "short"), ("b", "long"), ("c", "short")]),
         (["--group_column", "problem_id", "--max_tokens", "2"], [("a", "short"), ("b", "short")]),
+        (["--group_column", "problem_id", "--score", "length"], [("a", "long"), ("b", "long"), ("c", "short")]),
+        (["--group_column", "problem_id", "--score", "rank"], [("a", "short"), ("b", "long"), ("c", "short")]),
     ],
 )
 def test_chooses_as_asked(select, options, expected):
@@ -62,12 +64,19 @@ def test_the_student_that_scored_is_passed_on(select, scored_rows, tmp_path, cap
     assert student_of(select.output_dir) == "me/student"
 
 
+def test_another_score_is_shown_before_and_after(select, capsys):
+    assert select("--group_column", "problem_id", "--score", "length") == 0
+    text = " ".join(capsys.readouterr().err.split())
+    assert "mean length (higher first) 10.000 15.333" in text  # (2 + 3 + 2 + 3 + 40) / 5, (3 + 3 + 40) / 3
+
+
 def test_json(select, capsys):
     assert select("--group_column", "problem_id", "--json") == 0
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert captured.err == ""
     assert (result["chosen"], result["groups"], result["empty_groups"]) == (3, 3, {})
+    assert (result["score"], result["prefer"]) == ("rsr", "low")
     assert result["after"]["rsr"] == pytest.approx(2.75)
 
 
@@ -90,6 +99,8 @@ def test_one_teacher_for_most_is_pointed_out(select, capsys, scored_rows, tmp_pa
         ([], "exactly one of group_column"),
         (["--keep_fraction", "1.5"], "keep_fraction"),
         (["--group_column", "problem"], "'problem'"),
+        (["--keep_fraction", "0.5", "--score", "entropy"], "rsr score --scores entropy"),
+        (["--keep_fraction", "0.5", "--score", "rsr_truncated"], "Which end of the column 'rsr_truncated'"),
         (["--score_threshold", "0.1"], "Nothing was chosen of 6"),
     ],
 )

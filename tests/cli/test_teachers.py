@@ -62,6 +62,18 @@ def test_json(pool_path, capsys):
     assert len(result["pairs"]) == 3 and result["num_problems"] == 39
 
 
+def test_by_another_score(pool_path, capsys):
+    argv = ["--dataset_name", pool_path, "--problem_column", "problem_id", "--score", "rank"]
+    run(*argv)
+    text = " ".join(capsys.readouterr().err.split())
+    assert "Mean rank of its trajectories, lower first, 39 trajectories each." in text
+    assert text.index(" a 2.") < text.index(" b 2.") < text.index(" c ") and "RSR" not in text
+    run(*argv, "--prefer", "high", "--json")
+    result = json.loads(capsys.readouterr().out)
+    assert [row["teacher"] for row in result["table"]] == ["c", "b", "a"]
+    assert (result["score"], result["prefer"], result["direction"]) == ("rank", "high", "higher first")
+
+
 def test_csv(pool_path, capsys):
     run("--dataset_name", pool_path, "--problem_column", "problem_id", "--csv")
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
@@ -107,6 +119,7 @@ def test_with_a_student_it_can_score_all(gsm8k_path, gsm8k_student, capsys):
     [
         (["--json", "--csv"], "one of --json and --csv"),
         (["--model_name_or_path", "student"], "needs --problem_column"),
+        (["--model_name_or_path", "student", "--problem_column", "problem_id", "--score", "rank"], "--goal all"),
         (["--max_trajectories", "9"], "is for scoring in rounds"),
         (["--teacher_column", "writer"], "no column 'writer'"),
         (["--problem_column", "problem"], "no column 'problem'"),

@@ -293,3 +293,16 @@ def test_parts_are_measured_by_tokens(scorer):
     mean = sum(len(example.input_ids) for example in examples) / len(examples)
     assert rows_of_part(dataset, examples) == round(2**20 / mean)
     assert rows_of_part(dataset.to_iterable_dataset(), examples) == round(2**22 / mean)
+
+
+def test_other_scores_are_part_of_the_run(make_job, scorer, source, tmp_path):
+    with_scores = RSRScorer(scorer.student.model, scorer.processing_class, scores=["lark", "casl", "lalp"])
+    make_job(scorer=with_scores).run(show_bar=False)
+    assert read(tmp_path) == with_scores.score(data.load(str(source))).to_list()
+    with pytest.raises(ValueError, match="What differs: student.scores: score_drop, .* -> None"):
+        make_job()
+    more = RSRScorer(scorer.student.model, scorer.processing_class, scores=["lark"])
+    with pytest.raises(ValueError, match="student.scores: score_drop, rsr_step_share, score_lark, .* -> score_lark"):
+        make_job(scorer=more)
+    make_job(scorer=more, overwrite=True).run(show_bar=False)
+    assert read(tmp_path) == more.score(data.load(str(source))).to_list()

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from rsr_trl.scoring.steps import split_sentences
+from rsr_trl.scoring.steps import split_sentences, split_steps
 
 
 def cut(text: str) -> list[str]:
@@ -57,3 +57,34 @@ def test_a_megabyte_of_one_thing(unit):
     text = (unit * 1_000_000)[:1_000_000]
     spans = split_sentences(text)
     assert [start for start, _ in spans] == [0, *(stop for _, stop in spans[:-1])] and spans[-1][1] == len(text)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [],
+        ["One line without an end"],
+        ["One.", " Two!", " Three"],
+        ["One. Two.\n", "Three. Four."],
+        ["First\n\n", "  second, indented\n \t\n", "third\n\n\n"],
+        ["\n\n  One\n", "two"],
+        ["One.\r\n", "Two. Still two.\r\n\r\n", "Three"],
+        ["Only.", " One line, with its end.\n"],
+        [" \n\t "],
+    ],
+)
+def test_steps_are_lines_or_else_sentences(steps):
+    text = "".join(steps)
+    assert [text[start:stop] for start, stop in split_steps(text)] == steps
+
+
+def test_steps_cover_any_text():
+    source = random.Random(0)
+    for _ in range(300):
+        text = "".join(source.choices("ab. \n\t?\r", k=source.randrange(40)))
+        spans = split_steps(text)
+        assert "".join(text[start:stop] for start, stop in spans) == text
+        assert all(start < stop for start, stop in spans)
+        assert sum(bool(text[start:stop].strip()) for start, stop in spans) >= len(spans) - 1
+        if len([line for line in text.split("\n") if line.strip()]) > 1:
+            assert len(spans) == len([line for line in text.split("\n") if line.strip()])

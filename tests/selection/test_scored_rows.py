@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from rsr_trl.selection.scored_rows import ScoredRows, find_scores
+from rsr_trl.selection.scores import read_score
 from tests.selection.pools import clean_pool, column
 
 
@@ -42,3 +43,20 @@ def test_some_of_the_rows_keep_their_places_and_numbers():
     assert [part.teachers[i] for i in part.teacher] == ["t1", "t2"] * 4
     assert part.shared_problems().tolist() == [True] * 4  # of the teachers that are left
     assert rows.where(rows.row != 4).shared_problems().tolist() == [True, False, True, True]
+
+
+def test_every_score_of_the_package_is_found_with_its_direction():
+    """Also one that is made from the columns of others, and one whose name is a column of the user's too."""
+    dataset = clean_pool(problems=10)
+    random = np.random.default_rng(0)
+    for name in ("score_lark", "score_drop", "rsr_step_share"):
+        dataset = dataset.add_column(name, random.uniform(0.1, 0.2, len(dataset)))
+    dataset = dataset.add_column("length", [7] * len(dataset))
+    notes = []
+    scores = find_scores(dataset, None, {}, notes)
+    assert [score.name for score in scores] == ["rsr", "surprisal", "rank", "drop", "casl", "lark", "length"]
+    assert [score.prefer for score in scores] == ["low"] * 5 + ["high"] * 2 and notes == []
+    rows = ScoredRows.read(dataset, scores, None, None, None)
+    np.testing.assert_array_equal(rows.costs[:, 5], -np.array(column(dataset, "score_lark")))
+    np.testing.assert_array_equal(rows.costs[:, 6], -np.array(column(dataset, "rsr_num_tokens")))
+    np.testing.assert_array_equal(rows.costs[:, 4], read_score(dataset, "casl"))

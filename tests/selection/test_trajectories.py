@@ -208,7 +208,10 @@ class TestBadInput:
                 "instead of score_threshold",
             ),
             ({"group_column": "problem"}, r"no column 'problem'; its columns are \['problem_id', 'teacher'"),
-            ({"keep_fraction": 0.5, "score": "teacher"}, "'teacher' must hold numbers, but it is string"),
+            (
+                {"keep_fraction": 0.5, "score": "teacher", "prefer": "low"},
+                "'teacher' must hold numbers, but it is string",
+            ),
             ({"keep_fraction": 0.5, "require": "rsr"}, "'rsr' must hold true or false, but it is double"),
         ],
     )

@@ -1,0 +1,278 @@
+"""The other scores of a trajectory that one pass of the student gives, and a few that need another pass.
+
+Each is a function of [`ScoredTokens`], with its formula, direction and source in the docstring, and an entry in
+[`SCORES`]. Notation: a trajectory has K scored tokens; token k has the rank r_k (1-based), the surprisal
+s_k = -ln p_k (nats), and the student's prediction in its place has the entropy H_k (nats) and the sum of squared
+probabilities Q_k. "Low" means that the lower value is chosen first. This file knows no model and no dataset.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from rsr_trl import columns
+from rsr_trl.equations import filtered_token_rsr
+from rsr_trl.scoring.scored_tokens import ScoredTokens, ratio
+
+
+REJECTED_BELOW = 0.01  # student probability below which reverse speculative decoding rejects a teacher's token
+TEACHERS_OWN = 0.1  # nats a token by which the teacher has to be surer of a step than the student
+LOCAL_STEPS = 4  # steps before a step that `lalp` lets the student see
+
+
+# ------------------------------------------------------------------------------------------------ from the same pass
+
+
+def rsr(tokens: ScoredTokens) -> np.ndarray:
+    """Rank-Surprisal Ratio, sum_k min(r_k, r_max) / sum_k s_k. Low. arXiv:2601.14249, Eq. 7."""
+    return ratio(*tokens.means_of_rsr)
+
+
+def rsr_filtered(tokens: ScoredTokens) -> np.ndarray:
+    """
+    Mean of min(r_k, r_max) / s_k over the 30% of tokens with the highest surprisal. Low. arXiv:2601.14249, Eq. 5.
+    """
+    values = [filtered_token_rsr(tokens.ranks[p], tokens.surprisals[p], r_max=tokens.r_max) for p in tokens.parts]
+    return np.array(values, dtype=np.float64)
+
+
+def surprisal(tokens: ScoredTokens) -> np.ndarray:
+    """
+    Mean surprisal, (1/K) sum_k s_k. Low: the most likely response first, as GRAPE chooses (arXiv:2502.04194). The
+    "average surprisal" of arXiv:2601.14249.
+    """
+    return tokens.means_of_rsr[1]
+
+
+def rank(tokens: ScoredTokens) -> np.ndarray:
+    """Mean clipped rank, (1/K) sum_k min(r_k, r_max). Low. An ablation of arXiv:2601.14249."""
+    return tokens.means_of_rsr[0]
+
+
+def entropy(tokens: ScoredTokens) -> np.ndarray:
+    """
+    Mean entropy of the student's predictions, (1/K) sum_k H_k. Low: where the student is sure of what comes. The
+    direction is ours, by analogy with surprisal, whose expectation it is.
+    """
+    return tokens.means(tokens.entropies)
+
+
+def rank_entropy(tokens: ScoredTokens) -> np.ndarray:
+    """
+    RSR with entropy in the place of surprisal, sum_k min(r_k, r_max) / sum_k H_k. Low. An ablation of
+    arXiv:2601.14249.
+    """
+    return ratio(tokens.means_of_rsr[0], tokens.means(tokens.entropies))
+
+
+def drop(tokens: ScoredTokens) -> np.ndarray:
+    """
+    Mean surprisal of the tokens that don't begin a reasoning step. Low. ASLEC-DROP, arXiv:2604.06834: few long steps
+    have few of the unlikely first tokens, so plain surprisal prefers them.
+
+    As in the authors' public code, but for the sign (they average log-probabilities), for the step (theirs ends at
+    ". " and "? "; ours is [`split_steps`]), and for the tokens left out: one a step, as the paper says, where their
+    script's default is two. Undefined (null) if every token begins a step; theirs is 0 there, the best there is.
+    """
+    return tokens.means(tokens.surprisals, where=~tokens.step_starts)
+
+
+def step_share(tokens: ScoredTokens) -> np.ndarray:
+    """Share of the tokens that begin a reasoning step, F of [`casl`]. A part, not a score."""
+    return tokens.means(tokens.step_starts)
+
+
+def rsd_share(tokens: ScoredTokens) -> np.ndarray:
+    """
+    Share of the tokens to which the student gives less than 1%. Low. Those are the tokens that "In Their Own Words"
+    (reverse speculative decoding, arXiv:2509.22230) doesn't let the teacher write; making a score of their share
+    is ours.
+    """
+    return tokens.means(tokens.surprisals > -np.log(REJECTED_BELOW))
+
+
+def lark(tokens: ScoredTokens) -> np.ndarray:
+    """
+    Learnability rho, sum_k B_k / sum_k s_k with the Brier score B_k = 1 - 2 p_k + Q_k. High. LARK, arXiv:2605.30651.
+
+    A quotient of means, as in the authors' public code; but Q_k runs over the whole vocabulary, where theirs takes
+    the 50 most likely tokens and renormalises. They go on to compare the candidates of one problem, with the loss
+    L_i = mean s_k of each: g_i = L_i / sum_j L_j * (2 rho_i - sum_j rho_j L_j / sum_j L_j), and weigh the best by it.
+    This is rho alone, a number of one trajectory.
+    """
+    brier = 1 - 2 * np.exp(-np.asarray(tokens.surprisals, np.float64)) + tokens.sum_squares
+    return ratio(tokens.means(brier), tokens.means_of_rsr[1])
+
+
+def length(tokens: ScoredTokens) -> np.ndarray:
+    """
+    Scored tokens, K. High: longest first. In the tables of arXiv:2601.14249 longer goes with better for all five
+    students.
+    """
+    return np.where(tokens.num_tokens > 0, tokens.num_tokens, np.nan)
+
+
+def random(tokens: ScoredTokens) -> np.ndarray:
+    """
+    Uniform in [0, 1), from a hash of the trajectory's own tokens ([`~rsr_trl.scoring.scored_tokens.content_hash`]):
+    the same in every order, batch and process; equal rows are equal. Low (it makes no difference). The control of
+    every comparison.
+    """
+    return (tokens.content >> np.uint64(11)).astype(np.float64) / 2.0**53
+
+
+# ------------------------------------------------------------------------------------------------ with another pass
+
+
+def ifd(tokens: ScoredTokens) -> np.ndarray:
+    """
+    Instruction-following difficulty: mean surprisal given the prompt / mean surprisal without it. High: the prompt
+    helps little. "From Quantity to Quality", arXiv:2308.12032, whose authors keep the highest below 1.
+
+    Without the prompt the student sees the response alone (behind the beginning-of-sequence token if the tokenizer
+    writes one; without one the first token can't be predicted and counts in neither mean). Of a conversation, the
+    prompt is all before the first scored token. Undefined (null) if that is no more than one token.
+    """
+    known = np.isfinite(tokens.surprisals_alone)
+    given = tokens.means(tokens.surprisals, where=known)
+    return ratio(given, tokens.means(tokens.surprisals_alone, where=known))
+
+
+def lalp(tokens: ScoredTokens) -> np.ndarray:
+    """
+    Local average log-probability: for each step the mean of -s_k given only the prompt and the 4 steps before it;
+    then the mean over steps. High (nats, at most 0). arXiv:2510.03988.
+
+    The paper's steps are sentences; ours are those of [`split_steps`]. That the prompt stays in view, and that every
+    step weighs the same, is how a public re-implementation reads the paper's Eq. 2. Of a conversation, the prompt of a
+    turn is all before it.
+    """
+    return tokens.means_of_steps(-tokens.step_means(tokens.surprisals_local))
+
+
+# ------------------------------------------------------------------------------------------ with a pass of a teacher
+
+
+def provenance(tokens: ScoredTokens) -> np.ndarray:
+    """
+    Share of the steps that come from the teacher: those to which the teacher gives at least 0.1 nats a token more
+    log-probability than the student does. High. After "Where Did This Sentence Come From?", arXiv:2512.20908.
+
+    The paper traces sentences by the probabilities of teacher and student and chooses data by what stems from the
+    teacher; steps instead of sentences, the threshold and making a share of it are ours. Tokens are the student's; of
+    the teacher only the probability of the whole step counts, so its tokenizer may be another. Undefined (null) where
+    the teacher's tokens don't fall into the same steps (its template writes more text, or another length limit cuts).
+    """
+    gaps = tokens.step_means(tokens.surprisals) - tokens.teacher_steps / tokens.step_lengths
+    return tokens.means_of_steps(np.where(np.isnan(gaps), np.nan, gaps >= TEACHERS_OWN))
+
+
+# -------------------------------------------------------------------------------------------------- from the columns
+
+
+def casl(mean_surprisal: ArrayLike, drop: ArrayLike, step_share: ArrayLike) -> np.ndarray:
+    """
+    Mean surprisal corrected for the share of first tokens, M - gamma F. Low. ASLEC-CASL, arXiv:2604.06834: gamma is
+    the coefficient of F in the least-squares fit, over the pool, of M on the mean surprisal of the other tokens, the
+    mean surprisal of the first tokens, F, and a constant.
+
+    As in the authors' public code, with the differences that [`drop`] names. A number of the pool, not of one
+    trajectory: it is made when a dataset is read, from columns of the pass.
+
+    Args:
+        mean_surprisal (array of shape `(n,)`): M, in nats.
+        drop (array of shape `(n,)`): As [`drop`] gives it.
+        step_share (array of shape `(n,)`): F, as [`step_share`] gives it.
+
+    Returns:
+        float64 array of shape `(n,)`: NaN where a part is missing.
+    """
+    mean, other, share = (np.asarray(part, np.float64) for part in (mean_surprisal, drop, step_share))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        first = (mean - (1 - share) * other) / share
+    parts = np.stack([other, first, share], axis=1)
+    known = np.isfinite(parts).all(axis=1) & np.isfinite(mean)
+    corrected = np.full(mean.shape, np.nan)
+    if known.any():
+        centred = parts[known] - parts[known].mean(axis=0)
+        fit = np.linalg.lstsq(centred, mean[known] - mean[known].mean(), rcond=None)[0]
+        corrected[known] = mean[known] - fit[2] * share[known]
+    return corrected
+
+
+# -------------------------------------------------------------------------------------------------------- the scores
+
+
+@dataclass(frozen=True)
+class Score:
+    """
+    One entry of [`SCORES`].
+
+    Args:
+        prefer (`"low"` or `"high"`): Which end is chosen first.
+        of (`Callable`, *optional*): [`ScoredTokens`] to values of shape `(n,)`. None for `casl`, which needs the pool.
+        needs (tuple of `str`, *optional*): Beside ranks and surprisals: `"moments"` (entropies, sums of squares),
+            `"steps"`; `"alone"` and `"local"` (another pass each), `"teacher"` (a pass of the teacher).
+    """
+
+    prefer: Literal["low", "high"]
+    of: Callable[[ScoredTokens], np.ndarray] | None
+    needs: tuple[str, ...] = ()
+
+    @property
+    def passes(self) -> bool:
+        """Whether it needs another pass than that of RSR."""
+        return bool({"alone", "local", "teacher"} & set(self.needs))
+
+
+SCORES: dict[str, Score] = {
+    "rsr": Score("low", rsr),
+    "rsr_filtered": Score("low", rsr_filtered),
+    "surprisal": Score("low", surprisal),
+    "rank": Score("low", rank),
+    "entropy": Score("low", entropy, ("moments",)),
+    "rank_entropy": Score("low", rank_entropy, ("moments",)),
+    "drop": Score("low", drop, ("steps",)),
+    "casl": Score("low", None, ("steps",)),
+    "rsd_share": Score("low", rsd_share),
+    "lark": Score("high", lark, ("moments",)),
+    "length": Score("high", length),
+    "random": Score("low", random),
+    "ifd": Score("high", ifd, ("alone",)),
+    "lalp": Score("high", lalp, ("steps", "local")),
+    "provenance": Score("high", provenance, ("steps", "teacher")),
+}
+ONE_PASS = tuple(name for name, score in SCORES.items() if not score.passes)
+
+
+def check_scores(names: Iterable[str] | str | None) -> tuple[str, ...]:
+    """
+    Names of [`SCORES`], each once and in their order there.
+
+    Args:
+        names (iterable of `str` or `str`, *optional*): `"all"` stands for all that the same pass gives.
+
+    Raises:
+        ValueError: for a name that isn't there; the message lists those that are.
+    """
+    asked = {names} if isinstance(names, str) else set(names or ())
+    if unknown := sorted(asked - set(SCORES) - {"all"}):
+        raise ValueError(f"There is no score {unknown[0]!r}. There are {', '.join(SCORES)}, and 'all' of one pass.")
+    return tuple(name for name in SCORES if name in asked or ("all" in asked and name in ONE_PASS))
+
+
+def column_functions(names: Iterable[str]) -> dict[str, Callable[[ScoredTokens], np.ndarray]]:
+    """Columns that scoring adds for these scores, and what computes each. `rsr` is always there."""
+    found = {}
+    for name in names:
+        if name == "casl":
+            found |= {columns.SCORE_PREFIX + "drop": drop, columns.STEP_SHARE: step_share}
+        elif name != columns.RSR:
+            found[columns.SCORE_PREFIX + name] = SCORES[name].of
+    return found
+
+
+ALL_COLUMNS = tuple(column_functions(SCORES))
