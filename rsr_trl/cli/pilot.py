@@ -151,7 +151,7 @@ def main(
     held_out = HeldOut(held_out_rows, group_column, answer_column, load_checker(pilot_args.checker))
     check_apart(pool, held_out_rows)
 
-    scorer = make_scorer(model_args, training_args)
+    scorer = make_scorer(model_args, training_args, strategies)
     student = {name: scorer.identity[name] for name in ("weights", "tokenizer")}
     identity = {
         "student": student | non_defaults(model_args),

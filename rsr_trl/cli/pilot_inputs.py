@@ -1,5 +1,6 @@
 """What `rsr pilot` begins with: a pool with this student's scores, and held-out problems that aren't in it."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from rsr_trl.scoring.parts import rows_of_part, sample
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.shards import digest_of
 from rsr_trl.selection.arrays import check_one_student
+from rsr_trl.selection.scores import STORED, known_score
 from rsr_trl.training.pilot.config import PilotConfig
 from rsr_trl.training.pilot.folder import SCORED
+from rsr_trl.training.pilot.strategies import Strategy
 
 
 CARD = """\
@@ -53,8 +56,9 @@ def _question(value: str | list[dict]) -> str:
     return next((message["content"] for message in value if message["role"] == "user"), str(value))
 
 
-def make_scorer(model_args: ModelConfig, training_args: PilotConfig) -> RSRScorer:
-    """The scorer that `rsr score` has by default, with the length limit of the trainings."""
+def make_scorer(model_args: ModelConfig, training_args: PilotConfig, strategies: Sequence[Strategy]) -> RSRScorer:
+    """The scorer that `rsr score` has by default, with the trainings' length limit and the strategies' scores."""
+    scores = {known_score(s.column) for s in strategies if s.column is not None} - {None}
     options = {
         "revision": None if model_args.model_revision == "main" else model_args.model_revision,
         "trust_remote_code": training_args.trust_remote_code,
@@ -65,7 +69,8 @@ def make_scorer(model_args: ModelConfig, training_args: PilotConfig) -> RSRScore
     limit = RSRScorer(model_args.model_name_or_path, **options).max_length
     if training_args.max_length is not None:
         limit = min(limit, training_args.max_length)
-    return RSRScorer(model_args.model_name_or_path, **options, max_length=limit)
+    scores = sorted(name for name in scores if name not in STORED)
+    return RSRScorer(model_args.model_name_or_path, **options, max_length=limit, scores=scores)
 
 
 def identity_of(source: tuple[str, str | None, str]) -> dict:

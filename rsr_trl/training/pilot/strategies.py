@@ -9,20 +9,14 @@ import numpy as np
 from datasets import Dataset
 
 from rsr_trl import columns
+from rsr_trl.scoring.rivals import SCORES
 from rsr_trl.selection.arrays import examples, labels, numbers, read_table
+from rsr_trl.selection.scores import direction_of, known_score, read_score
 from rsr_trl.selection.trajectories import select_trajectories
 
 
 RANDOM, RENEWED, RESCORED = "random", "random_renewed", "rsr_rescored"
 ORDERED = "_ordered"
-# Name -> column and the end of it that is chosen. RSR: lower is more suitable. Surprisal: the likeliest, as GRAPE
-# (arXiv:2502.04194) does. Length: the longest.
-SCORES: dict[str, tuple[str, Literal["low", "high"]]] = {
-    "rsr": (columns.RSR, "low"),
-    "surprisal": (columns.MEAN_SURPRISAL, "low"),
-    "rank": (columns.MEAN_CLIPPED_RANK, "low"),
-    "length": (columns.NUM_TOKENS, "high"),
-}
 DEFAULT = ("rsr", "surprisal", "length", RANDOM)
 _ROW, _DRAWN = "pilot_row", "pilot_drawn"
 
@@ -34,7 +28,7 @@ class Strategy:
 
     Args:
         name (`str`): As the user calls it.
-        column (`str`, *optional*): Score to choose by; `None` for a random choice.
+        column (`str`, *optional*): Score to choose by, as [`select_trajectories`] takes it; `None`: by chance.
         prefer (`str`, *optional*, defaults to `"low"`): Which end of it.
         ordered (`bool`, *optional*, defaults to `False`): Whether each epoch goes from the first choice to the last,
             instead of in an order of its own.
@@ -55,10 +49,11 @@ def parse_strategies(names: Sequence[str]) -> list[Strategy]:
     Strategies by name, with the controls that they need put in front of them.
 
     Args:
-        names (`Sequence[str]`): `"rsr"`, `"surprisal"`, `"rank"`, `"length"`, or `"<column>:low"` and
-            `"<column>:high"` for any score column, each also with `"_ordered"` at its end (trained in the order of the
-            score; its control is the same choice shuffled); `"rsr_rescored"` (chosen anew each epoch by the student as
-            it is then; its control `"random_renewed"` draws anew each epoch); `"random"`.
+        names (`Sequence[str]`): A name of [`~rsr_trl.scoring.rivals.SCORES`] (`"rsr"`, `"surprisal"`, `"length"`,
+            ...; each chooses its own better end), or `"<column>:low"` and `"<column>:high"` for any column, each also
+            with `"_ordered"` at its end (trained in the order of the score; its control is the same choice shuffled);
+            `"rsr_rescored"` (chosen anew each epoch by the student as it is then; its control `"random_renewed"` draws
+            anew each epoch); `"random"`.
 
     Raises:
         ValueError: for a name that means nothing.
@@ -89,11 +84,11 @@ def _parse(name: str) -> Strategy:
         return Strategy(name, columns.RSR, renewed=True, control=RENEWED)
     base = name.removesuffix(ORDERED)
     column, _, prefer = base.rpartition(":")
-    if base in SCORES:
-        column, prefer = SCORES[base]
+    if known_score(base) is not None and base != RANDOM:
+        column, prefer = base, direction_of(base)
     elif not column or prefer not in ("low", "high"):
         raise ValueError(
-            f"There is no strategy {name!r}. It is one of {', '.join((*SCORES, RESCORED, RANDOM))}, or a score column "
+            f"There is no strategy {name!r}. It is one of {', '.join((*SCORES, RESCORED))}, or a column "
             f"with the end to choose, such as {name}:low or {name}:high. RSR: lower is more suitable."
         )
     if base == name:
@@ -175,7 +170,7 @@ class Pool:
         if strategy.column is None:
             epochs = range(num_epochs if strategy.renewed else 1)
             return [self._first(self._drawn(seed, epoch), budget, seed) for epoch in epochs]
-        score = numbers(read_table(self.dataset, [strategy.column]), strategy.column)
+        score = read_score(self.dataset, strategy.column)
         chosen = self._first((score, strategy.prefer, strategy.column), budget, seed)
         if strategy.ordered:
             sign = 1 if strategy.prefer == "low" else -1
