@@ -68,7 +68,7 @@ def main(args: DemoArguments) -> None:
     start, folder, out = monotonic(), Path(args.output_dir), Console(highlight=False)
     folder.mkdir(parents=True, exist_ok=True)
     out.print(
-        "[bold]A tour of rsr-trl.[/] A stronger teacher doesn't make a better student: it matters which trajectories "
+        "[bold]A tour of rsr-trl.[/] A stronger teacher needn't make a better student: it matters which trajectories "
         "suit [italic]this[/] student. The student itself says so, in one forward pass over each trajectory:\n\n"
         "    RSR = how far down the student's list the tokens stand (mean rank)\n"
         "          / how much they surprise it (mean surprisal)             [bold]A lower RSR suits it better.[/]\n\n"

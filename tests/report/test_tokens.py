@@ -211,7 +211,7 @@ def test_one_sentence_has_the_ratio_of_the_trajectory(demo_tokenizer):
 @pytest.fixture
 def scored_folder(tmp_path):
     def make(student: str) -> str:
-        told = {"dataset": "d.jsonl", "dtype": "float32", "max_length": "1,024", "r_max": 100}
+        told = {"dataset": "d.jsonl", "dtype": "float32", "max_length": "1,024", "r_max": 100, "others": ""}
         card = CARD.format(version="1", student=student, **told)
         (tmp_path / "README.md").write_text(f"---\ntags:\n- rsr-trl\n---\n{card}", encoding="utf-8")
         return str(tmp_path)
