@@ -62,9 +62,8 @@ def main(args: DemoArguments) -> None:
     if args.num_problems < MIN_PROBLEMS:
         raise ValueError(f"--num_problems must be at least {MIN_PROBLEMS}, got {args.num_problems}.")
     transformers.utils.logging.disable_progress_bar()  # of loading and saving, which take no time here
-    torch.set_num_threads(
-        1
-    )  # so small a student gains nothing from more, and on a busy machine they wait for each other
+    # So small a student gains nothing from more, and on a busy machine they wait for each other.
+    torch.set_num_threads(1)
     start, folder, out = monotonic(), Path(args.output_dir), Console(highlight=False)
     folder.mkdir(parents=True, exist_ok=True)
     out.print(
