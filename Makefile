@@ -39,5 +39,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up .venv (once, some minutes: PyTorch is large) ..."
 	@# torch on its own and in exactly this version: where a CPU build of it is offered, no GPU build is looked for.
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,report]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,pilot,report]'
 	@touch $@

@@ -26,6 +26,7 @@ _HOME = {
     "select_trajectories": "selection.trajectories",
     "token_rsr": "equations",
     "trajectory_rsr": "equations",
+    "write_report": "report.page",
 }
 __all__ = [  # spelt out: type checkers and ruff don't follow list(_HOME)
     "RSRDataCollator",
@@ -42,10 +43,12 @@ __all__ = [  # spelt out: type checkers and ruff don't follow list(_HOME)
     "select_trajectories",
     "token_rsr",
     "trajectory_rsr",
+    "write_report",
 ]
 
 if TYPE_CHECKING:
     from rsr_trl.equations import dataset_rsr, filtered_token_rsr, token_rsr, trajectory_rsr
+    from rsr_trl.report.page import write_report
     from rsr_trl.scoring.scorer import RSRScorer
     from rsr_trl.selection.compare import compare_scores
     from rsr_trl.selection.race import race_teachers

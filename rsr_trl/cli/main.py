@@ -22,7 +22,9 @@ COMMANDS = {
     "teachers": "rank the teachers of a scored dataset, with error bars, or score as few trajectories as needed",
     "select": "choose the most suitable trajectories of a scored dataset",
     "sft": "fine-tune your student, the most suitable trajectories first (TRL's SFT)",
+    "pilot": "try ways to choose on your student and data, small, before you train big",
     "compare": "RSR beside other scores of the same trajectories, and its known failure modes looked for",
+    "report": "write one self-contained HTML page: teachers, trajectories token by token, what selection changes",
     "show": "show one trajectory token by token: where it surprises the student, and where it suits",
     "bench": "measure scoring on this machine beside the reference way and the floor",
 }

@@ -36,8 +36,8 @@ if is_peft_available():
 # Positions x columns of one tile of logits. On the CPU a tile of 1M fp32 numbers stays in the caches between the
 # matrix product and the fold; a GPU wants large products.
 TILE = {"cpu": (512, 2048), "cuda": (4096, 16384)}
-# Logits of a whole pass from which compiling the fold (seconds, once a process) repays itself. Measured on the CPU, where
-# it saves half a nanosecond a logit. A GPU's is estimated: a fold not compiled moves some 20 bytes a logit.
+# Logits of a whole pass from which compiling the fold (seconds, once a process) repays itself. Measured on the CPU,
+# where it saves half a nanosecond a logit. A GPU's is estimated: a fold not compiled moves some 20 bytes a logit.
 COMPILE_MIN_LOGITS = {"cpu": 10_000_000_000, "cuda": 1_000_000_000_000}
 # Log-odds below this one count as it: exp() is 0 in float32 either way, and 0 times minus infinity is no number.
 LOWEST = -200.0

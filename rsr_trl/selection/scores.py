@@ -15,7 +15,7 @@ from rsr_trl.selection.arrays import check_one_student, numbers, read_table
 
 
 # Scores that the columns of every scoring pass say already.
-_STORED = {
+STORED = {
     "rsr": columns.RSR,
     "surprisal": columns.MEAN_SURPRISAL,
     "rank": columns.MEAN_CLIPPED_RANK,
@@ -64,7 +64,7 @@ def columns_of(score: str) -> tuple[str, ...]:
         return (score,)
     if name == "casl":
         return ()
-    return (columns.SCORE_PREFIX + name, *([_STORED[name]] if name in _STORED else []))
+    return (columns.SCORE_PREFIX + name, *([STORED[name]] if name in STORED else []))
 
 
 def read_score(dataset: Dataset, score: str) -> np.ndarray:
@@ -96,12 +96,12 @@ def read_score(dataset: Dataset, score: str) -> np.ndarray:
     if name == "casl" and present.issuperset(_CASL_PARTS):
         table = read_table(dataset, _CASL_PARTS)
         return casl(*(numbers(table, part) for part in _CASL_PARTS))
-    if name not in _STORED:
+    if name not in STORED:
         raise ValueError(
             f"The dataset has no score {name!r}; its columns are {dataset.column_names}. Score it with "
             f"RSRScorer(student, scores=[{name!r}]) or `rsr score --scores {name}`."
         )
-    values = numbers(read_table(dataset, [_STORED[name]]), _STORED[name])
+    values = numbers(read_table(dataset, [STORED[name]]), STORED[name])
     return np.where(values > 0, values, np.nan) if name == "length" else values
 
 
@@ -112,6 +112,6 @@ def available_scores(dataset: Dataset) -> list[str]:
         name
         for name in SCORES
         if columns.SCORE_PREFIX + name in present
-        or _STORED.get(name) in present
+        or STORED.get(name) in present
         or (name == "casl" and present.issuperset(_CASL_PARTS))
     ]

@@ -1,0 +1,226 @@
+"""`write_report`: one self-contained HTML page about a scored dataset."""
+
+import base64
+import hashlib
+import importlib.util
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Literal
+
+from datasets import Dataset
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from transformers import PreTrainedTokenizerBase
+
+from rsr_trl import __version__, columns, data
+from rsr_trl.equations import R_MAX
+from rsr_trl.report import wording
+from rsr_trl.report.pool import Material, Missing, Pool, read_pool
+from rsr_trl.report.tokens import load_tokenizer, student_of, visible
+from rsr_trl.scoring.manifest import read_manifest
+
+
+# The parts of the page in their order: the file in `sections/` (and template) of each, and its heading.
+SECTIONS = {
+    "headline": "In short",
+    "teachers": "Which teacher suits",
+    "distribution": "How RSR is spread",
+    "plane": "Rank and surprisal",
+    "reading": "Reading trajectories",
+    "problem": "One problem, all its trajectories",
+    "choice": "What selection changes",
+    "compare": "RSR beside other scores",
+    "training": "During training",
+    "pilot": "What a pilot found",
+    "made": "How this was made, and what to be careful about",
+}
+MAX_ROWS = 40
+GENERATOR = '<meta name="generator" content="rsr-trl'
+
+
+@dataclass(frozen=True)
+class Report:
+    """
+    A page that [`write_report`] has written.
+
+    Args:
+        path (`Path`): Where it is.
+        num_bytes (`int`): Its size.
+        headline (`dict[str, str]`): What it says at its top.
+        cautions (`dict[str, str]`): What to be careful about with this data.
+        missing (`dict[str, Missing]`): Heading of each part that couldn't be filled -> why, and how to get it.
+    """
+
+    path: Path
+    num_bytes: int
+    headline: dict[str, str]
+    cautions: dict[str, str]
+    missing: dict[str, Missing]
+
+
+def write_report(
+    dataset: Dataset | str,
+    output: str | os.PathLike,
+    source: str | None = None,
+    tokenizer: str | PreTrainedTokenizerBase | None = None,
+    teacher_column: str | None = None,
+    problem_column: str | None = None,
+    correctness_column: str | None = None,
+    prefer: Literal["low", "high"] = "low",
+    rows: Sequence[int] = (),
+    run: str | os.PathLike | None = None,
+    pilot: str | os.PathLike | None = None,
+) -> Report:
+    """
+    Write one self-contained HTML page about a scored dataset. RSR: **lower = more suitable**, and the page says so.
+
+    Teachers with intervals, the spread of the RSR, every trajectory by rank and surprisal, trajectories token by token
+    (with token statistics), one problem with all its candidates, what selection would change, how scores moved in
+    training (with `run`), and what to be careful about. Parts that the dataset can't fill say how to get them.
+
+    Args:
+        dataset (`Dataset` or `str`): Scored with [`RSRScorer`] or `rsr score`; a `str` is loaded as by
+            [`~rsr_trl.data.load`].
+        output (`str` or path): Page to write, ending in `.html`. An earlier page of this function is replaced.
+        source (`str`, *optional*): Where the dataset was read from: a folder of `rsr score` tells student and
+            settings. The dataset itself where that is a `str`.
+        tokenizer (`str` or [`~transformers.PreTrainedTokenizerBase`], *optional*): The student's, for reading tokens;
+            by default that of the student that `source` names.
+        teacher_column (`str`, *optional*): Column that names the teacher; `teacher` by default, where there is one.
+        problem_column (`str`, *optional*): Column that says which trajectories answer the same problem. By default
+            `problem_id`, `question_id`, `prompt_id`, `problem`, `question` or `prompt`: the first that is there and
+            in which values repeat.
+        correctness_column (`str`, *optional*): Boolean column; by default `correct` or `is_correct`.
+        prefer (`str`, *optional*, defaults to `"low"`): Which end of the RSR the choice on the page keeps: of each
+            problem, or half of all where no column names the problem.
+        rows (sequence of `int`, *optional*): Rows to show token by token, besides the most, median and least suitable
+            one. The problem that is shown is that of the first.
+        run (`str` or path, *optional*): Output folder of the [`RSRSFTTrainer`] that was trained on this dataset.
+        pilot (`str` or path, *optional*): Output folder of an `rsr pilot` on this dataset.
+
+    Returns:
+        [`Report`]: where the page is and what it says at its top.
+
+    Raises:
+        `ImportError`: matplotlib isn't there.
+        `ValueError`: a missing column, a row that isn't there, no row with a finite score, scores of different
+            students, a tokenizer that can't be loaded or isn't the student's, a run without scores, a pilot without
+            result, or an `output` that is another kind of file.
+
+    Example:
+
+    ```python
+    >>> from rsr_trl import write_report
+
+    >>> write_report("scored", "report.html", rows=[17])
+    ```
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError("The report's charts need matplotlib: pip install rsr-trl[report]")
+    output = Path(output).expanduser()
+    _check_output(output)
+    if isinstance(dataset, str):
+        source = source or dataset
+        dataset = data.load(dataset)
+    pool = read_pool(dataset, teacher_column, problem_column, correctness_column, prefer)
+    material = _material(pool, source, tokenizer, rows, run, pilot)
+    parts = {name: import_module(f"rsr_trl.report.sections.{name}").make(material) for name in SECTIONS}
+    page = _render(parts, material)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = output.with_name(f".{output.name}.tmp")
+    unfinished.write_text(page, encoding="utf-8")
+    os.replace(unfinished, output)
+    missing = {SECTIONS[name]: part for name, part in parts.items() if isinstance(part, Missing)}
+    return Report(
+        path=output,
+        num_bytes=output.stat().st_size,
+        headline=dict(parts["headline"].sentences),
+        cautions={one.name: one.what for one in parts["made"].cautions},
+        missing=missing,
+    )
+
+
+def _check_output(output: Path) -> None:
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise ValueError(f"The page is HTML, so output must end in .html, got {str(output)!r}.")
+    if output.is_dir():
+        raise ValueError(f"{str(output)!r} is a folder; output must be a file to write.")
+    if output.is_file() and GENERATOR not in output.read_text(encoding="utf-8", errors="replace")[:2000]:
+        raise ValueError(f"{str(output)!r} is there already and isn't a report, so it isn't replaced. Choose another.")
+
+
+def _material(
+    pool: Pool,
+    source: str | None,
+    tokenizer: str | PreTrainedTokenizerBase | None,
+    rows: Sequence[int],
+    run: str | os.PathLike | None,
+    pilot: str | os.PathLike | None,
+) -> Material:
+    rows = tuple(dict.fromkeys(int(row) for row in rows))
+    if outside := [row for row in rows if not 0 <= row < len(pool)]:
+        raise ValueError(f"There is no row {outside[0]} (rows): the dataset has rows 0 to {len(pool) - 1}.")
+    if len(rows) > MAX_ROWS:
+        raise ValueError(f"A page has room for {MAX_ROWS} rows, got {len(rows)} (rows). Make several pages.")
+    student, manifest, untold = None, None, None
+    if source is not None:
+        student = student_of(source)
+        manifest = read_manifest(Path(source).expanduser() / data.STATE_FOLDER)
+    if columns.TOKEN_IDS in pool.dataset.column_names and not isinstance(tokenizer, PreTrainedTokenizerBase):
+        try:
+            tokenizer = load_tokenizer(source or "the dataset", tokenizer)
+        except ValueError as error:
+            if tokenizer is not None:  # it was asked for
+                raise ValueError(str(error)) from error
+            untold = str(error)
+    r_max = (manifest or {}).get("student", {}).get("r_max", R_MAX)
+    return Material(
+        pool=pool,
+        source=source,
+        student=student,
+        manifest=manifest,
+        tokenizer=tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None,
+        untold=untold,
+        rows=rows,
+        run=None if run is None else Path(run).expanduser(),
+        pilot=None if pilot is None else Path(pilot).expanduser(),
+        r_max=float(r_max),
+    )
+
+
+def _render(parts: dict, material: Material) -> str:
+    environment = Environment(
+        loader=PackageLoader("rsr_trl.report"),
+        autoescape=True,  # whatever a file's name is: all that comes from the dataset is text
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "name": wording.name,
+        "number": wording.number,
+        "percent": wording.percent,
+        "ratio": wording.ratio,
+        "visible": visible,
+    }
+    environment.tests["missing"] = lambda part: isinstance(part, Missing)
+    script = environment.loader.get_source(environment, "page.js")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html").render(
+        parts=parts,
+        headings=SECTIONS,
+        title=f"RSR report: {wording.name(material.source or material.student or 'scored trajectories')}",
+        style=environment.loader.get_source(environment, "page.css")[0],
+        script=script,
+        # The browser runs this one script and fetches nothing, whatever a dataset's text tries.
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'",
+        generator=f"rsr-trl {__version__}",
+        direction=wording.DIRECTION,
+        notes=material.pool.notes,
+        problem_column=material.pool.problem and material.pool.problem.column,
+        keep_fraction=material.pool.criteria.keep_fraction,
+        prefer=material.pool.criteria.prefer,
+    )

@@ -1,0 +1,83 @@
+"""Teachers by RSR with intervals: a dot plot and a table."""
+
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+
+from rsr_trl.report.charts import INK, MAX_SERIES, Chart, draw, few_ticks, mark, mark_svg
+from rsr_trl.report.pool import Material, Missing
+from rsr_trl.report.wording import label
+
+
+MAX_DRAWN = 30
+MAX_ROWS = 300
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """
+    Args:
+        chart ([`Chart`]): RSR with intervals, the most suitable on top.
+        table (`list[dict]`): As [`rank_teachers`] gives it, with the mark of each teacher in the charts.
+        drawn, more (`int`): Teachers in the chart, and teachers that the table leaves out.
+        problems (`int`, *optional*): Problems compared on.
+        has (`dict[str, bool]`): Which columns of the table say something.
+        confidence (`float`): Level of the intervals.
+        notes (`list[str]`): What to know before trusting the numbers.
+    """
+
+    chart: Chart
+    table: list[dict]
+    drawn: int
+    more: int
+    problems: int | None
+    has: dict[str, bool]
+    confidence: float
+    notes: list[str]
+
+
+def make(material: Material) -> Teachers | Missing:
+    pool = material.pool
+    if pool.teacher is None:
+        return Missing(
+            "No column names the teacher of each trajectory.",
+            "Name one:",
+            "rsr report --teacher_column COLUMN ...",
+        )
+    ranking = pool.ranking
+    rows = [row for row in ranking.table if row["rsr"] is not None][:MAX_DRAWN]
+    alt = "RSR of each teacher with its interval, most suitable on top: " + "; ".join(
+        f"{label(row['teacher'])} {row['rsr']:.2f}" for row in rows[:12]
+    )
+    number = len(ranking.table)
+    table = [
+        {**row, "mark": mark_svg(min(place, MAX_SERIES), number)} for place, row in enumerate(ranking.table[:MAX_ROWS])
+    ]
+    return Teachers(
+        chart=draw("teachers", alt, 1.1 + 0.3 * max(2, len(rows)), lambda axes: _plot(axes, rows, number)),
+        table=table,
+        drawn=len(rows),
+        more=number - len(table),
+        problems=ranking.num_problems,
+        has={
+            "interval": any(row["rsr_low"] is not None for row in table),
+            "accuracy": any(row["accuracy"] is not None for row in table),
+            "truncated": any(row["truncated_share"] for row in table),
+            "unscored": any(row["unscored"] for row in table),
+        },
+        confidence=ranking.confidence,
+        notes=ranking.notes,
+    )
+
+
+def _plot(axes: Axes, rows: list[dict], number: int) -> None:
+    for place, row in enumerate(rows):
+        if row["rsr_low"] is not None:
+            axes.plot([row["rsr_low"], row["rsr_high"]], [place, place], color=INK, linewidth=1.4)
+        axes.plot([row["rsr"]], [place], markersize=8, linestyle="none", **mark(place, number))
+    axes.set_yticks(range(len(rows)), [label(row["teacher"]) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    few_ticks(axes)
+    axes.set_xlabel("← more suitable  ·  RSR  ·  less suitable →")

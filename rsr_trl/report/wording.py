@@ -1,0 +1,53 @@
+"""How numbers and names are written on the page."""
+
+import math
+
+from rsr_trl.report.tokens import visible
+
+
+DIRECTION = "lower = more suitable"
+NAME_LENGTH = 60  # characters of a name on the page
+LABEL_LENGTH = 26  # and of one in a chart
+
+
+def name(value: object, limit: int = NAME_LENGTH) -> str:
+    """A name from the dataset on one line: nothing in it hides or reorders text, and its middle goes if it is long."""
+    text = str(value)
+    if len(text) > limit:
+        text = f"{text[: limit * 2 // 3]}…{text[len(text) - limit // 3 + 1 :]}"
+    return "".join(visible(" " if character.isspace() else character) for character in text)
+
+
+def label(value: object) -> str:
+    """A name in a chart."""
+    return name(value, LABEL_LENGTH)
+
+
+def prose(text: str, limit: int) -> str:
+    """The beginning of a long text, with its lines."""
+    cut = text[:limit]
+    shown = "\n".join(visible(line) for line in cut.split("\n"))
+    return shown if len(text) <= limit else f"{shown}… ({len(text) - limit:,} more characters)"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    return "∞" if math.isinf(value) else f"{value:,.{digits}f}"
+
+
+def ratio(value: float) -> str:
+    """An RSR in a narrow place: of a few foreseen words it may be any number."""
+    return number(value, 2 if value < 100 else 0) if not 10_000 <= value < math.inf else ">9,999"
+
+
+def percent(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "–"
+    if 0 < value < 0.005:
+        return "<1%"
+    return ">99%" if 0.995 <= value < 1 else f"{value:.0%}"
+
+
+def count(value: int, thing: str) -> str:
+    return f"{value:,} {thing if value == 1 else 'trajectories' if thing == 'trajectory' else thing + 's'}"

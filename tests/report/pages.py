@@ -1,0 +1,139 @@
+"""Scored datasets to make pages of, and pages as plain data."""
+
+from html.parser import HTMLParser
+
+import numpy as np
+from datasets import Dataset
+
+from rsr_trl import columns
+from rsr_trl.equations import trajectory_means, trajectory_rsr
+
+
+TEACHERS = ("ann", "bob", "eve")
+WORDS = "so we add the numbers then multiply both sides and find that it is three hundred because of this".split()
+
+
+def scored_rows(tokenizer, num_problems: int = 6, teachers: tuple = TEACHERS, seed: int = 0) -> list[dict]:
+    """A row for each problem and teacher with token statistics made by chance; later teachers suit less."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for problem in range(num_problems):
+        for place, teacher in enumerate(teachers):
+            text = " ".join(" ".join(rng.choice(WORDS, 5)) + "." for _ in range(2 + place))
+            rows.append(
+                {
+                    "problem_id": f"p{problem}",
+                    "teacher": teacher,
+                    "prompt": f"What is {problem} + {problem}?",
+                    "completion": text,
+                    "correct": bool(rng.random() < 0.7),
+                    **token_columns(tokenizer, text, rng, 1 + place / 2),
+                }
+            )
+    return rows
+
+
+def token_columns(tokenizer, text: str, rng: np.random.Generator, scale: float = 1.0) -> dict:
+    """All columns of a scoring with token statistics."""
+    ids = tokenizer(text)["input_ids"]
+    surprisals = rng.gamma(1.0, 1.2, len(ids)).astype(np.float32)
+    ranks = np.maximum(1, (scale * surprisals * rng.gamma(2.0, 2.0, len(ids))).astype(np.int32))
+    top1 = np.where(ranks == 1, ids, rng.integers(10, 200, len(ids)))
+    rank, surprisal = (float(means[0]) for means in trajectory_means(ranks, surprisals, [len(ids)]))
+    return {
+        columns.RSR: trajectory_rsr(ranks, surprisals),
+        columns.MEAN_CLIPPED_RANK: rank,
+        columns.MEAN_SURPRISAL: surprisal,
+        columns.NUM_TOKENS: len(ids),
+        columns.TRUNCATED: False,
+        columns.ERROR: None,
+        columns.STUDENT: "fingerprint0",
+        columns.TOKEN_IDS: ids,
+        columns.TOKEN_RANKS: ranks.tolist(),
+        columns.TOKEN_SURPRISALS: surprisals.tolist(),
+        columns.TOKEN_TOP1: top1.tolist(),
+    }
+
+
+UNSCORED = {
+    columns.RSR: None,
+    columns.MEAN_CLIPPED_RANK: None,
+    columns.MEAN_SURPRISAL: None,
+    columns.NUM_TOKENS: 0,
+    columns.ERROR: "completion is empty (whole: 12 tokens)",
+    columns.TOKEN_IDS: [],
+    columns.TOKEN_RANKS: [],
+    columns.TOKEN_SURPRISALS: [],
+    columns.TOKEN_TOP1: [],
+}
+
+
+def as_dataset(rows: list[dict]) -> Dataset:
+    return Dataset.from_list(rows)
+
+
+VOID = {"meta", "link", "input", "br", "img", "hr"}
+
+
+class Page(HTMLParser):
+    """
+    An HTML page taken apart. Fails on tags that aren't closed in order.
+
+    Args:
+        html (`str`): The page.
+    """
+
+    def __init__(self, html: str):
+        super().__init__(convert_charrefs=True)
+        self.tags: list[tuple[str, dict]] = []
+        self.text: dict[str, str] = {}  # by id of the section
+        self.tokens: list[list[tuple[str, dict]]] = []  # of each heatmap: text and attributes
+        self.svg_text: list[str] = []
+        self._open: list[tuple[str, dict]] = []
+        self._section = "page"
+        self.feed(html)
+        self.close()
+        assert not self._open, f"left open: {self._open}"
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append((tag, attrs))
+        if tag == "section":
+            self._section = attrs["id"]
+        if attrs.get("class") == "heatmap":
+            self.tokens.append([])
+        if tag == "i" and self._inside("tokens"):
+            self.tokens[-1].append(["", attrs])
+        if tag not in VOID:
+            self._open.append((tag, attrs))
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self._open[-1][0] == tag, f"</{tag}> closes {self._open[-1]}"
+        self._open.pop()
+        if tag in ("td", "th", "dt", "p", "span"):  # apart on the page, so apart in its text
+            self.text[self._section] = self.text.get(self._section, "") + " "
+        if tag == "section":
+            self._section = "page"
+
+    def handle_data(self, text):
+        if self._open and self._open[-1][0] in ("script", "style"):
+            return
+        self.text[self._section] = self.text.get(self._section, "") + text
+        if self._open and self._open[-1][0] == "i" and self._inside("tokens"):
+            self.tokens[-1][-1][0] += text
+        if self._open and self._open[-1][0] == "text":
+            self.svg_text.append(text)
+
+    def _inside(self, name: str) -> bool:
+        return any(attrs.get("class") == name for _, attrs in self._open)
+
+    def sections(self) -> dict[str, bool]:
+        """Id of each section -> whether it is filled."""
+        return {attrs["id"]: attrs.get("class") != "absent" for tag, attrs in self.tags if tag == "section"}
+
+    def words(self, section: str) -> str:
+        """The section's text with single spaces."""
+        return " ".join(self.text[section].split())

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from rsr_trl import columns
+from rsr_trl.equations import trajectory_rsr
+from rsr_trl.report.page import MAX_ROWS
+from rsr_trl.report.sections import reading
+from rsr_trl.report.tokens import visible
+from tests.report.pages import as_dataset, token_columns
+
+
+def test_every_token_has_its_numbers_and_the_students_choice(write, rows, tiny_tokenizer):
+    order = sorted(range(18), key=lambda i: rows[i]["rsr"])
+    expected = [order[0], order[8], order[17], order[4]]
+    page = write(rows, rows=[order[4]])
+    shown = page.tokens[: len(expected)]
+    assert len(page.tokens) == len(expected) + 3  # and those of one problem
+    for number, tokens in zip(expected, shown, strict=True):
+        row = rows[number]
+        assert "".join(text for text, _ in tokens) == row["completion"]
+        assert [int(attrs["data-r"]) for _, attrs in tokens] == row[columns.TOKEN_RANKS]
+        surprisals = [float(attrs["data-s"]) for _, attrs in tokens]
+        np.testing.assert_allclose(surprisals, row[columns.TOKEN_SURPRISALS], atol=5.1e-4)
+        for (_, attrs), rank, top1 in zip(tokens, row[columns.TOKEN_RANKS], row[columns.TOKEN_TOP1], strict=True):
+            said = visible(tiny_tokenizer.decode([top1]))
+            assert attrs.get("data-t", said) in (said, "\N{REPLACEMENT CHARACTER}")
+            assert "data-t" not in attrs or rank > 1
+
+
+def test_levels_begin_where_the_scale_says(write, rows, tiny_tokenizer):
+    row = rows[0] | token_columns(tiny_tokenizer, "abcdef", np.random.default_rng(0))
+    row |= {
+        columns.TOKEN_SURPRISALS: [0.0, 0.1, 0.5, 1.0, 2.0, 4.0],
+        columns.TOKEN_RANKS: [1, 2, 3, 6, 21, 101],
+    }
+    page = write([row, *rows[1:]], rows=[0])
+    tokens = next(tokens for tokens in page.tokens if "".join(text for text, _ in tokens) == "abcdef")
+    assert [attrs["class"] for _, attrs in tokens] == [f"a{i} b{i}" for i in range(6)]
+
+
+def test_sentences_have_their_own_ratio(write, rows, tiny_tokenizer):
+    text = "We add. It is four."
+    row = rows[0] | {"completion": text} | token_columns(tiny_tokenizer, text, np.random.default_rng(1))
+    page = write([row, *rows[1:]], rows=[0])
+    first = len(tiny_tokenizer("We add.")["input_ids"])
+    for part in (slice(0, first), slice(first, None)):
+        ratio = trajectory_rsr(row[columns.TOKEN_RANKS][part], row[columns.TOKEN_SURPRISALS][part])
+        assert f"{ratio:,.2f}" in page.text["reading"]
+
+
+def test_long_trajectories_are_cut_and_said(write, rows, tiny_tokenizer, monkeypatch):
+    monkeypatch.setattr(reading, "MAX_TOKENS", 120)
+    page = write(rows)
+    assert sum(map(len, page.tokens[:3])) <= 80
+    longest = max(rows, key=lambda row: row["rsr_num_tokens"])["rsr_num_tokens"]
+    assert longest > 26 and "The first 26 of" in page.words("reading")
+
+
+def test_no_more_rows_than_there_is_room_for(write, rows):
+    with pytest.raises(ValueError, match=f"room for {MAX_ROWS} rows, got 54"):
+        write(rows * 3, rows=range(54))
+
+
+def test_a_foreign_tokenizer_is_refused(write, rows, tiny_tokenizer):
+    rows[0][columns.TOKEN_IDS][0] = 5000
+    with pytest.raises(ValueError, match="5000 is unknown"):
+        write(rows, rows=[0])
+
+
+def test_top1_may_be_absent(write, rows):
+    page = write(as_dataset(rows).remove_columns(columns.TOKEN_TOP1))
+    assert page.tokens and not any("data-t" in attrs for tokens in page.tokens for _, attrs in tokens)
+    assert "would have said" not in page.words("reading")
+
+
+def test_another_r_max_is_said(write, rows):
+    rows[0] |= {columns.TOKEN_RANKS: [1000] * len(rows[0][columns.TOKEN_IDS]), columns.RSR: 1.0}
+    assert "made with another r_max" in write(rows, rows=[0]).words("reading")
+    assert "made with another r_max" not in write(rows, rows=[4]).words("problem")

@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from rsr_trl import columns
+from rsr_trl.equations import dataset_rsr
+from rsr_trl.report.sections.training import MAX_POINTS, read_snapshots
+from rsr_trl.training.score_log import ScoreHistory
+from rsr_trl.training.score_table import ScoreTable
+from tests.report.pages import as_dataset
+
+
+@pytest.fixture
+def run(tmp_path, rows):
+    """`run(*rank factors)` writes the history of a run that scores once for each, with the ranks so much higher."""
+
+    def write(*factors, source=None):
+        table = ScoreTable([row["rsr_num_tokens"] for row in rows])
+        log = ScoreHistory(str(tmp_path / "out"), np.arange(len(rows)) if source is None else source)
+        surprisal = np.array([row[columns.MEAN_SURPRISAL] for row in rows])
+        rank = np.array([row[columns.MEAN_CLIPPED_RANK] for row in rows])
+        for place, factor in enumerate(factors):
+            table.update(np.arange(len(rows)), rank * factor, surprisal, step=10 * place)
+            log.write(table, np.arange(len(rows)), 10 * place, "pass")
+        return tmp_path / "out"
+
+    return write
+
+
+def test_scores_move_as_they_were_logged(write, rows, run):
+    rng = np.random.default_rng(0)
+    factors = rng.uniform(0.3, 3, len(rows))
+    page = write(rows, run=run(1.0, factors))
+    assert page.sections()["training"]
+    words = page.words("training")
+    before = np.array([row["rsr"] for row in rows])
+    after = before * factors
+    assert f"({stats.spearmanr(before, after).statistic:.2f} at the end)" in words
+    problems = [range(3 * problem, 3 * problem + 3) for problem in range(6)]
+    first, last = ({min(rows, key=scores.__getitem__) for rows in problems} for scores in (before, after))
+    assert f"Of the first choice, {len(first & last) / 6:.0%} would be chosen again" in words
+    assert "(steps 0 to 10)" in words and "is this the dataset" not in words
+
+
+def test_snapshots_keep_the_latest_score_of_each_row(tmp_path):
+    table, log = ScoreTable([4, 4, 4]), ScoreHistory(str(tmp_path), np.array([2, 0, 1]))
+    table.update([0, 1, 2], [2.0, 3.0, 4.0], [1.0, 1.0, 1.0], step=0)
+    log.write(table, np.array([0, 1, 2]), 0, "dataset")
+    table.update([1], [9.0], [3.0], step=4, train_mode=True)
+    log.write(table, np.array([1]), 5, "online")
+    table.update([2], [8.0], [1.0], step=5)
+    log.write(table, np.array([2]), 5, "pass")
+    snapshots = read_snapshots(tmp_path, 4)
+    assert [snapshot.step for snapshot in snapshots] == [0, 5]
+    np.testing.assert_array_equal(snapshots[0].rsr, [3.0, 4.0, 2.0, np.nan])
+    np.testing.assert_array_equal(snapshots[1].rsr, [3.0, 8.0, 2.0, np.nan])
+    assert dataset_rsr(snapshots[1].rank, snapshots[1].surprisal) == pytest.approx((9 + 8 + 2) / (3 + 1 + 1))
+
+
+def test_of_many_scorings_the_first_and_the_last_stay(tmp_path):
+    table, log = ScoreTable([4]), ScoreHistory(str(tmp_path), np.array([0]))
+    for step in range(100):
+        table.update([0], [1.0 + step], [1.0], step=step)
+        log.write(table, np.array([0]), step, "pass")
+    snapshots = read_snapshots(tmp_path, 1)
+    assert len(snapshots) == MAX_POINTS
+    assert (snapshots[0].rsr[0], snapshots[-1].rsr[0]) == (1.0, 100.0)
+
+
+def test_a_run_on_other_data_is_noticed(write, rows, run):
+    assert "is this the dataset that the run was trained on" in write(rows, run=run(2.0, 1.0)).words("training")
+    with pytest.raises(ValueError, match="scored row 117, but the dataset has 18 rows"):
+        write(rows, run=run(1.0, 2.0, source=np.arange(18) + 100))
+
+
+def test_a_run_that_scored_once_says_how_to_score_again(write, rows, run):
+    page = write(rows, run=run(1.0))
+    assert not page.sections()["training"] and "--rsr_rescore_strategy" in page.words("training")
+
+
+def test_a_run_needs_no_teachers_and_no_problems(write, rows, run):
+    dataset = as_dataset(rows).remove_columns(["teacher", "problem_id", "prompt"])
+    assert "would be chosen again" in write(dataset, run=run(1.0, 2.0)).words("training")

@@ -1,0 +1,314 @@
+"""The page in a real browser: it looks right at every width, does what it says, and runs nothing of the dataset's."""
+
+import json
+import shutil
+import tempfile
+
+import numpy as np
+import pytest
+
+from rsr_trl import columns
+from tests.report.pages import as_dataset, scored_rows, token_columns
+
+
+pytestmark = pytest.mark.slow
+
+selenium = pytest.importorskip("selenium.webdriver", reason="selenium isn't installed (pip install -e '.[dev]')")
+ActionChains = pytest.importorskip("selenium.webdriver.common.action_chains").ActionChains
+Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+
+LONG_NAMES = ("Mixtral-8x22B-Instruct-v0.1-extended-context", "ann", "DeepSeek-R1-Distill-Qwen-32B", "eve")
+
+# Text that overlaps other text: rectangles of all text on the page, cut to what its scrolling containers show.
+OVERLAPS = """
+const boxes = [];
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+const range = document.createRange();
+while (walker.nextNode()) {
+  const node = walker.currentNode, parent = node.parentElement;
+  if (!node.data.trim() || parent.closest("script, style, #tip") || !parent.checkVisibility()) continue;
+  range.selectNodeContents(node);
+  for (let {left, top, right, bottom} of range.getClientRects()) {
+    for (let box = parent; box; box = box.parentElement) {
+      const {overflowX, overflowY} = getComputedStyle(box);
+      if (box === document.body || box.closest("svg")) continue;
+      if (overflowX === "visible" && overflowY === "visible") continue;
+      const edge = box.getBoundingClientRect();
+      [left, top] = [Math.max(left, edge.left), Math.max(top, edge.top)];
+      [right, bottom] = [Math.min(right, edge.right), Math.min(bottom, edge.bottom)];
+    }
+    if (right - left < 1 || bottom - top < 1) continue;
+    // The line box is taller than the letters.
+    const slack = (bottom - top) * 0.22;
+    boxes.push({left, right, top: top + slack, bottom: bottom - slack, node});
+  }
+}
+boxes.sort((a, b) => a.top - b.top);
+const found = [];
+boxes.forEach((a, i) => {
+  for (let j = i + 1; j < boxes.length && boxes[j].top < a.bottom; j++) {
+    const b = boxes[j];
+    if (a.node !== b.node && Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5
+        && Math.min(a.bottom, b.bottom) - b.top > 1) found.push([a.node.data.trim(), b.node.data.trim()]);
+  }
+});
+return found;
+"""
+
+# Contrast of every text with the page (WCAG), where it stands on the page's own background.
+FAINT = """
+const rgb = (colour) => colour.match(/[\\d.]+/g).map(Number);
+const light = (colour) => rgb(colour).slice(0, 3).map((c) => c / 255)
+  .map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+  .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+const paper = light(getComputedStyle(document.body).backgroundColor);
+const faint = [];
+for (const element of document.querySelectorAll("h1, h2, h3, p, dt, dd, th, td, figcaption, a, li, .tag, svg text")) {
+  const style = getComputedStyle(element), ink = light(element.closest("svg") ? style.fill : style.color);
+  const ratio = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
+  if (ratio < 4.5) faint.push([element.textContent.trim().slice(0, 40), ratio]);
+}
+return faint;
+"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window, with its console and every request noted."""
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if not all(programs):
+        pytest.skip("chromium and chromedriver aren't here (Debian: apt-get install chromium chromium-driver)")
+    options = selenium.ChromeOptions()
+    options.binary_location = programs[0]
+    profile = tempfile.mkdtemp(prefix="rsr-trl-browser-")
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        f"--user-data-dir={profile}",
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = selenium.Chrome(options=options, service=selenium.ChromeService(programs[1]))
+    yield driver
+    driver.quit()
+    shutil.rmtree(profile, ignore_errors=True)
+
+
+def show(browser, page, width: int = 1400, dark: bool = False) -> None:
+    """Open a page at a width, in light or dark mode."""
+    metrics = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    for kind in ("browser", "performance"):
+        browser.get_log(kind)  # what earlier pages did
+    browser.get(page.report.path.as_uri())
+
+
+def troubles(browser) -> list[str]:
+    """What the console says, and every request beyond the page itself."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    requests = [
+        event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
+    ]
+    away = [url for url in requests if not url.startswith("data:")][1:]
+    return [entry["message"] for entry in browser.get_log("browser")] + away
+
+
+@pytest.fixture
+def full_page(write, tiny_tokenizer, tmp_path):
+    """A page with every part, of 12 problems and four teachers, some with long names."""
+    from rsr_trl.training.score_log import ScoreHistory
+    from rsr_trl.training.score_table import ScoreTable
+
+    rows = scored_rows(tiny_tokenizer, 12, LONG_NAMES)
+    every = np.arange(len(rows))
+    table, log = ScoreTable([row["rsr_num_tokens"] for row in rows]), ScoreHistory(str(tmp_path / "out"), every)
+    parts = [np.array([row[name] for row in rows]) for name in (columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL)]
+    for step in (0, 10, 20):
+        noise = np.random.default_rng(step).uniform(0.8, 1.2, len(rows)) if step else 1.0
+        table.update(every, parts[0] * noise, parts[1], step=step)
+        log.write(table, every, step, "pass")
+    row = {"control": "random", "value": 0.5, "control_value": 0.4, "mean": 0.1, "low": 0.05, "high": 0.15}
+    row |= {"told": True, "better": True, "seeds": 3, "problems": 200}
+    table = [
+        row | {"strategy": name, "metric": metric} for metric in ("correct", "loss") for name in ("rsr", "length")
+    ]
+    pilot = {"table": table, "verdict": ["rsr is better."], "notes": [], "confidence": 0.95}
+    (tmp_path / "out" / "pilot.json").write_text(json.dumps(pilot))
+    return write(rows, rows=[7], run=tmp_path / "out", pilot=tmp_path / "out")
+
+
+@pytest.mark.parametrize("width, dark", [(1400, False), (1400, True), (800, False), (390, False), (390, True)])
+def test_it_is_readable_everywhere_and_asks_for_nothing(browser, full_page, width, dark):
+    show(browser, full_page, width, dark)
+    assert all(full_page.sections().values())
+    assert browser.execute_script(OVERLAPS) == []
+    browser.execute_script("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
+    assert browser.execute_script(OVERLAPS) == []
+    assert browser.execute_script(FAINT) == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, background[4:-1].split(","))) < 200) == dark
+    assert troubles(browser) == []
+
+
+def test_text_that_overlaps_would_be_found(browser, full_page):
+    show(browser, full_page)
+    browser.execute_script("document.querySelector('h1').style.marginBottom = '-1.5em'")
+    assert browser.execute_script(OVERLAPS)
+
+
+def test_the_table_sorts_both_ways_by_numbers_and_names(browser, full_page):
+    show(browser, full_page)
+
+    def column(number: int) -> list[str]:
+        rows = browser.find_elements("css selector", "#teachers tbody tr")
+        return [text.strip() for text in (row.find_elements("css selector", "th, td")[number].text for row in rows)]
+
+    headings = browser.find_elements("css selector", "#teachers thead button")
+    names = [heading.text for heading in headings]
+    ratio = [float(text) for text in column(names.index("RSR"))]
+    assert ratio == sorted(ratio)
+    headings[names.index("RSR")].click()
+    assert [float(text) for text in column(names.index("RSR"))] == ratio[::-1]
+    headings[names.index("tokens")].click()
+    tokens = [float(text) for text in column(names.index("tokens"))]
+    assert tokens == sorted(tokens)
+    headings[0].send_keys(Keys.ENTER)
+    assert column(0) == sorted(LONG_NAMES, key=str.lower)
+    headings = browser.find_elements("css selector", "#teachers th[aria-sort]")
+    sorts = [heading.get_attribute("aria-sort") for heading in headings]
+    assert sorts[0] == "ascending" and sorts.count("none") == len(sorts) - 1
+    assert troubles(browser) == []
+
+
+def test_hovering_and_the_keyboard_show_a_token(browser, full_page, tiny_tokenizer):
+    show(browser, full_page)
+    tip = browser.find_element("id", "tip")
+    assert not tip.is_displayed()
+    place = next(i for i, (text, attrs) in enumerate(full_page.tokens[0]) if "data-t" in attrs and text.isalpha())
+    text, attrs = full_page.tokens[0][place]
+    heatmap = browser.find_element("css selector", "#reading .heatmap")
+    token = heatmap.find_elements("css selector", ".tokens i")[place]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", token)
+    ActionChains(browser).move_to_element(token).perform()
+    probability = 100 * np.exp(-float(attrs["data-s"]))
+    assert f"“{text}”" in tip.text and f"rank {attrs['data-r']}, probability" in tip.text
+    assert float(tip.text.split("probability ")[1].split("%")[0]) == pytest.approx(probability, rel=6e-3)
+    assert f"the student's own choice: “{attrs['data-t']}”" in tip.text
+    box = browser.execute_script(
+        "const {left, right} = arguments[0].getBoundingClientRect(); return [left, right]", tip
+    )
+    assert 0 <= box[0] and box[1] <= 1400
+    ActionChains(browser).move_to_element(browser.find_element("tag name", "h1")).perform()
+    assert not tip.is_displayed()
+
+    browser.execute_script("arguments[0].focus({focusVisible: true})", heatmap)
+    before = tip.text
+    ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
+    after = tip.text
+    assert before.startswith("“") and after.startswith("“") and before != after
+    assert len(browser.find_elements("css selector", ".tokens i.at")) == 1
+    ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+    assert not tip.is_displayed()
+    assert troubles(browser) == []
+
+
+def test_colour_goes_by_surprisal_or_by_rank(browser, full_page):
+    show(browser, full_page)
+    colours = "return [...document.querySelectorAll('#reading .tokens i')].map((i) => getComputedStyle(i).background)"
+    levels = {
+        kind: [attrs["class"].split()[place] for tokens in full_page.tokens[:-4] for _, attrs in tokens]
+        for place, kind in enumerate(("surprisal", "rank"))
+    }
+    for kind in ("surprisal", "rank", "surprisal"):
+        browser.find_element("id", f"by-{kind}").click()
+        shown = browser.execute_script(colours)
+        by_level = {
+            level: {c for c, own in zip(shown, levels[kind], strict=True) if own == level} for level in levels[kind]
+        }
+        assert all(len(found) == 1 for found in by_level.values())
+        assert len(set.union(*by_level.values())) == len(by_level) > 3
+
+
+def test_the_legend_shows_one_teacher_alone(browser, full_page):
+    show(browser, full_page)
+    button = browser.find_elements("css selector", "#plane .legend button")[1]
+    dim = (
+        "return [...document.querySelectorAll('#plane g[data-series]')]"
+        ".map((g) => [g.dataset.series, g.classList.contains('dim')])"
+    )
+    button.click()
+    assert all(dimmed == (series != "1") for series, dimmed in browser.execute_script(dim))
+    assert button.get_attribute("aria-pressed") == "true"
+    button.click()
+    assert not any(dimmed for _, dimmed in browser.execute_script(dim))
+
+
+def test_it_prints_on_paper_without_its_controls(browser, full_page):
+    show(browser, full_page, dark=True)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    assert not browser.find_element("tag name", "nav").is_displayed()
+    assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert browser.execute_script("return getComputedStyle(document.querySelector('.card .text')).maxHeight") == "none"
+    pdf = browser.execute_cdp_cmd("Page.printToPDF", {})["data"]
+    assert len(pdf) > 10_000
+
+
+EVIL = [
+    "<script>window.pwned = 1</script>",
+    '"><img src="http://example.invalid/x" onerror="window.pwned = 2">',
+    "</style><script>window.pwned = 3</script>",
+    "</script></svg></title><script>window.pwned = 4</script>",
+    "{{ 7 * 7 }}{% for x in y %}{# #}${window.pwned = 5}",
+    "javascript:window.pwned=6' onmouseover='window.pwned=7",
+    "\u202eevil\u2066\u200b",
+    "<!-- --><![CDATA[ ]]>&lt;b&gt;&#60;",
+    "$\\frac{1}{2}$ \\href{javascript:alert(1)}{x}",
+]
+
+
+def test_hostile_content_is_shown_as_text_and_does_nothing(browser, write, tiny_tokenizer, tmp_path):
+    rng = np.random.default_rng(0)
+    rows = scored_rows(tiny_tokenizer, len(EVIL), tuple(EVIL))
+    for i, row in enumerate(rows):
+        text = f"{EVIL[i % len(EVIL)]} {' '.join(EVIL)}"
+        row |= {"problem_id": EVIL[i // len(EVIL)], "completion": text} | token_columns(tiny_tokenizer, text, rng)
+        row |= {"prompt": text, "<b>right</b>": row.pop("correct"), EVIL[1]: row.pop("teacher")}
+    huge = "w" * 1_000_000
+    rows[0] |= {"completion": huge, "prompt": huge} | token_columns(tiny_tokenizer, huge, rng)
+    rows[1] |= {"problem_id": huge}
+    rows[2] |= {columns.ERROR: EVIL[0], columns.STUDENT: EVIL[1]}
+    for row in rows:
+        row[columns.STUDENT] = EVIL[1]
+    named = {"teacher_column": EVIL[1], "correctness_column": "<b>right</b>", "rows": [0, 2, 5]}
+    whole = as_dataset(rows)
+    for number, dataset in enumerate([whole, whole.remove_columns(list(columns.TOKEN_COLUMNS))]):
+        name = f"<img src=x onerror=alert({number})>.html"
+        page = write(dataset, name, source=f"{tmp_path}/{EVIL[0][:20]}", **named)
+        assert page.report.num_bytes < 5_000_000
+        for width in (1400, 390):
+            show(browser, page, width)
+            assert browser.execute_script("return window.pwned") is None
+            kinds = ["script", "style", "img", "iframe", "[onclick], [onerror], [onmouseover]"]
+            counts = "return arguments[0].map((kind) => document.querySelectorAll(kind).length)"
+            assert browser.execute_script(counts, kinds) == [1, 1, 0, 0, 0]
+            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+            text = browser.execute_script("return document.body.textContent")
+            for evil in EVIL[:6]:
+                assert evil[:20] in text
+            assert "{{ 7 * 7 }}" in text and "\\u202eevil" in text and "\u202e" not in text
+            for button in browser.find_elements("css selector", "#teachers thead button, .legend button")[:8]:
+                browser.execute_script("arguments[0].click()", button)
+            for token in browser.find_elements("css selector", ".tokens i")[:3]:
+                browser.execute_script("arguments[0].click()", token)
+            assert browser.execute_script("return window.pwned") is None
+            assert troubles(browser) == []

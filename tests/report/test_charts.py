@@ -1,0 +1,70 @@
+import re
+
+import pytest
+
+from rsr_trl.report.charts import MARKERS, MAX_SERIES, draw, few_ticks, keys, mark, plain_ticks
+from tests.report.pages import Page
+
+
+AWKWARD = [
+    r"$\frac{1}{2}$ <b>",
+    "</svg><script>alert(1)</script>",
+    "#010203 #010101",
+    '<g id="series-1">',
+    "a & b",
+    "数学 🦊",
+]
+
+
+@pytest.mark.filterwarnings("error")
+def test_text_stays_as_it_is_and_no_glyph_warns():
+    chart = draw("awkward", 'an "alt" <text>', 3.0, lambda axes: axes.set_yticks(range(len(AWKWARD)), AWKWARD))
+    page = Page(chart.svg)
+    assert [text for text in page.svg_text if text in AWKWARD] == AWKWARD
+    assert page.tags[0] == ("svg", page.tags[0][1]) and page.tags[0][1]["aria-label"] == 'an "alt" <text>'
+    assert {tag for tag, _ in page.tags} <= {"svg", "defs", "g", "path", "use", "text", "clippath", "rect", "style"}
+
+
+def test_colours_are_the_pages_own():
+    chart = draw("colours", "", 2.0, lambda axes: axes.plot([1, 2], [3, 4], label="x", **mark(1, 3)))
+    assert "var(--c1)" in chart.svg and "var(--ink)" in chart.svg
+    assert not re.search(r"#010[12]0", chart.svg)
+    assert "<style" not in chart.svg and "<metadata" not in chart.svg
+
+
+def test_parts_of_two_charts_have_different_ids():
+    first, second = (
+        draw(name, "", 2.0, lambda axes: axes.plot([1, 2], [3, 4], marker="o", gid="series-4")).svg
+        for name in ("first", "second")
+    )
+    ids = [set(re.findall(r' id="([^"]*)"', svg)) for svg in (first, second)]
+    assert ids[0] and not ids[0] & ids[1]
+    assert 'data-series="4"' in first
+
+
+def test_no_two_series_look_alike():
+    looks = [tuple(mark(i, 40).values()) for i in range(40)]
+    assert len(set(looks)) == MAX_SERIES and len({marker for _, marker in looks[: MAX_SERIES - 1]}) == MAX_SERIES - 1
+    assert len(set(MARKERS)) == len(MARKERS)
+    legend = keys([f"t{i}" for i in range(40)])
+    assert [key.name for key in legend][-2:] == ["t10", "29 others"]
+
+
+@pytest.mark.parametrize("low, high", [(1, 2), (0.03, 0.2), (7, 900), (1, 1e6), (0.5, 40)])
+def test_a_logarithmic_axis_has_a_few_plain_ticks(low, high):
+    def plot(axes):
+        axes.set(xscale="log", xlim=(low, high))
+        plain_ticks(axes.xaxis, low, high)
+        shown = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert 1 <= len(shown) <= 10
+
+    assert "$" not in draw("ticks", "", 2.0, plot).svg
+
+
+def test_long_numbers_have_room_beside_each_other():
+    def plot(axes):
+        axes.plot([4.1001, 4.1029], [0, 1])
+        few_ticks(axes)
+
+    labels = [text for text in Page(draw("narrow", "", 2.0, plot).svg).svg_text if text.startswith("4.1")]
+    assert 2 <= len(labels) <= 6 and len(set(labels)) == len(labels)

@@ -1,0 +1,47 @@
+import pytest
+
+from rsr_trl.report.wording import count, name, number, percent, prose, ratio
+
+
+def test_names_are_one_short_line_that_hides_nothing():
+    assert name("Qwen3-8B") == "Qwen3-8B"
+    assert name(7) == "7"
+    assert name("a\n\tb") == "a  b"
+    assert name("evil\u202egnp.exe") == "evil\\u202egnp.exe"
+    long = name("x" * 1_000_000 + "end")
+    assert len(long) <= 60 and long.startswith("xx") and "…" in long and long.endswith("end")
+
+
+def test_prose_keeps_its_lines_and_says_what_is_left_out():
+    assert prose("one\ntwo", 100) == "one\ntwo"
+    assert prose("abcdef\u2066", 3) == "abc… (4 more characters)"
+    assert prose("\x1b[31m", 9) == "␛[31m"
+
+
+@pytest.mark.parametrize(
+    "value, text", [(None, "–"), (float("nan"), "–"), (float("inf"), "∞"), (1234.567, "1,234.57"), (0.0, "0.00")]
+)
+def test_numbers(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    "value, text", [(2.345, "2.35"), (805.19, "805"), (12_345.6, ">9,999"), (float("inf"), "∞"), (float("nan"), "–")]
+)
+def test_ratios_stay_short(value, text):
+    assert ratio(value) == text
+
+
+@pytest.mark.parametrize(
+    "value, text", [(None, "–"), (0.0, "0%"), (0.001, "<1%"), (0.996, ">99%"), (1.0, "100%"), (0.254, "25%")]
+)
+def test_percent_never_rounds_to_none_or_all(value, text):
+    assert percent(value) == text
+
+
+def test_counts():
+    assert [count(1, "trajectory"), count(2, "trajectory"), count(1200, "problem")] == [
+        "1 trajectory",
+        "2 trajectories",
+        "1,200 problems",
+    ]

@@ -1,0 +1,288 @@
+"""The pilot's arms: what they train on, that they are comparable, and that finished ones stay."""
+
+import json
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from trl import SFTTrainer
+
+from rsr_trl.scoring.scorer import RSRScorer
+from rsr_trl.training.pilot import arms as arms_module
+from rsr_trl.training.pilot.answers import same_number
+from rsr_trl.training.pilot.arms import Arm, Arms, Student
+from rsr_trl.training.pilot.config import PilotConfig
+from rsr_trl.training.pilot.held_out import HeldOut
+from rsr_trl.training.pilot.run import Pilot
+from rsr_trl.training.pilot.strategies import Budget, Pool, Strategy, parse_strategies
+
+
+SETTINGS = {
+    "num_train_epochs": 2,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 1e-2,
+    "lr_scheduler_type": "constant",
+    "use_cpu": True,
+    "activation_checkpointing": False,
+}
+
+
+def rows_of(count: int, seed: int, each: int = 3) -> list[dict]:
+    rng = np.random.default_rng(seed)
+    letters = np.array(list("abcdefghij 0123456789=+"))
+    rows = []
+    for problem in range(count):
+        question = f"{seed}/{problem}: {''.join(rng.choice(letters, 6))} ="
+        for teacher in "ABC"[:each]:
+            text = " " + "".join(rng.choice(letters, rng.integers(4, 30))) + f" {problem}"
+            rows.append(
+                {
+                    "problem_id": f"{seed}-{problem}",
+                    "prompt": question,
+                    "completion": text,
+                    "teacher": teacher,
+                    "gold": str(problem),
+                }
+            )
+    return rows
+
+
+@pytest.fixture
+def make(tiny_student_path, tmp_path):
+    """`make(strategies, each=3, **settings)`: a pilot on a tiny student, and its arms."""
+
+    def build(strategies, seeds=(0, 1, 2), each=3, budget=None, name="out", answers=False, say=None, **settings):
+        pool = RSRScorer(tiny_student_path).score(Dataset.from_list(rows_of(8, 0, each)))
+        held_out = HeldOut(Dataset.from_list(rows_of(5, 1, 1)), "problem_id", "gold" if answers else None, same_number)
+        args = PilotConfig(str(tmp_path / name), **SETTINGS | settings)
+        arms = Arms(
+            Student(tiny_student_path),
+            args,
+            Pool(pool, "problem_id"),
+            held_out,
+            budget or Budget(examples=4),
+            max_new_tokens=4,
+        )
+        more = {} if say is None else {"say": say}
+        return Pilot(arms, parse_strategies(strategies), seeds, tmp_path / name, {"data": "toy"}, "teacher", **more)
+
+    return build
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Lists the texts of each micro-batch of every training, in order."""
+    batches = []
+
+    def recording(trainer_class):
+        class Recording(trainer_class):
+            def training_step(self, model, inputs, *args, **kwargs):
+                decode = self.processing_class.decode
+                rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
+                batches.append([decode(ids[mask.bool()], skip_special_tokens=True) for ids, mask in rows])
+                return super().training_step(model, inputs, *args, **kwargs)
+
+        return Recording
+
+    for name in ("SFTTrainer", "RSRSFTTrainer"):
+        monkeypatch.setattr(arms_module, name, recording(getattr(arms_module, name)))
+    return batches
+
+
+def texts(pilot, rows) -> list[str]:
+    return [row["prompt"] + row["completion"] for row in pilot.arms.pool.dataset.select(rows)]
+
+
+def test_a_shuffled_arm_trains_on_its_choice_once_an_epoch(make, trained):
+    pilot = make(["rsr"])
+    arm = Arm(pilot.strategies[1], 1)
+    training, _ = pilot.arms.run(arm)
+    expected = texts(pilot, pilot.arms.choose(arm.strategy, 1)[0])
+    seen = [text for batch in trained for text in batch]
+    assert sorted(seen[:4]) == sorted(seen[4:]) == sorted(expected)
+    assert (training.steps, training.examples) == (4, 4)
+    chosen = pilot.arms.pool.dataset.select(pilot.arms.choose(arm.strategy, 1)[0])
+    assert training.tokens == 2 * sum(len(completion.encode()) for completion in chosen["completion"])
+    assert [log["step"] for log in training.train_loss] == [1, 2, 3, 4]
+    assert [point["step"] for point in training.held_out_loss] == [2, 4]
+
+
+def test_an_ordered_arm_goes_from_the_lowest_ratio_to_the_highest_in_every_epoch(make, trained):
+    pilot = make(["rsr_ordered"])
+    pilot.arms.run(Arm(pilot.strategies[-1], 0))
+    ratio = dict(zip(texts(pilot, range(24)), pilot.arms.pool.dataset["rsr"], strict=True))
+    seen = [ratio[text] for batch in trained for text in batch]
+    assert seen[:4] == sorted(seen[:4]) == seen[4:]
+
+
+def test_renewed_arms_train_on_one_trajectory_of_each_problem_an_epoch_in_as_many_steps(make, trained):
+    pilot = make(["rsr_rescored"], budget=Budget(examples=5), num_train_epochs=3)
+    problem = dict(zip(texts(pilot, range(24)), pilot.arms.pool.dataset["problem_id"], strict=True))
+    steps, problems = [], []
+    for strategy in pilot.strategies[1:]:
+        trained.clear()
+        steps.append(pilot.arms.run(Arm(strategy, 0))[0].steps)
+        seen = [text for batch in trained for text in batch if text]  # RSRSFTTrainer fills a batch up with nothing
+        epochs = [seen[i : i + 5] for i in (0, 5, 10)]
+        problems += [sorted(problem[text] for text in epoch) for epoch in epochs]
+    assert steps == [9, 9]
+    assert all(len(set(epoch)) == 5 and epoch == problems[0] for epoch in problems)
+
+
+def test_rescored_takes_the_lowest_ratio_of_the_student_as_it_is(make, trained):
+    pilot = make(["rsr_rescored"], budget=Budget(examples=8), num_train_epochs=2)
+    pilot.arms.run(Arm(pilot.strategies[-1], 0))
+    rows = pilot.arms.pool.dataset.to_list()
+    lowest = {}
+    for row in rows:
+        if row["problem_id"] not in lowest or row["rsr"] < lowest[row["problem_id"]]["rsr"]:
+            lowest[row["problem_id"]] = row
+    first_epoch = {text for batch in trained[:4] for text in batch}
+    assert first_epoch == {row["prompt"] + row["completion"] for row in lowest.values()}
+
+
+def test_where_there_is_nothing_to_choose_arms_of_a_seed_are_equal_to_the_last_bit(make):
+    pilot = make(["rsr"], seeds=(0, 1), each=1, answers=True)
+    result = pilot.run()
+    for row in result["table"]:
+        assert row["mean"] == 0 and not row["told"]
+    of_random = {arm["seed"]: arm["loss"] for arm in result["arms"] if arm["strategy"] == "random"}
+    assert len(set(of_random.values())) == 2  # seeds do differ
+    assert not any("as large as those seen" in sentence for sentence in result["verdict"])
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """`poisoned(n)`: the n-th training from now on dies."""
+
+    def after(count: int):
+        train = SFTTrainer.train
+        left = [count]
+
+        def dying(self, *args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            return train(self, *args, **kwargs)
+
+        monkeypatch.setattr(SFTTrainer, "train", dying)
+        return lambda: monkeypatch.setattr(SFTTrainer, "train", train)
+
+    return after
+
+
+def strip(result: dict) -> dict:
+    """Without clocks."""
+    result = json.loads(json.dumps(result))
+    for arm in result["arms"]:
+        del arm["seconds"], arm["train_seconds"]
+    return {name: value for name, value in result.items() if name != "cost"}
+
+
+def test_goes_on_where_it_stopped_and_gives_what_an_undisturbed_one_gives(make, poisoned, tmp_path):
+    whole = make(["rsr", "rank"], seeds=(0,), name="whole").run()
+    heal = poisoned(3)  # after the trial and the first arm
+    with pytest.raises(KeyboardInterrupt):
+        make(["rsr", "rank"], seeds=(0,), name="cut").run()
+    heal()
+    folder = tmp_path / "cut" / "arms"
+    done = stats(folder)
+    assert sorted(done) == ["before.json", "random-seed0.json"]
+    said = []
+    result = make(["rsr", "rank"], seeds=(0,), name="cut", say=said.append).run()
+    assert "2 of 4 arms are done already." in said
+    assert {name: stats(folder)[name] for name in done} == done
+    assert strip(result) == strip(whole)
+    assert json.loads((tmp_path / "cut" / "pilot.json").read_text()) == result
+    assert not (tmp_path / "cut" / ".lock").exists()
+
+
+def stats(folder) -> dict[str, tuple]:
+    """What changes if a file is written again."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+def test_strategies_can_be_added_what_is_damaged_is_done_again_and_nothing_else_can_be_changed(make, tmp_path):
+    folder = tmp_path / "out" / "arms"
+    first = make(["rsr"], seeds=(0,)).run()
+    done = stats(folder)
+    (folder / "rsr-seed0.json").write_text('{"run": ')
+    second = make(["rsr", "rank"], seeds=(0,)).run()
+    assert [arm["strategy"] for arm in second["arms"]] == [None, "random", "rsr", "rank"]
+    assert strip(second)["arms"][:3] == strip(first)["arms"]
+    for name in ("before.json", "random-seed0.json"):
+        assert stats(folder)[name] == done[name]
+    with pytest.raises(ValueError, match="other settings. What differs: recipe.learning_rate: 0.01 -> 0.001"):
+        make(["rsr"], seeds=(0,), learning_rate=1e-3).run()
+    with pytest.raises(ValueError, match="budget.examples: 4 -> 3"):
+        make(["rsr"], seeds=(0,), budget=Budget(examples=3)).run()
+
+
+def test_result_says_what_was_measured(make, tiny_student_path):
+    said = []
+    pilot = make(["rsr"], seeds=(3, 4), answers=True, say=said.append)
+    result = pilot.run()
+    before, *arms = result["arms"]
+    model = AutoModelForCausalLM.from_pretrained(tiny_student_path, dtype="float32")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_student_path)
+    assert before["loss"] == pytest.approx(pilot.arms.held_out.loss(model, tokenizer).mean(), rel=1e-6)
+    assert before["strategy"] is None and before["steps"] == 0
+    for row in result["table"]:
+        own, control = (
+            [arm[row["metric"]] for arm in arms if arm["strategy"] == row[name]] for name in ("strategy", "control")
+        )
+        assert row["mean"] == pytest.approx(np.mean(own) - np.mean(control))
+        assert row["low"] <= row["mean"] <= row["high"]
+        assert row["these_runs_only"]
+    assert {(row["strategy"], row["metric"]) for row in result["table"]} == {
+        ("rsr", "loss"),
+        ("rsr", "correct"),
+    }
+    assert any("With 2 seeds, all intervals speak of these runs only" in one for one in result["verdict"])
+    assert sum(arms[0]["teachers"].values()) == 4
+    assert "Cost: 4 trainings of about 4 steps" in next(line for line in said if line.startswith("Cost"))
+    json.dumps(result, allow_nan=False)
+
+
+def test_a_dry_run_says_the_cost_and_writes_nothing(make, tmp_path):
+    said = []
+    cost = make(["rsr"], say=said.append).run(dry_run=True)
+    assert cost["arms"] == 6 and cost["steps_per_arm"] == 4 and cost["seconds"] > 0
+    assert [line.split()[0] for line in said] == ["Cost:"]
+    assert not (tmp_path / "out" / "arms").exists() and not (tmp_path / "out" / "settings.json").exists()
+
+
+def test_lora(make, tiny_student_path):
+    from peft import LoraConfig
+
+    pilot = make(["rsr"], seeds=(0,), answers=True)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    full = pilot.arms.run(Arm(pilot.strategies[1], 0))[1]
+    pilot.arms.student = Student(tiny_student_path, peft_config=lora)
+    before, after = pilot.arms.run(Arm())[1], pilot.arms.run(Arm(pilot.strategies[1], 0))[1]
+    assert not np.allclose(before.loss, after.loss, rtol=1e-6)
+    assert not np.allclose(full.loss, after.loss, rtol=1e-6)
+
+
+def test_errors_come_before_the_work(make, tmp_path):
+    with pytest.raises(ValueError, match="there is one only: raise num_train_epochs"):
+        make(["rsr_rescored"], num_train_epochs=1)
+    with pytest.raises(ValueError, match="whole epochs, got num_train_epochs=2.5"):
+        make(["rsr_rescored"], num_train_epochs=2.5)
+    with pytest.raises(ValueError, match="seeds must be different"):
+        make(["rsr"], seeds=(1, 1))
+    with pytest.raises(ValueError, match="num_examples=9 is more than the pool has: 8 problems"):
+        make(["rsr"], budget=Budget(examples=9))
+    with pytest.raises(ValueError, match="rsr_sampling='ordered': .* decided by the pilot"):
+        make(["rsr"], rsr_sampling="ordered")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").touch()
+    with pytest.raises(ValueError, match="holds other things than a pilot .first: thesis.txt."):
+        make(["rsr"], name="taken").run()
+
+
+def test_trajectories_that_training_would_drop_are_an_error(make):
+    pilot = make(["rsr"], max_length=8)
+    with pytest.raises(ValueError, match="no token to train on within max_length=8: raise it"):
+        pilot.arms.run(Arm(Strategy("random", control=None), 0))

@@ -1,0 +1,141 @@
+import pytest
+import torch
+from datasets import Dataset
+
+from rsr_trl.training.pilot.answers import same_number
+from rsr_trl.training.pilot.held_out import HeldOut, generate
+
+
+def chat(question: str, answer: str) -> dict:
+    return {
+        "prompt": [{"role": "user", "content": question}],
+        "completion": [{"role": "assistant", "content": answer}],
+    }
+
+
+ROWS = [
+    {"problem": "b", "gold": "4", **chat("2+2?", "The answer is 4.")},
+    {"problem": "a", "gold": "9", **chat("What is 3 times 3, please?", "9")},
+    {"problem": "b", "gold": "4", **chat("2+2?", "Four, which is 4")},
+]
+
+
+def naive_loss(model, tokenizer, row) -> float:
+    """Mean surprisal of the completion's own text, in float64, one row at a time."""
+    text = tokenizer.apply_chat_template(row["prompt"] + row["completion"], tokenize=False)
+    answer = row["completion"][0]["content"]
+    ids = tokenizer(text)["input_ids"]  # every byte is a token; markers are one each
+    head = tokenizer(text[: text.rindex(answer)])["input_ids"]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0].double()
+    surprisal = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")
+    return float(surprisal[len(head) - 1 : len(head) - 1 + len(answer.encode())].mean())
+
+
+def naive_greedy(model, ids: list[int], limit: int, ends: set[int]) -> tuple[list[int], bool]:
+    made: list[int] = []
+    while len(made) < limit:
+        with torch.no_grad():
+            token = int(model(torch.tensor([ids + made])).logits[0, -1].argmax())
+        if token in ends:
+            return made, False
+        made.append(token)
+    return made, True
+
+
+def test_loss_is_that_of_the_references_by_problem(tiny_student, tiny_tokenizer):
+    model = tiny_student()
+    held_out = HeldOut(Dataset.from_list(ROWS), "problem", "gold", same_number)
+    assert held_out.problems == ["a", "b"]
+    of_row = [naive_loss(model, tiny_tokenizer, row) for row in ROWS]
+    expected = [of_row[1], (of_row[0] + of_row[2]) / 2]
+    assert held_out.loss(model, tiny_tokenizer) == pytest.approx(expected, rel=1e-5)
+
+
+def test_every_row_is_a_problem_without_a_group_column(tiny_student, tiny_tokenizer):
+    model = tiny_student()
+    held_out = HeldOut(Dataset.from_list(ROWS), None, None)
+    assert held_out.loss(model, tiny_tokenizer) == pytest.approx(
+        [naive_loss(model, tiny_tokenizer, row) for row in ROWS], rel=1e-5
+    )
+
+
+@pytest.mark.filterwarnings("error")
+def test_responses_are_greedy_whatever_the_batch_and_the_student_s_own_settings(tiny_student, tiny_tokenizer):
+    model = tiny_student(seed=1)
+    end = tiny_tokenizer.eos_token_id
+    model.generation_config.update(do_sample=True, temperature=0.7, top_p=0.8, top_k=20)
+    prompts = [tiny_tokenizer(text)["input_ids"] for text in ("2+2=", "a much longer prompt than that:", "x")]
+    with torch.no_grad():  # an end that some reach
+        model.get_input_embeddings().weight[end] *= 3
+    own, expected = model.generation_config, [naive_greedy(model, ids, 12, {end}) for ids in prompts]
+    model.train()
+    found = generate(model, tiny_tokenizer, prompts, max_new_tokens=12)
+    assert found == [(tiny_tokenizer.decode(ids, skip_special_tokens=True), cut) for ids, cut in expected]
+    assert model.training and model.generation_config is own
+
+
+def test_a_response_ends_at_the_student_s_last_position(tiny_student, tiny_tokenizer):
+    model = tiny_student(max_position_embeddings=10)
+    ids = [7, 8, 9, 10, 11, 12, 13]
+    expected, _ = naive_greedy(model, ids, 3, {tiny_tokenizer.eos_token_id})
+    found = generate(model, tiny_tokenizer, [ids], max_new_tokens=100)
+    assert found == [(tiny_tokenizer.decode(expected, skip_special_tokens=True), True)]
+    with pytest.raises(ValueError, match="has 11 tokens, and the student only 10 positions"):
+        generate(model, tiny_tokenizer, [list(range(11))], max_new_tokens=5)
+
+
+def test_one_response_a_problem_to_its_chat_prompt(tiny_student, tiny_tokenizer):
+    model = tiny_student()
+    held_out = HeldOut(Dataset.from_list(ROWS), "problem", "gold", same_number)
+    prompts = [
+        tiny_tokenizer.apply_chat_template(ROWS[i]["prompt"], add_generation_prompt=True)["input_ids"] for i in (1, 0)
+    ]
+    expected = [generate(model, tiny_tokenizer, [ids], 6)[0] for ids in prompts]
+    for batch_size in (1, 8):
+        texts, cut = held_out.respond(model, tiny_tokenizer, 6, batch_size)
+        assert list(zip(texts, cut.tolist(), strict=True)) == expected
+
+
+def test_prompts_of_plain_text_and_of_messages(tiny_tokenizer):
+    plain = HeldOut(Dataset.from_list([{"prompt": "2+2=", "gold": "4"}]), None, "gold", same_number)
+    assert plain._prompt_ids(tiny_tokenizer) == [tiny_tokenizer("2+2=")["input_ids"]]
+    assert not plain.has_references
+    messages = ROWS[0]["prompt"] + ROWS[0]["completion"]
+    whole = HeldOut(Dataset.from_list([{"messages": messages, "gold": "4"}]), None, "gold", same_number)
+    chatted = HeldOut(Dataset.from_list(ROWS[:1]), None, "gold", same_number)
+    assert whole._prompt_ids(tiny_tokenizer) == chatted._prompt_ids(tiny_tokenizer)
+
+
+def test_check_asks_the_checker_for_each_problem():
+    held_out = HeldOut(Dataset.from_list(ROWS), "problem", "gold", same_number)
+    assert held_out.check(["so 9", "so 5"]).tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("rows", "answer_column", "message"),
+    [
+        ([], "gold", "no rows"),
+        ([{"prompt": "2+2="}], None, "nothing to measure"),
+        ([ROWS[0], ROWS[2] | {"gold": "5"}], "gold", "Rows 0 and 1 .* same problem .'b'., but differ in 'gold'"),
+        ([ROWS[0] | {"gold": None}], "gold", "Row 0 .* has no answer in 'gold'"),
+        ([ROWS[0] | {"gold": "four"}], "gold", "Row 0 .* column 'gold': there is no number in the answer 'four'"),
+    ],
+)
+def test_errors(rows, answer_column, message):
+    with pytest.raises(ValueError, match=message):
+        HeldOut(Dataset.from_list(rows), "problem", answer_column, same_number)
+
+
+def test_two_prompts_of_one_problem_and_no_prompt_at_all():
+    other = ROWS[2] | {"prompt": [{"role": "user", "content": "2 + 2?"}]}
+    with pytest.raises(ValueError, match="Rows 0 and 1 .* differ in 'prompt'"):
+        HeldOut(Dataset.from_list([ROWS[0], other]), "problem", "gold", same_number).prompts()
+    with pytest.raises(ValueError, match="need a prompt, or messages"):
+        HeldOut(Dataset.from_list([{"text": "2+2=4", "gold": "4"}]), None, "gold", same_number).prompts()
+
+
+def test_a_reference_without_a_token_is_an_error(tiny_student, tiny_tokenizer):
+    rows = [ROWS[0], ROWS[1] | {"completion": [{"role": "assistant", "content": ""}]}]
+    with pytest.raises(ValueError, match="Row 1 of the held-out set has no token to score"):
+        HeldOut(Dataset.from_list(rows), "problem", None).loss(tiny_student(), tiny_tokenizer)
