@@ -176,9 +176,9 @@ class Job:
     def _try(self, part: Part) -> None:
         """Score a part unless somebody is at it."""
         lock = Lock(self.state / LOCKS / f"{part.index:06d}")
-        if not lock.acquire():
-            return
-        try:
+        try:  # a stop may come at any moment from here on
+            if not lock.acquire():
+                return
             if not self._is_done(part.index):  # it may have been finished between the two looks
                 self._score(part)
         except OSError as error:

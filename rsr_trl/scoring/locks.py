@@ -60,15 +60,15 @@ class Lock:
         return self.path.exists() and not self._is_dead(self.owner())
 
     def _create(self) -> bool:
+        started = psutil.Process().create_time()
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "started": started, "token": self._token}
         try:
             file = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
         except FileExistsError:
             return False
-        started = psutil.Process().create_time()
-        me = {"host": socket.gethostname(), "pid": os.getpid(), "started": started, "token": self._token}
         try:
             os.write(file, json.dumps(me).encode())
-        except OSError:  # a full disk: an empty lock would hold the others up
+        except BaseException:  # a full disk, a stop: an empty lock would hold the others up
             self.path.unlink(missing_ok=True)
             raise
         finally:

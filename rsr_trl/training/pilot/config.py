@@ -9,8 +9,8 @@ from rsr_trl.training.config import RSRSFTConfig
 
 # What differs from arm to arm, or makes no sense for a student that isn't kept.
 DECIDED = (
-    *("rsr_prefer", "rsr_sampling", "rsr_temperature", "rsr_keep_fraction", "rsr_score_threshold", "rsr_group_column"),
-    *("rsr_keep_per_group", "rsr_rescore_strategy", "rsr_rescore_steps", "rsr_teacher_column"),
+    *("rsr_score", "rsr_prefer", "rsr_sampling", "rsr_temperature", "rsr_keep_fraction", "rsr_score_threshold"),
+    *("rsr_group_column", "rsr_keep_per_group", "rsr_rescore_strategy", "rsr_rescore_steps", "rsr_teacher_column"),
     *("train_sampling_strategy", "data_seed", "eval_strategy", "save_strategy", "resume_from_checkpoint"),
     *("push_to_hub", "load_best_model_at_end", "packing", "shuffle_dataset"),
 )
