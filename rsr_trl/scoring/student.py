@@ -79,6 +79,18 @@ def load_model(
     return model.eval()
 
 
+@contextmanager
+def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; every module's own mode comes back."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def default_device() -> torch.device:
     """The GPU (or other accelerator) if there is one, else the CPU."""
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
@@ -182,7 +194,7 @@ class Student:
         compile = compiles(
             self.device, sum(int(e.scored.sum()) for e in examples if not e.error) * self.head.vocab_size
         )
-        with self._scoring():
+        with evaluation_mode(self.model):
             for batch, hidden, targets in self._forward_all(examples, lengths):
                 stats = self.head.score(
                     hidden,
@@ -319,17 +331,6 @@ class Student:
                 "causal language models can be scored; if it is one, please report the architecture."
             )
         self._verified = True
-
-    @contextmanager
-    def _scoring(self) -> Iterator[None]:
-        """Evaluation mode for a while; every module's own mode comes back."""
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
 
     def weights_fingerprint(self) -> str:
         """See [`fingerprint.weights_fingerprint`]."""

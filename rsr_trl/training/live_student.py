@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from rsr_trl.equations import trajectory_means
 from rsr_trl.scoring.lm_head import LMHead, TokenStats
+from rsr_trl.scoring.student import evaluation_mode
 from rsr_trl.training.epoch_rows import SCORED
 
 
@@ -94,16 +95,12 @@ def _score(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) 
 def undisturbed(model: torch.nn.Module, optimizer: AcceleratedOptimizer) -> Iterator[None]:
     """Evaluation mode inside; afterwards model, schedule-free optimizer and random numbers are as they were."""
     python, numpy = random.getstate(), np.random.get_state()
-    modes = {module: module.training for module in model.modules()}
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    model.eval()
     optimizer.eval()  # schedule-free optimizers evaluate other weights than they train; nothing happens in others
     try:
-        with torch.random.fork_rng(devices=devices):
+        with evaluation_mode(model), torch.random.fork_rng(devices=devices):
             yield
     finally:
-        for module, training in modes.items():
-            module.training = training
         if model.training:
             optimizer.train()
         random.setstate(python)
