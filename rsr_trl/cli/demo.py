@@ -24,7 +24,7 @@ PAPER = "https://arxiv.org/abs/2601.14249"
 SHORT = 12  # scored tokens: more than a bare answer has, fewer than the tersest reasoning
 HELD_OUT_SHARE = 0.15
 MIN_PROBLEMS = 10  # some to train on and some to hold out
-RESPONSE_WIDTH = 44
+RESPONSE_WIDTH = 30  # with the other columns, a terminal of 80
 
 
 @dataclass
