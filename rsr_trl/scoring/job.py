@@ -169,6 +169,10 @@ class Job:
             self._done = {i: record for i in range(self.parts.count) if (record := self.shards.record(i))}
             all_done = len(self._done) == self.parts.count
         if all_done:
+            # Killed between a shard's last byte and its release, an owner leaves a lock on what is done.
+            for lock in (self.state / LOCKS).iterdir():
+                if lock.name.isdigit():
+                    lock.unlink(missing_ok=True)
             self._write_card("complete")
             write_json(self.state / COMPLETE, {"rows": self.parts.num_rows, "shards": self.parts.count})
         return all_done
