@@ -265,9 +265,9 @@ def _fold(logits: torch.Tensor, target_logit: torch.Tensor, with_moments: bool) 
     above = torch.gt(difference, 0, out=torch.empty_like(difference)).sum(-1)
     if not with_moments:
         return above, difference.exp().sum(-1)
-    difference = difference.clamp(min=LOWEST)
+    difference.clamp_(min=LOWEST)
     odds = difference.exp()
-    return above, odds.sum(-1), (difference * odds).sum(-1), odds.square().sum(-1)
+    return above, odds.sum(-1), difference.mul_(odds).sum(-1), odds.square_().sum(-1)
 
 
 @functools.cache
