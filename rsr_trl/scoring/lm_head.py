@@ -17,7 +17,7 @@ This file knows no tokens and no dataset.
 
 import functools
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -182,11 +182,7 @@ class LMHead:
         sums = [torch.zeros_like(target_logit) for _ in range(4 if with_moments else 2)]  # as `_fold` gives them
         best = torch.full_like(target_logit, -torch.inf)
         top1 = torch.zeros_like(targets)
-        for start in range(0, weight.shape[0], columns):
-            tile_bias = None if bias is None else bias[start : start + columns]
-            logits = self.logits(
-                _product(hidden, wide, weight[start : start + columns], tile_bias, upcast)
-            )  # (n, columns)
+        for start, logits in self._tiles(hidden, wide, weight, bias, columns, upcast):
             if with_top1:
                 value, index = logits.max(-1)
                 top1 = torch.where(value > best, index + start, top1)
@@ -211,20 +207,20 @@ class LMHead:
         surprisals, *moments = stats
         return above.long() + 1, surprisals, top1 if with_top1 else None, *(moments or (None, None))
 
+    def _tiles(self, hidden, wide, weight, bias, columns, upcast) -> Iterator[tuple[int, torch.Tensor]]:
+        """First column and logits `(n, columns)` of one tile after another; the receiver may change the logits."""
+        for start in range(0, weight.shape[0], columns):
+            tile_bias = None if bias is None else bias[start : start + columns]
+            yield start, self.logits(_product(hidden, wide, weight[start : start + columns], tile_bias, upcast))
+
     def _far(self, hidden, wide, target_logit, weight, bias, columns, upcast) -> tuple[torch.Tensor, ...]:
         """Surprisal, entropy and sum of squares by a running logsumexp and a second pass with it."""
-
-        def tiles():
-            for start in range(0, weight.shape[0], columns):
-                tile_bias = None if bias is None else bias[start : start + columns]
-                yield self.logits(_product(hidden, wide, weight[start : start + columns], tile_bias, upcast)).float()
-
         total = torch.full_like(target_logit, -torch.inf)
-        for logits in tiles():
-            total = torch.logaddexp(total, logits.logsumexp(-1))
+        for _, logits in self._tiles(hidden, wide, weight, bias, columns, upcast):
+            total = torch.logaddexp(total, logits.float().logsumexp(-1))
         entropy, squares = torch.zeros_like(total), torch.zeros_like(total)
-        for logits in tiles():
-            logp = (logits - total[:, None]).clamp(min=LOWEST)
+        for _, logits in self._tiles(hidden, wide, weight, bias, columns, upcast):
+            logp = (logits.float() - total[:, None]).clamp(min=LOWEST)
             p = logp.exp()
             entropy -= (p * logp).sum(-1)
             squares += (p * p).sum(-1)
