@@ -44,11 +44,16 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
         if _ends_sentence(text, start, match):
             spans.append((start, match.end()))
             start = match.end()
-    if start < len(text):
-        if spans and text[start:].isspace():
-            start = spans.pop()[0]
-        spans.append((start, len(text)))
-    return spans
+    return _with_rest(spans, start, text)
+
+
+def _with_rest(spans: list[tuple[int, int]], start: int, text: str) -> list[tuple[int, int]]:
+    """The spans and what is left of the text: a span of its own, or, if it is white space, part of the last one."""
+    if start == len(text):
+        return spans
+    if spans and text[start:].isspace():
+        *spans, (start, _) = spans
+    return [*spans, (start, len(text))]
 
 
 def _ends_sentence(text: str, start: int, match: re.Match) -> bool:
@@ -93,8 +98,5 @@ def split_steps(text: str) -> list[tuple[int, int]]:
         if match.start() > start and not text[start : match.start()].isspace():
             spans.append((start, match.end()))
             start = match.end()
-    if start < len(text):
-        if spans and text[start:].isspace():
-            start = spans.pop()[0]
-        spans.append((start, len(text)))
+    spans = _with_rest(spans, start, text)
     return spans if len(spans) > 1 else split_sentences(text)
