@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 
 R_MAX = 100  # the paper's clipping threshold
+NOISY_BELOW = 32  # scored tokens: the ratio of an answer in a sentence or two is decided by a word or two
 FILTERED_SHARE = 0.3  # the paper's share of highest-surprisal tokens in the filtered average
 
 

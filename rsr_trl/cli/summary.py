@@ -22,11 +22,10 @@ from transformers.utils import logging as transformers_logging
 
 from rsr_trl import columns
 from rsr_trl.data import READERS
-from rsr_trl.equations import rsr_from_means
+from rsr_trl.equations import NOISY_BELOW, rsr_from_means
 
 
 DIRECTION = "lower = more suitable"
-NOISY_BELOW = 32  # scored tokens; a ratio of fewer says little
 MAX_TEACHERS = 20  # lines of a table in the terminal; JSON has them all
 
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rsr_trl.equations import NOISY_BELOW
 from rsr_trl.selection.arrays import examples
 from rsr_trl.selection.scored_rows import ScoredRows
 from rsr_trl.selection.teachers import FEW_PROBLEMS
 
 
-SHORT_TOKENS = 32  # scored tokens: an answer in a sentence or two, whose ratio a word or two decide
 NOTABLE_SHARE = 0.1  # of the pool or of the choice: enough to bend what the student learns
 MOST = 0.5  # of a teacher's trajectories: then it is the teacher's way, not an accident
 COLLAPSE_SHARE = 0.5  # of the choice from one teacher; 45-77% in the paper, whose readers ask for a cap
@@ -137,9 +137,9 @@ def _short(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
         "short responses",
         rows,
         chosen,
-        rows.tokens < SHORT_TOKENS,
+        rows.tokens < NOISY_BELOW,
         NOTABLE_SHARE,
-        have=f"have fewer than {SHORT_TOKENS} scored tokens",
+        have=f"have fewer than {NOISY_BELOW} scored tokens",
         why="So few tokens make a noisy ratio, and an answer without reasoning looks suitable by chance.",
         what_to_do="Keep bare answers out: mark what has reasoning in a boolean column, and name it in `rsr select "
         "--require`.",
