@@ -38,7 +38,11 @@ for (const legend of document.querySelectorAll(".legend")) {
 
 // Tokens: their numbers on hover, tap, or with Tab and the arrow keys.
 const tip = document.getElementById("tip");
-let shown = null;
+let shown = null, shownAt = null;
+
+function placeOf(token) {
+  return token.getClientRects()[0] ?? token.getBoundingClientRect();
+}
 
 function tell(token) {
   if (shown) shown.classList.remove("at");
@@ -55,7 +59,7 @@ function tell(token) {
   ];
   if (token.dataset.t !== undefined) lines.push(`the student's own choice: “${token.dataset.t}”`);
   tip.textContent = lines.join("\n");
-  const at = token.getClientRects()[0] ?? token.getBoundingClientRect();
+  const at = shownAt = placeOf(token);
   const left = Math.min(at.left, document.documentElement.clientWidth - tip.offsetWidth - 8);
   const above = at.top - tip.offsetHeight - 6;
   tip.style.left = `${Math.max(8, left)}px`;
@@ -91,4 +95,9 @@ for (const heatmap of document.querySelectorAll(".heatmap")) {
     go(place + step);
   });
 }
-addEventListener("scroll", () => { if (shown && !shown.closest(".heatmap").matches(":focus")) tell(null); }, { passive: true });
+// The tip stays where it is put, so it goes when its token moves away; a scroll told late, from before, moves nothing.
+addEventListener("scroll", () => {
+  if (!shown) return;
+  const { left, top } = placeOf(shown);
+  if (Math.abs(top - shownAt.top) > 1 || Math.abs(left - shownAt.left) > 1) tell(null);
+}, { capture: true, passive: true });
