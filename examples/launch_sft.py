@@ -3,7 +3,7 @@
     python examples/launch_sft.py fsdp2 --num_processes 2 -- --model_name_or_path Qwen/Qwen3-0.6B \\
         --dataset_name trajectories.jsonl --output_dir out
 
-Names: single_gpu, multi_gpu, fsdp1, fsdp2, and zero1, zero2, zero3 (with `pip install deepspeed`). What follows `--`
+Names: single_gpu, multi_gpu, fsdp1, fsdp2, and zero1, zero2, zero3 (with the extra `deepspeed`). What follows `--`
 are the options of `rsr sft`. To change a configuration, copy the file that is printed, and use
 `accelerate launch --config_file your.yaml -m rsr_trl sft ...`.
 """
