@@ -1,4 +1,7 @@
-"""Which rows go through the student together: batches by tokens, longest first. Knows lengths, nothing else."""
+"""Which rows go through the student together, and how they lie in one batch: by tokens, longest first.
+
+Knows numbers alone: neither the model nor what a row is.
+"""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -51,3 +54,35 @@ def plan_batches(
         batches.append(order[start:stop])
         start = stop
     return batches
+
+
+def lay_out(
+    ids: Sequence[np.ndarray], scored: Sequence[np.ndarray], layout: Layout, pad_token_id: int = 0
+) -> dict[str, np.ndarray]:
+    """
+    Rows as the arrays of one batch.
+
+    Args:
+        ids (sequence of integer arrays): Token ids of each row.
+        scored (sequence of bool arrays): Which tokens of each row are scored.
+        layout (`str`): `"packed"` lays the rows one behind another; any other pads on the right where they differ.
+        pad_token_id (`int`, *optional*, defaults to `0`): Id to pad with.
+
+    Returns:
+        `dict` of arrays of shape `(rows, longest)`, packed `(1, tokens)`: `input_ids` (int64), `scored` (bool), and
+        where needed, as models take them, `position_ids` (packed; they start anew with each row) or `attention_mask`
+        (rows of different lengths).
+    """
+    lengths = np.array([len(row) for row in ids])
+    if layout == "packed":
+        return {
+            "input_ids": np.concatenate(ids)[None].astype(np.int64),
+            "scored": np.concatenate(scored)[None].astype(bool),
+            "position_ids": np.concatenate([np.arange(length) for length in lengths])[None],
+        }
+    filled = np.arange(lengths.max())[None] < lengths[:, None]
+    arrays = {"input_ids": np.full(filled.shape, pad_token_id, dtype=np.int64), "scored": np.zeros_like(filled)}
+    arrays["input_ids"][filled], arrays["scored"][filled] = np.concatenate(ids), np.concatenate(scored)
+    if not filled.all():
+        arrays["attention_mask"] = filled.astype(np.int64)
+    return arrays

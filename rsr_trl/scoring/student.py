@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import is_peft_available
 
 from rsr_trl.scoring import fingerprint
-from rsr_trl.scoring.batches import Layout, plan_batches
+from rsr_trl.scoring.batches import Layout, lay_out, plan_batches
 from rsr_trl.scoring.lm_head import LMHead, TokenStats, compiles
 from rsr_trl.scoring.tokens import TokenizedExample
 
@@ -96,6 +96,20 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
+def best_layout(model: PreTrainedModel, device: torch.device) -> Layout:
+    """
+    How rows best lie in a batch: by equal lengths on the CPU, which computes on padding as slowly as on tokens;
+    elsewhere without padding where all layers keep packed rows apart (FlashAttention sees where they begin, recurrent
+    layers don't), else padded.
+    """
+    if device.type == "cpu":
+        return "equal"
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
+    flash = "flash" in (model.config._attn_implementation or "")
+    apart = flash and not model._is_stateful and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
+    return "packed" if apart else "padded"
+
+
 class Student:
     """
     A live model seen as a scorer of tokens. It leaves the model as it finds it: train mode, gradients, caches, random
@@ -142,9 +156,7 @@ class Student:
         if max_batch_tokens is None:
             max_batch_tokens = MAX_BATCH_TOKENS.get(self.device.type, MAX_BATCH_TOKENS["cuda"])
         self.max_batch_tokens = max_batch_tokens
-        # The CPU computes on padding as slowly as on tokens; on a GPU rows share a batch, without padding where all
-        # layers keep packed rows apart.
-        self.layout: Layout = "equal" if self.device.type == "cpu" else "packed" if _packs(model) else "padded"
+        self.layout = best_layout(model, self.device)
         self._verified = False
 
     @property
@@ -248,23 +260,12 @@ class Student:
         `(N,)`.
         """
         rows = [examples[i] for i in batch]
-        lengths = np.array([len(row.input_ids) for row in rows])
-        mask = positions = None
-        if self.layout == "packed":
-            ids = np.concatenate([row.input_ids for row in rows])[None].astype(np.int64)  # (1, T)
-            scored = np.concatenate([row.scored for row in rows])[None]
-            positions = torch.from_numpy(np.concatenate([np.arange(n) for n in lengths])[None]).to(self.device)
-        else:
-            ids = np.zeros((len(rows), lengths.max()), dtype=np.int64)  # (B, T), padded on the right
-            scored = np.zeros(ids.shape, dtype=bool)
-            for b, row in enumerate(rows):
-                ids[b, : lengths[b]], scored[b, : lengths[b]] = row.input_ids, row.scored
-            if lengths.min() < lengths.max():
-                filled = np.arange(ids.shape[1])[None] < lengths[:, None]
-                mask = torch.from_numpy(filled.astype(np.int64)).to(self.device)
-        hidden = self.hidden_states(torch.from_numpy(ids).to(self.device), mask, positions)
+        arrays = lay_out([row.input_ids for row in rows], [row.scored for row in rows], self.layout)
+        ids, scored = arrays.pop("input_ids"), arrays.pop("scored")
+        given = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+        hidden = self.hidden_states(torch.from_numpy(ids).to(self.device), **given)
         # The state before a token predicts it. A row's first token is never scored, so none is predicted across rows.
-        selected = torch.from_numpy(np.flatnonzero(scored.reshape(-1)))
+        selected = torch.from_numpy(np.flatnonzero(scored))
         targets = torch.from_numpy(ids.reshape(-1))[selected].to(hidden.device)
         return hidden.reshape(-1, hidden.shape[-1])[(selected - 1).to(hidden.device)], targets
 
@@ -294,17 +295,12 @@ class Student:
         for i, part in zip(batch, parts, strict=True):
             yield i, TokenScores(*(None if array is None else array[part] for array in arrays))
 
-    def hidden_states(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """Last hidden states of shape `(B, T, H)`, on the LM head's device, by the backbone alone."""
-        positions = {} if position_ids is None else {"position_ids": position_ids}
-        outputs = self._base.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **positions
-        )
+    def hidden_states(self, input_ids: torch.Tensor, **given: torch.Tensor) -> torch.Tensor:
+        """
+        Last hidden states of shape `(B, T, H)`, on the LM head's device, by the backbone alone; `given` are its
+        `attention_mask` or `position_ids`.
+        """
+        outputs = self._base.base_model(input_ids=input_ids, use_cache=False, **given)
         return outputs.last_hidden_state.to(self.head.module.weight.device)
 
     @torch.no_grad()
@@ -339,13 +335,6 @@ class Student:
     def weights_version(self) -> tuple:
         """Cheap key that changes when an optimizer or `load_state_dict` changes the weights in place."""
         return *((p.data_ptr(), p._version) for p in self._base.parameters()), *fingerprint.adapters(self._base)
-
-
-def _packs(model: PreTrainedModel) -> bool:
-    """Whether rows laid end to end stay apart: FlashAttention sees where they begin, recurrent layers don't."""
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
-    flash = "flash" in (model.config._attn_implementation or "")
-    return flash and not model._is_stateful and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 def _merge(group: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]) -> tuple[list[int], torch.Tensor, torch.Tensor]:

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from rsr_trl.equations import trajectory_means
+from rsr_trl.scoring.batches import Layout, lay_out
 from rsr_trl.scoring.lm_head import LMHead, TokenStats
 from rsr_trl.scoring.student import evaluation_mode
 from rsr_trl.training.epoch_rows import SCORED
@@ -134,6 +135,7 @@ def score_rows(
     r_max: float,
     pad_token_id: int,
     progress: bool,
+    layout: Layout = "padded",
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     Score rows with the wrapped model, all processes together. Call it inside [`undisturbed`].
@@ -146,6 +148,7 @@ def score_rows(
         r_max (`float`): Ranks are clipped at this value.
         pad_token_id (`int`): Id to pad with.
         progress (`bool`): Whether to show a bar, on the main process.
+        layout (`str`, *optional*, defaults to `"padded"`): How the plan's rows lie in a batch.
 
     Returns:
         Rows (int64), mean clipped rank and mean surprisal (float64), in the order of the plan, equal on every process.
@@ -162,9 +165,13 @@ def score_rows(
             # A process without a batch in the last round still takes part in the forward, with the cheapest row there
             # is.
             batch = batches[number] if number < len(batches) else batches[-1][-1:]
-            inputs, num_scored = _collate(columns[np.asarray(batch).tolist()], pad_token_id, accelerator.device)
+            given = columns[np.asarray(batch).tolist()]
+            arrays = lay_out(given["input_ids"], given[SCORED], layout, pad_token_id)
+            arrays["rsr_targets"] = np.where(arrays.pop("scored"), arrays["input_ids"], -100)
+            inputs = {name: torch.from_numpy(array).to(accelerator.device) for name, array in arrays.items()}
             stats = model(**inputs, rsr_only=True)
             if number < len(batches):
+                num_scored = [int(mask.sum()) for mask in given[SCORED]]
                 means[:, starts[number] : starts[number + 1]] = token_means(
                     **stats, num_scored=num_scored, r_max=r_max
                 )
@@ -172,23 +179,3 @@ def score_rows(
     if world > 1:
         means = accelerator.reduce(torch.from_numpy(means).to(accelerator.device), "sum").cpu().numpy()
     return rows, means[0], means[1]
-
-
-def _collate(
-    rows: dict[str, Sequence[np.ndarray]], pad_token_id: int, device: torch.device
-) -> tuple[dict[str, torch.Tensor], list[int]]:
-    """
-    Right-padded `input_ids` and `rsr_targets`, each `(batch, sequence)`, with an `attention_mask` only where rows
-    differ in length, as [`RSRScorer`] passes them; and the scored tokens of each row.
-    """
-    ids, scored = list(rows["input_ids"]), list(rows[SCORED])
-    shape = len(ids), max(map(len, ids))
-    arrays = {"input_ids": np.full(shape, pad_token_id), "rsr_targets": np.full(shape, -100)}
-    if min(map(len, ids)) < shape[1]:
-        arrays["attention_mask"] = np.zeros(shape, dtype=np.int64)
-    for i, (row, mask) in enumerate(zip(ids, scored, strict=True)):
-        arrays["input_ids"][i, : len(row)] = row
-        arrays["rsr_targets"][i, : len(row)] = np.where(mask, row, -100)
-        if "attention_mask" in arrays:
-            arrays["attention_mask"][i, : len(row)] = 1
-    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}, [m.sum() for m in scored]

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from rsr_trl.scoring.batches import lay_out
 from rsr_trl.scoring.lm_head import LMHead
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.epoch_rows import SCORED
@@ -104,13 +105,13 @@ def _bare_forward(trainer: RSRSFTTrainer) -> None:
     """
     model, device = trainer.accelerator.unwrap_model(trainer.model).eval(), trainer.accelerator.device
     weight = LMHead.of(model).module.weight
-    rows = trainer.train_dataset.select_columns(["input_ids", SCORED])
+    rows = trainer.train_dataset.select_columns(["input_ids", SCORED]).with_format("numpy")
     with trainer.accelerator.autocast():
         for batch in trainer.plan():
             taken = rows[batch.tolist()]
-            width = max(map(len, taken["input_ids"]))
-            ids = torch.tensor([row + [0] * (width - len(row)) for row in taken["input_ids"]], device=device)
-            scored = torch.tensor([row + [False] * (width - len(row)) for row in taken[SCORED]], device=device)
-            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1][scored[:, 1:]]
+            arrays = lay_out(taken["input_ids"], taken[SCORED], trainer.layout)
+            tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+            scored = tensors.pop("scored")
+            hidden = model.base_model(use_cache=False, **tensors).last_hidden_state[:, :-1][scored[:, 1:]]
             for part in hidden.split(512):
                 torch.nn.functional.linear(part, weight)

@@ -21,7 +21,7 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 from rsr_trl import columns
 from rsr_trl.scoring.batches import plan_batches
 from rsr_trl.scoring.fingerprint import student_fingerprint
-from rsr_trl.scoring.student import MAX_BATCH_TOKENS, Student
+from rsr_trl.scoring.student import MAX_BATCH_TOKENS, Student, best_layout
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from rsr_trl.selection.arrays import labels, numbers, read_table
 from rsr_trl.training.collator import NUM_SCORED, live_collator, live_threshold
@@ -79,6 +79,7 @@ class RSRSFTTrainer(SFTTrainer):
 
     Attributes:
         table ([`ScoreTable`]): The live scores, one row for each row of `trainer.train_dataset`.
+        layout (`str`): How rows lie in a batch of the scoring pass, see [`~rsr_trl.scoring.student.best_layout`].
     """
 
     _tag_names = ["trl", "sft", "rsr"]
@@ -121,7 +122,15 @@ class RSRSFTTrainer(SFTTrainer):
         self._unwritten = np.zeros(len(self.table), dtype=bool)  # measured online and not yet in the history
         self._resumed = False
         self.data_collator = live_collator(self.data_collator, self._online)
-        self._rsr_head = add_rsr_head(self.model.get_base_model() if is_peft_model(self.model) else self.model)
+        device = self.accelerator.device
+        self._max_batch_tokens = args.rsr_max_batch_tokens or MAX_BATCH_TOKENS.get(
+            device.type, MAX_BATCH_TOKENS["cuda"]
+        )
+        base = self.model.get_base_model() if is_peft_model(self.model) else self.model
+        # The tokens that prompt learning puts in front of a row would belong to the first of packed rows alone.
+        in_front = is_peft_model(self.model) and self.model.active_peft_config.is_prompt_learning
+        self.layout = "padded" if in_front else best_layout(base, device)
+        self._rsr_head = add_rsr_head(base)
         self.add_callback(ScoreCallback(self))
 
     # ------------------------------------------------------------------------------------------------ data
@@ -215,20 +224,10 @@ class RSRSFTTrainer(SFTTrainer):
         batches = self.plan(rows)
         if not batches:
             return
-        rows = np.concatenate(batches)
         before, started = self.table.scores, time.perf_counter()
-        # Compiled for training batches, it would be compiled again for every shape of a scoring batch.
-        model = self.model_wrapped._orig_mod if is_compiled_module(self.model_wrapped) else self.model_wrapped
-        with undisturbed(model, self.optimizer):
-            measured = score_rows(
-                model,
-                self.accelerator,
-                self.train_dataset,
-                batches,
-                r_max=self.args.rsr_r_max,
-                pad_token_id=self.data_collator.pad_token_id,
-                progress=not self.args.disable_tqdm,
-            )
+        while (measured := self._measure(batches)) is None:
+            batches = self.plan(rows)
+        rows = measured[0]
         self.table.update(*measured, step=self.state.global_step)
         seconds = time.perf_counter() - started
         logs = {"rsr/seconds": seconds, "rsr/tokens_per_second": float(self._lengths[rows].sum() / seconds)}
@@ -241,11 +240,40 @@ class RSRSFTTrainer(SFTTrainer):
         """Batches of rows in which [`RSRSFTTrainer.rescore`] scores, the same on every process."""
         rows = np.arange(len(self.table)) if rows is None else rows
         rows = rows[self.table.num_tokens[rows] > 0]
-        device = self.accelerator.device.type
-        max_batch_tokens = self.args.rsr_max_batch_tokens or MAX_BATCH_TOKENS.get(device, MAX_BATCH_TOKENS["cuda"])
-        # As RSRScorer does: the CPU computes on padding as slowly as on tokens.
-        layout = "equal" if device == "cpu" else "padded"
-        return [rows[batch] for batch in plan_batches(self._lengths[rows], max_batch_tokens, layout)]
+        batches = plan_batches(self._lengths[rows], self._max_batch_tokens, self.layout)
+        return [rows[batch] for batch in batches]
+
+    def _measure(self, batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """What [`score_rows`] finds, or `None` where these batches need too much memory: plan smaller ones then."""
+        # Compiled for training batches, it would be compiled again for every shape of a scoring batch.
+        model = self.model_wrapped._orig_mod if is_compiled_module(self.model_wrapped) else self.model_wrapped
+        try:
+            with undisturbed(model, self.optimizer):
+                return score_rows(
+                    model,
+                    self.accelerator,
+                    self.train_dataset,
+                    batches,
+                    r_max=self.args.rsr_r_max,
+                    pad_token_id=self.data_collator.pad_token_id,
+                    progress=not self.args.disable_tqdm,
+                    layout=self.layout,
+                )
+        except torch.OutOfMemoryError as error:
+            # Several processes work in step: one alone can't begin anew.
+            if self.accelerator.num_processes > 1 or max(map(len, batches)) == 1:
+                longest = max(self._lengths[batch].sum() for batch in batches)
+                error.add_note(
+                    f"This was while scoring, in batches of up to {longest} tokens: set rsr_max_batch_tokens below "
+                    f"{self._max_batch_tokens}, or where one trajectory is too long for the memory, lower max_length."
+                )
+                raise
+        self._max_batch_tokens //= 2
+        logger.warning(
+            f"Out of GPU memory while scoring: going on with rsr_max_batch_tokens={self._max_batch_tokens}. Set it "
+            "next time."
+        )
+        return None
 
     def _rescore_upcoming(self) -> None:
         """

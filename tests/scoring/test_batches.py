@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from rsr_trl.scoring.batches import plan_batches
+from rsr_trl.scoring.batches import lay_out, plan_batches
 
 
 LAYOUTS = ("equal", "padded", "packed")
@@ -67,3 +67,22 @@ def test_nothing_to_do(lengths, layout):
 def test_impossible_budget():
     with pytest.raises(ValueError, match="max_batch_tokens must be at least 1, got 0"):
         plan_batches([1], 0)
+
+
+def test_rows_lie_behind_another_or_padded_on_the_right():
+    ids = [np.array([5, 6, 7], dtype=np.int32), np.array([8], dtype=np.int32)]
+    scored = [np.array([False, True, False]), np.array([True])]
+    packed = lay_out(ids, scored, "packed")
+    assert {name: array.tolist() for name, array in packed.items()} == {
+        "input_ids": [[5, 6, 7, 8]],
+        "scored": [[False, True, False, True]],
+        "position_ids": [[0, 1, 2, 0]],
+    }
+    padded = lay_out(ids, scored, "padded", pad_token_id=9)
+    assert {name: array.tolist() for name, array in padded.items()} == {
+        "input_ids": [[5, 6, 7], [8, 9, 9]],
+        "scored": [[False, True, False], [True, False, False]],
+        "attention_mask": [[1, 1, 1], [1, 0, 0]],
+    }
+    assert set(lay_out(ids[:1] * 2, scored[:1] * 2, "equal")) == {"input_ids", "scored"}  # nothing to mask
+    assert packed["input_ids"].dtype == padded["input_ids"].dtype == np.int64

@@ -36,11 +36,11 @@ def limit_memory(student: Student, tokens: int) -> list[int]:
     """From now on a forward of more than `tokens` tokens runs out of memory. Returns the sizes that were tried."""
     forward, tried = student.hidden_states, []
 
-    def limited(input_ids, *args):
+    def limited(input_ids, **given):
         tried.append(input_ids.numel())
         if input_ids.numel() > tokens:
             raise torch.OutOfMemoryError("CUDA out of memory.")
-        return forward(input_ids, *args)
+        return forward(input_ids, **given)
 
     student.hidden_states = limited
     return tried

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from rsr_trl.equations import trajectory_rsr
-from rsr_trl.scoring.student import Student, _packs, load_model
+from rsr_trl.scoring.student import Student, best_layout, load_model
 from rsr_trl.scoring.tokens import TokenizedExample
 from tests.scoring.truth import in_float64, truth_of
 
@@ -117,9 +117,11 @@ def test_rows_are_packed_only_where_every_layer_keeps_them_apart(name, config, p
     config = getattr(transformers, f"{name}Config")(**SHAPE, head_dim=8, **config)
     with torch.device("meta"):
         model = getattr(transformers, f"{name}ForCausalLM")(config)
-    assert not _packs(model)
+    gpu = torch.device("cuda")
+    assert best_layout(model, gpu) == "padded"
     model.config._attn_implementation_internal = "flash_attention_2"  # which isn't installed everywhere
-    assert _packs(model) == packs
+    assert best_layout(model, gpu) == ("packed" if packs else "padded")
+    assert best_layout(model, torch.device("cpu")) == "equal"
 
 
 def test_sorted_longest_first_and_nothing_to_do():

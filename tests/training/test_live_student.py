@@ -28,12 +28,13 @@ def naive(model, ids: list[int], scored: list[bool]) -> tuple[list[int], list[fl
     return ranks, surprisals
 
 
+@pytest.mark.parametrize("layout", ["padded", "packed"])  # packed: transformers' mask from positions keeps rows apart
 @pytest.mark.parametrize("batches", [[[0], [1], [2], [3], [4]], [[4, 0, 2], [1, 3]], [[0, 1, 2, 3, 4]]], ids=str)
-def test_scores_are_those_of_the_definition_however_rows_are_batched(tiny_student, batches):
+def test_scores_are_those_of_the_definition_however_rows_are_batched(tiny_student, batches, layout):
     model, dataset = tiny_student(), sharded.rows()
     expected = [trajectory_means(*naive(model, *row.values()), [sum(row["rsr_scored"])], 100) for row in dataset]
     add_rsr_head(model)
-    rows, ranks, surprisals = score_rows(model, Accelerator(cpu=True), dataset, batches, 100, 0, False)
+    rows, ranks, surprisals = score_rows(model, Accelerator(cpu=True), dataset, batches, 100, 0, False, layout)
     assert rows.tolist() == sum(batches, [])
     np.testing.assert_allclose(ranks, [expected[row][0][0] for row in rows])
     np.testing.assert_allclose(surprisals, [expected[row][1][0] for row in rows], rtol=1e-5)

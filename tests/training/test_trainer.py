@@ -273,6 +273,50 @@ def test_a_problem_trains_on_its_most_suitable_trajectory_of_the_moment(make):
     assert chosen[0] != chosen[-1]  # the student changed its mind about some problem
 
 
+@pytest.fixture
+def small_memory(make, monkeypatch):
+    """`small_memory(tokens, **args)`: a trainer whose scoring batches run out of memory above so many tokens."""
+    from rsr_trl.training import trainer as module
+
+    score_rows, tried = module.score_rows, []
+
+    def build(tokens: int, **args):
+        trainer = make(rsr_rescore_strategy="epoch", rsr_max_batch_tokens=256, **args)
+        trainer.layout, lengths = "padded", trainer._lengths
+
+        def limited(model, accelerator, dataset, batches, **given):
+            tried.append(max(len(batch) * lengths[batch].max() for batch in batches))
+            if tried[-1] > tokens:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return score_rows(model, accelerator, dataset, batches, **given)
+
+        monkeypatch.setattr(module, "score_rows", limited)
+        return trainer, tried
+
+    return build
+
+
+def test_out_of_memory_while_scoring_goes_on_in_smaller_batches(make, small_memory, caplog):
+    expected = make(rsr_rescore_strategy="epoch")
+    expected.train()
+    trainer, tried = small_memory(tokens=100)
+    trainer.train()
+    assert tried[0] > 128 and max(tried[2:]) <= 64, "two halvings, which hold for the epochs to come"
+    np.testing.assert_allclose(trainer.table.scores, expected.table.scores, rtol=1e-4)
+    told = [record.message for record in caplog.records if "Out of GPU memory" in record.message]
+    assert [message.split("=")[1].split(".")[0] for message in told] == ["128", "64"]
+    assert [row[:2] for row in trainer.record] == [row[:2] for row in expected.record]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_out_of_memory_that_smaller_batches_cannot_mend_says_what_to_set(small_memory, monkeypatch, processes):
+    trainer, _ = small_memory(tokens=5 if processes == 1 else 100)
+    monkeypatch.setattr(type(trainer.accelerator), "num_processes", processes)
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        trainer.train()
+    assert "rsr_max_batch_tokens" in raised.value.__notes__[0] and "max_length" in raised.value.__notes__[0]
+
+
 def test_keep_fraction_trains_on_the_best_share(make):
     trainer = make(rsr_keep_fraction=0.3, rsr_prefer="high")
     trainer.train()
