@@ -15,6 +15,19 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 
+# Of the paper whose equations these are, as BibTeX: what the README, cards and reports say.
+CITATION = """\
+@inproceedings{yang-etal-2026-reasoning,
+  title     = {Which Reasoning Trajectories Teach Students to Reason Better? {A} Simple Metric of Informative
+               Alignment},
+  author    = {Yang, Yuming and Lai, Mingyoung and Zhao, Wanxu and Fan, Xiaoran and Xi, Zhiheng and Wu, Mingqi and
+               Huang, Chiyue and Zhao, Jun and Lv, Haijun and Tong, Jian and Zhou, Yunhua and Zou, Yicheng and
+               Guo, Qipeng and Gui, Tao and Zhang, Qi and Huang, Xuanjing},
+  booktitle = {Proceedings of the 64th Annual Meeting of the Association for Computational Linguistics},
+  pages     = {42123--42150},
+  year      = {2026},
+  url       = {https://aclanthology.org/2026.acl-long.1950/},
+}"""
 R_MAX = 100  # the paper's clipping threshold
 NOISY_BELOW = 32  # scored tokens: the ratio of an answer in a sentence or two is decided by a word or two
 FILTERED_SHARE = 0.3  # the paper's share of highest-surprisal tokens in the filtered average

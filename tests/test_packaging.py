@@ -11,6 +11,7 @@ import pytest
 
 import rsr_trl
 from rsr_trl.cli.main import COMMANDS
+from rsr_trl.equations import CITATION
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,6 +67,10 @@ def test_every_export_exists_and_is_lazy():
         assert getattr(rsr_trl, name).__name__ == name
         assert name in dir(rsr_trl)
     assert set(rsr_trl._HOME) == set(rsr_trl.__all__)
+
+
+def test_the_readme_cites_the_paper_as_the_cards_do():
+    assert f"```bibtex\n{CITATION}\n```" in (ROOT / "README.md").read_text()
 
 
 def test_unknown_name_is_an_attribute_error():

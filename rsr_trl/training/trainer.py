@@ -19,6 +19,7 @@ from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from rsr_trl import columns
+from rsr_trl.equations import CITATION
 from rsr_trl.scoring.batches import plan_batches
 from rsr_trl.scoring.fingerprint import student_fingerprint
 from rsr_trl.scoring.student import MAX_BATCH_TOKENS, Student, best_layout
@@ -88,6 +89,7 @@ class RSRSFTTrainer(SFTTrainer):
         "title": "Which Reasoning Trajectories Teach Students to Reason Better? A Simple Metric of Informative "
         "Alignment",
         "id": "2601.14249",
+        "citation": CITATION,
     }
 
     def __init__(self, model, args=None, data_collator=None, train_dataset=None, *positional, **kwargs):

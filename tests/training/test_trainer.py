@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig
 
+from rsr_trl.equations import CITATION
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.training.collator import RSRDataCollator
 from rsr_trl.training.config import RSRSFTConfig
@@ -435,7 +436,7 @@ def test_the_model_card_tells_how_the_data_was_scored_and_chosen(make):
     trainer.create_model_card(model_name="out")
     with open(f"{trainer.args.output_dir}/README.md") as file:
         card = file.read()
-    for text in ("rsr", "2601.14249", "| rsr_group_column | `problem` |", "Lower means more suitable", "RSR-SFT"):
+    for text in ("rsr", "| rsr_group_column | `problem` |", "Lower means more suitable", "RSR-SFT", CITATION):
         assert text in card
     assert f"| median | {np.median(trainer.table.rsr):.4g} |" in card
     assert {"trl", "sft", "rsr"} <= set(trainer.model.model_tags)

@@ -4,23 +4,13 @@ import datasets
 import evaluate
 import numpy as np
 
-from rsr_trl.equations import R_MAX, dataset_rsr, rsr_from_means, trajectory_means
+from rsr_trl.equations import CITATION, R_MAX, dataset_rsr, rsr_from_means, trajectory_means
 
 
 _DESCRIPTION = """\
 Rank-Surprisal Ratio (RSR) of reasoning trajectories under a student model: the sum of token ranks (clipped at r_max)
 over the sum of token surprisals. LOWER means that a trajectory suits the student better: the student would nearly have
 said it (low rank) and still has something to learn from it (high surprisal).
-"""
-
-_CITATION = """\
-@inproceedings{yang-etal-2026-reasoning,
-    title = "Which Reasoning Trajectories Teach Students to Reason Better? {A} Simple Metric of Informative Alignment",
-    author = "Yang, Yuming and others",
-    booktitle = "Proceedings of the 64th Annual Meeting of the Association for Computational Linguistics",
-    year = "2026",
-    url = "https://arxiv.org/abs/2601.14249",
-}
 """
 
 _INPUTS = """
@@ -65,7 +55,7 @@ class RankSurprisalRatio(evaluate.Measurement):
         return evaluate.MeasurementInfo(
             module_type="measurement",
             description=_DESCRIPTION,
-            citation=_CITATION,
+            citation=CITATION,
             inputs_description=_INPUTS,
             features=datasets.Features(_FEATURES[self.config_name]),
             homepage="https://arxiv.org/abs/2601.14249",
