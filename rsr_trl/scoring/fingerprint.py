@@ -15,11 +15,13 @@ from xxhash import xxh3_128
 
 
 if is_peft_available():
+    from peft.tuners.lora import LoraLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 
 DEFINITION = "1"  # raise it when a change of this package changes scores by more than rounding
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.py")
+LORA = re.compile(r"\.lora_(\w+)\.")
 # Entries of a model's config that change no score, or that show in the weights. Others do: RoPE scaling, for one.
 NEUTRAL_CONFIG = re.compile(
     r"_name_or_path|transformers_version|architectures|dtype|use_cache|output_\w+|.*_token_id|.*dropout.*|"
@@ -30,17 +32,34 @@ NEUTRAL_CONFIG = re.compile(
 def weights_fingerprint(model: PreTrainedModel) -> str:
     """
     Hash of all that makes the student's numbers: weights (names, dtypes, shapes, bytes), config and which adapters are
-    on. The same however the student was loaded.
+    on. The same however the student was loaded, and that of the base model while LoRA adapters add nothing to it.
     """
     config = model.config.to_dict()
     config = {name: value for name, value in config.items() if not NEUTRAL_CONFIG.fullmatch(name)}
-    digest = xxh3_128(_hash([config, adapters(model)]).encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    weights, active = model.state_dict(), adapters(model)
+    if active and _adds_nothing(model, weights):
+        weights = {
+            name.replace(".base_layer.", "."): tensor for name, tensor in weights.items() if not LORA.search(name)
+        }
+        active = []
+    digest = xxh3_128(_hash([config, active]).encode())
+    for name, tensor in sorted(weights.items()):
         if not isinstance(tensor, torch.Tensor):
             continue
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _adds_nothing(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> bool:
+    """Whether all adapters are LoRA's as they begin: with a product of zero."""
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    if not all(isinstance(layer, LoraLayer) for layer in layers) or any("modules_to_save" in name for name in weights):
+        return False
+    added = [(match[1], tensor) for name, tensor in weights.items() if (match := LORA.search(name))]
+    return {kind for kind, _ in added} <= {"A", "B", "embedding_A", "embedding_B"} and not any(
+        tensor.any() for kind, tensor in added if kind in ("B", "embedding_A")
+    )
 
 
 def adapters(model: PreTrainedModel) -> list[tuple]:

@@ -191,8 +191,10 @@ class RSRSFTTrainer(SFTTrainer):
     def _take_scores_of_dataset(self) -> bool:
         """Start from the dataset's own scores if they are of this very student and of the same tokens."""
         wanted = [columns.STUDENT, columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL, columns.NUM_TOKENS]
-        if not set(wanted) <= set(self.train_dataset.column_names) or is_peft_model(self.model):
+        if not set(wanted) <= set(self.train_dataset.column_names):
             return False
+        if is_peft_model(self.model) and self.model.active_peft_config.is_prompt_learning:
+            return False  # another student than its base from the start
         own = [None]
         if self.accelerator.is_main_process:  # the others may not have weights yet (FSDP)
             own[0] = student_fingerprint(

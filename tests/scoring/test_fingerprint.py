@@ -64,6 +64,37 @@ def test_does_not_differ_with_anything_else(tiny_student, tiny_tokenizer):
     assert scorer.fingerprint == expected
 
 
+def test_adapters_count_from_when_they_add_something(tiny_student, tiny_tokenizer):
+    from peft import LoraConfig, get_peft_model
+
+    def fingerprint(change=lambda model: None, **config):
+        config = {"target_modules": ["q_proj", "embed_tokens"], **config}
+        model = get_peft_model(tiny_student(tie_word_embeddings=False), LoraConfig(**config))
+        change(model)
+        return RSRScorer(model, tiny_tokenizer).fingerprint
+
+    def add(place):
+        def change(model):
+            weights = dict(model.named_parameters())
+            with torch.no_grad():
+                weights[f"base_model.model.model.{place}"][0, 0] = 1e-3
+
+        return change
+
+    base = RSRScorer(tiny_student(tie_word_embeddings=False), tiny_tokenizer).fingerprint
+    assert fingerprint() == fingerprint(r=2, lora_alpha=5) == base
+    assert fingerprint(add("layers.0.self_attn.q_proj.lora_A.default.weight")) == base, "A alone adds nothing"
+    others = [
+        fingerprint(add("layers.0.self_attn.q_proj.lora_B.default.weight")),
+        fingerprint(add("embed_tokens.lora_embedding_A.default")),
+        fingerprint(add("layers.0.self_attn.q_proj.base_layer.weight")),
+        fingerprint(use_dora=True, target_modules=["q_proj"]),
+        fingerprint(init_lora_weights="pissa", target_modules=["q_proj"]),
+        fingerprint(modules_to_save=["norm"]),
+    ]
+    assert base not in others
+
+
 def test_is_computed_anew_only_when_weights_change(tiny_student, tiny_tokenizer):
     model = tiny_student()
     scorer, hashed = RSRScorer(model, tiny_tokenizer), []

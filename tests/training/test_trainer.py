@@ -179,6 +179,8 @@ def test_rows_that_sft_trainer_drops_and_shuffles_keep_their_own_scores(make, st
 
 
 def test_starts_from_a_datasets_own_scores_only_if_they_are_of_this_student_and_these_tokens(make, student):
+    from peft import LoraConfig
+
     model, tokenizer = AutoModelForCausalLM.from_pretrained(student), AutoTokenizer.from_pretrained(student)
     scored = RSRScorer(model, processing_class=tokenizer).score(Dataset.from_list(examples()))
     calls = []
@@ -196,6 +198,9 @@ def test_starts_from_a_datasets_own_scores_only_if_they_are_of_this_student_and_
     np.testing.assert_array_equal(trainer.table.rsr, scored["rsr"])
     assert trainer.table.step.tolist() == [0] * len(scored)
     assert history(trainer)["rsr"].tolist() == scored["rsr"][:]
+    lora = {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])}
+    count, trainer = passes_of(scored, trainer_kwargs=lora)  # as it begins it is the student that was scored
+    assert count == 0 and trainer.table.rsr.tolist() == scored["rsr"][:]
     assert passes_of(scored.remove_columns("rsr_student"))[0] == 1
     assert passes_of(scored, max_length=12)[0] == 1
     assert passes_of(scored, rsr_r_max=7)[0] == 1
