@@ -26,6 +26,7 @@ class SelectArguments:
         prefer (`str`, *optional*): Which end of the score to keep; by default its own.
         require (`str`, *optional*): Boolean column that must be true.
         when_none_qualifies (`str`, *optional*, defaults to `"drop"`): What to do with groups where `require` never is.
+        min_tokens (`int`, *optional*): Leave out shorter trajectories.
         max_tokens (`int`, *optional*): Leave out longer trajectories.
         max_share_per_teacher (`float`, *optional*): Cap on each teacher's share of what is chosen.
     """
@@ -58,6 +59,9 @@ class SelectArguments:
     )
     when_none_qualifies: Literal["drop", "any", "error"] = field(
         default="drop", metadata={"help": "What to do with groups where `--require` is true of none."}
+    )
+    min_tokens: int | None = field(
+        default=None, metadata={"help": "Leave out trajectories with fewer scored tokens, such as bare answers."}
     )
     max_tokens: int | None = field(default=None, metadata={"help": "Leave out trajectories with more scored tokens."})
     max_share_per_teacher: float | None = field(
@@ -182,7 +186,8 @@ def _print_summary(result: dict, select_args: SelectArguments, student: str | No
     if after["short"] > 0.1 * result["chosen"]:
         out.print(
             f"Short: {share(after['short'], result['chosen'])} of the chosen have fewer than {summary.NOISY_BELOW} "
-            "scored tokens. Answers without reasoning can look suitable by chance: look at them before you train."
+            "scored tokens. Answers without reasoning can look suitable by chance: look at them before you train, or "
+            f"leave them out with --min_tokens {summary.NOISY_BELOW}."
         )
     what = ["--model_name_or_path", student or "STUDENT", "--dataset_name", result["output_dir"]]
     summary.print_next(out, "rsr", "sft", *what, "--output_dir", summary.beside(result["output_dir"], "student"))

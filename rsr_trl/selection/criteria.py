@@ -25,6 +25,7 @@ class Criteria:
     score: str = columns.RSR
     require: str | None = None
     when_none_qualifies: Literal["drop", "any", "error"] = "drop"
+    min_tokens: int | None = None
     max_tokens: int | None = None
     max_share_per_teacher: float | None = None
     teacher_column: str | None = None
@@ -50,8 +51,11 @@ class Criteria:
             raise ValueError(f"when_none_qualifies is 'drop', 'any' or 'error', got {self.when_none_qualifies!r}.")
         if self.when_none_qualifies != "drop" and (self.require is None or self.group_column is None):
             raise ValueError(f"when_none_qualifies={self.when_none_qualifies!r} needs require and group_column.")
-        if self.max_tokens is not None and not self.max_tokens >= 1:
-            raise ValueError(f"max_tokens must be 1 or more, got {self.max_tokens}.")
+        for name in ("min_tokens", "max_tokens"):
+            if (limit := vars(self)[name]) is not None and not limit >= 1:
+                raise ValueError(f"{name} must be 1 or more, got {limit}.")
+        if None not in (self.min_tokens, self.max_tokens) and self.min_tokens > self.max_tokens:
+            raise ValueError(f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}.")
         if self.max_share_per_teacher is not None:
             self._check_cap()
 

@@ -141,8 +141,7 @@ def _short(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
         NOTABLE_SHARE,
         have=f"have fewer than {NOISY_BELOW} scored tokens",
         why="So few tokens make a noisy ratio, and an answer without reasoning looks suitable by chance.",
-        what_to_do="Keep bare answers out: mark what has reasoning in a boolean column, and name it in `rsr select "
-        "--require`.",
+        what_to_do=f"Keep bare answers out: `rsr select --min_tokens {NOISY_BELOW}`.",
     )
 
 

@@ -49,6 +49,7 @@ def select_trajectories(
     score: str = columns.RSR,
     require: str | None = None,
     when_none_qualifies: Literal["drop", "any", "error"] = "drop",
+    min_tokens: int | None = None,
     max_tokens: int | None = None,
     max_share_per_teacher: float | None = None,
     teacher_column: str | None = None,
@@ -76,6 +77,8 @@ def select_trajectories(
         require (`str`, *optional*): Boolean column (such as `correct`) that must be true. Null isn't true.
         when_none_qualifies (`str`, *optional*, defaults to `"drop"`): What to do with a group in which no scored row
             meets `require`: `"drop"` the group (with a warning), let in `"any"` of its rows, or raise an `"error"`.
+        min_tokens (`int`, *optional*): Leave out trajectories with fewer scored tokens than this: bare answers, whose
+            ratio is noisy.
         max_tokens (`int`, *optional*): Leave out trajectories with more scored tokens than this.
         max_share_per_teacher (`float`, *optional*): No teacher gets more than this share of the chosen rows. Of all
             choices that keep the cap it is the one with the least total score (with `prefer="high"` the highest).
@@ -111,6 +114,7 @@ def select_trajectories(
         score=score,
         require=require,
         when_none_qualifies=when_none_qualifies,
+        min_tokens=min_tokens,
         max_tokens=max_tokens,
         max_share_per_teacher=max_share_per_teacher,
         teacher_column=teacher_column,
@@ -135,7 +139,7 @@ def choose(dataset: Dataset, by: Criteria) -> Selection:
     """As [`select_trajectories`], but returns a [`Selection`] with the counts, warns of nothing and copies no row."""
     capped = by.max_share_per_teacher is not None
     wanted_columns = [by.group_column, by.require, by.teacher_column if capped else None]
-    if by.max_tokens is not None:
+    if by.min_tokens is not None or by.max_tokens is not None:
         wanted_columns.append(columns.NUM_TOKENS)
     table = read_table(dataset, wanted_columns)
     if by.score in columns.SCORE_COLUMNS:
@@ -188,6 +192,9 @@ def _eligible(
 
     relaxed = np.zeros(len(names), dtype=bool)
     filters = [(np.isfinite(cost), "no finite score", "have no scored trajectory")]
+    if by.min_tokens is not None:
+        long = f"of {by.min_tokens} or more scored tokens"
+        filters.append((tokens >= by.min_tokens, f"not {long}", f"have no scored trajectory {long}"))
     if by.max_tokens is not None:
         short = f"within {by.max_tokens} scored tokens"
         filters.append((tokens <= by.max_tokens, f"not {short}", f"have no scored trajectory {short}"))

@@ -69,7 +69,7 @@ def test_findings_come_first_with_what_to_do(save, capsys):
     run("--dataset_name", path)
     text = text_of(capsys)
     assert "1 known failure mode of RSR found here: short responses: 100 trajectories" in text
-    assert text.index("short responses") < text.index("--require") < text.index("surprisal (low)")
+    assert text.index("short responses") < text.index("--min_tokens") < text.index("surprisal (low)")
 
 
 def test_nothing_is_wider_than_the_terminal(save, capsys):

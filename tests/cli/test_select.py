@@ -34,6 +34,7 @@ def _chosen(select) -> list[tuple[str, str]]:
         (["--keep_fraction", "0.4"], [("a", "short"), ("b", "long")]),
         (["--score_threshold", "3.6"], [("a", "short"), ("b", "long"), ("c", "short")]),
         (["--group_column", "problem_id", "--max_tokens", "2"], [("a", "short"), ("b", "short")]),
+        (["--group_column", "problem_id", "--min_tokens", "3"], [("a", "long"), ("b", "long"), ("c", "short")]),
         (["--group_column", "problem_id", "--score", "length"], [("a", "long"), ("b", "long"), ("c", "short")]),
         (["--group_column", "problem_id", "--score", "rank"], [("a", "short"), ("b", "long"), ("c", "short")]),
     ],

@@ -48,7 +48,7 @@ class TestShort:
         finding = only(planted(dataset, rows, rsr_num_tokens=8, rsr=50.0), "short responses")
         assert (finding.rows, finding.teachers) == (100, ["t3"])
         assert "100 trajectories (17% of all, 0% of what RSR chooses; most of what 't3' wrote)" in finding.what
-        assert "rsr select --require" in finding.what_to_do
+        assert "rsr select --min_tokens 32" in finding.what_to_do
 
     def test_many_of_all_teachers(self):
         dataset = clean_pool()

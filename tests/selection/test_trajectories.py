@@ -125,6 +125,16 @@ class TestRequireAndLength:
     def test_max_tokens(self):
         assert select_trajectories(scored(), "problem_id", max_tokens=30)["rsr"] == [3.0, 5.0]
 
+    def test_min_tokens_leaves_bare_answers_out(self):
+        rows = scored(rsr=[5.0, 4.0, 3.0, 3.0, 2.0, 1.0], rsr_num_tokens=[40, 31, 32, 3, 2, 1])
+        with pytest.warns(
+            UserWarning, match="1 of 2 groups .* no scored trajectory of 32 or more scored tokens .*'q'"
+        ):
+            assert select_trajectories(rows, "problem_id", min_tokens=32)["rsr"] == [3.0]
+        selection = choose(rows, Criteria(keep_fraction=1.0, min_tokens=2, max_tokens=32))
+        assert selection.rows.tolist() == [1, 2, 3, 4]
+        assert selection.left_out == {"not of 2 or more scored tokens": 1, "not within 32 scored tokens": 1}
+
 
 def total_under_cap(pool, share, keep=1):
     best = select_trajectories(
@@ -201,6 +211,8 @@ class TestBadInput:
             ({"keep_fraction": 0.5, "prefer": "lowest"}, "'low' or 'high', got 'lowest'"),
             ({"keep_fraction": 0.5, "when_none_qualifies": "any"}, "needs require and group_column"),
             ({"keep_fraction": 0.5, "max_tokens": 0}, "max_tokens must be 1 or more"),
+            ({"keep_fraction": 0.5, "min_tokens": 0}, "min_tokens must be 1 or more"),
+            ({"keep_fraction": 0.5, "min_tokens": 9, "max_tokens": 8}, "min_tokens=9 is above max_tokens=8"),
             ({"keep_fraction": 0.5, "max_share_per_teacher": 0.3}, "needs teacher_column"),
             ({"keep_fraction": 0.5, "max_share_per_teacher": 3, "teacher_column": "teacher"}, r"in \(0, 1\], got 3"),
             (
