@@ -102,6 +102,7 @@ class StudentArguments:
         token_stats (`bool`, *optional*, defaults to `False`): Whether to keep rank and surprisal of every token.
         scores (`str`, *optional*): Names of other scores to add, with commas between them, or `all`.
         teacher_model_name_or_path (`str`, *optional*): The teacher's model, for the score `provenance`.
+        teacher_logprobs_column (`str`, *optional*): Instead of it, the column with the teacher's log-probabilities.
         assistant_only_loss (`bool`, *optional*, defaults to `False`): As in `SFTConfig`.
     """
 
@@ -143,6 +144,13 @@ class StudentArguments:
     teacher_model_name_or_path: str | None = field(
         default=None, metadata={"help": "The teacher's model, Hub id or folder, for the score provenance."}
     )
+    teacher_logprobs_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instead of the teacher's model: column with its own log-probabilities of each trajectory, as the "
+            "chat completions API of OpenAI, vLLM and SGLang returns them (docs/scores.md)."
+        },
+    )
     assistant_only_loss: bool = field(
         default=False, metadata={"help": "Render chats as SFTTrainer does with assistant_only_loss=True."}
     )
@@ -183,6 +191,7 @@ class StudentArguments:
             token_stats=self.token_stats,
             scores=None if self.scores is None else [name.strip() for name in self.scores.split(",")],
             teacher=teacher,
+            teacher_logprobs_column=self.teacher_logprobs_column,
             max_batch_tokens=self.max_batch_tokens,
             assistant_only_loss=self.assistant_only_loss,
             overwrite=overwrite,

@@ -39,11 +39,7 @@ The other columns and the order of the rows are those of the source. Where there
 each scored token: its id, its rank (not clipped), its surprisal, and the student's own most likely token there.
 {others}
 ```bibtex
-@article{{rank_surprisal_ratio_2026,
-  title   = {{Which Reasoning Trajectories Teach Students to Reason Better? A Simple Metric of Informative Alignment}},
-  journal = {{arXiv preprint arXiv:2601.14249}},
-  year    = {{2026}},
-}}
+{citation}
 ```
 """
 
@@ -119,6 +115,7 @@ def main(
 ) -> int:
     from rsr_trl import __version__, data
     from rsr_trl.cli import score_summary, summary
+    from rsr_trl.equations import CITATION
     from rsr_trl.scoring.job import Job
     from rsr_trl.scoring.manifest import data_identity
     from rsr_trl.scoring.parts import rows_of_part, sample, with_features
@@ -153,6 +150,7 @@ def main(
         max_length=f"{scorer.max_length:,}",
         r_max=student_args.r_max,
         others=_others(scorer.scores),
+        citation=CITATION,
     )
     identity = data_identity(
         data.source_files(*source),

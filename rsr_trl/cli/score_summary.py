@@ -34,7 +34,11 @@ def finish(
     result = {"output_dir": output_dir, "max_length": max_length, **_progress(totals)}
     next_command = None
     if totals.complete:
-        result |= summary.figures(_scores(job, teacher_column), teacher_column)
+        scores = _scores(job, teacher_column)
+        result |= summary.figures(scores, teacher_column)
+        others = [name for name in scores.column_names if name.startswith(columns.SCORE_PREFIX)]
+        not_scored = scores.data[columns.RSR].null_count
+        result["undefined"] = {name: n for name in others if (n := scores.data[name].null_count - not_scored)}
         next_command = _next_command(job, output_dir, teacher_column)
         if push_to_hub:
             result["pushed_to"] = _push(output_dir, push_to_hub)
@@ -66,7 +70,8 @@ def _progress(totals: "Totals") -> dict:
 
 def _scores(job: "Job", teacher_column: str | None) -> Dataset:
     """The score columns alone: of a dataset bigger than memory they fit."""
-    names = [*columns.SCORE_COLUMNS, *([teacher_column] if teacher_column else [])]
+    names = [name for name in job.scorer.schema if name not in columns.TOKEN_COLUMNS]
+    names += [teacher_column] if teacher_column else []
     parts = [pq.read_table(path, columns=names).replace_schema_metadata(None) for path in job.files()]
     return Dataset(pa.concat_tables(parts))
 
@@ -160,6 +165,10 @@ def _print_summary(result: dict, next_command: Sequence[str]) -> None:
         named = result["failed_rows"][:NAMED_ROWS]
         more = ", ..." if rows - result["scored"] > len(named) else ""
         out.print(f"  rows {', '.join(map(str, named))}{more}")
+    for name, count in result["undefined"].items():
+        out.print(
+            Text(f"{name} is null for {share(count, result['scored'])} of the scored: it isn't defined for them.")
+        )
     if result["truncated"]:
         out.print(
             f"Truncated at {result['max_length']:,} tokens: {share(result['truncated'], rows)}. Their scores are of "

@@ -153,7 +153,7 @@ def lalp(tokens: ScoredTokens) -> np.ndarray:
     return tokens.means_of_steps(-tokens.step_means(tokens.surprisals_local))
 
 
-# ------------------------------------------------------------------------------------------ with a pass of a teacher
+# -------------------------------------------------------------------------------------------------- with the teacher
 
 
 def provenance(tokens: ScoredTokens) -> np.ndarray:
@@ -163,8 +163,10 @@ def provenance(tokens: ScoredTokens) -> np.ndarray:
 
     The paper traces sentences by the probabilities of teacher and student and chooses data by what stems from the
     teacher; steps instead of sentences, the threshold and making a share of it are ours. Tokens are the student's; of
-    the teacher only the probability of the whole step counts, so its tokenizer may be another. Undefined (null) where
-    the teacher's tokens don't fall into the same steps (its template writes more text, or another length limit cuts).
+    the teacher only the probability of the whole step counts, so its tokenizer may be another. That comes from a pass
+    of the teacher's model, and is undefined (null) where the teacher's tokens don't fall into the same steps (its
+    template writes more text, or another length limit cuts); or from the log-probabilities that a server has given
+    with the trajectory, and is undefined where those are missing or of another text ([`surprisals_of_steps`]).
     """
     gaps = tokens.step_means(tokens.surprisals) - tokens.teacher_steps / tokens.step_lengths
     return tokens.means_of_steps(np.where(np.isnan(gaps), np.nan, gaps >= TEACHERS_OWN))
@@ -215,7 +217,8 @@ class Score:
         prefer (`"low"` or `"high"`): Which end is chosen first.
         of (`Callable`, *optional*): [`ScoredTokens`] to values of shape `(n,)`. None for `casl`, which needs the pool.
         needs (tuple of `str`, *optional*): Beside ranks and surprisals: `"moments"` (entropies, sums of squares),
-            `"steps"`; `"alone"` and `"local"` (another pass each), `"teacher"` (a pass of the teacher).
+            `"steps"`; `"alone"` and `"local"` (another pass each), `"teacher"` (a pass of the teacher, or its
+            own log-probabilities).
     """
 
     prefer: Literal["low", "high"]

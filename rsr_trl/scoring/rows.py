@@ -1,6 +1,6 @@
 """Rows and columns on their way into a scorer and out of it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +8,21 @@ import torch
 from datasets import Dataset, IterableDataset
 
 from rsr_trl import columns
+from rsr_trl.equations import rsr_from_means
+from rsr_trl.scoring.other_scores import joined
 from rsr_trl.scoring.rivals import ALL_COLUMNS
+from rsr_trl.scoring.scored_tokens import ScoredTokens
+from rsr_trl.scoring.student import TokenScores
+from rsr_trl.scoring.tokens import TokenizedExample
+
+
+_PROVENANCE = columns.SCORE_PREFIX + "provenance"
+_TOKEN_FIELDS = {
+    columns.TOKEN_IDS: "token_ids",
+    columns.TOKEN_RANKS: "ranks",
+    columns.TOKEN_SURPRISALS: "surprisals",
+    columns.TOKEN_TOP1: "top1",
+}
 
 
 def scores_among(column_names: Iterable[str], asked: Iterable[str] = ()) -> list[str]:
@@ -35,6 +49,49 @@ def add_columns(dataset: Dataset, table: Mapping[str, pa.Array | pa.ChunkedArray
     return dataset
 
 
+def to_table(
+    examples: Sequence[TokenizedExample],
+    scores: Sequence[TokenScores | None],
+    tokens: ScoredTokens,
+    functions: Mapping[str, Callable[[ScoredTokens], np.ndarray]],
+    schema: Mapping[str, pa.DataType],
+    fingerprint: str,
+) -> dict[str, pa.Array]:
+    """
+    The columns of a scoring pass, typed, in the order of the rows.
+
+    Args:
+        examples (sequence of [`TokenizedExample`]): All rows.
+        scores (sequence of [`TokenScores`]): Of each row; `None` where it has an error.
+        tokens ([`ScoredTokens`]): The same, as flat arrays.
+        functions (`dict`): The columns of other scores, and what computes each; NaN becomes null.
+        schema (`dict`): Types of all columns; without the `rsr_token_...` columns those are left out.
+        fingerprint (`str`): The student's.
+    """
+    null = np.array([example.error is not None for example in examples], dtype=bool)
+    mean_rank, mean_surprisal = tokens.means_of_rsr
+    values = {
+        columns.RSR: (rsr_from_means(mean_rank, mean_surprisal), null),
+        columns.MEAN_CLIPPED_RANK: (mean_rank, null),
+        columns.MEAN_SURPRISAL: (mean_surprisal, null),
+        columns.NUM_TOKENS: (tokens.num_tokens, None),
+        columns.TRUNCATED: ([example.truncated for example in examples], None),
+        columns.ERROR: ([example.error for example in examples], None),
+        columns.STUDENT: ([fingerprint] * len(examples), None),
+    }
+    for name, function in functions.items():
+        found = function(tokens)
+        values[name] = (found, null | np.isnan(found))
+    table = {name: pa.array(value, schema[name], mask=mask) for name, (value, mask) in values.items()}
+    # A row that failed has no tokens: an empty list.
+    ends = np.cumsum([0, *tokens.num_tokens], dtype=np.int32)
+    for name, field in _TOKEN_FIELDS.items():
+        if name in schema:
+            flat = pa.array(joined(scores, field), schema[name].value_type)
+            table[name] = pa.ListArray.from_arrays(pa.array(ends), flat)
+    return table
+
+
 def typed(table: dict[str, pa.Array]) -> dict[str, list]:
     """Columns as lists whose nulls keep their type: `map` takes a column's type from its first rows."""
     return {
@@ -46,10 +103,11 @@ def typed(table: dict[str, pa.Array]) -> dict[str, list]:
 
 
 def describe_gaps(table: dict[str, pa.Array], name_row: bool = False) -> list[str]:
-    """How many rows are null or cut, and why; nothing when there are none."""
+    """How many rows are null or cut, or null in a score only, and why; nothing when there are none."""
     errors, cut = table[columns.ERROR].to_pylist(), sum(table[columns.TRUNCATED].to_pylist())
     findings = []
-    if failed := [row for row, error in enumerate(errors) if error is not None]:
+    failed = [row for row, error in enumerate(errors) if error is not None]
+    if failed:
         first = f"row {failed[0]}: {errors[failed[0]]}" if name_row else errors[failed[0]]
         findings.append(
             f"{len(failed)} of {len(errors)} rows couldn't be scored: their rsr is null, rsr_error says why ({first})."
@@ -57,6 +115,11 @@ def describe_gaps(table: dict[str, pa.Array], name_row: bool = False) -> list[st
     if cut:
         findings.append(
             f"{cut} of {len(errors)} rows were cut at max_length (column rsr_truncated); what is left is scored."
+        )
+    if _PROVENANCE in table and (unknown := table[_PROVENANCE].null_count - len(failed)):
+        findings.append(
+            f"{unknown} of {len(errors)} rows have no {_PROVENANCE}: what the teacher says of them is missing, of "
+            "another text or in other steps."
         )
     return findings
 

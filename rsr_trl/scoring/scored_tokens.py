@@ -29,7 +29,7 @@ class ScoredTokens:
             can't predict without it.
         surprisals_local (array of shape `(N,)`, *optional*): Surprisals given only the prompt and the last 4 steps.
         teacher_steps (array of shape `(S,)`, *optional*): Surprisal, in sum, of each of the `S` steps to the teacher;
-            NaN where the teacher's tokens fall into other steps.
+            NaN where it isn't known, or the teacher's tokens fall into other steps.
     """
 
     num_tokens: np.ndarray
@@ -85,10 +85,10 @@ class ScoredTokens:
         return np.diff(np.append(np.flatnonzero(self.step_starts), len(self.step_starts)))
 
     def means_of_steps(self, values: np.ndarray) -> np.ndarray:
-        """Mean of a value a step `(S,)` over each trajectory's steps: `(n,)`, NaN where one is."""
-        at_starts = np.zeros(len(self.step_starts))
+        """Mean of a value a step `(S,)` over those of each trajectory's steps that have one: `(n,)`, NaN without."""
+        at_starts = np.full(len(self.step_starts), np.nan)
         at_starts[self.step_starts] = values
-        return self.means(at_starts, where=self.step_starts)
+        return self.means(at_starts, where=~np.isnan(at_starts))
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:

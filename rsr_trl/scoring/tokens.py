@@ -6,8 +6,8 @@ from others. This file knows no model.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,6 +19,7 @@ from trl.data_utils import common_prefix_length, is_conversational_from_value, m
 from rsr_trl.scoring.chat_spans import ChatSpans
 from rsr_trl.scoring.derived_spans import ChatTemplateError, Span
 from rsr_trl.scoring.steps import split_steps
+from rsr_trl.scoring.teacher_logprobs import read_generations, surprisals_of_steps
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
@@ -42,6 +43,9 @@ class TokenizedExample:
         step_starts (bool array of shape `(T,)`, *optional*): Which scored tokens begin a reasoning step
             ([`split_steps`] of each response); every run of scored tokens begins with one.
         for_teacher ([`TokenizedExample`], *optional*): The same example in a teacher's tokens.
+        teacher_steps (float64 array of shape `(S,)`, *optional*): The teacher's surprisal of each step, in sum, from
+            its own log-probabilities; `None` where there are none, or of another text.
+        teacher_fault (`str`, *optional*): What is wrong with the teacher's log-probabilities.
     """
 
     input_ids: np.ndarray
@@ -50,6 +54,8 @@ class TokenizedExample:
     error: str | None = None
     step_starts: np.ndarray | None = None
     for_teacher: "TokenizedExample | None" = None
+    teacher_steps: np.ndarray | None = None
+    teacher_fault: str | None = None
 
     @classmethod
     def failed(cls, error: str) -> "TokenizedExample":
@@ -86,6 +92,8 @@ class ExampleTokenizer:
             Column of the plain-text format.
         with_steps (`bool`, *optional*, defaults to `False`):
             Also find where reasoning steps begin.
+        teacher_logprobs_column (`str`, *optional*):
+            Column with the teacher's own log-probabilities, of which the sum over each step is taken.
 
     Raises:
         TypeError: if `processing_class` is a processor or a slow tokenizer.
@@ -98,6 +106,7 @@ class ExampleTokenizer:
         assistant_only_loss: bool = False,
         dataset_text_field: str = "text",
         with_steps: bool = False,
+        teacher_logprobs_column: str | None = None,
     ):
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise TypeError(
@@ -116,6 +125,7 @@ class ExampleTokenizer:
         self.assistant_only_loss = assistant_only_loss
         self.dataset_text_field = dataset_text_field
         self.with_steps = with_steps
+        self.teacher_logprobs_column = teacher_logprobs_column
         self._chats: dict[str | None, ChatSpans] = {}  # by template: `chat_template_kwargs` may bring another one
 
     @cached_property  # TRL renders a few conversations to find it
@@ -147,6 +157,11 @@ class ExampleTokenizer:
                 f"`{self.dataset_text_field}`. Its columns are {columns}. Rename them (`dataset.rename_column`), or "
                 "use `--prompt_column` and `--completion_column` on the command line."
             )
+        if self.teacher_logprobs_column is not None and self.teacher_logprobs_column not in columns:
+            raise ValueError(
+                f"The dataset has no column {self.teacher_logprobs_column!r} (teacher_logprobs_column). Its columns "
+                f"are {columns}."
+            )
 
     def __call__(self, examples: Sequence[Mapping]) -> list[TokenizedExample]:
         """
@@ -172,8 +187,8 @@ class ExampleTokenizer:
         return [
             TokenizedExample.failed(errors[i])
             if i in errors
-            else self._finish(rendered[i], encodings[i], prompts.get(i))
-            for i in range(len(examples))
+            else self._finish(rendered[i], encodings[i], prompts.get(i), example)
+            for i, example in enumerate(examples)
         ]
 
     # ------------------------------------------------------------------------------------------ example -> text
@@ -306,7 +321,9 @@ class ExampleTokenizer:
             verbose=False,
         ).encodings
 
-    def _finish(self, rendered: _Rendered, encoding: Encoding, prompt: Encoding | None) -> TokenizedExample:
+    def _finish(
+        self, rendered: _Rendered, encoding: Encoding, prompt: Encoding | None, example: Mapping
+    ) -> TokenizedExample:
         ids = encoding.ids
         scored = np.zeros(len(ids), dtype=bool)
         for start, end in rendered.spans:
@@ -330,27 +347,48 @@ class ExampleTokenizer:
                 f"cut off: the text before the response alone fills max_length={self.max_length} (whole: {len(ids)} "
                 "tokens)"
             )
-        steps = self._step_starts(rendered, encoding)[: len(scored)] if self.with_steps else None
-        if steps is not None:
-            before = np.zeros_like(scored)
-            before[1:] = scored[:-1]
-            steps = scored & (steps | ~before)
-        return TokenizedExample(input_ids, scored, truncated, error, steps)
+        finished = TokenizedExample(input_ids, scored, truncated, error)
+        return self._with_steps(finished, rendered, encoding, example) if self.with_steps else finished
 
-    def _step_starts(self, rendered: _Rendered, encoding: Encoding) -> np.ndarray:
-        """Tokens at which a step of a response begins, whether they are scored or not."""
-        starts = np.zeros(len(encoding.ids), dtype=bool)
-        for begin, end in rendered.spans:
-            if not rendered.conversational and rendered.prompt is not None:
-                begin = len(rendered.prompt)  # the span is the whole text: which tokens are the prompt's, ids tell
+    def _with_steps(
+        self, finished: TokenizedExample, rendered: _Rendered, encoding: Encoding, example: Mapping
+    ) -> TokenizedExample:
+        """The example with its steps, and with the teacher's surprisal of each where a column tells it."""
+        places = list(self._step_places(rendered, encoding))
+        scored, steps = finished.scored, np.zeros(len(encoding.ids) + 1, dtype=bool)
+        steps[[token for _, token in places]] = True
+        before = np.zeros_like(scored)
+        before[1:] = scored[:-1]
+        finished = replace(finished, step_starts=scored & (steps[: len(scored)] | ~before))
+        if self.teacher_logprobs_column is None or finished.error is not None:
+            return finished
+        # Characters at which the steps begin, as the student's tokens have them: a token is in one step only.
+        at = {token: place for place, token in reversed(places)}
+        starts = np.array([at.get(t, encoding.offsets[t][0]) for t in np.flatnonzero(finished.step_starts)])
+        stop = encoding.offsets[np.flatnonzero(scored)[-1]][1]
+        try:
+            generations = read_generations(example[self.teacher_logprobs_column])
+        except ValueError as error:
+            return replace(finished, teacher_fault=str(error))
+        sums = surprisals_of_steps(generations, rendered.text, self._responses(rendered), starts, stop)
+        return replace(finished, teacher_steps=sums)
+
+    def _responses(self, rendered: _Rendered) -> list[Span]:
+        """Characters of each response."""
+        if rendered.conversational or rendered.prompt is None:
+            return rendered.spans
+        # The span is the whole text: which tokens are the prompt's, ids tell.
+        return [(len(rendered.prompt), end) for _, end in rendered.spans]
+
+    def _step_places(self, rendered: _Rendered, encoding: Encoding) -> Iterator[tuple[int, int]]:
+        """Characters and tokens at which the steps of the responses begin, whether they are scored or not."""
+        for begin, end in self._responses(rendered):
             response = rendered.text[begin:end]
             for i, (start, stop) in enumerate(split_steps(response)):
                 step = response[start:stop]
                 if i > 0:  # indentation says nothing of what comes: the first token is that of the first word
                     start += len(step) - len(step.lstrip())
-                token = _token_at(encoding, begin + start, len(rendered.text))
-                starts[token : token + 1] = True
-        return starts
+                yield begin + start, _token_at(encoding, begin + start, len(rendered.text))
 
 
 def _tokens_of(encoding: Encoding, start: int, end: int, length: int) -> tuple[int, int]:

@@ -306,8 +306,14 @@ def test_a_teacher_with_other_tokens(gsm8k_rows, gsm8k_student, stories260k):
 
 def test_a_teacher_is_for_provenance_alone(tiny_student, tiny_tokenizer):
     teacher = teacher_of(tiny_student, tiny_tokenizer)
-    for settings in ({"scores": ["provenance"]}, {"scores": ["rank"], "teacher": teacher}):
-        with pytest.raises(ValueError, match="'provenance' needs the teacher's model, and nothing else does"):
+    column = {"teacher_logprobs_column": "logprobs"}
+    for settings in (
+        {"scores": ["provenance"]},
+        {"scores": ["provenance"], "teacher": teacher, **column},
+        {"scores": ["rank"], "teacher": teacher},
+        {"scores": ["rank"], **column},
+    ):
+        with pytest.raises(ValueError, match="'provenance' needs the teacher's model or a column with its log-prob"):
             RSRScorer(tiny_student(), tiny_tokenizer, **settings)
 
 
