@@ -11,8 +11,8 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"
 _datasets_cache = tempfile.TemporaryDirectory(prefix="rsr-trl-tests-")
 os.environ["HF_DATASETS_CACHE"] = _datasets_cache.name
-# Read by torch, here and in processes that tests start. The models are tiny: a second thread costs more than it brings,
-# and it rounds sums by the shape of a batch, where tests ask for the same bits.
+# Read by torch, here and in processes that tests start. The models are tiny: a second thread costs more than it
+# brings, and it rounds sums by the shape of a batch, where tests ask for the same bits.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import pytest  # noqa: E402

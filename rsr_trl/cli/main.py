@@ -40,12 +40,28 @@ RSR_TRACEBACK=1 in the environment shows where an error came from."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    Run the command line and return its exit code: 0 done, 1 an error that is said in one message, 2 wrong usage.
+    Run the command line and return its exit code: 0 done, 1 an error that is said in one message, 2 wrong usage, and
+    as a shell counts signals 130 interrupted, 141 when nobody reads the output any more (`rsr show ... | head`).
 
     Args:
         argv (`Sequence[str]`, *optional*): Arguments without the program's name; those of the process by default.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        try:
+            code = _main(list(sys.argv[1:] if argv is None else argv))
+        except SystemExit as stop:  # help, wrong usage, or rich: so it stops where a pipe is closed
+            if isinstance(stop.__context__, BrokenPipeError):
+                raise stop.__context__ from None
+            print(end="", flush=True)
+            raise
+        print(end="", flush=True)  # a short output is written now, and not when Python ends and can only complain
+        return code
+    except BrokenPipeError:
+        _forget_unread()
+        return 141
+
+
+def _main(argv: list[str]) -> int:
     parser = ArgumentParser(
         prog="rsr", description=DESCRIPTION, epilog=EPILOG, formatter_class=RawDescriptionHelpFormatter
     )
@@ -62,10 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(name, argv[1:])
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        # Whoever read our output has enough of it (`| head`). Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+    except BrokenPipeError:  # no error: `main` ends it
+        raise
     except Exception as error:
         if os.environ.get("RSR_TRACEBACK") or not _is_meant_for_the_user(error):
             raise
@@ -79,6 +93,15 @@ def _run(name: str, argv: Sequence[str]) -> int:
     command = import_module(f"rsr_trl.cli.{name}")
     parser = command.make_parser(prog=f"rsr {name}")
     return command.main(*parse(parser, argv)) or 0
+
+
+def _forget_unread() -> None:
+    """Leave nothing that Python would complain about, once more, when it closes its streams."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _is_meant_for_the_user(error: Exception) -> bool:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
+from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 from trl import TrlParser
@@ -94,6 +95,7 @@ def main(data_args: DatasetArguments, show_args: ShowArguments) -> None:
     from rsr_trl.cli import summary
     from rsr_trl.report.rows import prompt_of
     from rsr_trl.report.tokens import check_token_columns, load_tokenizer, read_tokens, sentences, student_of
+    from rsr_trl.report.turns import TurnFinder
 
     summary.without_bars()
     dataset = data.load(data_args.dataset_name, data_args.dataset_config, data_args.dataset_split)
@@ -108,8 +110,9 @@ def main(data_args: DatasetArguments, show_args: ShowArguments) -> None:
         raise ValueError(f"Row {show_args.row} has no score: {row[columns.ERROR]}.")
     check_token_columns(row)
     labels = _labels(row, show_args)
-    tokens = read_tokens(row, load_tokenizer(data_args.dataset_name, show_args.tokenizer))
-    parts = sentences(tokens, show_args.r_max)
+    tokenizer = load_tokenizer(data_args.dataset_name, show_args.tokenizer)
+    tokens = read_tokens(row, tokenizer)
+    parts = sentences(tokens, show_args.r_max, TurnFinder(tokenizer)(row))
     facts = _facts(row, tokens, show_args) | {"student": student_of(data_args.dataset_name), **labels}
     if show_args.json:
         summary.print_json(facts | _as_data(tokens, parts))
@@ -192,7 +195,11 @@ def _print(
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("RSR", justify="right", no_wrap=True)
     table.add_column(f"of each sentence; in brackets if it has fewer than {FEW_TOKENS} tokens", overflow="fold")
+    turn = 1
     for part in parts:
+        if part.turn > turn:
+            turn = part.turn
+            table.add_row("", Rule(f"turn {turn}", style="dim", align="left"))
         inside = tokens[part.start : part.stop]
         text = Text.assemble(*(_drawn(token, args.color_by, in_color) for token in inside))
         text.rstrip()  # a new line begins anyway

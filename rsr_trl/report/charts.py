@@ -15,12 +15,15 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
 from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.transforms import Bbox
 
 
-WIDTH = 5.6  # inches; the page scales it
+# Inches. The page shows and scales the one that fits its width: on a phone the text of the broad one is too small.
+WIDTHS = {"broad": 5.6, "narrow": 3.8}
 MAX_DOTS = 2000  # of a scatter plot
 INK, MUTED, GRID, PAPER, OTHERS = "#010101", "#010102", "#010103", "#010104", "#010105"
 SERIES = tuple(f"#0102{i:02x}" for i in range(7))
@@ -80,27 +83,47 @@ class Key:
     svg: str
 
 
-def draw(name: str, alt: str, height: float, plot: Callable[[Axes], None], width: float = WIDTH) -> Chart:
+def draw(name: str, alt: str, height: float, plot: Callable[[Axes], None]) -> Chart:
     """
-    Draw a chart.
+    Draw a chart, once for each of `WIDTHS`.
 
     Args:
         name (`str`): Unique on the page; keeps the ids of its parts apart from those of other charts.
         alt (`str`): What it shows, for people who don't see it.
         height (`float`): In inches.
         plot (`Callable`): Draws on the axes.
-        width (`float`, *optional*, defaults to `5.6`): In inches.
     """
-    buffer = io.StringIO()
-    with rc_context(_STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the reader's browser has its own
-        figure = Figure(figsize=(width, height), layout="constrained")
-        plot(figure.add_subplot())
-        figure.savefig(buffer, format="svg", transparent=True)
-    return Chart(_inline(buffer.getvalue(), alt))
+    drawings = []
+    for kind, width in WIDTHS.items():
+        buffer = io.StringIO()
+        with rc_context(_STYLE | {"svg.hashsalt": f"{name} {kind}"}), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the reader's browser has its own
+            figure = Figure(figsize=(width, height), layout="constrained")
+            axes = figure.add_subplot()
+            plot(axes)
+            _make_room(axes)
+            FigureCanvasSVG(figure).print_svg(buffer)  # as `savefig`, which first draws all of it for nothing
+        drawings.append(_inline(buffer.getvalue(), kind, alt))
+    return Chart("".join(drawings))
 
 
-def _inline(svg: str, alt: str) -> str:
+def _make_room(axes: Axes) -> None:
+    """Nothing is cut off or lies over something else, however narrow the drawing and long the names."""
+    figure, label = axes.figure, axes.xaxis.label
+    figure.get_layout_engine().execute(figure)
+    if label.get_window_extent().x1 > figure.bbox.x1:
+        axes.set_xlabel(label.get_text(), loc="right")  # so it begins under the names
+    kept: list[Bbox] = []
+    for note in list(axes.texts):
+        box = note.get_window_extent().padded(1)
+        if any(box.overlaps(other) for other in kept):
+            note.remove()
+        else:
+            kept.append(box)
+    figure.set_layout_engine("none")  # all is in its place, and isn't looked for once more
+
+
+def _inline(svg: str, kind: str, alt: str) -> str:
     """The `<svg>` element alone, in the page's colours and without ids that another chart has too."""
     svg = svg[svg.index("<svg ") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -110,7 +133,7 @@ def _inline(svg: str, alt: str) -> str:
     svg = re.sub(r"<[^>]+>", _page_tag, svg)
     head, body = svg.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', head)[0]
-    return f'<svg {box} role="img" aria-label="{escape(alt)}">{body}'
+    return f'<svg class="{kind}" {box} role="img" aria-label="{escape(alt)}">{body}'
 
 
 def _page_tag(match: re.Match) -> str:

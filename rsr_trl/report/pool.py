@@ -13,6 +13,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from rsr_trl import columns
+from rsr_trl.report.turns import TurnFinder
 from rsr_trl.selection.arrays import check_one_student, flags, labels, numbers, read_table
 from rsr_trl.selection.compare import Comparison, compare_scores
 from rsr_trl.selection.criteria import Criteria
@@ -155,6 +156,11 @@ class Material:
     run: Path | None
     pilot: Path | None
     r_max: float
+
+    @cached_property  # it learns the chat template, which takes a moment
+    def turns(self) -> TurnFinder:
+        """Finds turns again, with the tokenizer."""
+        return TurnFinder(self.tokenizer)
 
 
 def read_pool(

@@ -4,6 +4,9 @@ import json
 from collections.abc import Mapping
 
 
+ASSISTANT = ("assistant", "gpt")  # the role's names
+
+
 def prompt_of(row: Mapping) -> str:
     """The prompt, or all turns before the first of the assistant; empty where the row has neither."""
     if row.get("prompt") is not None:
@@ -21,13 +24,23 @@ def response_of(row: Mapping) -> str:
     return row.get("text") or ""
 
 
+def num_answers(row: Mapping) -> int:
+    """Turns of the assistant in the response, if it is one or more messages; 0 if it is plain text."""
+    response = row.get("completion")
+    turns = _turns(row) if response is None else response if isinstance(response, list) else []
+    return sum(role in ASSISTANT for role in _roles(turns))
+
+
 def _turns(row: Mapping) -> list[Mapping]:
     return row.get("messages") or row.get("conversations") or []
 
 
 def _first_answer(turns: list[Mapping]) -> int:
-    roles = [turn.get("role") or turn.get("from") for turn in turns]
-    return next((i for i, role in enumerate(roles) if role in ("assistant", "gpt")), len(turns))
+    return next((i for i, role in enumerate(_roles(turns)) if role in ASSISTANT), len(turns))
+
+
+def _roles(turns: list[Mapping]) -> list[str | None]:
+    return [turn.get("role") or turn.get("from") for turn in turns]
 
 
 def _text(value: object) -> str:

@@ -67,11 +67,13 @@ class Sentence:
         start (`int`): Its first token.
         stop (`int`): The token after its last.
         rsr (`float`): Lower suits the student better; `inf` if the student foresaw every token with certainty.
+        turn (`int`, *optional*, defaults to 1): The assistant's scored turn that it is in, counted from 1.
     """
 
     start: int
     stop: int
     rsr: float
+    turn: int = 1
 
 
 def visible(text: str) -> str:
@@ -118,7 +120,8 @@ def read_tokens(row: Mapping, tokenizer: PreTrainedTokenizerBase) -> list[Token]
     """
     Read the scored tokens of one row.
 
-    Several assistant turns follow each other without what stood between them, which isn't scored.
+    Several assistant turns follow each other without what stood between them, which isn't scored;
+    [`~rsr_trl.report.turns.TurnFinder`] finds where they begin.
 
     Args:
         row (`Mapping`): A row with the columns `rsr_token_ids`, `rsr_token_ranks`, `rsr_token_surprisals` and, if it
@@ -197,29 +200,36 @@ class _Decoder:
         return [decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) for ids in sequences]
 
 
-def sentences(tokens: Sequence[Token], r_max: float) -> list[Sentence]:
+def sentences(tokens: Sequence[Token], r_max: float, turns: Sequence[int] = (0,)) -> list[Sentence]:
     """
     Split a trajectory into sentences and give the RSR of each.
 
     Args:
         tokens (`Sequence[Token]`): As [`read_tokens`] gives them.
         r_max (`float`): Ranks are clipped here.
+        turns (`Sequence[int]`, *optional*, defaults to `(0,)`): First token of each turn of the assistant, as
+            [`~rsr_trl.report.turns.TurnFinder`] finds them: a sentence ends with its turn.
 
     Returns:
         `list[Sentence]`: Consecutive, covering all tokens. A token over a border belongs to the sentence in which it
         begins.
     """
-    if not tokens:
-        return []
+    found = []
+    for turn, (first, last) in enumerate(zip(turns, [*turns[1:], len(tokens)], strict=True), start=1):
+        for start, stop in zip(*_sentence_borders(tokens[first:last]), strict=True):
+            part = tokens[first + start : first + stop]
+            ratio = trajectory_rsr([token.rank for token in part], [token.surprisal for token in part], r_max)
+            found.append(Sentence(first + start, first + stop, ratio, turn))
+    return found
+
+
+def _sentence_borders(tokens: Sequence[Token]) -> tuple[list[int], list[int]]:
+    """First token of each sentence, and the token after its last."""
     # A token without text of its own begins where the character begins that it is a part of.
     begins = np.array([0, *accumulate(len(token.text) for token in tokens[:-1])])
     firsts = [start for start, _ in split_sentences("".join(token.text for token in tokens))]
     borders = sorted({0, *np.searchsorted(begins, firsts).tolist(), len(tokens)})
-    ranks, surprisals = [token.rank for token in tokens], [token.surprisal for token in tokens]
-    return [
-        Sentence(start, stop, trajectory_rsr(ranks[start:stop], surprisals[start:stop], r_max))
-        for start, stop in zip(borders, borders[1:], strict=False)
-    ]
+    return borders[:-1], borders[1:]
 
 
 def student_of(dataset_name_or_path: str) -> str | None:

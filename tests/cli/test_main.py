@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -62,3 +63,20 @@ def test_interruption_has_the_exit_code_of_a_shell(monkeypatch):
 
     monkeypatch.setattr(cli, "_run", interrupted)
     assert main(["score"]) == 130
+
+
+def _unread(*argv: str, closed: str = "stdout") -> tuple[int, str]:
+    """Exit code of `rsr` in a process whose output nobody reads, as behind `| true`, and what it says elsewhere."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = os.environ | {"PYTHONUNBUFFERED": ""}  # a short output is then written when the process ends
+    process = subprocess.Popen([sys.executable, "-m", "rsr_trl", *argv], **pipes, text=True, env=environment)
+    getattr(process, closed).close()
+    told = (process.stderr if closed == "stdout" else process.stdout).read()
+    return process.wait(), told
+
+
+def test_output_that_nobody_reads_is_no_error(scored_path):
+    assert _unread("--help") == (141, "")
+    assert _unread("teachers", "--dataset_name", scored_path, "--json") == (141, "")
+    code, told = _unread("compare", "--dataset_name", scored_path, closed="stderr")
+    assert (code, told) == (141, "")

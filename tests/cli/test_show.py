@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 from datasets import Dataset
@@ -98,6 +100,19 @@ def test_without_colours_surprising_tokens_have_marks(run, scored):
     assert "So 3+4=7⟦.⟧₈" in text and text.count("⟦") == 2  # once in the legend
     assert "\x1b" not in text
     assert "surprisal in nats of 2 or more" in text
+
+
+def test_turns_have_a_border(run, scored):
+    said = ("So it is 7", "Yes.")
+    messages = [{"role": "assistant", "content": said[0]}, {"role": "user", "content": "Really?"}]
+    row = {"messages": [*messages, {"role": "assistant", "content": said[1]}]}
+    path = scored("".join(said), row)
+    Dataset.from_parquet(path).remove_columns("prompt").to_parquet(path)
+    lines = run(path).splitlines()
+    border = next(i for i, line in enumerate(lines) if "turn 2 ─" in line)
+    assert "So" in lines[border - 1] and "Yes" in words(lines[border + 1]).replace("⟦", "").replace("⟧", "")
+    told = json.loads(run(path, "--json"))["sentences"]
+    assert [(one["turn"], one["text"]) for one in told] == [(1, said[0]), (2, said[1])]
 
 
 def test_by_rank(run, scored):
@@ -254,3 +269,15 @@ def test_what_is_missing_is_said_with_what_to_do(run, scored, tmp_path):
         run(path)
     with pytest.raises(ValueError, match="no column 'author' .teacher_column.*prompt"):
         run(scored("So."), "--teacher_column", "author")
+
+
+def test_a_picture_that_nobody_reads_is_no_error(scored):
+    options = ["--dataset_name", scored("Add 3 and 4."), "--row", "0", "--tokenizer", str(STUDENT_PATH)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rsr_trl", "show", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()  # as behind `| true`
+    assert (process.stderr.read(), process.wait()) == ("", 141)

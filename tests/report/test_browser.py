@@ -73,6 +73,25 @@ return faint;
 """
 
 
+# Of the charts that are shown: height of letters in CSS pixels, and text that sticks out at a side of its chart.
+CHART_TEXT = """
+const shown = [...document.querySelectorAll(".chart text")].filter((text) => text.checkVisibility());
+return {
+  heights: shown.map((text) => {
+    const {a, b} = text.getScreenCTM();
+    return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(a, b);
+  }),
+  cut: shown.filter((text) => {
+    const {left, right} = text.getBoundingClientRect(), chart = text.closest(".chart").getBoundingClientRect();
+    return left < chart.left - 1 || right > chart.right + 1;
+  }).map((text) => text.textContent.trim()),
+  drawings: [...document.querySelectorAll(".chart")].map(
+    (chart) => [...chart.querySelectorAll("svg")].filter((svg) => svg.checkVisibility()).length),
+};
+"""
+SMALLEST_TEXT = 11  # CSS pixels
+
+
 @pytest.fixture(scope="module")
 def browser():
     """Chromium without a window, with its console and every request noted."""
@@ -110,7 +129,15 @@ def show(browser, page, width: int = 1400, dark: bool = False) -> None:
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     for kind in ("browser", "performance"):
         browser.get_log(kind)  # what earlier pages did
+    browser.execute_script("window.earlier = true")
     browser.get(page.report.path.as_uri())
+    # On a busy machine `get` has come back before the whole page was there.
+    shortly(browser, lambda: browser.execute_script("return !window.earlier && document.readyState === 'complete'"))
+
+
+def shortly(browser, check) -> None:
+    """Wait until `check()` holds: a busy machine draws, and tells of pointer and keys, when it can."""
+    WebDriverWait(browser, 20).until(lambda _: check())
 
 
 def troubles(browser) -> list[str]:
@@ -147,7 +174,9 @@ def full_page(write, tiny_tokenizer, tmp_path):
     return write(rows, rows=[7], run=tmp_path / "out", pilot=tmp_path / "out")
 
 
-@pytest.mark.parametrize("width, dark", [(1400, False), (1400, True), (800, False), (390, False), (390, True)])
+@pytest.mark.parametrize(
+    "width, dark", [(1400, False), (1400, True), (900, False), (800, False), (390, False), (390, True), (320, False)]
+)
 def test_it_is_readable_everywhere_and_asks_for_nothing(browser, full_page, width, dark):
     show(browser, full_page, width, dark)
     assert all(full_page.sections().values())
@@ -155,9 +184,14 @@ def test_it_is_readable_everywhere_and_asks_for_nothing(browser, full_page, widt
     browser.execute_script("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
     assert browser.execute_script(OVERLAPS) == []
     assert browser.execute_script(FAINT) == []
+    charts = browser.execute_script(CHART_TEXT)
+    assert min(charts["heights"]) >= (SMALLEST_TEXT if width >= 390 else 10)  # 320: the smallest phones
+    assert charts["cut"] == [] and set(charts["drawings"]) == {1}
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, background[4:-1].split(","))) < 200) == dark
+    ids = browser.execute_script("return [...document.querySelectorAll('[id]')].map((element) => element.id)")
+    assert len(set(ids)) == len(ids)
     assert troubles(browser) == []
 
 
@@ -176,15 +210,14 @@ def test_the_table_sorts_both_ways_by_numbers_and_names(browser, full_page):
 
     headings = browser.find_elements("css selector", "#teachers thead button")
     names = [heading.text for heading in headings]
-    ratio = [float(text) for text in column(names.index("RSR"))]
+    ratio, tokens = ([float(text) for text in column(names.index(name))] for name in ("RSR", "tokens"))
     assert ratio == sorted(ratio)
     headings[names.index("RSR")].click()
-    assert [float(text) for text in column(names.index("RSR"))] == ratio[::-1]
+    shortly(browser, lambda: [float(text) for text in column(names.index("RSR"))] == ratio[::-1])
     headings[names.index("tokens")].click()
-    tokens = [float(text) for text in column(names.index("tokens"))]
-    assert tokens == sorted(tokens)
+    shortly(browser, lambda: [float(text) for text in column(names.index("tokens"))] == sorted(tokens))
     headings[0].send_keys(Keys.ENTER)
-    assert column(0) == sorted(LONG_NAMES, key=str.lower)
+    shortly(browser, lambda: column(0) == sorted(LONG_NAMES, key=str.lower))
     headings = browser.find_elements("css selector", "#teachers th[aria-sort]")
     sorts = [heading.get_attribute("aria-sort") for heading in headings]
     assert sorts[0] == "ascending" and sorts.count("none") == len(sorts) - 1
@@ -194,7 +227,6 @@ def test_the_table_sorts_both_ways_by_numbers_and_names(browser, full_page):
 def test_hovering_and_the_keyboard_show_a_token(browser, full_page, tiny_tokenizer):
     show(browser, full_page)
     tip = browser.find_element("id", "tip")
-    shortly = WebDriverWait(browser, 20)  # a busy machine draws, and tells of pointer and keys, when it can
     assert not tip.is_displayed()
     place = next(i for i, (text, attrs) in enumerate(full_page.tokens[0]) if "data-t" in attrs and text.isalpha())
     text, attrs = full_page.tokens[0][place]
@@ -202,7 +234,7 @@ def test_hovering_and_the_keyboard_show_a_token(browser, full_page, tiny_tokeniz
     token = heatmap.find_elements("css selector", ".tokens i")[place]
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", token)
     ActionChains(browser).move_to_element(token).perform()
-    shortly.until(lambda _: tip.is_displayed())
+    shortly(browser, lambda: tip.is_displayed())
     browser.execute_script("dispatchEvent(new Event('scroll'))")  # of a scroll before the pointer came, told late
     probability = 100 * np.exp(-float(attrs["data-s"]))
     assert f"“{text}”" in tip.text and f"rank {attrs['data-r']}, probability" in tip.text
@@ -213,21 +245,21 @@ def test_hovering_and_the_keyboard_show_a_token(browser, full_page, tiny_tokeniz
     )
     assert 0 <= box[0] and box[1] <= 1400
     ActionChains(browser).move_to_element(browser.find_element("tag name", "h1")).perform()
-    shortly.until(lambda _: not tip.is_displayed())
+    shortly(browser, lambda: not tip.is_displayed())
 
     browser.execute_script("arguments[0].focus({focusVisible: true})", heatmap)
-    shortly.until(lambda _: tip.is_displayed())
+    shortly(browser, lambda: tip.is_displayed())
     before = tip.text
     ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
-    shortly.until(lambda _: tip.text != before)
+    shortly(browser, lambda: tip.text != before)
     assert before.startswith("“") and tip.text.startswith("“")
     assert len(browser.find_elements("css selector", ".tokens i.at")) == 1
     browser.execute_script("scrollBy(0, -20)")
-    shortly.until(lambda _: not tip.is_displayed())
+    shortly(browser, lambda: not tip.is_displayed())
     ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
-    shortly.until(lambda _: tip.is_displayed())
+    shortly(browser, lambda: tip.is_displayed())
     ActionChains(browser).send_keys(Keys.ESCAPE).perform()
-    shortly.until(lambda _: not tip.is_displayed())
+    shortly(browser, lambda: not tip.is_displayed())
     assert troubles(browser) == []
 
 
@@ -239,7 +271,9 @@ def test_colour_goes_by_surprisal_or_by_rank(browser, full_page):
         for place, kind in enumerate(("surprisal", "rank"))
     }
     for kind in ("surprisal", "rank", "surprisal"):
-        browser.find_element("id", f"by-{kind}").click()
+        switch = browser.find_element("id", f"by-{kind}")
+        switch.click()
+        shortly(browser, switch.is_selected)
         shown = browser.execute_script(colours)
         by_level = {
             level: {c for c, own in zip(shown, levels[kind], strict=True) if own == level} for level in levels[kind]
@@ -248,18 +282,26 @@ def test_colour_goes_by_surprisal_or_by_rank(browser, full_page):
         assert len(set.union(*by_level.values())) == len(by_level) > 3
 
 
-def test_the_legend_shows_one_teacher_alone(browser, full_page):
-    show(browser, full_page)
-    button = browser.find_elements("css selector", "#plane .legend button")[1]
-    dim = (
-        "return [...document.querySelectorAll('#plane g[data-series]')]"
-        ".map((g) => [g.dataset.series, g.classList.contains('dim')])"
-    )
+@pytest.mark.parametrize("width", [1400, 390])
+@pytest.mark.parametrize("chart", ["plane", "moved"])
+def test_the_legend_shows_one_teacher_alone(browser, full_page, chart, width):
+    show(browser, full_page, width)
+    button = browser.find_elements("css selector", f"#{chart}-chart .legend button")[1]
+
+    def dim() -> list[tuple[str, bool]]:
+        """Series and whether it is dim, of each group of marks that can be seen."""
+        return browser.execute_script(
+            "return [...document.querySelectorAll(arguments[0])].filter((g) => g.checkVisibility())"
+            ".map((g) => [g.dataset.series, g.classList.contains('dim')])",
+            f"#{chart}-chart g[data-series]",
+        )
+
+    assert len({series for series, _ in dim()}) == len(LONG_NAMES)
     button.click()
-    assert all(dimmed == (series != "1") for series, dimmed in browser.execute_script(dim))
+    shortly(browser, lambda: all(dimmed == (series != "1") for series, dimmed in dim()))
     assert button.get_attribute("aria-pressed") == "true"
     button.click()
-    assert not any(dimmed for _, dimmed in browser.execute_script(dim))
+    shortly(browser, lambda: not any(dimmed for _, dimmed in dim()))
 
 
 def test_it_prints_on_paper_without_its_controls(browser, full_page):
@@ -268,6 +310,8 @@ def test_it_prints_on_paper_without_its_controls(browser, full_page):
     assert not browser.find_element("tag name", "nav").is_displayed()
     assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.execute_script("return getComputedStyle(document.querySelector('.card .text')).maxHeight") == "none"
+    charts = browser.execute_script(CHART_TEXT)
+    assert charts["cut"] == [] and set(charts["drawings"]) == {1}
     pdf = browser.execute_cdp_cmd("Page.printToPDF", {})["data"]
     assert len(pdf) > 10_000
 

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from rsr_trl.report.charts import MARKERS, MAX_SERIES, draw, few_ticks, keys, mark, plain_ticks
+from rsr_trl.report.charts import MARKERS, MAX_SERIES, WIDTHS, draw, few_ticks, keys, mark, plain_ticks
 from tests.report.pages import Page
 
 
@@ -20,7 +20,7 @@ AWKWARD = [
 def test_text_stays_as_it_is_and_no_glyph_warns():
     chart = draw("awkward", 'an "alt" <text>', 3.0, lambda axes: axes.set_yticks(range(len(AWKWARD)), AWKWARD))
     page = Page(chart.svg)
-    assert [text for text in page.svg_text if text in AWKWARD] == AWKWARD
+    assert [text for text in page.svg_text if text in AWKWARD] == AWKWARD * len(WIDTHS)
     assert page.tags[0] == ("svg", page.tags[0][1]) and page.tags[0][1]["aria-label"] == 'an "alt" <text>'
     assert {tag for tag, _ in page.tags} <= {"svg", "defs", "g", "path", "use", "text", "clippath", "rect", "style"}
 
@@ -32,14 +32,36 @@ def test_colours_are_the_pages_own():
     assert "<style" not in chart.svg and "<metadata" not in chart.svg
 
 
-def test_parts_of_two_charts_have_different_ids():
-    first, second = (
+def test_no_id_occurs_twice_whatever_is_drawn_how_often():
+    charts = [
         draw(name, "", 2.0, lambda axes: axes.plot([1, 2], [3, 4], marker="o", gid="series-4")).svg
         for name in ("first", "second")
-    )
-    ids = [set(re.findall(r' id="([^"]*)"', svg)) for svg in (first, second)]
-    assert ids[0] and not ids[0] & ids[1]
-    assert 'data-series="4"' in first
+    ]
+    ids = re.findall(r' id="([^"]*)"', "".join(charts))
+    assert ids and len(set(ids)) == len(ids)
+    used = re.findall(r'(?:href="#|url\(#)([^")]*)', "".join(charts))
+    assert used and set(used) <= set(ids)
+    assert all(chart.count('data-series="4"') == len(WIDTHS) for chart in charts)
+
+
+def test_a_long_label_stays_inside_and_notes_apart():
+    def plot(axes):
+        axes.set_yticks([0], ["a name of a teacher that leaves no room"])
+        axes.set_xlabel("a label of the axis that is longer than the axis")
+        axes.set_ylim(0, 1)
+        for y in (0.5, 0.52, 0.9):
+            axes.annotate(f"note {y}", (0.5, y))
+
+    def check(axes):
+        plot(axes)
+        seen.append(axes)
+
+    seen = []
+    chart = draw("crowded", "", 2.0, check)
+    for axes in seen:
+        label = axes.xaxis.label.get_window_extent()
+        assert axes.figure.bbox.x0 <= label.x0 and label.x1 <= axes.figure.bbox.x1
+    assert [text for text in Page(chart.svg).svg_text if "note" in text] == ["note 0.5", "note 0.9"] * len(WIDTHS)
 
 
 def test_no_two_series_look_alike():
@@ -66,5 +88,6 @@ def test_long_numbers_have_room_beside_each_other():
         axes.plot([4.1001, 4.1029], [0, 1])
         few_ticks(axes)
 
-    labels = [text for text in Page(draw("narrow", "", 2.0, plot).svg).svg_text if text.startswith("4.1")]
-    assert 2 <= len(labels) <= 6 and len(set(labels)) == len(labels)
+    for svg in draw("narrow", "", 2.0, plot).svg.split("</svg>")[:-1]:
+        labels = [text for text in Page(f"{svg}</svg>").svg_text if text.startswith("4.1")]
+        assert 2 <= len(labels) <= 6 and len(set(labels)) == len(labels)

@@ -1,6 +1,6 @@
 import pytest
 
-from rsr_trl.report.rows import prompt_of, response_of
+from rsr_trl.report.rows import num_answers, prompt_of, response_of
 
 
 USER, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
@@ -28,6 +28,21 @@ USER, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "conte
 )
 def test_prompt_and_response_of_each_format(row, prompt, response):
     assert (prompt_of(row), response_of(row)) == (prompt, response)
+
+
+@pytest.mark.parametrize(
+    "row, number",
+    [
+        ({"prompt": "2+2?", "completion": "4"}, 0),
+        ({"prompt": [USER, ANSWER, USER], "completion": [ANSWER, USER, ANSWER]}, 2),
+        ({"messages": [USER, ANSWER, USER, ANSWER]}, 2),
+        ({"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]}, 1),
+        ({"text": "2+2=4"}, 0),
+        ({"messages": None}, 0),
+    ],
+)
+def test_turns_of_the_response(row, number):
+    assert num_answers(row) == number
 
 
 def test_tool_calls_and_parts_are_shown_too():

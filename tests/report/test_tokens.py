@@ -201,6 +201,12 @@ def test_a_token_over_a_border_belongs_to_where_it_begins():
     ]
 
 
+def test_a_sentence_ends_with_its_turn():
+    tokens = [Token(text, 1, 1.0) for text in ("How", " are", " you", "\n", "I", " am.", " So", "\n\n", "3", ".5")]
+    found = sentences(tokens, 100, turns=[0, 3, 8])
+    assert [(one.start, one.stop, one.turn) for one in found] == [(0, 3, 1), (3, 6, 2), (6, 8, 2), (8, 10, 3)]
+
+
 def test_one_sentence_has_the_ratio_of_the_trajectory(demo_tokenizer):
     ids = demo_tokenizer.encode("twelve and more", add_special_tokens=False)
     tokens = read_tokens(row_of(ids), demo_tokenizer)
@@ -211,7 +217,8 @@ def test_one_sentence_has_the_ratio_of_the_trajectory(demo_tokenizer):
 @pytest.fixture
 def scored_folder(tmp_path):
     def make(student: str) -> str:
-        told = {"dataset": "d.jsonl", "dtype": "float32", "max_length": "1,024", "r_max": 100, "others": ""}
+        told = {"dataset": "d.jsonl", "dtype": "float32", "max_length": "1,024", "r_max": 100}
+        told |= {"others": "", "citation": ""}
         card = CARD.format(version="1", student=student, **told)
         (tmp_path / "README.md").write_text(f"---\ntags:\n- rsr-trl\n---\n{card}", encoding="utf-8")
         return str(tmp_path)

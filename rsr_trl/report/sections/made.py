@@ -9,19 +9,13 @@ from datetime import UTC, datetime
 import numpy as np
 
 from rsr_trl import __version__
+from rsr_trl.equations import CITATION
 from rsr_trl.report.pool import Material
 from rsr_trl.report.wording import count, name, percent, prose
 
 
 MAX_LENGTH = 600  # characters of a caution: names of teachers may be long
 PACKAGES = ("torch", "transformers", "datasets", "matplotlib")
-
-CITATION = """\
-@article{rank_surprisal_ratio_2026,
-  title   = {Which Reasoning Trajectories Teach Students to Reason Better? A Simple Metric of Informative Alignment},
-  journal = {arXiv preprint arXiv:2601.14249},
-  year    = {2026},
-}"""
 
 
 @dataclass(frozen=True)

@@ -100,7 +100,7 @@ def _draw(name: str, title: str, unit: str, factor: float, better: str, rows: li
             style = {"fillstyle": "full" if row["told"] else "none", "color": SERIES[0], "marker": "o"}
             axes.plot([factor * row["mean"]], [place], markersize=8, linestyle="none", **style)
         names = [f"{label(row['strategy'])}\nover {label(row['control'])}" for row in rows]
-        axes.set_yticks(range(len(rows)), names, fontsize=9)
+        axes.set_yticks(range(len(rows)), names)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)
         axes.grid(axis="y", visible=False)

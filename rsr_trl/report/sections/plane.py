@@ -116,7 +116,6 @@ def _lines(axes: Axes, ratio: np.ndarray, across: tuple[float, float], up: tuple
                 end,
                 xytext=(4, 0) if right else (0, 3),
                 textcoords="offset points",
-                fontsize=8,
                 ha="left" if right else "center",
                 va="center" if right else "bottom",
                 annotation_clip=False,

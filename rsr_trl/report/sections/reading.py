@@ -46,11 +46,13 @@ class ShownSentence:
         rsr (`float`): Its RSR.
         share (`float`): Width of its bar: half is the RSR of the trajectory.
         tokens (`list[ShownToken]`): Its tokens.
+        turn (`int`): The assistant's scored turn that it is in, counted from 1.
     """
 
     rsr: float
     share: float
     tokens: list[ShownToken]
+    turn: int
 
 
 @dataclass(frozen=True)
@@ -185,12 +187,12 @@ def heatmap(material: Material, values: Mapping, limit: int) -> Heatmap:
     tokens = read_tokens(values, material.tokenizer)
     own = trajectory_rsr([t.rank for t in tokens], [t.surprisal for t in tokens], material.r_max)
     shown = []
-    for sentence in sentences(tokens, material.r_max):
+    for sentence in sentences(tokens, material.r_max, material.turns(values)):
         if sentence.start >= limit:
             break
         share = min(1.0, sentence.rsr / own / 2) if np.isfinite(sentence.rsr) and own else 1.0
         part = tokens[sentence.start : min(sentence.stop, limit)]
-        shown.append(ShownSentence(sentence.rsr, share, [_shown(token) for token in part]))
+        shown.append(ShownSentence(sentence.rsr, share, [_shown(token) for token in part], sentence.turn))
     stored = values[columns.RSR]
     # Surprisals of tokens are stored in float32, so their sum differs a little.
     other = bool(tokens) and stored is not None and not np.isclose(own, stored, rtol=1e-3)

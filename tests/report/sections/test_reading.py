@@ -48,6 +48,20 @@ def test_sentences_have_their_own_ratio(write, rows, tiny_tokenizer):
         assert f"{ratio:,.2f}" in page.text["reading"]
 
 
+def test_turns_have_a_border(write, rows, tiny_tokenizer):
+    answers = ("Sure", "It is 4.")
+    turns = [{"role": "assistant", "content": answers[0]}, {"role": "user", "content": "Go on."}]
+    turns += [{"role": "assistant", "content": answers[1]}]
+    text = "".join(answers)
+    own = {"prompt": None, "completion": None} | token_columns(tiny_tokenizer, text, np.random.default_rng(1))
+    told = [{**row, "messages": None} for row in rows]
+    told[0] |= own | {"messages": [{"role": "user", "content": "2+2?"}, *turns]}
+    dataset = as_dataset(told).remove_columns(["prompt", "completion"])
+    said = write(dataset, rows=[0]).words("reading")
+    assert said.count("turn 2") == 1 and said.index("Sure") < said.index("turn 2") < said.index("It is 4.")
+    assert "turn 1" not in said and "turn 2" not in write(rows).words("reading")
+
+
 def test_long_trajectories_are_cut_and_said(write, rows, tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(reading, "MAX_TOKENS", 120)
     page = write(rows)
