@@ -152,10 +152,13 @@ def _bench_trainer(args: BenchArguments, model: "PreTrainedModel") -> int:
     datasets.disable_progress_bars()
     name = args.tokenizer or args.model_name_or_path or str(STUDENT_PATH)
     steps = 8
+    tokenizer = AutoTokenizer.from_pretrained(name)
+    for config in (model.config, model.generation_config):  # trainers warn where a random student has others
+        config.eos_token_id, config.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
     with contextlib.redirect_stdout(sys.stderr):  # what the trainers print isn't our data
         seconds = measure_overheads(
             model.float(),
-            AutoTokenizer.from_pretrained(name),
+            tokenizer,
             make_pool(num_problems=20, seed=0).select(range(steps * args.trainer_batch_size // 2)),
             steps=steps,
             repeats=args.repeats,

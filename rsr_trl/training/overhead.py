@@ -6,7 +6,7 @@ import time
 
 import torch
 from datasets import Dataset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from rsr_trl.scoring.batches import lay_out
@@ -85,6 +85,7 @@ def measure_overheads(
                     processing_class=processing_class,
                     callbacks=[times],
                 )
+                trainer.remove_callback(PrinterCallback)
                 trainer.train()
                 found[name] += times.seconds()
             found["rescore"].append(_seconds(trainer.rescore, args.device))
