@@ -46,19 +46,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv (`Sequence[str]`, *optional*): Arguments without the program's name; those of the process by default.
     """
+    code = 0
     try:
         try:
             code = _main(list(sys.argv[1:] if argv is None else argv))
         except SystemExit as stop:  # help, wrong usage, or rich: so it stops where a pipe is closed
             if isinstance(stop.__context__, BrokenPipeError):
-                raise stop.__context__ from None
+                _forget_unread()
+                return 141
             print(end="", flush=True)
             raise
         print(end="", flush=True)  # a short output is written now, and not when Python ends and can only complain
         return code
     except BrokenPipeError:
-        _forget_unread()
+        if not _forget_unread():  # not of our output: of a process or a connection that has gone
+            raise
         return 141
+    except OSError as error:  # the rest of the output can't be written: the disk is full
+        _forget_unread()
+        if code == 0:  # else it is said already
+            print(f"rsr: error: {error}", file=sys.stderr)
+        return 1
 
 
 def _main(argv: list[str]) -> int:
@@ -95,13 +103,18 @@ def _run(name: str, argv: Sequence[str]) -> int:
     return command.main(*parse(parser, argv)) or 0
 
 
-def _forget_unread() -> None:
-    """Leave nothing that Python would complain about, once more, when it closes its streams."""
+def _forget_unread() -> bool:
+    """
+    Leave nothing that Python would complain about, once more, when it closes its streams. Returns whether there was.
+    """
+    found = False
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except BrokenPipeError:
+        except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            found = True
+    return found
 
 
 def _is_meant_for_the_user(error: Exception) -> bool:

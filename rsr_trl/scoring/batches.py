@@ -13,7 +13,10 @@ Layout = Literal["equal", "padded", "packed"]
 
 
 def plan_batches(
-    lengths: Sequence[int] | np.ndarray, max_batch_tokens: int, layout: Layout = "padded"
+    lengths: Sequence[int] | np.ndarray,
+    max_batch_tokens: int,
+    layout: Layout = "padded",
+    border: int | None = None,
 ) -> list[np.ndarray]:
     """
     Group rows into batches of at most `max_batch_tokens` tokens, longest rows first, so that running out of memory
@@ -29,6 +32,7 @@ def plan_batches(
             `"equal"` puts only rows of one length together, so nothing is computed on padding; `"padded"` fills up
             with padding to the batch's longest row; `"packed"` lays rows one behind another (for attention that keeps
             packed sequences apart), without padding.
+        border (`int`, *optional*): Rows longer than this don't share a batch with others.
 
     Returns:
         list of integer arrays: indices of each batch's rows, together every row of nonzero length exactly once.
@@ -50,6 +54,8 @@ def plan_batches(
             stop = start + max_batch_tokens // longest
             if layout == "equal":
                 stop = min(stop, int(np.searchsorted(-falling, -longest, side="right")))
+        if border is not None and longest > border:
+            stop = min(stop, int(np.searchsorted(-falling, -border, side="left")))
         stop = min(max(stop, start + 1), len(order))
         batches.append(order[start:stop])
         start = stop
@@ -58,7 +64,7 @@ def plan_batches(
 
 def lay_out(
     ids: Sequence[np.ndarray], scored: Sequence[np.ndarray], layout: Layout, pad_token_id: int = 0
-) -> dict[str, np.ndarray]:
+) -> dict[str, np.ndarray | int]:
     """
     Rows as the arrays of one batch.
 
@@ -69,16 +75,22 @@ def lay_out(
         pad_token_id (`int`, *optional*, defaults to `0`): Id to pad with.
 
     Returns:
-        `dict` of arrays of shape `(rows, longest)`, packed `(1, tokens)`: `input_ids` (int64), `scored` (bool), and
-        where needed, as models take them, `position_ids` (packed; they start anew with each row) or `attention_mask`
-        (rows of different lengths).
+        `dict`: `input_ids` (int64) and `scored` (bool) of shape `(rows, longest)`, packed `(1, tokens)`; and where
+        needed, as models take them, `attention_mask` (rows of different lengths), or for packed rows `position_ids`,
+        which start anew with each row, and the borders that FlashAttention takes.
     """
     lengths = np.array([len(row) for row in ids])
     if layout == "packed":
+        borders, longest = np.cumsum([0, *lengths], dtype=np.int32), int(lengths.max())
         return {
             "input_ids": np.concatenate(ids)[None].astype(np.int64),
             "scored": np.concatenate(scored)[None].astype(bool),
             "position_ids": np.concatenate([np.arange(length) for length in lengths])[None],
+            # Some models keep the positions from their attention, and others these: it needs one of both.
+            "cu_seq_lens_q": borders,
+            "cu_seq_lens_k": borders,
+            "max_length_q": longest,
+            "max_length_k": longest,
         }
     filled = np.arange(lengths.max())[None] < lengths[:, None]
     arrays = {"input_ids": np.full(filled.shape, pad_token_id, dtype=np.int64), "scored": np.zeros_like(filled)}

@@ -6,9 +6,11 @@ They let a later step know that scores are its own student's, and a cache that n
 import functools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import is_peft_available
 from xxhash import xxh3_128
@@ -21,6 +23,7 @@ if is_peft_available():
 
 DEFINITION = "1"  # raise it when a change of this package changes scores by more than rounding
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.py")
+BASE_LAYER = re.compile(r"\.base_layer(?=\.)")
 LORA = re.compile(r"\.lora_(\w+)\.")
 # Entries of a model's config that change no score, or that show in the weights. Others do: RoPE scaling, for one.
 NEUTRAL_CONFIG = re.compile(
@@ -38,17 +41,25 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     config = {name: value for name, value in config.items() if not NEUTRAL_CONFIG.fullmatch(name)}
     weights, active = model.state_dict(), adapters(model)
     if active and _adds_nothing(model, weights):
-        weights = {
-            name.replace(".base_layer.", "."): tensor for name, tensor in weights.items() if not LORA.search(name)
-        }
+        weights = {BASE_LAYER.sub("", name): tensor for name, tensor in weights.items() if not LORA.search(name)}
         active = []
     digest = xxh3_128(_hash([config, active]).encode())
     for name, tensor in sorted(weights.items()):
         if not isinstance(tensor, torch.Tensor):
             continue
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        for part in _plain(tensor.detach()):
+            digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensors that one is made of: torchao's hold their numbers and scales inside."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _plain(getattr(tensor, name))
 
 
 def _adds_nothing(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> bool:

@@ -25,6 +25,37 @@ _TOKEN_FIELDS = {
 }
 
 
+class SlimRows:
+    """
+    Rows of a dataset, as slices of it are, without `top_logprobs` in one column: nobody reads them, and as Python
+    objects they take gigabytes.
+
+    Args:
+        dataset (`Dataset`): Without a format.
+        column (`str`): The column with log-probabilities.
+    """
+
+    def __init__(self, dataset: Dataset, column: str):
+        self._others, self._column = dataset.remove_columns(column), column
+        self._said = dataset.select_columns(column).with_format("arrow")
+        self._kind = _slim(dataset.data.schema.field(column).type)
+
+    def __len__(self) -> int:
+        return len(self._said)
+
+    def __getitem__(self, rows: slice) -> dict[str, list]:
+        return self._others[rows] | {self._column: self._said[rows][self._column].cast(self._kind).to_pylist()}
+
+
+def _slim(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_slim(field.type)) for field in kind if field.name != "top_logprobs"])
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
+        return make(_slim(kind.value_type))
+    return kind
+
+
 def scores_among(column_names: Iterable[str], asked: Iterable[str] = ()) -> list[str]:
     """
     Columns of an earlier scoring, and those `asked` for now. Without a scoring, a column that is called as one of ours

@@ -22,6 +22,7 @@ from rsr_trl.equations import R_MAX, check_r_max
 from rsr_trl.scoring.fingerprint import DEFINITION, student_fingerprint, tokenizer_fingerprint
 from rsr_trl.scoring.other_scores import OtherScores
 from rsr_trl.scoring.rows import (
+    SlimRows,
     add_columns,
     describe_gaps,
     is_batch,
@@ -284,6 +285,8 @@ class RSRScorer:
     def windows_of(self, dataset: Dataset) -> Iterator[Window]:
         """The rows, tokenized, in the windows in which they are scored."""
         source = dataset.with_format(None).select_columns(self._text_columns(dataset.column_names))
+        if self.teacher_logprobs_column is not None:
+            source = SlimRows(source, self.teacher_logprobs_column)
         return windows(source, self._tokenized)
 
     def _tokenized(self, rows: Sequence[Mapping]) -> list[TokenizedExample]:

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 
 import numpy as np
 import torch
@@ -106,8 +107,34 @@ def best_layout(model: PreTrainedModel, device: torch.device) -> Layout:
         return "equal"
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
     flash = "flash" in (model.config._attn_implementation or "")
-    apart = flash and not model._is_stateful and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
-    return "packed" if apart else "padded"
+    # Only a forward with **kwargs hands on where rows begin.
+    hears = any(p.kind is p.VAR_KEYWORD for p in signature(model.base_model.forward).parameters.values())
+    attends = not model._is_stateful and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
+    return "packed" if flash and hears and attends else "padded"
+
+
+def length_border(model: PreTrainedModel) -> int | None:
+    """
+    The length beyond which a student computes positions in another way: LongRoPE's (Phi-3) long factors hold for all
+    rows of a batch whose longest row is longer.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    for parameters in (
+        rope,
+        *(value for value in rope.values() if isinstance(value, dict)),
+    ):  # one, or one a layer type
+        if parameters.get("rope_type") == "longrope":
+            return parameters["original_max_position_embeddings"]
+    return None
+
+
+def on_device(arrays: dict[str, np.ndarray | int], device: torch.device) -> dict[str, torch.Tensor | int]:
+    """What [`lay_out`] made, as models take it."""
+    return {
+        name: torch.from_numpy(array).to(device) if isinstance(array, np.ndarray) else array
+        for name, array in arrays.items()
+    }
 
 
 class Student:
@@ -157,6 +184,7 @@ class Student:
             max_batch_tokens = MAX_BATCH_TOKENS.get(self.device.type, MAX_BATCH_TOKENS["cuda"])
         self.max_batch_tokens = max_batch_tokens
         self.layout = best_layout(model, self.device)
+        self._border = length_border(model)
         self._verified = False
 
     @property
@@ -232,7 +260,7 @@ class Student:
         if lengths.any() and not self._verified:
             self._verify(examples[np.argmax(lengths)])
         while lengths.any():
-            for batch in plan_batches(lengths, budget, self.layout):
+            for batch in plan_batches(lengths, budget, self.layout, self._border):
                 try:
                     group.append((batch, *self._forward(examples, batch)))
                 except torch.OutOfMemoryError as error:
@@ -262,7 +290,7 @@ class Student:
         rows = [examples[i] for i in batch]
         arrays = lay_out([row.input_ids for row in rows], [row.scored for row in rows], self.layout)
         ids, scored = arrays.pop("input_ids"), arrays.pop("scored")
-        given = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+        given = on_device(arrays, self.device)
         hidden = self.hidden_states(torch.from_numpy(ids).to(self.device), **given)
         # The state before a token predicts it. A row's first token is never scored, so none is predicted across rows.
         selected = torch.from_numpy(np.flatnonzero(scored))

@@ -45,11 +45,17 @@ class Generation:
 
     @property
     def lengths(self) -> list[int]:
-        """How many tokens may be the response's own: all, those before the end-of-turn token, or before space too."""
+        """
+        How many tokens may be the response's own: all, those before the end-of-turn token, before all that look like
+        one (the response's last token may: `</tool_call>`), or before space too.
+        """
         counts = [len(self.surprisals)]
-        for ending in (_END_OF_TURN, _END_OR_SPACE):
-            count = counts[0]
+        for ending, most in ((_END_OF_TURN, 1), (_END_OF_TURN, None), (_END_OR_SPACE, None)):
+            count, markers = counts[0], 0
             while count and ending.fullmatch(self.text, self.edges[count - 1], self.edges[count]):
+                markers += int(self.edges[count] > self.edges[count - 1])
+                if most is not None and markers > most:
+                    break
                 count -= 1
             counts.append(count)
         return sorted(set(counts), reverse=True)
@@ -62,7 +68,9 @@ def read_generations(value: object) -> list[Generation | None]:
     Raises:
         ValueError: if it isn't in the servers' format; the message says where.
     """
-    if isinstance(value, list) and any(isinstance(part, list) or _is_object(part) for part in value):
+    if isinstance(value, list) and (
+        any(isinstance(part, list) or _is_object(part) for part in value) or value.count(None) == len(value) > 0
+    ):
         return [_read_turn(part, f"turn {i}, ") for i, part in enumerate(value)]
     return [_read_turn(value, "")]
 
@@ -172,6 +180,7 @@ def _of_response(generation: Generation, response: str, starts: np.ndarray, stop
             if kept is _without_space_and_tags:
                 counts &= ~_holds_tag(text, edges) | (place_heard[edges[1:]] > place_heard[edges[:-1]])
             found = np.bincount(steps[counts], generation.surprisals[:count][counts], minlength=len(starts))
+            found = found.astype(np.float64)  # numpy counts in integers where there is nothing to add up
             found[np.bincount(steps[counts], minlength=len(starts)) == 0] = np.nan
             if kept is _without_space_and_tags:
                 found[_holds_tag(response, np.append(starts, stop))] = np.nan

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from rsr_trl.equations import trajectory_means
 from rsr_trl.scoring.batches import Layout, lay_out
 from rsr_trl.scoring.lm_head import LMHead, TokenStats
-from rsr_trl.scoring.student import evaluation_mode
+from rsr_trl.scoring.student import evaluation_mode, on_device
 from rsr_trl.training.epoch_rows import SCORED
 
 
@@ -168,7 +168,7 @@ def score_rows(
             given = columns[np.asarray(batch).tolist()]
             arrays = lay_out(given["input_ids"], given[SCORED], layout, pad_token_id)
             arrays["rsr_targets"] = np.where(arrays.pop("scored"), arrays["input_ids"], -100)
-            inputs = {name: torch.from_numpy(array).to(accelerator.device) for name, array in arrays.items()}
+            inputs = on_device(arrays, accelerator.device)
             stats = model(**inputs, rsr_only=True)
             if number < len(batches):
                 num_scored = [int(mask.sum()) for mask in given[SCORED]]

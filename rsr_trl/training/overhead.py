@@ -11,6 +11,7 @@ from trl import SFTConfig, SFTTrainer
 
 from rsr_trl.scoring.batches import lay_out
 from rsr_trl.scoring.lm_head import LMHead
+from rsr_trl.scoring.student import on_device
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.epoch_rows import SCORED
 from rsr_trl.training.trainer import RSRSFTTrainer
@@ -111,7 +112,7 @@ def _bare_forward(trainer: RSRSFTTrainer) -> None:
         for batch in trainer.plan():
             taken = rows[batch.tolist()]
             arrays = lay_out(taken["input_ids"], taken[SCORED], trainer.layout)
-            tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+            tensors = on_device(arrays, device)
             scored = tensors.pop("scored")
             hidden = model.base_model(use_cache=False, **tensors).last_hidden_state[:, :-1][scored[:, 1:]]
             for part in hidden.split(512):

@@ -22,7 +22,7 @@ from rsr_trl import columns
 from rsr_trl.equations import CITATION
 from rsr_trl.scoring.batches import plan_batches
 from rsr_trl.scoring.fingerprint import student_fingerprint
-from rsr_trl.scoring.student import MAX_BATCH_TOKENS, Student, best_layout
+from rsr_trl.scoring.student import MAX_BATCH_TOKENS, Student, best_layout, length_border
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from rsr_trl.selection.arrays import labels, numbers, read_table
 from rsr_trl.training.collator import NUM_SCORED, live_collator, live_threshold
@@ -131,7 +131,10 @@ class RSRSFTTrainer(SFTTrainer):
         base = self.model.get_base_model() if is_peft_model(self.model) else self.model
         # The tokens that prompt learning puts in front of a row would belong to the first of packed rows alone.
         in_front = is_peft_model(self.model) and self.model.active_peft_config.is_prompt_learning
-        self.layout = "padded" if in_front else best_layout(base, device)
+        self.layout = best_layout(base, device)
+        if in_front and self.layout == "packed":
+            self.layout = "padded"
+        self._border = length_border(base)
         self._rsr_head = add_rsr_head(base)
         self.add_callback(ScoreCallback(self))
 
@@ -244,7 +247,7 @@ class RSRSFTTrainer(SFTTrainer):
         """Batches of rows in which [`RSRSFTTrainer.rescore`] scores, the same on every process."""
         rows = np.arange(len(self.table)) if rows is None else rows
         rows = rows[self.table.num_tokens[rows] > 0]
-        batches = plan_batches(self._lengths[rows], self._max_batch_tokens, self.layout)
+        batches = plan_batches(self._lengths[rows], self._max_batch_tokens, self.layout, self._border)
         return [rows[batch] for batch in batches]
 
     def _measure(self, batches: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
@@ -264,8 +267,9 @@ class RSRSFTTrainer(SFTTrainer):
                     layout=self.layout,
                 )
         except torch.OutOfMemoryError as error:
-            # Several processes work in step: one alone can't begin anew.
-            if self.accelerator.num_processes > 1 or max(map(len, batches)) == 1:
+            # Several processes work in step: one alone can't begin anew. And no batch is smaller than its longest row.
+            longest_row = self._lengths[batches[0][0]]
+            if self.accelerator.num_processes > 1 or longest_row >= self._max_batch_tokens:
                 longest = max(self._lengths[batch].sum() for batch in batches)
                 error.add_note(
                     f"This was while scoring, in batches of up to {longest} tokens: set rsr_max_batch_tokens below "

@@ -65,6 +65,27 @@ def test_interruption_has_the_exit_code_of_a_shell(monkeypatch):
     assert main(["score"]) == 130
 
 
+def test_a_pipe_that_is_not_the_output_is_a_defect(monkeypatch):
+    def broken(name, argv):
+        raise BrokenPipeError("a process has gone")
+
+    monkeypatch.setattr(cli, "_run", broken)
+    with pytest.raises(BrokenPipeError, match="a process has gone"):
+        main(["score"])
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+@pytest.mark.parametrize("command", [["--help"], ["teachers", "--json"], ["show", "--row", "0"]])
+def test_a_full_disk_is_told_once(scored_path, command):
+    options = [] if command == ["--help"] else ["--dataset_name", scored_path]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "rsr_trl", *command, *options], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1
+    assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
+
+
 def _unread(*argv: str, closed: str = "stdout") -> tuple[int, str]:
     """Exit code of `rsr` in a process whose output nobody reads, as behind `| true`, and what it says elsewhere."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -64,6 +64,16 @@ def test_nothing_to_do(lengths, layout):
     assert plan_batches(lengths, 100, layout) == []
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_rows_beyond_a_border_stay_among_themselves(layout):
+    lengths = np.asarray(LENGTHS["random"])
+    border = int(np.median(lengths))
+    batches = plan_batches(lengths, 10_000, layout, border)
+    assert sorted(np.concatenate(batches).tolist()) == np.flatnonzero(lengths).tolist()
+    assert all(len(set(lengths[batch] > border)) == 1 for batch in batches)
+    assert {bool(lengths[batch][0] > border) for batch in batches} == {True, False}
+
+
 def test_impossible_budget():
     with pytest.raises(ValueError, match="max_batch_tokens must be at least 1, got 0"):
         plan_batches([1], 0)
@@ -73,10 +83,14 @@ def test_rows_lie_behind_another_or_padded_on_the_right():
     ids = [np.array([5, 6, 7], dtype=np.int32), np.array([8], dtype=np.int32)]
     scored = [np.array([False, True, False]), np.array([True])]
     packed = lay_out(ids, scored, "packed")
-    assert {name: array.tolist() for name, array in packed.items()} == {
+    assert {name: np.asarray(array).tolist() for name, array in packed.items()} == {
         "input_ids": [[5, 6, 7, 8]],
         "scored": [[False, True, False, True]],
         "position_ids": [[0, 1, 2, 0]],
+        "cu_seq_lens_q": [0, 3, 4],
+        "cu_seq_lens_k": [0, 3, 4],
+        "max_length_q": 3,
+        "max_length_k": 3,
     }
     padded = lay_out(ids, scored, "padded", pad_token_id=9)
     assert {name: array.tolist() for name, array in padded.items()} == {

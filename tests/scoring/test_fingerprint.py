@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from rsr_trl import RSRScorer
-from rsr_trl.scoring.fingerprint import checkpoint_fingerprint, tokenizer_fingerprint
+from rsr_trl.scoring.fingerprint import checkpoint_fingerprint, tokenizer_fingerprint, weights_fingerprint
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -139,3 +139,18 @@ def test_tokenizer_alone(tiny_tokenizer):
     assert tokenizer_fingerprint(tiny_tokenizer) == first
     tiny_tokenizer.chat_template = None
     assert tokenizer_fingerprint(tiny_tokenizer) != first
+
+
+def test_tensors_that_are_made_of_others_count_by_those():
+    """torchao's quantized weights, for one."""
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    def fingerprint(numbers, scales):
+        model = torch.nn.Linear(2, 2, bias=False)
+        model.config = PretrainedConfig()
+        model.weight = torch.nn.Parameter(TwoTensor(numbers, scales), requires_grad=False)
+        return weights_fingerprint(model)
+
+    ones, twos = torch.ones(2, 2), torch.full((2, 2), 2.0)
+    assert fingerprint(ones, twos) == fingerprint(ones.clone(), twos.clone())
+    assert len({fingerprint(a, b) for a in (ones, twos) for b in (ones, twos)}) == 4

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from rsr_trl.equations import trajectory_rsr
-from rsr_trl.scoring.student import Student, best_layout, load_model
+from rsr_trl.scoring.student import Student, best_layout, length_border, load_model
 from rsr_trl.scoring.tokens import TokenizedExample
 from tests.scoring.truth import in_float64, truth_of
 
@@ -296,3 +296,16 @@ class TestLoading:
         for i, score in Student(load_model(str(tmp_path), dtype=dtype)).score(examples):
             truth = truth_of(in_float64(model), examples[i].input_ids, np.flatnonzero(examples[i].scored))
             assert trajectory_rsr(score.ranks, score.surprisals) == pytest.approx(truth.rsr(), rel=0.02)
+
+
+@pytest.mark.parametrize("layout", ["equal", "padded", "packed"])
+def test_longrope_rows_have_the_factors_of_their_own_length(layout):
+    """Phi-3's: transformers takes the long factors for a whole batch whose longest row is beyond the border."""
+    rope = {"rope_type": "longrope", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 32}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    own = {"original_max_position_embeddings": 32, "sliding_window": None, "rope_parameters": rope}
+    model, examples = model_of("Phi3", **own), examples_of(lengths=(60, 20, 25, 33, 32))
+    assert length_border(model) == 32 and length_border(model_of("Llama")) is None
+    student = Student(model, max_batch_tokens=10_000)
+    student.layout = layout
+    assert_true(model, examples, dict(student.score(examples)))

@@ -7,6 +7,7 @@ from datasets.fingerprint import Hasher
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from rsr_trl import RSRScorer, columns
+from rsr_trl.scoring.rows import SlimRows
 from rsr_trl.scoring.second_pass import teacher_steps
 from rsr_trl.scoring.teacher_logprobs import read_generations, surprisals_of_steps
 from rsr_trl.scoring.tokens import ExampleTokenizer
@@ -470,3 +471,45 @@ def test_a_failed_row_needs_no_logprobs(scorer):
     rows = [{"prompt": PROMPT, "completion": "", "logprobs": [{"token": "a", "logprob": 1.0}]}]
     scored = scorer.score(Dataset.from_list(rows))
     assert scored[columns.ERROR] == ["completion is empty"] and scored["score_provenance"] == [None]
+
+
+def test_a_tool_call_at_the_end_is_not_taken_for_the_end_of_the_turn():
+    response = "Sure.\n<tool_call>\n{}\n</tool_call>"
+    said = tokens("Sure.\n", "<tool_call>", "\n{}\n", "</tool_call>", "<|im_end|>")
+    assert steps(said, response, [0, 7]) == steps(said[:-1], response, [0, 7]) == [1, 14]
+
+
+@pytest.mark.parametrize("max_length", range(6, 40))
+def test_steps_in_which_no_token_of_the_teacher_counts_are_unknown(student, tiny_tokenizer, max_length):
+    row = {"prompt": PROMPT, "completion": "<think>\nIt is 5.\n</think>\nIt is 5."}
+    row["logprobs"] = tokens("It", " is", " 5.", "\n</think>\n", "It", " is", " 5.")
+    empty = {"prompt": PROMPT, "completion": "<think>\n\n</think>\n\n", "logprobs": {"content": []}}
+    scorer = RSRScorer(
+        student, tiny_tokenizer, scores="provenance", teacher_logprobs_column="logprobs", max_length=max_length
+    )
+    for one in (row, empty):
+        scored = scorer.score(Dataset.from_list([one]))
+        assert (scored["rsr"][0] is None) == (scored["rsr_error"][0] is not None)
+        assert scored["rsr"][0] is not None or scored["score_provenance"][0] is None
+
+
+def test_several_turns_without_any_are_null(scorer, chats):
+    row = chats["several turns"][0]
+    assert provenance(scorer, [row, row | {"logprobs": [None, None]}])[1] is None
+
+
+def test_alternatives_change_nothing_and_are_not_read(scorer, rows, chats):
+    for given, wrap in ((rows, lambda said: {"content": said}), (chats["several turns"], lambda said: said)):
+        more = [{"token": "a", "logprob": -1.0, "bytes": [97]}, {"token": "b", "logprob": -2.0, "bytes": None}]
+
+        def with_alternatives(said):
+            if isinstance(said[0], list):
+                return [with_alternatives(turn) for turn in said]
+            return [token | {"top_logprobs": more} for token in said]  # noqa: B023 - called at once
+
+        full = [row | {"logprobs": wrap(with_alternatives(row["logprobs"]))} for row in given]
+        assert provenance(scorer, full) == provenance(scorer, given)
+        dataset = Dataset.from_list(full)
+        slim = SlimRows(dataset, "logprobs")
+        assert len(slim) == len(dataset) and set(slim[0:2]) == set(dataset.column_names)
+        assert "top_logprobs" in str(dataset[0:2]) and "top_logprobs" not in str(slim[0:2])

@@ -316,11 +316,13 @@ def test_out_of_memory_while_scoring_goes_on_in_smaller_batches(make, small_memo
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_out_of_memory_that_smaller_batches_cannot_mend_says_what_to_set(small_memory, monkeypatch, processes):
-    trainer, _ = small_memory(tokens=5 if processes == 1 else 100)
+    trainer, tried = small_memory(tokens=5 if processes == 1 else 100)
     monkeypatch.setattr(type(trainer.accelerator), "num_processes", processes)
     with pytest.raises(torch.OutOfMemoryError) as raised:
         trainer.train()
     assert "rsr_max_batch_tokens" in raised.value.__notes__[0] and "max_length" in raised.value.__notes__[0]
+    # A plan whose budget the longest row fills alone is the last that is tried.
+    assert len(tried) == (1 if processes == 2 else 1 + int(np.ceil(np.log2(256 / trainer._lengths.max()))))
 
 
 def test_keep_fraction_trains_on_the_best_share(make):

@@ -1,0 +1,110 @@
+"""
+Rows laid end to end for FlashAttention, which needs a GPU: here a stand-in for it, which keeps rows apart only if the
+model hands on to it where they begin.
+"""
+
+import numpy as np
+import pytest
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModelForCausalLM
+from transformers.masking_utils import flash_attention_mask
+
+from rsr_trl.scoring.batches import lay_out
+from rsr_trl.scoring.student import Student, best_layout, on_device
+from rsr_trl.scoring.tokens import TokenizedExample
+from rsr_trl.training.live_student import add_rsr_head
+from tests.scoring.test_architectures import FAMILIES, VOCAB, build
+
+
+STAND_IN = "stand_in"  # with "flash" in its name transformers would look for a kernel
+
+
+def attend(
+    module,
+    query,
+    key,
+    value,
+    attention_mask,
+    scaling=None,
+    sliding_window=None,
+    softcap=None,
+    s_aux=None,
+    position_ids=None,
+    cu_seq_lens_q=None,
+    **others,
+):
+    """What FlashAttention computes, plainly, for the arguments by which transformers calls it."""
+    length = query.shape[2]
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    places = torch.arange(length)
+    seen = places[:, None] >= places
+    if sliding_window is not None:
+        seen &= places[:, None] - places < sliding_window
+    if attention_mask is not None:
+        seen = seen & attention_mask[:, None, None, :length].bool()
+    elif cu_seq_lens_q is not None:
+        row = torch.searchsorted(cu_seq_lens_q, places, right=True)
+        seen &= row[:, None] == row
+    elif position_ids is not None and len(query) == 1:
+        row = (position_ids[0] == 0).cumsum(0)
+        seen &= row[:, None] == row
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if s_aux is not None:
+        sinks = s_aux.reshape(1, -1, 1, 1).expand(len(scores), -1, length, -1)
+        weights = torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
+    else:
+        weights = scores.softmax(-1)
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def stand_in():
+    AttentionInterface.register(STAND_IN, attend)
+    AttentionMaskInterface.register(STAND_IN, flash_attention_mask)
+
+
+def model_of(family: str):
+    if family == "gpt_bigcode":  # keeps the positions from its attention
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(family, vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, initializer_range=0.3)
+        return AutoModelForCausalLM.from_config(config).float().eval()
+    return build(family)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gpt_bigcode"])
+def test_packed_rows_do_not_see_each_other(family):
+    model = model_of(family)
+    model.config._attn_implementation_internal = "flash_attention_2"
+    if not model._supports_flash_attn or best_layout(model, torch.device("cuda")) != "packed":
+        assert family in ("gpt_oss", "falcon_h1", "lfm2"), "a common family isn't packed any more"
+        return
+    model.set_attn_implementation(STAND_IN)
+    random = np.random.default_rng(1)
+    examples = [
+        TokenizedExample(random.integers(3, VOCAB, n, dtype=np.int32), np.arange(n) >= 2) for n in (9, 16, 5, 12)
+    ]
+    alone, packed = Student(model), Student(model, max_batch_tokens=30)
+    packed.layout = "packed"
+    expected, found = dict(alone.score(examples)), dict(packed.score(examples))
+    for i in range(len(examples)):
+        np.testing.assert_allclose(found[i].surprisals, expected[i].surprisals, rtol=1e-3, atol=1e-4)
+
+    add_rsr_head(model)  # and in the trainer's pass
+    arrays = lay_out([example.input_ids for example in examples], [example.scored for example in examples], "packed")
+    arrays["rsr_targets"] = np.where(arrays.pop("scored"), arrays["input_ids"], -100)
+    with torch.no_grad():
+        stats = model(**on_device(arrays, torch.device("cpu")), rsr_only=True)
+    wanted = np.concatenate([expected[i].surprisals for i in range(len(examples))])
+    np.testing.assert_allclose(stats["surprisals"].numpy(), wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_stand_in_would_show_rows_that_see_each_other():
+    model = model_of("llama")
+    model.set_attn_implementation(STAND_IN)
+    ids = torch.randint(3, VOCAB, (1, 12), generator=torch.Generator().manual_seed(0))
+    apart = model(input_ids=ids, position_ids=torch.tensor([[*range(5), *range(7)]])).logits
+    whole = model(input_ids=ids, position_ids=torch.arange(12)[None]).logits
+    assert not torch.allclose(apart[:, 5:], whole[:, 5:], atol=1e-2)
