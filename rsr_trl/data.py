@@ -7,7 +7,17 @@ import os
 import tempfile
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, Features, IterableDataset, Value, load_dataset, load_dataset_builder
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    LargeList,
+    List,
+    Value,
+    load_dataset,
+    load_dataset_builder,
+)
 from datasets import load_from_disk as _load_from_disk
 from datasets.exceptions import DatasetsError
 from huggingface_hub import DatasetCard
@@ -141,7 +151,8 @@ def as_trl_format(
         messages_column (`str`, *optional*): Column to call `messages`; instead of the other two.
         system_prompt (`str`, *optional*): System message to put before every chat.
         as_chat (`bool`, *optional*, defaults to `False`): Whether to wrap a plain-text prompt into a user message and
-            its completion into an assistant message, so that the student sees its chat template.
+            its completion into an assistant message, so that the student sees its chat template. Columns that hold
+            chats already stay as they are.
 
     Returns:
         The dataset with those columns. If columns are named, others whose names SFTTrainer would read (`prompt`,
@@ -174,8 +185,9 @@ def as_trl_format(
                     f"as_chat wraps a prompt and a completion, but there is no column {target!r}; name it with "
                     f"{target}_column. The dataset has: {', '.join(columns)}."
                 )
-        dataset = _map_column(dataset, "completion", _wrap, {"role": "assistant"}, CHAT)
-        dataset = _map_column(dataset, "prompt", _wrap, {"role": "user"}, CHAT)
+        for target, role in (("completion", "assistant"), ("prompt", "user")):
+            if not isinstance((dataset.features or {}).get(target), (list, List, LargeList)):
+                dataset = _map_column(dataset, target, _wrap, {"role": role}, CHAT)
     if system_prompt is not None:
         column = "prompt" if "prompt" in columns else "messages"  # where there are both, SFTTrainer reads the prompt
         if column not in columns:
@@ -207,7 +219,9 @@ def _map_batch(batch: dict, rows: list[int], column: str, function, arguments: d
     return {column: values}
 
 
-def _wrap(text: str, role: str) -> list[dict]:
+def _wrap(text: str | list[dict], role: str) -> list[dict]:
+    if isinstance(text, list):  # of a stream whose columns' types nobody knows beforehand
+        return text
     if not isinstance(text, str):
         raise ValueError(f"as_chat wraps plain text, but this is {type(text).__name__}: {str(text)[:60]!r}")
     return [{"role": role, "content": text}]
@@ -255,7 +269,8 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
     """
     Raise `ValueError` if [`write_scored`] would refuse `output_dir`: call it before the work, not after.
 
-    With `overwrite`, only a folder that [`write_scored`] has written is replaced, never one that holds anything else.
+    With `overwrite`, only a folder that this package has written is replaced, never one that holds anything else: a
+    dataset of another origin may have the same files.
     """
     output_dir = Path(output_dir)
     if output_dir.is_file():
@@ -268,11 +283,31 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
     foreign = [name for name in found if name not in ("README.md", DATA_FOLDER, STATE_FOLDER)]
     inside = output_dir.glob(f"{DATA_FOLDER}/*")
     foreign += [f"{DATA_FOLDER}/{file.name}" for file in inside if file.suffix != ".parquet" and file.name[0] != "."]
+    if found and not foreign and not _is_ours(output_dir):
+        raise ValueError(
+            f"{str(output_dir)!r} holds a dataset that wasn't written by rsr-trl, so it is not overwritten. Choose "
+            "another output_dir."
+        )
     if foreign:
         raise ValueError(
             f"{str(output_dir)!r} holds other things than a scored dataset (first: {foreign[0]}), so it is not "
             "overwritten. Choose another output_dir."
         )
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether this package has written there: its own folder is there, or a card with its tag."""
+    card = folder / "README.md"
+    if (folder / STATE_FOLDER).is_dir():
+        return True
+    return card.is_file() and "\n- rsr-trl\n" in card.read_text(encoding="utf-8", errors="replace")[:1000]
+
+
+def check_not_read(dataset_name: str, output_dir: str | Path) -> None:
+    """Raise `ValueError` if a dataset is read from the folder that is to be written, and would be lost."""
+    source, target = Path(dataset_name).expanduser(), Path(output_dir).expanduser().resolve()
+    if source.exists() and source.resolve().is_relative_to(target):
+        raise ValueError(f"{dataset_name!r} is read and lies in output_dir, which is written. Choose another.")
 
 
 def write_scored(dataset: Dataset, output_dir: str | Path, card: str, overwrite: bool = False) -> None:

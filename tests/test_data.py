@@ -164,6 +164,10 @@ class TestAsTrlFormat:
         assert dataset.features["completion"] == List({"role": Value("string"), "content": Value("string")})
 
     def test_column_of_nothing_but_null_has_the_type_of_a_chat(self):
+        chat = {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}
+        chats = Dataset.from_list([chat])
+        for given in (chats, chats.to_iterable_dataset()):
+            assert list(as_trl_format(given, as_chat=True)) == [chat], "chats stay as they are"
         dataset = as_trl_format(Dataset.from_list([{"prompt": "q", "completion": None}]), as_chat=True)
         assert dataset.features["completion"] == dataset.features["prompt"]
 
@@ -228,6 +232,18 @@ class TestWriteScored:
         (tmp_path / "out" / foreign).touch()
         with pytest.raises(ValueError, match=f"first: {foreign.split('/config')[0]}"):
             check_output_dir(tmp_path / "out", overwrite=True)
+
+    def test_never_overwrites_a_dataset_of_another_origin(self, tmp_path):
+        """With the same files as ours: so the Hub's datasets look."""
+        (tmp_path / "out" / "data").mkdir(parents=True)
+        (tmp_path / "out" / "data" / "train-0.parquet").write_bytes(b"")
+        for card in (None, "---\ntags:\n- math\n---\n# Written beside rsr-trl, not by it\n"):
+            if card is not None:
+                (tmp_path / "out" / "README.md").write_text(card)
+            with pytest.raises(ValueError, match="wasn't written by rsr-trl"):
+                check_output_dir(tmp_path / "out", overwrite=True)
+        (tmp_path / "out" / "README.md").write_text("---\ntags:\n- rsr-trl\n---\n")
+        check_output_dir(tmp_path / "out", overwrite=True)
 
     def test_overwrites_the_dataset_it_was_made_from(self, tmp_path):
         write_scored(Dataset.from_list(ROWS), tmp_path / "out", card="")

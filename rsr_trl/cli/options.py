@@ -232,7 +232,10 @@ class OutputArguments:
     _argument_group_name = "output"
 
     output_dir: str = field(metadata={"help": "Folder to make; it is absent or empty."})
-    overwrite: bool = field(default=False, metadata={"help": "Replace earlier scores, in the folder and the dataset."})
+    overwrite: bool = field(
+        default=False,
+        metadata={"help": "Replace what an earlier run wrote there (rsr score: scores in the dataset too)."},
+    )
     teacher_column: str | None = field(
         default=None, metadata={"help": "Column with the teacher's name; `teacher` by default, where there is one."}
     )

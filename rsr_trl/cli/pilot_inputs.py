@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 from datasets import Dataset
-from trl import ModelConfig
+from trl import ModelConfig, is_conversational
 
 from rsr_trl import __version__, columns, data
 from rsr_trl.cli.options import FormatArguments
@@ -37,7 +37,13 @@ def column_of(dataset: Dataset, asked: str | None, option: str, default: str) ->
 
 
 def check_apart(pool: Dataset, held_out: Dataset) -> None:
-    """Raise if a held-out problem is in the pool: its arm would have seen it."""
+    """Raise if a held-out problem is in the pool: its arm would have seen it; or if only one of the two is chats."""
+    if is_conversational(pool[0]) != is_conversational(held_out[0]):
+        chats, plain = ("pool", "held-out set") if is_conversational(pool[0]) else ("held-out set", "pool")
+        raise ValueError(
+            f"The {chats} holds chats and the {plain} plain text: the student would be measured on another format "
+            "than it is trained on. Pass as_chat, which wraps what is plain."
+        )
     for column in ("prompt", "messages"):
         if column in pool.column_names and column in held_out.column_names:
             known = {str(_question(value)) for value in pool[column]}

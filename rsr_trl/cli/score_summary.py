@@ -123,6 +123,14 @@ def _of(totals: "Totals") -> str:
 
 def print_stopped(totals: "Totals", output_dir: str) -> None:
     """Where a run stopped, and how to go on."""
+    if not totals.shards_done:
+        summary.console().print(
+            Text(
+                f"\nStopped before the first shard was done ({_of(totals)}): nothing is kept. With fewer rows in a "
+                "shard (--shard_rows) less is lost."
+            )
+        )
+        return
     summary.console().print(
         Text(
             f"\nStopped: {_of(totals)} are done ({totals.rows:,} trajectories, {totals.tokens:,} tokens) in "

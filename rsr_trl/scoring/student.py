@@ -74,6 +74,11 @@ def load_model(
     """
     if device_map is not None and device is not None:
         raise ValueError(f"Pass either device={device!r} or device_map={device_map!r}, not both.")
+    if device is not None and torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            f"device={str(device)!r}: PyTorch {torch.__version__} finds no CUDA GPU here. Leave device unset, or "
+            "install a PyTorch for your GPU."
+        )
     model = AutoModelForCausalLM.from_pretrained(model_id, dtype=dtype, device_map=device_map, **kwargs)
     if device_map is None and not getattr(model, "is_quantized", False):
         model.to(device or default_device())

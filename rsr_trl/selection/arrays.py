@@ -65,8 +65,10 @@ def numbers(table: pa.Table, name: str) -> np.ndarray:
 
 
 def flags(table: pa.Table, name: str) -> np.ndarray:
-    """The column as booleans of shape `(n,)`, null as False. `ValueError` unless it holds booleans."""
+    """The column as booleans of shape `(n,)`, null as False. `ValueError` unless it holds booleans, or 0 and 1."""
     column = table[name]
+    if pa.types.is_integer(column.type) and set(pc.unique(column).to_pylist()) <= {0, 1, None}:
+        column = column.cast(pa.bool_())  # as files without a type for booleans have them
     if not (pa.types.is_boolean(column.type) or pa.types.is_null(column.type)):
         raise ValueError(f"Column {name!r} must hold true or false, but it is {column.type}.")
     return pc.fill_null(column.cast(pa.bool_()), False).to_numpy()

@@ -35,6 +35,8 @@ def least_total(
     Raises:
         `ValueError` if no choice keeps the cap; the message names the smallest cap that can be kept.
     """
+    if cap < 1:
+        raise _infeasible(group, teacher, wanted, cap)
     num_groups, num_teachers = len(wanted), int(teacher.max()) + 1
     # Of one teacher in one group, an optimal choice takes the best first: the rest can't matter.
     order = np.lexsort((score, teacher, group))

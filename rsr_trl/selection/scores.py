@@ -4,6 +4,7 @@ The one place where selection, training and reports agree on what `score="surpri
 """
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Literal
 
 import numpy as np
@@ -41,9 +42,11 @@ def direction_of(score: str, prefer: Literal["low", "high"] | None = None) -> Li
         raise ValueError(f"prefer must be 'low' or 'high', got {prefer!r}. RSR: lower is more suitable.")
     name = known_score(score)
     if prefer is None and name is None:
+        close = get_close_matches(score, SCORES, n=1)
+        hint = f" Or did you mean the score {close[0]!r}?" if close else ""
         raise ValueError(
-            f"Which end of the column {score!r} is the better one? Pass prefer='low' or prefer='high'. (Only the "
-            f"scores {', '.join(SCORES)} have a direction of their own.)"
+            f"Which end of the column {score!r} is the better one? Pass prefer='low' or prefer='high'.{hint} (Only "
+            f"the scores {', '.join(SCORES)} have a direction of their own.)"
         )
     return SCORES[name].prefer if prefer is None else prefer
 

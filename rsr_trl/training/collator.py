@@ -103,8 +103,9 @@ class RSRDataCollator(DataCollatorForLanguageModeling):
             return True
         column = next((name for name in columns_of(self.score) if name in example), None)
         if column is None:
+            wanted = " or ".join(map(repr, columns_of(self.score)))
             raise ValueError(
-                f"RSRDataCollator(score_threshold={self.score_threshold}) found no {columns_of(self.score)[0]!r} "
+                f"RSRDataCollator(score_threshold={self.score_threshold}) found no {wanted} "
                 f"among {list(example)}. Score the dataset (the evaluation set too) and set "
                 "remove_unused_columns=False in the SFTConfig, or use RSRSFTTrainer."
             )

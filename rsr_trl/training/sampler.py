@@ -88,6 +88,10 @@ class RSRSampler(Sampler[int]):
         pad_to_multiple_of: int = 1,
         live: bool = True,
     ):
+        if not isinstance(table, ScoreTable):
+            raise TypeError(
+                f"RSRSampler draws by a ScoreTable, got {type(table).__name__}: pass ScoreTable.from_dataset(dataset)."
+            )
         if len(table) == 0:
             raise ValueError("The score table is empty: there is nothing to draw.")
         if sampling not in ("weighted", "ordered", "random"):

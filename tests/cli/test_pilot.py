@@ -10,6 +10,7 @@ from datasets import Dataset
 
 from rsr_trl.cli import pilot
 from rsr_trl.cli.options import parse
+from rsr_trl.data import as_trl_format
 from rsr_trl.scoring.scorer import RSRScorer
 from tests.training.test_pilot import rows_of
 
@@ -219,3 +220,14 @@ def test_on_the_demo_s_data(tmp_path):
     assert all(0 < arm["loss"] < 5 for arm in result["arms"])
     tokens = {arm["strategy"]: arm["tokens"] for arm in result["arms"][1:]}
     assert tokens["length"] == max(tokens.values())
+
+
+def test_a_pool_of_chats_and_plain_held_out_problems_are_refused():
+    from rsr_trl.cli.pilot_inputs import check_apart
+
+    plain = Dataset.from_list([{"prompt": "2+2=", "completion": "4"}])
+    chats = as_trl_format(Dataset.from_list([{"prompt": "3+3=", "completion": "6"}]), as_chat=True)
+    for pool, held_out, chat in ((chats, plain, "pool"), (plain, chats, "held-out set")):
+        with pytest.raises(ValueError, match=f"The {chat} holds chats and the .* plain text.*Pass as_chat"):
+            check_apart(pool, held_out)
+    check_apart(chats, as_trl_format(plain, as_chat=True))

@@ -71,6 +71,16 @@ def test_another_score_is_shown_before_and_after(select, capsys):
     assert "mean length (higher first) 10.000 15.333" in text  # (2 + 3 + 2 + 3 + 40) / 5, (3 + 3 + 40) / 3
 
 
+def test_what_is_read_is_never_overwritten(select, scored_rows, tmp_path, capsys):
+    source = tmp_path / "scored"
+    write_scored(Dataset.from_list(scored_rows), source, "Made by `rsr score`.")
+    for name in (source, source / "data"):
+        options = ["--group_column", "problem_id", "--overwrite", "--output_dir", str(source)]
+        assert select(*options, dataset_name=str(name)) == 1
+        assert "is read and lies in output_dir" in capsys.readouterr().err
+    assert len(load_dataset(str(source), split="train")) == len(scored_rows)
+
+
 def test_json(select, capsys):
     assert select("--group_column", "problem_id", "--json") == 0
     captured = capsys.readouterr()

@@ -51,12 +51,13 @@ class Truth:
         """
         Ranks must be equal wherever logits differ by more than `rounding`: the number of *other* tokens clearly above
         the target, and of those not clearly below, bracket the rank. At a share `decided` of places or more, this must
-        leave no choice.
+        leave no choice; a near tie at one place of a few is nobody's fault.
         """
         difference = (self.logits - self.target_logits).scatter(1, self.targets[:, None], -torch.inf)
         least = 1 + (difference > rounding).sum(1).numpy()
         most = 1 + (difference > -rounding).sum(1).numpy()
-        assert (least == most).mean() >= decided, "rounding is set so wide that the comparison says little"
+        undecided = (least != most).sum()
+        assert undecided <= max(1, (1 - decided) * len(least)), "rounding is set too wide to say anything"
         ranks = np.asarray(ranks)
         assert ranks.shape == least.shape
         wrong = np.flatnonzero((ranks < least) | (ranks > most))

@@ -104,6 +104,14 @@ class TestRead:
         np.testing.assert_allclose(corrected, 1.0)
 
 
+def test_a_misspelt_score_is_pointed_out():
+    with pytest.raises(ValueError, match="did you mean the score 'surprisal'"):
+        direction_of("suprisal")
+    with pytest.raises(ValueError, match="Which end of the column 'judge'") as raised:
+        direction_of("judge")
+    assert "did you mean" not in str(raised.value)
+
+
 class TestSelect:
     @pytest.mark.parametrize(
         "name, rows", [("surprisal", [2, 4]), ("rank", [0, 3]), ("length", [2, 4]), ("rsr", [0, 3])]

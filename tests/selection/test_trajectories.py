@@ -118,6 +118,13 @@ class TestRequireAndLength:
         selection = choose(scored(), criteria)
         assert selection.rows.tolist() == [0, 5] and selection.relaxed_groups == ["q"]
 
+    def test_require_takes_zeros_and_ones(self):
+        numbers = scored(correct=[1, 1, 0, None, 1, 0])
+        expected = select_trajectories(scored(), keep_fraction=1.0, require="correct")["rsr"]
+        assert select_trajectories(numbers, keep_fraction=1.0, require="correct")["rsr"] == expected
+        with pytest.raises(ValueError, match="'correct' must hold true or false, but it is int64"):
+            select_trajectories(scored(correct=[1, 2, 0, None, 1, 0]), keep_fraction=1.0, require="correct")
+
     def test_require_can_be_an_error(self):
         with pytest.raises(ValueError, match="1 of 2 groups in 'problem_id'.*'correct' is true: 'q'"):
             select_trajectories(scored(), "problem_id", require="correct", when_none_qualifies="error")
@@ -190,6 +197,10 @@ class TestCap:
         pool = Dataset.from_dict({"t": list("aaabbb"), "rsr": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]})
         options = dict(max_share_per_teacher=0.5, teacher_column="t")
         assert select_trajectories(pool, keep_fraction=4 / 6, **options)["rsr"] == [1.0, 2.0, 4.0, 5.0]
+
+    def test_a_cap_below_one_trajectory_names_the_smallest(self):
+        with pytest.raises(ValueError, match="smallest share"):
+            select_trajectories(scored(), "problem_id", max_share_per_teacher=0.01, teacher_column="teacher")
 
     def test_a_cap_that_cannot_be_kept_names_the_smallest(self):
         pool = Dataset.from_dict({"p": [0, 1, 2, 2], "t": ["a", "a", "a", "b"], "rsr": [1.0, 2.0, 3.0, 4.0]})

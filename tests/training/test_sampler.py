@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler
+from datasets import Dataset
 from torch.utils.data import BatchSampler, DataLoader
 
 from rsr_trl.training.sampler import RSRSampler
@@ -307,3 +308,9 @@ def test_nothing_to_draw_is_refused():
         RSRSampler(ScoreTable([]))
     with pytest.raises(ValueError, match="nothing to choose from"):
         RSRSampler(ScoreTable([0, 0]), keep_fraction=0.5)
+
+
+def test_scores_that_are_no_table_are_refused_with_what_to_do():
+    for given in ([1.0, 2.0], Dataset.from_dict({"rsr": [1.0]})):
+        with pytest.raises(TypeError, match=r"ScoreTable.from_dataset\(dataset\)"):
+            RSRSampler(given)
