@@ -64,13 +64,50 @@ def main(
         training_args.disable_tqdm = True
     # The trainer's progress and logs are for people, who read standard error: a pipe gets data and nothing else.
     with redirect_stdout(sys.stderr):
+        checkpoint = _checkpoint(training_args)
         train_dataset, eval_dataset = _load(script_args, format_args, training_args, mixture_args)
-        result = _train(train_dataset, eval_dataset, training_args, model_args, script_args, quiet=summary_args.json)
+        result = _train(
+            train_dataset, eval_dataset, training_args, model_args, script_args, checkpoint, quiet=summary_args.json
+        )
     if result is not None and summary_args.json:
         summary.print_json(result)
     elif result is not None:
         _print_summary(result, _next_command(train_dataset, script_args, format_args, result["output_dir"]))
     return 0
+
+
+def _checkpoint(args: RSRSFTConfig) -> str | None:
+    """The checkpoint to go on from, `None` to begin anew: what is wrong with it is said before anything is loaded."""
+    from transformers.trainer import TRAINER_STATE_NAME
+
+    last = _last_checkpoint(args)
+    wanted = str(args.resume_from_checkpoint)  # a word of the command line, or a truth value of a config file
+    if wanted.lower() in ("none", "false"):
+        if last is not None:
+            raise ValueError(
+                f"{last} is the last checkpoint of an earlier run. To go on from it, pass --resume_from_checkpoint "
+                "True; to begin anew, pass another --output_dir or delete this one."
+            )
+        return None
+    if wanted.lower() == "true":
+        if last is None:
+            raise ValueError(
+                f"There is no checkpoint in {args.output_dir!r} (output_dir) to go on from: to begin anew, leave out "
+                "--resume_from_checkpoint."
+            )
+        wanted = last
+    if not Path(wanted, TRAINER_STATE_NAME).is_file():
+        raise ValueError(
+            f"{wanted!r} (resume_from_checkpoint) is no complete checkpoint: {Path(wanted, TRAINER_STATE_NAME)} is "
+            "missing. Name the folder checkpoint-STEP of an earlier run, or True for the last one in output_dir."
+        )
+    return wanted
+
+
+def _last_checkpoint(args: RSRSFTConfig) -> str | None:
+    from transformers.trainer_utils import get_last_checkpoint
+
+    return get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
 
 
 def _train(
@@ -79,6 +116,7 @@ def _train(
     training_args: RSRSFTConfig,
     model_args: ModelConfig,
     script_args: ScriptArguments,
+    checkpoint: str | None,
     quiet: bool,
 ) -> dict | None:
     """Train, save, and return the summary on the main process, `None` on the others."""
@@ -104,30 +142,56 @@ def _train(
     )
     if quiet:
         trainer.remove_callback(PrinterCallback)
-    resume = training_args.resume_from_checkpoint
-    trainer.train(resume_from_checkpoint=True if resume == "True" else resume)
+    try:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    except KeyboardInterrupt:
+        if trainer.is_world_process_zero():
+            print(f"\n{_stopped(trainer)}", file=sys.stderr)
+        raise
     trainer.save_model(training_args.output_dir)
     if training_args.push_to_hub:
         trainer.push_to_hub(dataset_name=script_args.dataset_name)
-    result = _summarize(trainer) if trainer.is_world_process_zero() else None
+    result = _summarize(trainer, checkpoint) if trainer.is_world_process_zero() else None
     trainer.end()
     return result
 
 
-def _summarize(trainer: "RSRSFTTrainer") -> dict:
+def _stopped(trainer: "RSRSFTTrainer") -> str:
+    """What is left of a training that was interrupted."""
+    args, step, last = trainer.args, trainer.state.global_step, _last_checkpoint(trainer.args)
+    if last is not None:
+        return f"Stopped at step {step:,}. To go on from {last}, add --resume_from_checkpoint True."
+    saves = f"save_strategy={args.save_strategy.value!r}"
+    saves += f" and save_steps={args.save_steps:g}" if args.save_strategy.value == "steps" else ""
+    return (
+        f"Stopped at step {step:,}, and no checkpoint was saved yet ({saves}): with --save_strategy steps "
+        "--save_steps N there is one every N steps to go on from."
+    )
+
+
+def _summarize(trainer: "RSRSFTTrainer", checkpoint: str | None) -> dict:
     """What a program is told, from the trainer and the history of scores that it has written."""
+    from transformers import TrainerState
+    from transformers.trainer import TRAINER_STATE_NAME
+
     from rsr_trl.cli.summary import DIRECTION
     from rsr_trl.training.score_log import HISTORY_DIR
 
     history = Path(trainer.args.output_dir, HISTORY_DIR)
+    resumed = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME)).global_step if checkpoint else 0
+    # Of the steps of this call: without any there is no mean.
     losses = [log["train_loss"] for log in trainer.state.log_history if "train_loss" in log]
+    losses = losses if trainer.state.global_step > resumed else []
     return {
         "output_dir": trainer.args.output_dir,
         "steps": trainer.state.global_step,
+        "resumed_from_step": resumed,
         "epochs": trainer.state.epoch,
         "train_loss": losses[-1] if losses else None,
         "trajectories": len(trainer.table),
-        "kept_per_epoch": int(trainer._sampler.num_kept),
+        # By the last scores: what is past the threshold is drawn without training.
+        "kept_per_epoch": round(trainer._sampler.kept_share() * len(trainer.table)),
+        "score_threshold": trainer.args.rsr_score_threshold,
         "history": str(history),
         "direction": DIRECTION,
         "passes": _passes(history),
@@ -190,12 +254,18 @@ def _print_summary(result: dict, next_command: list[str] | None) -> None:
     from rsr_trl.cli import summary
     from rsr_trl.cli.summary import add_row, number
 
-    out, passes = summary.console(), result["passes"]
-    loss = f", mean loss {result['train_loss']:.3f}" if result["train_loss"] is not None else ""
+    out, passes, threshold = summary.console(), result["passes"], result["score_threshold"]
+    resumed = result["resumed_from_step"]
+    loss = ""
+    # Steps in which nothing is within the threshold have a loss of 0, and count in the trainer's mean.
+    if result["train_loss"] is not None and threshold is None:
+        loss = f", mean loss {'of these ' if resumed else ''}{result['train_loss']:.3f}"
     title = (f"Trained {result['steps']:,} steps", "bold")
+    part = f" ({result['steps'] - resumed:,} of them now, from step {resumed:,} on)" if resumed else ""
     kept, all_of_them = result["kept_per_epoch"], result["trajectories"]
     share = "all" if kept == all_of_them else f"{summary.share(kept, all_of_them)} of"
-    on = f" on {share} {all_of_them:,} trajectories an epoch"
+    within = f" (within rsr_score_threshold={threshold} by their last scores)" if threshold is not None else ""
+    on = f"{part} on {share} {all_of_them:,} trajectories an epoch{within}"
     out.print(Text.assemble("\n", title, f"{on}{loss} -> {result['output_dir']}"))
     out.print(f"RSR of the trajectories as the student changed ({summary.DIRECTION}):")
     table = summary.plain_table("step", "scored", "RSR", "same at first", "rank / nats", "order kept")

@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.utils import logging
 
 from rsr_trl.training.config import RSRSFTConfig
 
 
 if TYPE_CHECKING:
     from rsr_trl.training.trainer import RSRSFTTrainer
+
+
+logger = logging.get_logger(__name__)
 
 
 class ScoreCallback(TrainerCallback):
@@ -23,7 +27,7 @@ class ScoreCallback(TrainerCallback):
     """
 
     def __init__(self, trainer: "RSRSFTTrainer"):
-        self.trainer = trainer
+        self.trainer, self._warned = trainer, False
 
     def on_train_begin(self, args: RSRSFTConfig, state: TrainerState, control, train_dataloader: DataLoader, **kwargs):
         trainer = self.trainer
@@ -42,6 +46,9 @@ class ScoreCallback(TrainerCallback):
             trainer.rescore()
         elif not trainer._resumed:
             trainer._log_scores()
+        self._warned = False
+        if not trainer._resumed and (nothing := trainer._nothing_trains()):
+            raise ValueError(nothing)
         # Neither describes the student of a later call of train().
         trainer._has_scores = trainer._resumed = False
 
@@ -58,6 +65,10 @@ class ScoreCallback(TrainerCallback):
         elif trainer._online:  # what the last epoch didn't train on
             started = (epoch - 1) * trainer._steps_per_epoch
             trainer.rescore(np.flatnonzero(~trainer.table.train_mode | (trainer.table.step < started)))
+        if not self._warned and (nothing := trainer._nothing_trains()):
+            self._warned = True  # once: the student hardly changes any more, nor do its scores
+            if trainer.is_world_process_zero():
+                logger.warning(f"{nothing} That is so from step {state.global_step} on.")
 
     def on_step_end(self, args: RSRSFTConfig, state: TrainerState, control: TrainerControl, **kwargs):
         trainer = self.trainer

@@ -211,7 +211,12 @@ class RSRSFTTrainer(SFTTrainer):
         data = read_table(self.train_dataset, wanted)
         same_tokens = np.array_equal(numbers(data, columns.NUM_TOKENS), self.table.num_tokens)
         if not same_tokens or data[columns.STUDENT].unique().to_pylist() != own:
-            logger.info("The train dataset's scores are of another student or of other tokens: scoring it anew.")
+            # Who never scores in between has counted on the dataset's own.
+            tell = logger.warning if self.args.rsr_rescore_strategy == "no" else logger.info
+            tell(
+                f"The train dataset's scores aren't of this student as it is here, in {str(self.model.dtype)[6:]}, "
+                "over the same tokens: it is scored anew. (`rsr score --dtype` says in which dtype it scores.)"
+            )
             return False
         self.table = ScoreTable.from_dataset(self.train_dataset, self.table.score, self.table.static)
         return True
@@ -327,6 +332,20 @@ class RSRSFTTrainer(SFTTrainer):
         self._unwritten[rows] = True
 
     # ------------------------------------------------------------------------------------------------ telling
+
+    def _nothing_trains(self) -> str | None:
+        """What is wrong where the score threshold lets no example through; the same on every process."""
+        if self._score_threshold is None or self._sampler.kept_share() > 0:
+            return None
+        low, scores = self.args.rsr_prefer == "low", self.table.scores[np.isfinite(self.table.scores)]
+        nearest = f"{scores.min() if low else scores.max():.4g}, the median {np.median(scores):.4g}"
+        found = f"the {'lowest' if low else 'highest'} is {nearest}" if scores.size else "none has one"
+        return (
+            f"No example trains: rsr_score_threshold={self._score_threshold} lets scores {self.table.score!r} of "
+            f"{self._score_threshold} and {'lower' if low else 'higher'} through (rsr_prefer="
+            f"{self.args.rsr_prefer!r}), and of {len(self.table)} examples {found}. {'Raise' if low else 'Lower'} the "
+            "threshold."
+        )
 
     def _summary(self) -> dict[str, float]:
         """Of RSR as it is known, and of the score that the examples are ordered by."""

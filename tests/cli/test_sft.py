@@ -11,8 +11,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from rsr_trl.cli import sft
+from rsr_trl.cli.main import main as cli
 from rsr_trl.cli.options import parse
 from rsr_trl.equations import dataset_rsr
+from rsr_trl.training.schedule import ScoreCallback
 from tests.training.runs import REPOSITORY, examples
 
 
@@ -109,7 +111,7 @@ def test_json(train, raw, capsys):
         assert one["spearman_with_first"] == pytest.approx(then["rsr"].corr(rows["rsr"], method="spearman"))
 
 
-def test_options_from_a_config_file_lora_evaluation_and_resuming(train, raw, tmp_path):
+def test_options_from_a_config_file_lora_evaluation_and_resuming(train, raw, tmp_path, capsys):
     config = tmp_path / "config.yaml"
     options = {
         "dataset_name": raw,
@@ -136,7 +138,70 @@ def test_options_from_a_config_file_lora_evaluation_and_resuming(train, raw, tmp
     )
     first, second = (load_file(f"{path}/adapter_model.safetensors") for path in (whole, resumed))
     assert all(first[name].equal(second[name]) for name in first)
+    text = " ".join(capsys.readouterr().err.split())
+    assert "Trained 12 steps (8 of them now, from step 4 on) on all 12" in text and ", mean loss of these " in text
     train("--config", str(config), "--resume_from_checkpoint", "True")  # the last one: nothing is left to do
+    text = " ".join(capsys.readouterr().err.split())
+    assert "Trained 12 steps (0 of them now, from step 12 on)" in text and "mean loss" not in text
+
+
+def test_a_second_run_does_not_mix_its_checkpoints_with_those_of_the_first(train, raw, monkeypatch):
+    options = ("--dataset_name", raw, *COLUMNS, "--max_steps", "1")
+    out = train(*options)
+    before = sorted(os.listdir(out))
+    monkeypatch.setattr(sft, "_load", None)  # it is said before anything is read
+    for more in ((), ("--resume_from_checkpoint", "False")):
+        with pytest.raises(ValueError, match="out/checkpoint-1 is the last .* --resume_from_checkpoint True"):
+            train(*options, *more)
+    assert sorted(os.listdir(out)) == before
+
+
+def test_nothing_to_resume_from_is_said_before_anything_is_loaded(train, raw, tmp_path, monkeypatch):
+    monkeypatch.setattr(sft, "_load", None)
+    with pytest.raises(ValueError, match="no checkpoint in .*out' .output_dir. to go on from"):
+        train("--resume_from_checkpoint", "True")
+    (tmp_path / "out" / "checkpoint-3").mkdir(parents=True)  # one that was being written when the run was killed
+    for checkpoint, missing in (("nowhere", "nowhere"), ("True", "out/checkpoint-3")):
+        with pytest.raises(ValueError, match=f"no complete checkpoint: .*{missing}/trainer_state.json is missing"):
+            train("--resume_from_checkpoint", checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--save_steps", "2"), "at step 3. To go on from {out}/checkpoint-2, add --resume_from_checkpoint True."),
+        ((), "Stopped at step 3, and no checkpoint was saved yet (save_strategy='steps' and save_steps=500): "),
+        (("--save_strategy", "no"), "no checkpoint was saved yet (save_strategy='no'): with --save_strategy steps "),
+    ],
+)
+def test_an_interrupted_training_says_how_to_go_on(
+    train, raw, tmp_path, tiny_student_path, monkeypatch, capsys, options, told
+):
+    out, on_step_end = str(tmp_path / "out"), ScoreCallback.on_step_end
+
+    def interrupted(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+        on_step_end(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(ScoreCallback, "on_step_end", interrupted)
+    argv = ["--model_name_or_path", tiny_student_path, "--dataset_name", raw, *COLUMNS, *QUICK, "--output_dir", out]
+    assert cli(["sft", *argv, *options]) == 130
+    assert told.format(out=out) in capsys.readouterr().err
+
+
+def test_a_threshold_is_told_by_what_it_lets_through(train, raw, tmp_path, capsys):
+    static = ("--dataset_name", raw, *COLUMNS, "--rsr_score", "length", "--rsr_rescore_strategy", "no")
+    lengths = sorted(len(row["a"]) for row in map(json.loads, open(raw)))
+    within = sum(length >= lengths[8] for length in lengths)  # the score length prefers the longest
+    train(*static, "--rsr_score_threshold", str(lengths[8]), "--max_steps", "2")
+    text = " ".join(capsys.readouterr().err.split())
+    share = f"{within} ({within / 12:.0%}) of 12 trajectories an epoch"
+    assert f"on {share} (within rsr_score_threshold={float(lengths[8])} by their last scores) -> " in text
+    out = str(tmp_path / "none")
+    with pytest.raises(ValueError, match="threshold=0.5 lets scores 'rsr' of 0.5 and lower.* 12 examples the lowest"):
+        train("--dataset_name", raw, *COLUMNS, "--rsr_score_threshold", "0.5", output_dir=out)
+    assert not os.path.exists(f"{out}/model.safetensors")
 
 
 def test_a_mixture_of_datasets(train, raw, tmp_path):

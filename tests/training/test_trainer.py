@@ -15,6 +15,7 @@ from rsr_trl.equations import CITATION
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.training.collator import RSRDataCollator
 from rsr_trl.training.config import RSRSFTConfig
+from rsr_trl.training.score_table import ScoreTable
 from rsr_trl.training.trainer import RSRSFTTrainer
 from tests.training.runs import DEFAULTS, Job, examples, recording, rows_of_steps, run
 
@@ -355,6 +356,34 @@ def test_rows_past_the_threshold_take_no_part_and_are_counted(make, given):
     assert [logs[steps * (epoch + 1) - 1] for epoch in range(3)] == masked
     shares = [log["rsr/kept_share"] for log in trainer.state.log_history if "rsr/kept_share" in log]
     assert shares == [pytest.approx(1 - count / 19) for count in masked]
+
+
+@pytest.mark.parametrize("prefer", ["low", "high"])
+def test_a_threshold_that_nothing_is_within_stops_before_the_first_step(make, prefer):
+    trainer = make(rsr_score_threshold=0.1 if prefer == "low" else 1e6, rsr_prefer=prefer)
+    with pytest.raises(ValueError) as raised:
+        trainer.train()
+    scores, message = history(trainer)["rsr"], str(raised.value)
+    end, nearest, way = ("lowest", scores.min(), "lower") if prefer == "low" else ("highest", scores.max(), "higher")
+    assert f"threshold={trainer._score_threshold} lets" in message and f" and {way} through" in message
+    assert f"the {end} is {nearest:.4g}, the median {scores.median():.4g}" in message
+    assert trainer.record == []
+
+
+def test_a_threshold_that_nothing_is_within_any_more_is_said_once(make, monkeypatch, caplog):
+    trainer = make(rsr_score_threshold=50.0)
+    update = ScoreTable.update
+
+    def moved(table, rows, ranks, surprisals, step, **kwargs):
+        ranks, surprisals = (np.full(len(rows), 60.0), np.ones(len(rows))) if step else (ranks, surprisals)
+        update(table, rows, ranks, surprisals, step, **kwargs)
+
+    monkeypatch.setattr(ScoreTable, "update", moved)
+    trainer.train()
+    told = [record.message for record in caplog.records if "No example trains" in record.message]
+    assert len(told) == 1 and "the lowest is 60" in told[0]
+    assert told[0].endswith(f"from step {trainer._steps_per_epoch} on.")
+    assert {step for step, rows, _ in trainer.record if rows} == set(range(trainer._steps_per_epoch))
 
 
 def test_unscorable_rows_come_last_and_are_never_chosen(make, caplog):
