@@ -135,7 +135,7 @@ def main(
         _race(dataset, scorer, teacher_column, teachers_args, next_command)
     else:
         scored = dataset if student_args.model_name_or_path is None else scorer.score(dataset)
-        _rank(scored, teacher_column, teachers_args, next_command)
+        _rank(scored, teacher_column, teachers_args, next_command, data_args.dataset_name)
 
 
 def _next_command(
@@ -157,8 +157,11 @@ def _next_command(
     return ["rsr", "select", *given(data_args), *how, *teacher, "--output_dir", output_dir]
 
 
-def _rank(scored: "Dataset", teacher_column: str, args: TeachersArguments, next_command: list[str]) -> None:
+def _rank(
+    scored: "Dataset", teacher_column: str, args: TeachersArguments, next_command: list[str], source: str
+) -> None:
     from rsr_trl.cli import summary
+    from rsr_trl.selection.teacher_rows import SELECTED, is_selection
     from rsr_trl.selection.teachers import rank_teachers
 
     with warnings.catch_warnings():
@@ -173,15 +176,17 @@ def _rank(scored: "Dataset", teacher_column: str, args: TeachersArguments, next_
             score=args.score,
             prefer=args.prefer,
         )
+    verdict = SELECTED if is_selection(source) else _verdict(ranking)
     if args.json:
         names = ("score", "prefer", "table", "pairs", "num_problems", "num_problems_in_all", "confidence", "notes")
         direction = summary.DIRECTION if args.score == "rsr" else f"{ranking.prefer}er first"
-        summary.print_json({"direction": direction, **{name: vars(ranking)[name] for name in names}})
+        result = {"direction": direction, **{name: vars(ranking)[name] for name in names}}
+        summary.print_json({**result, "verdict": verdict or None})
     elif args.csv:
         _print_csv(ranking.table)
     else:
         out = summary.console()
-        _show_ranking(out, ranking, args)
+        _show_ranking(out, ranking, args, verdict)
         summary.print_next(out, *next_command)
 
 
@@ -219,16 +224,18 @@ def _print_csv(table: list[dict]) -> None:
     writer.writerows(table)
 
 
-def _show_ranking(out: "Console", ranking: "TeacherRanking", args: TeachersArguments) -> None:
+def _show_ranking(out: "Console", ranking: "TeacherRanking", args: TeachersArguments, verdict: str) -> None:
     from rich.text import Text
 
     from rsr_trl.cli import summary
     from rsr_trl.cli.summary import number
+    from rsr_trl.selection.teacher_rows import counted
 
-    on = f"{ranking.num_problems:,} problems" if ranking.num_problems is not None else "unmatched problems"
-    out.print(Text.assemble("\n", (f"{len(ranking.table):,} teachers on {on}, most suitable first", "bold")))
+    on = "unmatched problems" if ranking.num_problems is None else counted(ranking.num_problems, "problem")
+    first = ", most suitable first" if len(ranking.table) > 1 else ""
+    out.print(Text.assemble("\n", (f"{counted(len(ranking.table), 'teacher')} on {on}{first}", "bold")))
     each = {row["trajectories"] for row in ranking.table}
-    count = f", {each.pop():,} trajectories each" if len(each) == 1 else ""
+    count = f", {counted(each.pop(), 'trajectory')} each" if len(each) == 1 else ""
     is_rsr = ranking.score == "rsr"
     what = "RSR = mean rank / mean surprisal (nats)" if is_rsr else f"Mean {ranking.score} of its trajectories"
     direction = summary.DIRECTION if is_rsr and ranking.prefer == "low" else f"{ranking.prefer}er first"
@@ -262,9 +269,10 @@ def _show_ranking(out: "Console", ranking: "TeacherRanking", args: TeachersArgum
         )
     out.print(table)
     if (rest := len(ranking.table) - summary.MAX_TEACHERS) > 0:
-        out.print(f"... and {rest:,} more teachers; --json and --csv list them all.")
+        out.print(f"... and {counted(rest, 'more teacher')}; --json and --csv list them all.")
     out.print(f"{level}: interval of the {'RSR' if is_rsr else 'mean'}. best: probability of being the most suitable.")
-    out.print(Text(_verdict(ranking), "bold"))
+    if verdict:
+        out.print(Text(verdict, "bold"))
     if short := [row["teacher"] for row in ranking.table if (row["mean_tokens"] or 0) < summary.NOISY_BELOW]:
         named = ", ".join(map(str, short[:5])) + (", ..." if len(short) > 5 else "")
         out.print(
@@ -279,19 +287,25 @@ def _show_ranking(out: "Console", ranking: "TeacherRanking", args: TeachersArgum
 
 def _verdict(ranking: "TeacherRanking") -> str:
     """Who is best, and who may be it as well: in words."""
-    best = ranking.table[0]
-    if best["probability_best"] is None or len(ranking.table) == 1:
-        return ""
-    rivals = [row["teacher"] for row in ranking.table[1:] if (row["probability_best"] or 0) >= 0.05]
-    if not rivals:
-        return f"{best['teacher']} is the most suitable."
-    return f"{best['teacher']} leads; {', '.join(map(str, rivals[:5]))} may suit as well or better."
+    judged, said = ranking.judged, [caution] if (caution := ranking.caution()) else []
+    if len(judged) == 1 and len(ranking.table) > 1:
+        said.append(f"{judged[0]['teacher']} is the only teacher that can be judged.")
+    if len(judged) < 2:
+        return " ".join(said)
+    best = f"Of the others, {judged[0]['teacher']}" if said else judged[0]["teacher"]
+    rivals = [row["teacher"] for row in judged[1:] if (row["probability_best"] or 0) >= 0.05]
+    if rivals:
+        said.append(f"{best} leads; {', '.join(map(str, rivals[:5]))} may suit as well or better.")
+    else:
+        said.append(f"{best} is the most suitable.")
+    return " ".join(said)
 
 
 def _show_race(out: "Console", race: "TeacherRace") -> None:
     from rich.text import Text
 
     from rsr_trl.cli import summary
+    from rsr_trl.selection.teacher_rows import counted
 
     if race.certain:
         what = "The order of teachers is" if race.goal == "order" else f"{race.best} is the most suitable teacher,"
@@ -303,7 +317,7 @@ def _show_race(out: "Console", race: "TeacherRace") -> None:
     out.print(Text.assemble("\n", (head, "bold")))
     out.print(
         f"Scored {used} of {race.num_trajectories_in_pool:,} trajectories, on {race.num_problems:,} of "
-        f"{race.num_problems_in_pool:,} problems that all teachers have. RSR: {summary.DIRECTION}."
+        f"{counted(race.num_problems_in_pool, 'problem')} that all teachers have. RSR: {summary.DIRECTION}."
     )
     table = summary.plain_table("teacher", "RSR", "status", "problems", "trajectories")
     for row in race.table[: summary.MAX_TEACHERS]:
@@ -311,7 +325,7 @@ def _show_race(out: "Console", race: "TeacherRace") -> None:
         summary.add_row(table, row["teacher"], summary.number(row["rsr"]), row["status"], *count)
     out.print(table)
     if (rest := len(race.table) - summary.MAX_TEACHERS) > 0:
-        out.print(f"... and {rest:,} more teachers; --json and --csv list them all.")
+        out.print(f"... and {counted(rest, 'more teacher')}; --json and --csv list them all.")
     if not race.certain:
         out.print("More problems would settle it; or choose among these by price, length or licence.")
 

@@ -1,6 +1,7 @@
 """A scored dataset as arrays by teacher: which rows compare on equal terms, and what those of a teacher add up to."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
@@ -9,6 +10,25 @@ from rsr_trl import columns
 from rsr_trl.selection.arrays import check_one_student, examples, flags, labels, numbers, read_table
 from rsr_trl.selection.bootstrap import RatioDraws, probability_best
 from rsr_trl.selection.scores import read_score
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 teacher`, `2 teachers`, `2 trajectories`."""
+    if thing.endswith("y") and number != 1:
+        return f"{number:,} {thing[:-1]}ies"
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+SELECTED = (
+    "These trajectories were chosen by their score (`rsr select`), so they don't tell which teacher suits: rank "
+    "teachers on the dataset that they were chosen from."
+)
+
+
+def is_selection(source: str | None) -> bool:
+    """Whether `source` is a folder that `rsr select` wrote, by its card."""
+    card = Path(source or "", "README.md")
+    return source is not None and card.is_file() and "chosen by `rsr select`" in card.read_text(encoding="utf-8")
 
 
 @dataclass
@@ -88,15 +108,19 @@ class TeacherRows:
         found = []
         scored = np.bincount(self.teacher, minlength=len(self.names))
         if lost := [self.names[t] for t in np.flatnonzero(scored == 0)]:
-            found.append(f"{len(lost)} teachers have no scored trajectory and aren't compared: {examples(lost)}.")
+            have, are = ("has", "isn't") if len(lost) == 1 else ("have", "aren't")
+            found.append(
+                f"{counted(len(lost), 'teacher')} {have} no scored trajectory and {are} compared: {examples(lost)}."
+            )
         problem = self.problem if self.problem is not None else np.zeros(len(self.teacher))
         keys = np.stack([self.teacher, problem, self.rank, self.surprisal, self.tokens])
         keys = keys[:, np.lexsort(keys)]
         if repeated := int((keys[:, 1:] == keys[:, :-1]).all(axis=0).sum()):
             same = "teacher" if self.problem is None else "teacher and problem"
+            repeat, count = ("repeats", "counts") if repeated == 1 else ("repeat", "count")
             found.append(
-                f"{repeated} rows repeat another of the same {same} (equal length, rank, surprisal) and count again. "
-                "Remove duplicates for honest error bars."
+                f"{counted(repeated, 'row')} {repeat} another of the same {same} (equal length, rank, surprisal) and "
+                f"{count} again. Remove duplicates for honest error bars."
             )
         return found
 
@@ -107,10 +131,15 @@ class TeacherRows:
         if self.problem is None:
             count = np.bincount(self.teacher)[present]
             if len(present) > 1:
+                least, most = int(count.min()), int(count.max())
+                solved = f"{counted(most, 'trajectory')} each" if least == most else f"{least} to {most} trajectories"
                 notes.append(
                     f"Without a problem column the {len(present)} teachers are compared on whatever each of them "
-                    f"solved ({count.min()} to {count.max()} trajectories): give problem_column to compare like with "
-                    "like."
+                    f"solved ({solved}): give problem_column to compare like with like."
+                )
+            if alone := [self.names[t] for t in present[count == 1]]:
+                notes.append(
+                    f"{counted(len(alone), 'teacher')} with a single trajectory can't be judged: {examples(alone)}."
                 )
             return everything, None, None
         span = int(self.problem.max()) + 1
@@ -128,7 +157,8 @@ class TeacherRows:
                     "out, or pass problem_column=None to compare unmatched."
                 )
             notes.append(
-                f"The {len(present)} teachers share {num_shared} of {in_all} problems, and only these are compared. "
+                f"The {len(present)} teachers share {num_shared} of {in_all} problems, and only "
+                f"{'these are' if num_shared > 1 else 'that one is'} compared. "
                 f"Problems of those with the fewest: {detail}."
             )
         return shared[self.problem], num_shared, in_all

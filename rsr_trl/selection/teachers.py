@@ -1,6 +1,7 @@
 """Rank teachers by the RSR of what they wrote, with error bars, on problems that all of them solved."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,7 @@ from datasets import Dataset
 from rsr_trl import columns
 from rsr_trl.selection.bootstrap import RatioDraws, probability_below, resample_ratios
 from rsr_trl.selection.scores import direction_of
-from rsr_trl.selection.teacher_rows import TeacherRows
+from rsr_trl.selection.teacher_rows import TeacherRows, counted
 
 
 PAIRED_BEST = 20  # teachers among which every pair gets a probability
@@ -26,7 +27,8 @@ class TeacherRanking:
     Args:
         table (`list[dict]`): One row a teacher, best first; see [`rank_teachers`] for the columns.
         pairs (`list[dict]`): For each pair among the best 20: `better`, `worse`, `rsr_ratio` (worse over better; with
-            another score `score_difference`, worse minus better) and `probability` that this order is right.
+            another score `score_difference`, worse minus better) and `probability` that this order is right (null for
+            a teacher with a single problem or trajectory).
         num_problems (`int` or `None`): Problems compared on; `None` without a problem column.
         num_problems_in_all (`int` or `None`): Problems that any teacher has.
         confidence (`float`): Level of the intervals.
@@ -46,8 +48,36 @@ class TeacherRanking:
 
     @property
     def best(self):
-        """The most suitable teacher."""
-        return self.table[0]["teacher"]
+        """The most suitable teacher of those that can be judged; where none can be, the first."""
+        return (self.judged or self.table)[0]["teacher"]
+
+    @property
+    def judged(self) -> list[dict]:
+        """Rows of the teachers that have an interval, which takes two problems or trajectories."""
+        bound = "rsr_low" if self.score == columns.RSR else "score_low"
+        return [row for row in self.table if row[bound] is not None]
+
+    def caution(self, name: Callable[[object], str] = str) -> str:
+        """
+        Which teachers lead without an interval and why, in a sentence; empty where the leader has one, and for a
+        single teacher. `name` writes a teacher's name.
+        """
+        scored = [row for row in self.table if row["trajectories"]]
+        if len(scored) < 2:
+            return ""
+        if self.num_problems == 1:
+            return "One problem can't tell teachers apart."
+        judged = self.judged
+        ahead = scored[: scored.index(judged[0])] if judged else scored
+        if not ahead:
+            return ""
+        single = all(row["trajectories"] == 1 for row in ahead)
+        if not judged:
+            return f"No teacher can be judged: {'each has only one trajectory' if single else 'none has an interval'}."
+        who = ", ".join(name(row["teacher"]) for row in ahead[:5]) + (", ..." if len(ahead) > 5 else "")
+        why = "only one trajectory" if single else "no interval"
+        comes, has = ("comes", "has") if len(ahead) == 1 else ("come", "have")
+        return f"{who} {comes} first, but {has} {why} and can't be judged."
 
     def to_pandas(self) -> pd.DataFrame:
         """The table as a `DataFrame`."""
@@ -60,14 +90,15 @@ class TeacherRanking:
     def __str__(self) -> str:
         hidden = ["rsr_all", "score_all"]
         shown = self.to_pandas().head(PAIRED_BEST).drop(columns=hidden, errors="ignore").dropna(axis=1, how="all")
-        on = f"on {self.num_problems} problems" if self.num_problems is not None else "on unmatched problems"
+        on = "on unmatched problems" if self.num_problems is None else f"on {counted(self.num_problems, 'problem')}"
         direction = "RSR: lower = more suitable"
         if self.score != columns.RSR:
             direction = f"score: mean of {self.score}, {self.prefer}er first; {direction}"
-        lines = [f"{len(self.table)} teachers {on}, most suitable first ({direction})"]
+        lines = [f"{counted(len(self.table), 'teacher')} {on}, most suitable first ({direction})"]
         lines.append(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
         if len(self.table) > len(shown):
             lines.append(f"... and {len(self.table) - len(shown)} more")
+        lines += [self.caution()] if self.caution() else []
         return "\n".join(lines + [f"Note: {note}" for note in self.notes])
 
 
@@ -89,7 +120,7 @@ def rank_teachers(
 
     With `problem_column`, teachers are compared on the problems for which all of them have a scored trajectory, and
     the bootstrap draws whole problems, the same for all teachers, so that what makes a problem hard cancels. Without
-    it, the trajectories of each teacher are drawn by themselves.
+    it, the trajectories of each teacher are drawn by themselves: a teacher with a single one can't be judged.
 
     Args:
         dataset (`Dataset`): Scored with [`RSRScorer`] or `rsr score`.
@@ -106,10 +137,11 @@ def rank_teachers(
 
     Returns:
         [`TeacherRanking`], with these columns in its table, all but the last two over the compared trajectories:
-        `teacher`; `rsr` with `rsr_low` and `rsr_high` (bootstrap interval; null where there are too few problems);
-        `probability_best` (share of the draws in which the teacher has the lowest RSR); `mean_rank` (clipped);
-        `mean_surprisal` (nats); `mean_tokens`; `trajectories`; `truncated_share`; `accuracy` (null without
-        `correctness_column`); `unscored` (the teacher's rows without a score); `rsr_all` (over all scored trajectories
+        `teacher`; `rsr` with `rsr_low` and `rsr_high` (bootstrap interval, with fewer than 10 problems Student-t's;
+        null for a single one); `probability_best` (share of the draws in which the teacher has the lowest RSR of those
+        that can be judged; null for a single problem, and without a rival); `mean_rank` (clipped); `mean_surprisal`
+        (nats); `mean_tokens`; `trajectories`; `truncated_share`; `accuracy` (null without `correctness_column`);
+        `unscored` (the teacher's rows without a score); `rsr_all` (over all scored trajectories
         of the teacher, whoever it is compared with). Teachers without a scored trajectory come last, with nulls. With
         another score its mean, interval and `probability_best` are in `score`, `score_low`, `score_high` and
         `score_all` in place of RSR's, `rsr` follows as the last column, and rows without either score are left out.
@@ -141,7 +173,9 @@ def rank_teachers(
     compared, num_problems, in_all = rows.matched(notes)
     valid = np.unique(rows.teacher[compared])
     resampled = _resample(rows, compared, valid, confidence, num_draws, seed)
-    if num_problems is not None and num_problems < FEW_PROBLEMS:
+    if num_problems == 1:
+        notes.append("With one problem there are no error bars; 200 are the paper's choice.")
+    elif num_problems is not None and num_problems < FEW_PROBLEMS:
         notes.append(f"With {num_problems} problems the error bars are rough; 200 are the paper's choice.")
     for note in notes:
         warnings.warn(note, stacklevel=2)
@@ -206,7 +240,7 @@ def _pairs(table: list[dict], order: list[int], costs: np.ndarray, name: str) ->
             "better": table[a]["teacher"],
             "worse": table[b]["teacher"],
             **gap(table[a][name], table[b][name]),
-            "probability": probability_below(costs, a, b),
+            "probability": None if np.isnan(probability := probability_below(costs, a, b)) else probability,
         }
         for place, a in enumerate(order)
         for b in order[place + 1 :]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from rsr_trl.cli import teachers
+from rsr_trl.cli import select, teachers
 from rsr_trl.cli.options import parse
 
 
@@ -51,6 +51,76 @@ def test_ranks_a_scored_dataset(pool_path, capsys):
     assert "a is the most suitable." in text
     assert "Note: The 3 teachers share 39 of 40 problems" in text
     assert f"Next: rsr select --dataset_name {pool_path} --group_column problem_id --output_dir " in text
+
+
+def shortened(pool_path, tmp_path, keep) -> list[str]:
+    """The pool's rows that `keep` is true of, as the beginning of a command line."""
+    path = str(tmp_path / "few.parquet")
+    Dataset.from_parquet(pool_path).filter(keep).to_parquet(path)
+    return ["--dataset_name", path]
+
+
+def shown(capsys, *argv) -> tuple[str, dict]:
+    """What the terminal says and what JSON holds."""
+    run(*argv)
+    text = " ".join(capsys.readouterr().err.split())
+    run(*argv, "--json")
+    return text, json.loads(capsys.readouterr().out)
+
+
+def test_a_teacher_with_one_trajectory_isnt_called_best(pool_path, tmp_path, capsys):
+    argv = shortened(pool_path, tmp_path, lambda row: row["teacher"] != "a" or row["problem_id"] == "p0")
+    text, result = shown(capsys, *argv)
+    verdict = "a comes first, but has only one trajectory and can't be judged. Of the others, b is the most suitable."
+    assert verdict in text and result["verdict"] == verdict
+    first, second, third = (row["probability_best"] for row in result["table"])
+    assert first is None and second > 0.95 and second + third == pytest.approx(1)
+    assert [pair["probability"] is None for pair in result["pairs"]] == [True, True, False]
+    assert "Note: 1 teacher with a single trajectory can't be judged: 'a'." in text and " - - " in text
+
+
+def test_the_only_teacher_that_can_be_judged(pool_path, tmp_path, capsys):
+    argv = shortened(pool_path, tmp_path, lambda row: row["teacher"] == "a" or row["problem_id"] == "p0")
+    text, result = shown(capsys, *argv)
+    assert result["verdict"] == "a is the only teacher that can be judged." and result["verdict"] in text
+
+
+def test_one_problem_cant_tell_teachers_apart(pool_path, tmp_path, capsys):
+    argv = shortened(pool_path, tmp_path, lambda row: row["problem_id"] == "p0")
+    text, result = shown(capsys, *argv, "--problem_column", "problem_id")
+    assert "3 teachers on 1 problem, most" in text and "1 trajectory each" in text
+    assert "One problem can't tell teachers apart." in text and "is the most suitable" not in text
+    assert [row["probability_best"] for row in result["table"]] == [None] * 3
+
+
+def test_a_single_teacher_has_no_contest(pool_path, tmp_path, capsys):
+    argv = shortened(pool_path, tmp_path, lambda row: row["teacher"] == "b")
+    text, result = shown(capsys, *argv, "--problem_column", "problem_id")
+    text = text[text.index("1 teacher on 39 problems RSR =") :]  # after the progress bars
+    assert "most suitable first" not in text and "is the most suitable" not in text and "100%" not in text
+    assert result["verdict"] is None and result["table"][0]["probability_best"] is None
+
+
+def test_four_problems_have_a_sane_interval(pool_path, tmp_path, capsys):
+    argv = shortened(pool_path, tmp_path, lambda row: row["problem_id"] in ("p0", "p1", "p2", "p3"))
+    _, result = shown(capsys, *argv, "--problem_column", "problem_id")
+    assert result["num_problems"] == 4
+    for row in result["table"]:
+        assert row["rsr"] / 3 < row["rsr_low"] < row["rsr"] < row["rsr_high"] < 3 * row["rsr"]
+
+
+def test_teachers_arent_ranked_on_a_selection(pool_path, tmp_path, capsys):
+    folder = tmp_path / "selected"
+    argv = ["--dataset_name", pool_path, "--group_column", "problem_id", "--output_dir", str(folder)]
+    pool = Dataset.from_parquet(pool_path)
+    ratios = np.divide(pool["rsr_mean_clipped_rank"], pool["rsr_mean_surprisal"])
+    pool = pool.add_column("rsr", ratios).add_column("rsr_error", [None] * len(pool))
+    pool.add_column("rsr_student", ["tiny"] * len(pool)).to_parquet(pool_path)
+    select.main(*parse(select.make_parser(), argv))
+    capsys.readouterr()
+    text, result = shown(capsys, "--dataset_name", str(folder))
+    assert "These trajectories were chosen by their score" in text and "is the most" not in text
+    assert result["verdict"].startswith("These trajectories were chosen by their score (`rsr select`)")
 
 
 def test_json(pool_path, capsys):

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from rsr_trl.selection.bootstrap import _LARGE, probability_below, probability_best, resample_ratios
 
@@ -47,6 +48,59 @@ class TestIntervals:
         assert found.high[0] == pytest.approx(ratio * np.exp(-high * error), rel=0.01)
 
 
+class TestFewUnits:
+    @pytest.mark.parametrize("units", [4, 5, 7, 9])
+    def test_cover_about_what_they_state_over_4000_pools(self, units):
+        rng = np.random.default_rng(20260114)
+        found = resample_ratios(*lognormal_pools(rng, units, 4000, *SHAPES[0]), 100, 0.95, rng)
+        assert 0.92 <= ((found.low <= 1) & (found.high >= 1)).mean() <= 0.97
+        found = resample_ratios(*lognormal_pools(rng, units, 4000, *SHAPES[0]), 100, 0.8, rng)
+        assert 0.76 <= ((found.low <= 1) & (found.high >= 1)).mean() <= 0.83
+
+    def test_a_mean_has_the_interval_of_a_t_test(self):
+        values = np.array([[-0.3], [0.4], [0.1], [0.2], [-0.2]])
+        found = resample_ratios(values, np.ones_like(values), 100, 0.9, np.random.default_rng(0), on_log=False)
+        expected = stats.ttest_1samp(values[:, 0], 0).confidence_interval(0.9)
+        assert (found.low[0], found.high[0]) == pytest.approx(tuple(expected))
+
+    def test_are_wide_but_sane(self):
+        rng = np.random.default_rng(5)
+        found = resample_ratios(*lognormal_pools(rng, 4, 2000, *SHAPES[0]), 1000, 0.95, rng)
+        ratio = np.sqrt(found.low * found.high)  # symmetric on the logarithm
+        assert (found.low > ratio / 4).all() and (found.high < 4 * ratio).all()
+
+    def test_draws_and_intervals_say_the_same(self):
+        rng = np.random.default_rng(6)
+        found = resample_ratios(*lognormal_pools(rng, 6, 3, *SHAPES[0]), 40_000, 0.9, rng)
+        low, high = np.quantile(found.draws, [0.05, 0.95], axis=0)
+        assert low == pytest.approx(found.low, rel=0.02) and high == pytest.approx(found.high, rel=0.02)
+
+    def test_pairs_are_compared_as_by_a_paired_t_test(self):
+        # To first order the difference of log ratios is a mean, so the probability is one minus a one-sided p-value.
+        rng = np.random.default_rng(7)
+        hard = rng.normal(0, 0.02, (5, 1))
+        top = np.exp(hard + rng.normal(0, 0.02, (5, 2)) + [0, 0.015])
+        found = resample_ratios(top, np.ones((5, 2)), 40_000, 0.95, rng)
+        p_value = stats.ttest_rel(top[:, 0], top[:, 1], alternative="less").pvalue
+        assert 0.02 < p_value < 0.98
+        assert probability_below(found.draws, 0, 1) == pytest.approx(1 - p_value, abs=0.015)
+
+    def test_two_units_that_agree_are_no_certainty(self):
+        found = resample_ratios(
+            np.array([[1.0, 1.3], [1.1, 1.3]]), np.ones((2, 2)), 4000, 0.95, np.random.default_rng(0)
+        )
+        assert 0.6 < probability_best(found.draws)[0] < 0.95
+
+    def test_twins_tie(self):
+        top, bottom = lognormal_pools(np.random.default_rng(8), 4, 1, *SHAPES[0])
+        found = resample_ratios(np.repeat(top, 7, 1), np.repeat(bottom, 7, 1), 100, 0.95, np.random.default_rng(0))
+        assert probability_best(found.draws) == pytest.approx(1 / 7)
+
+    def test_units_that_are_all_alike(self):
+        found = resample_ratios(np.full((3, 1), 0.3), np.full((3, 1), 0.1), 100, 0.95, np.random.default_rng(0))
+        assert found.low[0] == found.high[0] == pytest.approx(3)
+
+
 def _naive_error(top, bottom):
     return np.sqrt(((top / top.mean() - bottom / bottom.mean()) ** 2).sum()) / len(top)
 
@@ -67,4 +121,11 @@ class TestDraws:
 
     def test_one_unit_has_no_interval(self):
         found = resample_ratios(np.ones((1, 2)), np.ones((1, 2)), 100, 0.95, np.random.default_rng(0))
-        assert np.isnan(found.low).all() and np.isnan(found.high).all()
+        assert np.isnan(found.low).all() and np.isnan(found.high).all() and np.isnan(found.draws).all()
+
+    def test_who_has_no_draws_takes_no_part(self):
+        draws = np.array([[np.nan, 1.0, 2.0], [np.nan, 3.0, 2.0], [np.nan, 3.0, 4.0], [np.nan, 1.0, 1.0]])
+        assert np.isnan(probability_below(draws, 0, 1)) and probability_below(draws, 1, 2) == 0.625
+        nobody, first, second = probability_best(draws)
+        assert np.isnan(nobody) and (first, second) == (0.625, 0.375)
+        assert np.isnan(probability_best(draws[:, :2])).all()  # one alone has no rival

@@ -129,16 +129,46 @@ class TestOddPools:
 
     def test_one_teacher(self):
         ranking = rank(pool(teachers=("a",)))
-        assert ranking.table[0]["probability_best"] == 1 and ranking.pairs == []
+        assert ranking.table[0]["probability_best"] is None and ranking.table[0]["rsr_low"] is not None
+        assert ranking.pairs == [] and ranking.caution() == "" and ranking.best == "a"
+        assert "1 teacher on 60 problems" in str(ranking)
 
     def test_one_problem_has_no_error_bars(self):
-        with pytest.warns(UserWarning, match="With 1 problems the error bars are rough"):
-            row = rank(pool(problems=1)).table[0]
-        assert row["rsr"] > 0 and row["rsr_low"] is None and row["rsr_high"] is None
+        with pytest.warns(UserWarning, match="With one problem there are no error bars"):
+            ranking = rank(pool(problems=1))
+        for row in ranking.table:
+            assert row["rsr"] > 0 and row["rsr_low"] is row["rsr_high"] is row["probability_best"] is None
+        assert [pair["probability"] for pair in ranking.pairs] == [None] * 3
+        assert ranking.caution() == "One problem can't tell teachers apart."
+        assert ranking.caution() in str(ranking) and "on 1 problem," in str(ranking)
+
+    @pytest.mark.filterwarnings("ignore:Without a problem column")
+    def test_a_teacher_with_one_trajectory_is_out_of_the_contest(self):
+        few = pool().filter(lambda row, i: row["teacher"] != "c" or i < 3, with_indices=True)
+        best = few.map(
+            lambda row: {"rsr_mean_clipped_rank": row["rsr_mean_clipped_rank"] / (1 + 9 * (row["teacher"] == "c"))}
+        )
+        with pytest.warns(UserWarning, match="1 teacher with a single trajectory can't be judged: 'c'"):
+            ranking = rank(best, problem_column=None)
+        with pytest.warns(UserWarning, match="like with like"):
+            without = rank(few.filter(lambda row: row["teacher"] != "c"), problem_column=None)
+        first = ranking.table[0]
+        assert first["teacher"] == "c" and first["rsr_low"] is first["rsr_high"] is first["probability_best"] is None
+        assert ranking.table[1:] == without.table and ranking.best == without.best
+        told = {(pair["better"], pair["worse"]): pair["probability"] for pair in ranking.pairs}
+        assert told.pop(("c", "a")) is told.pop(("c", "b")) is None and told.popitem()[1] > 0.5
+        assert ranking.caution() == "c comes first, but has only one trajectory and can't be judged."
+        assert without.caution() == ""
+
+    @pytest.mark.filterwarnings("ignore:3 teachers with a single")
+    def test_one_trajectory_each(self):
+        with pytest.warns(UserWarning, match="on whatever each of them solved .1 trajectory each."):
+            ranking = rank(pool(problems=1), problem_column=None)
+        assert ranking.judged == [] and ranking.caution() == "No teacher can be judged: each has only one trajectory."
 
     def test_a_teacher_without_a_score_comes_last_and_is_said(self):
         dataset = with_rows(pool(), problem_id="p000", teacher="z", rsr_num_tokens=0, rsr_truncated=False)
-        with pytest.warns(UserWarning, match="1 teachers have no scored trajectory and aren't compared: 'z'"):
+        with pytest.warns(UserWarning, match="1 teacher has no scored trajectory and isn't compared: 'z'"):
             ranking = rank(dataset)
         last = ranking.table[-1]
         assert last["teacher"] == "z" and last["rsr"] is None and (last["trajectories"], last["unscored"]) == (0, 1)
@@ -175,9 +205,9 @@ class TestOddPools:
         assert len(ranking.table) == 10_000 and "... and 9980 more" in str(ranking)
 
     @pytest.mark.filterwarnings("ignore:With 5 problems")
-    def test_few_problems_give_wide_or_no_intervals(self):
-        row = rank(pool(problems=5)).table[0]
-        assert row["rsr_low"] is None or row["rsr_low"] < row["rsr"] < row["rsr_high"]
+    def test_few_problems_give_wide_intervals(self):
+        for row in rank(pool(problems=5)).table:
+            assert row["rsr"] / 4 < row["rsr_low"] < row["rsr"] < row["rsr_high"] < 4 * row["rsr"]
 
 
 def test_the_interval_covers_the_truth_over_2000_pools():

@@ -7,6 +7,7 @@ import numpy as np
 from rsr_trl.equations import dataset_rsr
 from rsr_trl.report.pool import Material, Pool
 from rsr_trl.report.wording import DIRECTION, count, name, number, percent
+from rsr_trl.selection.teacher_rows import SELECTED, is_selection
 
 
 CERTAIN = 0.95
@@ -27,7 +28,7 @@ def make(material: Material) -> Headline:
     pool = material.pool
     said = [("Data", _counts(pool, material.student))]
     if pool.teacher is not None:
-        said.append(("Teacher", best_teacher(pool)))
+        said.append(("Teacher", SELECTED if is_selection(material.source) else best_teacher(pool)))
     return Headline([*said, ("Selection", _choice(pool))])
 
 
@@ -42,20 +43,32 @@ def _counts(pool: Pool, student: str | None) -> str:
 
 def best_teacher(pool: Pool) -> str:
     """Which teacher suits best, and how sure that is."""
-    table = pool.ranking.table
-    best = table[0]
-    text = f"{name(best['teacher'])} suits best: RSR {number(best['rsr'], 3)} ({DIRECTION}"
-    if best["rsr_low"] is not None:
-        text += f"; {pool.ranking.confidence:.0%} interval {number(best['rsr_low'])} to {number(best['rsr_high'])}"
-    text += ")."
-    if len(table) == 1 or best["probability_best"] is None:
-        return text
-    rivals = [row["teacher"] for row in table[1:] if (row["probability_best"] or 0) >= POSSIBLE]
+    ranking = pool.ranking
+    judged, said = ranking.judged, [caution] if (caution := ranking.caution(name)) else []
+    scored = [row for row in ranking.table if row["trajectories"]]
+    if len(scored) == 1:
+        return f"There is no other teacher to compare {name(scored[0]['teacher'])} with: {_figures(scored[0], pool)}."
+    if len(judged) == 1:
+        best = name(judged[0]["teacher"])
+        said.append(f"{best} is the only teacher that can be judged: {_figures(judged[0], pool)}.")
+    if len(judged) < 2:
+        return " ".join(said)
+    best = judged[0]
+    who = f"Of the others, {name(best['teacher'])}" if said else name(best["teacher"])
+    said.append(f"{who} suits best: {_figures(best, pool)}.")
+    rivals = [row["teacher"] for row in judged[1:] if (row["probability_best"] or 0) >= POSSIBLE]
+    certainty = f"It is the lowest in {percent(best['probability_best'])} of resamplings"
     if best["probability_best"] >= CERTAIN:
-        return f"{text} It is the lowest in {percent(best['probability_best'])} of resamplings: fairly sure."
+        return " ".join([*said, f"{certainty}: fairly sure."])
     others = ", ".join(map(name, rivals[:3])) + (f" and {len(rivals) - 3} more" if len(rivals) > 3 else "")
-    others = f" {others} may suit as well or better." if rivals else ""
-    return f"{text} It is the lowest in {percent(best['probability_best'])} of resamplings: not sure.{others}"
+    return " ".join([*said, f"{certainty}: not sure.", *([f"{others} may suit as well or better."] if rivals else [])])
+
+
+def _figures(row: dict, pool: Pool) -> str:
+    text = f"RSR {number(row['rsr'], 3)} ({DIRECTION}"
+    if row["rsr_low"] is not None:
+        text += f"; {pool.ranking.confidence:.0%} interval {number(row['rsr_low'])} to {number(row['rsr_high'])}"
+    return f"{text})"
 
 
 def _choice(pool: Pool) -> str:

@@ -109,7 +109,8 @@ def _facts(material: Material) -> Iterator[tuple[str, str]]:
         yield title, f"column {name(group.column)}" if group else "no column"
     yield "Correctness", f"column {name(pool.correctness_column)}" if pool.correctness_column else "no column"
     if pool.ranking is not None:
-        yield "Intervals", f"{pool.ranking.confidence:.0%}, studentised bootstrap, 1,000 draws, seed 0"
+        method = "studentised bootstrap (Student's t under 10 problems), 1,000 draws, seed 0"
+        yield "Intervals", f"{pool.ranking.confidence:.0%}, {method}"
     yield "Page made", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by rsr-trl {__version__}"
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
     yield "With", f"Python {platform.python_version()}, {versions}"

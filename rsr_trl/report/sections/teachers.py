@@ -11,6 +11,9 @@ from rsr_trl.report.wording import label
 
 MAX_DRAWN = 30
 MAX_ROWS = 300
+REACH = (
+    2.0  # an interval is drawn as far as this times the largest RSR and the smallest over this: the rest is an arrow
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Teachers:
         chart ([`Chart`]): RSR with intervals, the most suitable on top.
         table (`list[dict]`): As [`rank_teachers`] gives it, with the mark of each teacher in the charts.
         drawn, more (`int`): Teachers in the chart, and teachers that the table leaves out.
+        beyond (`bool`): Whether an interval reaches beyond the chart.
         problems (`int`, *optional*): Problems compared on.
         has (`dict[str, bool]`): Which columns of the table say something.
         confidence (`float`): Level of the intervals.
@@ -30,6 +34,7 @@ class Teachers:
     table: list[dict]
     drawn: int
     more: int
+    beyond: bool
     problems: int | None
     has: dict[str, bool]
     confidence: float
@@ -50,6 +55,7 @@ def make(material: Material) -> Teachers | Missing:
         f"{label(row['teacher'])} {row['rsr']:.2f}" for row in rows[:12]
     )
     number = len(ranking.table)
+    least, most = _span(rows)
     table = [
         {**row, "mark": mark_svg(min(place, MAX_SERIES), number)} for place, row in enumerate(ranking.table[:MAX_ROWS])
     ]
@@ -58,6 +64,7 @@ def make(material: Material) -> Teachers | Missing:
         table=table,
         drawn=len(rows),
         more=number - len(table),
+        beyond=any(row["rsr_low"] < least or row["rsr_high"] > most for row in rows if row["rsr_low"] is not None),
         problems=ranking.num_problems,
         has={
             "interval": any(row["rsr_low"] is not None for row in table),
@@ -70,10 +77,21 @@ def make(material: Material) -> Teachers | Missing:
     )
 
 
+def _span(rows: list[dict]) -> tuple[float, float]:
+    """Where intervals are drawn: one from two or three problems may be so wide that it leaves no room for the rest."""
+    ratios = [row["rsr"] for row in rows] or [1.0]
+    return min(ratios) / REACH, max(ratios) * REACH
+
+
 def _plot(axes: Axes, rows: list[dict], number: int) -> None:
+    least, most = _span(rows)
     for place, row in enumerate(rows):
         if row["rsr_low"] is not None:
-            axes.plot([row["rsr_low"], row["rsr_high"]], [place, place], color=INK, linewidth=1.4)
+            low, high = max(row["rsr_low"], least), min(row["rsr_high"], most)
+            axes.plot([low, high], [place, place], color=INK, linewidth=1.4)
+            for end, whole, arrow in ((low, row["rsr_low"], "<"), (high, row["rsr_high"], ">")):
+                if end != whole:
+                    axes.plot([end], [place], marker=arrow, color=INK, markersize=5)
         axes.plot([row["rsr"]], [place], markersize=8, linestyle="none", **mark(place, number))
     axes.set_yticks(range(len(rows)), [label(row["teacher"]) for row in rows])
     axes.set_ylim(len(rows) - 0.5, -0.5)
