@@ -120,6 +120,7 @@ def _show(out: "Console", comparison: "Comparison", dataset_name: str) -> None:
     from rich.text import Text
 
     from rsr_trl.cli import summary
+    from rsr_trl.selection.teacher_rows import SELECTED, is_selection
 
     problems = f" of {comparison.num_problems:,} problems" if comparison.num_problems is not None else ""
     head = f"{len(comparison.scores)} scores of {comparison.num_compared:,} trajectories{problems}"
@@ -129,7 +130,7 @@ def _show(out: "Console", comparison: "Comparison", dataset_name: str) -> None:
     _show_choices(out, comparison)
     if len(comparison.teachers) > 1:
         _show_teachers(out, comparison)
-    for note in comparison.notes:
+    for note in [*comparison.notes, *([SELECTED] if is_selection(dataset_name) else [])]:
         out.print(Text(f"Note: {note}"))
     summary.print_next(
         out, "rsr", "select", "--dataset_name", dataset_name, *comparison.rule.split(), "--output_dir", "OUT"

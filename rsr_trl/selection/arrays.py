@@ -4,6 +4,7 @@ It knows names and types of columns, and nothing of what is chosen with them. No
 """
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 import numpy as np
 import pyarrow as pa
@@ -31,7 +32,8 @@ def read_table(dataset: Dataset, names: Iterable[str | None]) -> pa.Table:
     wanted = list(dict.fromkeys(name for name in names if name is not None))
     for name in wanted:
         if name not in dataset.column_names:
-            hint = ""
+            close = get_close_matches(name, dataset.column_names, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
             if name in columns.SCORE_COLUMNS:
                 hint = " Score it first with RSRScorer(student).score(dataset) or `rsr score`."
             raise ValueError(f"The dataset has no column {name!r}; its columns are {dataset.column_names}.{hint}")

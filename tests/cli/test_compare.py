@@ -5,6 +5,7 @@ import pytest
 
 from rsr_trl.cli import compare
 from rsr_trl.cli.options import parse
+from rsr_trl.data import write_scored
 from rsr_trl.selection.compare import compare_scores
 from tests.selection.pools import clean_pool, column
 
@@ -130,3 +131,10 @@ def test_a_correct_column_that_is_no_boolean_is_used_only_if_asked_for(save, cap
 def test_wrong_options_are_one_message(save, options, message):
     with pytest.raises(ValueError, match=message):
         run("--dataset_name", save(clean_pool()), *options)
+
+
+def test_a_selection_says_that_teachers_cannot_be_ranked_on_it(capsys, tmp_path):
+    for card, told in (("10 of 20 trajectories, chosen by `rsr select`.", True), ("Made by `rsr score`.", False)):
+        write_scored(clean_pool(), tmp_path / "dataset", card, overwrite=told is False)
+        run("--dataset_name", str(tmp_path / "dataset"))
+        assert ("don't tell which teacher suits" in text_of(capsys)) == told

@@ -230,7 +230,10 @@ class TestBadInput:
                 {"score_threshold": 3.0, "max_share_per_teacher": 0.3, "teacher_column": "teacher"},
                 "instead of score_threshold",
             ),
-            ({"group_column": "problem"}, r"no column 'problem'; its columns are \['problem_id', 'teacher'"),
+            (
+                {"group_column": "problem"},
+                r"no column 'problem'; its columns are \['problem_id', .* mean 'problem_id'\?",
+            ),
             (
                 {"keep_fraction": 0.5, "score": "teacher", "prefer": "low"},
                 "'teacher' must hold numbers, but it is string",
