@@ -193,7 +193,12 @@ def main(
         teacher_column,
         say=lambda line: out.print(line, markup=False),
     )
-    result = pilot.run(dry_run=pilot_args.dry_run)
+    try:
+        result = pilot.run(dry_run=pilot_args.dry_run)
+    except KeyboardInterrupt:
+        if pilot.state.is_main_process and not pilot_args.dry_run:
+            out.print("\nStopped. Trainings that were finished are kept: run the same command again to go on.")
+        raise
     if pilot.state.is_main_process and pilot_args.json:
         summary.print_json(result)
     elif pilot.state.is_main_process and not pilot_args.dry_run:

@@ -1,5 +1,6 @@
 """What `rsr score` says at its end, after a stop, and for `--dry_run`."""
 
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -38,6 +39,7 @@ def finish(
         result |= summary.figures(scores, teacher_column)
         others = [name for name in scores.column_names if name.startswith(columns.SCORE_PREFIX)]
         not_scored = scores.data[columns.RSR].null_count
+        result["vocab_size"] = job.scorer.student.vocab_size
         result["undefined"] = {name: n for name in others if (n := scores.data[name].null_count - not_scored)}
         next_command = _next_command(job, output_dir, teacher_column)
         if push_to_hub:
@@ -160,6 +162,12 @@ def _print_summary(result: dict, next_command: Sequence[str]) -> None:
         out.print(
             f"RSR ({summary.DIRECTION}): median {number(result['rsr_median'])}, best tenth <= "
             f"{number(result['rsr_p10'])}, worst >= {number(result['rsr_p90'])}"
+        )
+    if result["scored"] and result["mean_surprisal"] > math.log(result["vocab_size"]):
+        out.print(
+            f"The student predicts this text worse than a blind guess among all its words would (mean surprisal "
+            f"{result['mean_surprisal']:.2f} nats, ln {result['vocab_size']:,} = "
+            f"{math.log(result['vocab_size']):.2f}): it is untrained, or the tokenizer is another model's."
         )
     if result["scored"] and "teachers" in result:
         _print_teachers(out, result["teachers"])

@@ -1,5 +1,6 @@
 import json
 import math
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,14 @@ def test_provenance_by_the_logprobs_of_a_column(way, score, capsys, tiny_student
     assert len(set(scored["score_provenance"])) > 2
     assert "is null for" not in capsys.readouterr().err  # the row that isn't scored is told on its own
     assert scored["logprobs"][0]["content"][1]["logprob"] == -0.5
+
+
+def test_a_student_that_is_worse_than_a_blind_guess_is_pointed_out(score, capsys):
+    assert score() == 0  # random, so it is
+    captured = " ".join(capsys.readouterr().err.split())
+    surprisal = load_dataset(score.output_dir, split="train")["rsr_mean_surprisal"]
+    mean = statistics.mean(value for value in surprisal if value is not None)
+    assert mean > math.log(262) and f"(mean surprisal {mean:.2f} nats, ln 262 = {math.log(262):.2f})" in captured
 
 
 def test_rows_without_provenance_are_counted(score, capsys, tmp_path):
