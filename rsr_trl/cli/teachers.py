@@ -109,6 +109,13 @@ def main(
 
     if teachers_args.json and teachers_args.csv:
         raise ValueError("Give one of --json and --csv: both go to standard output.")
+    if not 0 < teachers_args.certainty < 1:
+        raise ValueError(f"--certainty must be in (0, 1), got {teachers_args.certainty:g}: 95% is 0.95.")
+    if teachers_args.goal == "order" and student_args.model_name_or_path is None:
+        raise ValueError(
+            "--goal order is for scoring in rounds, with --model_name_or_path. Of a scored dataset the whole order is "
+            "shown anyway, with the probability of each pair in --json."
+        )
     if teachers_args.json or teachers_args.csv:
         summary.without_bars()
     dataset = data.load(data_args.dataset_name, data_args.dataset_config, data_args.dataset_split)

@@ -191,6 +191,8 @@ def test_with_a_student_it_can_score_all(gsm8k_path, gsm8k_student, capsys):
         (["--model_name_or_path", "student"], "needs --problem_column"),
         (["--model_name_or_path", "student", "--problem_column", "problem_id", "--score", "rank"], "--goal all"),
         (["--max_trajectories", "9"], "is for scoring in rounds"),
+        (["--goal", "order"], "--goal order is for scoring in rounds"),
+        (["--certainty", "95"], r"--certainty must be in \(0, 1\), got 95: 95% is 0.95"),
         (["--teacher_column", "writer"], "no column 'writer'"),
         (["--problem_column", "problem"], "no column 'problem'"),
     ],
