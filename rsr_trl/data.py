@@ -5,6 +5,7 @@ This file knows no model and no tokenizer.
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from datasets import (
@@ -303,11 +304,19 @@ def _is_ours(folder: Path) -> bool:
     return card.is_file() and "\n- rsr-trl\n" in card.read_text(encoding="utf-8", errors="replace")[:1000]
 
 
-def check_not_read(dataset_name: str, output_dir: str | Path) -> None:
-    """Raise `ValueError` if a dataset is read from the folder that is to be written, and would be lost."""
-    source, target = Path(dataset_name).expanduser(), Path(output_dir).expanduser().resolve()
-    if source.exists() and source.resolve().is_relative_to(target):
-        raise ValueError(f"{dataset_name!r} is read and lies in output_dir, which is written. Choose another.")
+def is_selection(source: str | None) -> bool:
+    """Whether `source` is a folder that `rsr select` wrote, by its card."""
+    card = Path(source or "", "README.md")
+    return source is not None and card.is_file() and "chosen by `rsr select`" in card.read_text(encoding="utf-8")
+
+
+def check_not_read(sources: Iterable[str | Path], output_dir: str | Path) -> None:
+    """Raise `ValueError` if a file or folder that is read lies in the folder that is to be written."""
+    target = Path(output_dir).expanduser().resolve()
+    for source in sources:
+        path = Path(source).expanduser()
+        if path.exists() and path.resolve().is_relative_to(target):
+            raise ValueError(f"{str(source)!r} is read and lies in output_dir, which is written. Choose another.")
 
 
 def write_scored(dataset: Dataset, output_dir: str | Path, card: str, overwrite: bool = False) -> None:

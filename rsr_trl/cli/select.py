@@ -100,7 +100,7 @@ def main(data_args: DatasetArguments, select_args: SelectArguments, output_args:
 
     if output_args.json:
         summary.without_bars()
-    data.check_not_read(data_args.dataset_name, output_args.output_dir)
+    data.check_not_read([data_args.dataset_name], output_args.output_dir)
     data.check_output_dir(output_args.output_dir, output_args.overwrite)
     dataset = data.load(data_args.dataset_name, data_args.dataset_config, data_args.dataset_split)
     teacher_column = summary.teacher_column_of(dataset, output_args.teacher_column)

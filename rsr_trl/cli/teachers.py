@@ -168,7 +168,8 @@ def _rank(
     scored: "Dataset", teacher_column: str, args: TeachersArguments, next_command: list[str], source: str
 ) -> None:
     from rsr_trl.cli import summary
-    from rsr_trl.selection.teacher_rows import SELECTED, is_selection
+    from rsr_trl.data import is_selection
+    from rsr_trl.selection.teacher_rows import SELECTED
     from rsr_trl.selection.teachers import rank_teachers
 
     with warnings.catch_warnings():
@@ -236,7 +237,7 @@ def _show_ranking(out: "Console", ranking: "TeacherRanking", args: TeachersArgum
 
     from rsr_trl.cli import summary
     from rsr_trl.cli.summary import number
-    from rsr_trl.selection.teacher_rows import counted
+    from rsr_trl.selection.arrays import counted
 
     on = "unmatched problems" if ranking.num_problems is None else counted(ranking.num_problems, "problem")
     first = ", most suitable first" if len(ranking.table) > 1 else ""
@@ -312,7 +313,7 @@ def _show_race(out: "Console", race: "TeacherRace") -> None:
     from rich.text import Text
 
     from rsr_trl.cli import summary
-    from rsr_trl.selection.teacher_rows import counted
+    from rsr_trl.selection.arrays import counted
 
     if race.certain:
         what = "The order of teachers is" if race.goal == "order" else f"{race.best} is the most suitable teacher,"

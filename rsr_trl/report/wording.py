@@ -47,7 +47,3 @@ def percent(value: float | None) -> str:
     if 0 < value < 0.005:
         return "<1%"
     return ">99%" if 0.995 <= value < 1 else f"{value:.0%}"
-
-
-def count(value: int, thing: str) -> str:
-    return f"{value:,} {thing if value == 1 else 'trajectories' if thing == 'trajectory' else thing + 's'}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from xxhash import xxh3_128
 
-from rsr_trl.data import COMPLETE, DATA_FOLDER, STATE_FOLDER, check_output_dir
+from rsr_trl.data import COMPLETE, DATA_FOLDER, STATE_FOLDER, check_not_read, check_output_dir
 from rsr_trl.scoring.locks import Lock
 from rsr_trl.scoring.shards import RECORDS, digest_of, write_json
 
@@ -111,9 +111,7 @@ def open_folder(output_dir: Path, run: dict, overwrite: bool) -> str:
         OSError: if it can't be written.
     """
     state = output_dir / STATE_FOLDER
-    read = [Path(file["path"]) for file in run["data"]["files"] if "path" in file]
-    if inside := [file for file in read if file.is_relative_to(output_dir.resolve())]:
-        raise ValueError(f"{str(inside[0])!r} is read and lies in output_dir, which is written. Choose another.")
+    check_not_read([file["path"] for file in run["data"]["files"] if "path" in file], output_dir)
     if not state.is_dir():
         try:
             check_output_dir(output_dir, overwrite)

@@ -116,3 +116,10 @@ def place_in_run(keys: np.ndarray) -> np.ndarray:
 def examples(names: list, limit: int = 5) -> str:
     """A few of `names` for a message."""
     return ", ".join(map(repr, names[:limit])) + (", ..." if len(names) > limit else "")
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 teacher`, `2 teachers`, `2 trajectories`."""
+    if thing.endswith("y") and number != 1:
+        return f"{number:,} {thing[:-1]}ies"
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

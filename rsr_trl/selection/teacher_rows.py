@@ -1,34 +1,20 @@
 """A scored dataset as arrays by teacher: which rows compare on equal terms, and what those of a teacher add up to."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 
 from rsr_trl import columns
-from rsr_trl.selection.arrays import check_one_student, examples, flags, labels, numbers, read_table
+from rsr_trl.selection.arrays import check_one_student, counted, examples, flags, labels, numbers, read_table
 from rsr_trl.selection.bootstrap import RatioDraws, probability_best
 from rsr_trl.selection.scores import read_score
-
-
-def counted(number: int, thing: str) -> str:
-    """`1 teacher`, `2 teachers`, `2 trajectories`."""
-    if thing.endswith("y") and number != 1:
-        return f"{number:,} {thing[:-1]}ies"
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 SELECTED = (
     "These trajectories were chosen by their score (`rsr select`), so they don't tell which teacher suits: rank "
     "teachers on the dataset that they were chosen from."
 )
-
-
-def is_selection(source: str | None) -> bool:
-    """Whether `source` is a folder that `rsr select` wrote, by its card."""
-    card = Path(source or "", "README.md")
-    return source is not None and card.is_file() and "chosen by `rsr select`" in card.read_text(encoding="utf-8")
 
 
 @dataclass

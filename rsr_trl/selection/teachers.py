@@ -10,9 +10,10 @@ import pandas as pd
 from datasets import Dataset
 
 from rsr_trl import columns
+from rsr_trl.selection.arrays import counted
 from rsr_trl.selection.bootstrap import RatioDraws, probability_below, resample_ratios
 from rsr_trl.selection.scores import direction_of
-from rsr_trl.selection.teacher_rows import TeacherRows, counted
+from rsr_trl.selection.teacher_rows import TeacherRows
 
 
 PAIRED_BEST = 20  # teachers among which every pair gets a probability

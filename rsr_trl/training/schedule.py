@@ -47,7 +47,7 @@ class ScoreCallback(TrainerCallback):
         elif not trainer._resumed:
             trainer._log_scores()
         self._warned = False
-        if not trainer._resumed and (nothing := trainer._nothing_trains()):
+        if not trainer._resumed and (nothing := _nothing_trains(trainer)):
             raise ValueError(nothing)
         # Neither describes the student of a later call of train().
         trainer._has_scores = trainer._resumed = False
@@ -65,7 +65,7 @@ class ScoreCallback(TrainerCallback):
         elif trainer._online:  # what the last epoch didn't train on
             started = (epoch - 1) * trainer._steps_per_epoch
             trainer.rescore(np.flatnonzero(~trainer.table.train_mode | (trainer.table.step < started)))
-        if not self._warned and (nothing := trainer._nothing_trains()):
+        if not self._warned and (nothing := _nothing_trains(trainer)):
             self._warned = True  # once: the student hardly changes any more, nor do its scores
             if trainer.is_world_process_zero():
                 logger.warning(f"{nothing} That is so from step {state.global_step} on.")
@@ -86,3 +86,19 @@ class ScoreCallback(TrainerCallback):
 
     def on_epoch_end(self, args, state, control, **kwargs):
         self.trainer._write_online_history()
+
+
+def _nothing_trains(trainer: "RSRSFTTrainer") -> str | None:
+    """What is wrong where the score threshold lets no example through; the same on every process."""
+    args, table, threshold = trainer.args, trainer.table, trainer._score_threshold
+    if threshold is None or trainer._sampler.kept_share() > 0:
+        return None
+    low, scores, found = args.rsr_prefer == "low", table.scores[np.isfinite(table.scores)], "none has one"
+    if scores.size:
+        nearest = f"lowest is {scores.min():.4g}" if low else f"highest is {scores.max():.4g}"
+        found = f"the {nearest}, the median {np.median(scores):.4g}"
+    return (
+        f"No example trains: rsr_score_threshold={threshold} lets scores {table.score!r} of {threshold} and "
+        f"{'lower' if low else 'higher'} through (rsr_prefer={args.rsr_prefer!r}), and of {len(table)} examples "
+        f"{found}. {'Raise' if low else 'Lower'} the threshold."
+    )

@@ -22,7 +22,7 @@ from rsr_trl import columns
 from rsr_trl.equations import CITATION
 from rsr_trl.scoring.batches import plan_batches
 from rsr_trl.scoring.fingerprint import student_fingerprint
-from rsr_trl.scoring.student import MAX_BATCH_TOKENS, Student, best_layout, length_border
+from rsr_trl.scoring.student import Student, best_layout, default_batch_tokens, length_border
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from rsr_trl.selection.arrays import labels, numbers, read_table
 from rsr_trl.training.collator import NUM_SCORED, live_collator, live_threshold
@@ -125,9 +125,7 @@ class RSRSFTTrainer(SFTTrainer):
         self._resumed = False
         self.data_collator = live_collator(self.data_collator, self._online)
         device = self.accelerator.device
-        self._max_batch_tokens = args.rsr_max_batch_tokens or MAX_BATCH_TOKENS.get(
-            device.type, MAX_BATCH_TOKENS["cuda"]
-        )
+        self._max_batch_tokens = args.rsr_max_batch_tokens or default_batch_tokens(device)
         base = self.model.get_base_model() if is_peft_model(self.model) else self.model
         # The tokens that prompt learning puts in front of a row would belong to the first of packed rows alone.
         in_front = is_peft_model(self.model) and self.model.active_peft_config.is_prompt_learning
@@ -332,20 +330,6 @@ class RSRSFTTrainer(SFTTrainer):
         self._unwritten[rows] = True
 
     # ------------------------------------------------------------------------------------------------ telling
-
-    def _nothing_trains(self) -> str | None:
-        """What is wrong where the score threshold lets no example through; the same on every process."""
-        if self._score_threshold is None or self._sampler.kept_share() > 0:
-            return None
-        low, scores = self.args.rsr_prefer == "low", self.table.scores[np.isfinite(self.table.scores)]
-        nearest = f"{scores.min() if low else scores.max():.4g}, the median {np.median(scores):.4g}"
-        found = f"the {'lowest' if low else 'highest'} is {nearest}" if scores.size else "none has one"
-        return (
-            f"No example trains: rsr_score_threshold={self._score_threshold} lets scores {self.table.score!r} of "
-            f"{self._score_threshold} and {'lower' if low else 'higher'} through (rsr_prefer="
-            f"{self.args.rsr_prefer!r}), and of {len(self.table)} examples {found}. {'Raise' if low else 'Lower'} the "
-            "threshold."
-        )
 
     def _summary(self) -> dict[str, float]:
         """Of RSR as it is known, and of the score that the examples are ordered by."""

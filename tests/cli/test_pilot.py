@@ -153,7 +153,7 @@ def test_an_output_dir_is_needed(argv):
 
 
 def start(words: list[str], *launcher: str) -> subprocess.Popen:
-    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.getcwd()}
+    env = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.getcwd()}
     script = list(launcher) or ["-c", RUN]
     return subprocess.Popen([sys.executable, *script, *words], env=env, stderr=subprocess.PIPE, text=True)
 

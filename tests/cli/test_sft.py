@@ -249,7 +249,7 @@ def test_two_processes_through_accelerate_launch(raw, tiny_student_path, tmp_pat
         *("--model_name_or_path", tiny_student_path, "--dataset_name", raw, *COLUMNS, *QUICK),
         *("--output_dir", str(tmp_path / "two")),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     with open(tmp_path / "two" / "README.md") as card:

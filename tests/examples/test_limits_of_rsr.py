@@ -175,7 +175,7 @@ def test_the_words_follow_the_figures(found, interval, words):
 
 
 def run(folder, *options):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(EXAMPLES.parent), "HF_HUB_OFFLINE": "1"}
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(EXAMPLES / "limits_of_rsr.py"), "--quick", "--output_dir", str(folder), *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
 

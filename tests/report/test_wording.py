@@ -1,6 +1,6 @@
 import pytest
 
-from rsr_trl.report.wording import count, name, number, percent, prose, ratio
+from rsr_trl.report.wording import name, number, percent, prose, ratio
 
 
 def test_names_are_one_short_line_that_hides_nothing():
@@ -37,11 +37,3 @@ def test_ratios_stay_short(value, text):
 )
 def test_percent_never_rounds_to_none_or_all(value, text):
     assert percent(value) == text
-
-
-def test_counts():
-    assert [count(1, "trajectory"), count(2, "trajectory"), count(1200, "problem")] == [
-        "1 trajectory",
-        "2 trajectories",
-        "1,200 problems",
-    ]

@@ -1,6 +1,7 @@
-"""The Qwen3 tokenizer, loaded once for the many tests that set templates on it."""
+"""The Qwen3 tokenizer, loaded once for the many tests that set templates on it; and no progress bars of `datasets`."""
 
 import pytest
+from datasets import disable_progress_bars, enable_progress_bars
 
 
 @pytest.fixture(scope="session")
@@ -17,3 +18,11 @@ def qwen3(_qwen3):
     yield _qwen3
     _qwen3.chat_template = template
     _qwen3.bos_token = None
+
+
+@pytest.fixture
+def quiet():
+    """No progress bars of `datasets`."""
+    disable_progress_bars()
+    yield
+    enable_progress_bars()

@@ -137,19 +137,3 @@ def test_the_scales_of_these_configurations_matter():
         assert not torch.allclose(
             head.score(hidden, targets).surprisals, plain.score(hidden, targets).surprisals, rtol=1e-2
         )
-
-
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "gpt2"])
-def test_packed_rows_do_not_see_each_other(family):
-    """The layout for FlashAttention; here a mask that transformers builds from the positions keeps rows apart."""
-    model = build(family)
-    random = np.random.default_rng(1)
-    examples = [
-        TokenizedExample(random.integers(3, VOCAB, n, dtype=np.int32), np.arange(n) >= 2) for n in (9, 16, 5, 12)
-    ]
-    alone, packed = Student(model), Student(model, max_batch_tokens=30)
-    packed.layout = "packed"
-    expected, found = dict(alone.score(examples)), dict(packed.score(examples))
-    for i in range(len(examples)):
-        np.testing.assert_allclose(found[i].surprisals, expected[i].surprisals, rtol=1e-4, atol=1e-5)
-        assert (found[i].token_ids == expected[i].token_ids).all()

@@ -74,14 +74,8 @@ def model_of(family: str):
     return build(family)
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "gpt_bigcode"])
-def test_packed_rows_do_not_see_each_other(family):
-    model = model_of(family)
-    model.config._attn_implementation_internal = "flash_attention_2"
-    if not model._supports_flash_attn or best_layout(model, torch.device("cuda")) != "packed":
-        assert family in ("gpt_oss", "falcon_h1", "lfm2"), "a common family isn't packed any more"
-        return
-    model.set_attn_implementation(STAND_IN)
+def assert_apart(model, rtol: float, atol: float) -> tuple[list[TokenizedExample], dict]:
+    """Packed rows have the scores of rows alone. Returns the rows, and those scores."""
     random = np.random.default_rng(1)
     examples = [
         TokenizedExample(random.integers(3, VOCAB, n, dtype=np.int32), np.arange(n) >= 2) for n in (9, 16, 5, 12)
@@ -90,7 +84,25 @@ def test_packed_rows_do_not_see_each_other(family):
     packed.layout = "packed"
     expected, found = dict(alone.score(examples)), dict(packed.score(examples))
     for i in range(len(examples)):
-        np.testing.assert_allclose(found[i].surprisals, expected[i].surprisals, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(found[i].surprisals, expected[i].surprisals, rtol=rtol, atol=atol)
+        assert (found[i].token_ids == expected[i].token_ids).all()
+    return examples, expected
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text", "gpt2"])
+def test_a_mask_that_transformers_builds_from_the_positions_keeps_rows_apart(family):
+    assert_apart(build(family), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "gpt_bigcode"])
+def test_packed_rows_do_not_see_each_other(family):
+    model = model_of(family)
+    model.config._attn_implementation_internal = "flash_attention_2"
+    if not model._supports_flash_attn or best_layout(model, torch.device("cuda")) != "packed":
+        assert family in ("gpt_oss", "falcon_h1", "lfm2"), "a common family isn't packed any more"
+        return
+    model.set_attn_implementation(STAND_IN)
+    examples, expected = assert_apart(model, rtol=1e-3, atol=1e-4)
 
     add_rsr_head(model)  # and in the trainer's pass
     arrays = lay_out([example.input_ids for example in examples], [example.scored for example in examples], "packed")

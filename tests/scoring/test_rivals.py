@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict, disable_progress_bars, enable_progress_bars
+from datasets import Dataset, DatasetDict
 
 from rsr_trl import RSRScorer, columns
 from rsr_trl.scoring.rivals import ALL_COLUMNS, ONE_PASS, SCORES, check_scores
@@ -13,6 +13,8 @@ from rsr_trl.scoring.scored_tokens import ScoredTokens
 from rsr_trl.selection.scores import available_scores, read_score
 from tests.scoring.truth import Truth, in_float64, truth_of
 
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 NAMES = list(SCORES)
 # Responses by their steps: lines where there are some, else sentences.
@@ -23,13 +25,6 @@ RESPONSES = [
     [*(f"{i} more\n" for i in range(9)), "ten"],
 ]
 PROMPT = "Q:\n2+3?\nA:"
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    disable_progress_bars()
-    yield
-    enable_progress_bars()
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """RSRScorer on real text against the definition, with the scored places found in another way than the package's."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, disable_progress_bars, enable_progress_bars
+from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from rsr_trl import RSRScorer, columns, equations
@@ -13,16 +11,11 @@ from rsr_trl.scoring import lm_head
 from tests.scoring.truth import Truth, in_float64, truth_of
 
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 Row = dict[str, object]
 # Random students of a real vocabulary: 150,000 logits lie within a few units, so many are neighbours by rounding.
 CROWDED = {"rounding": 1e-5, "decided": 0.3}
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    disable_progress_bars()
-    yield
-    enable_progress_bars()
 
 
 def places_of_completion(tokenizer: PreTrainedTokenizerBase, row: Row) -> tuple[list[int], list[int]]:

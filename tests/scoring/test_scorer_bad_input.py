@@ -1,26 +1,20 @@
 """Bad input: a clear error before any work, or a null with its reason; no crash in the middle, no silent zero."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, disable_progress_bars, enable_progress_bars
+from datasets import Dataset
 
 from rsr_trl import RSRScorer, columns
 from rsr_trl.scoring.tokens import ExampleTokenizer
 
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 GOOD = {"prompt": "2+2=", "completion": " 4, of course"}
 USER, ASSISTANT = {"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    disable_progress_bars()
-    yield
-    enable_progress_bars()
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """One scorer, many entries: map, map(batched=True), score, iterables, dicts, formats. All give the same columns."""
 
 import logging
-from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -11,12 +10,12 @@ from datasets import (
     DatasetDict,
     Features,
     IterableDatasetDict,
-    disable_progress_bars,
-    enable_progress_bars,
 )
 
 from rsr_trl import RSRScorer, columns
 
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 ROWS = [
     {"id": 0, "prompt": "1+1=", "completion": "", "weights": [0.5, 1.5], "note": None},
@@ -48,13 +47,6 @@ SHAPES = {
         for row in ROWS
     ],
 }
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    disable_progress_bars()
-    yield
-    enable_progress_bars()
 
 
 @pytest.fixture

@@ -5,27 +5,22 @@ import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset, disable_progress_bars, enable_progress_bars, load_from_disk
+from datasets import Dataset, load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsr_trl import RSRScorer, columns
 from rsr_trl.scoring.student import Student
 
 
+pytestmark = pytest.mark.usefixtures("quiet")
+
 ROWS = [{"prompt": f"{n}+{n}=", "completion": f" it makes {2 * n}"} for n in range(6)]
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    disable_progress_bars()
-    yield
-    enable_progress_bars()
 
 
 @pytest.fixture
@@ -87,7 +82,7 @@ class TestById:
             "Student.score = None\n"  # the first computation fails
             "print(json.dumps([name, list(load_from_disk(path).map(scorer)['rsr'])]))\n"
         )
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7", "PYTHONPATH": str(REPOSITORY)}
+        environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(REPOSITORY)}
         arguments = [sys.executable, "-c", script, str(tmp_path / "data"), tiny_student_path]
         done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

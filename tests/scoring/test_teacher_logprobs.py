@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from datasets import Dataset, DatasetDict, disable_progress_bars, enable_progress_bars
+from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
@@ -13,6 +13,8 @@ from rsr_trl.scoring.teacher_logprobs import read_generations, surprisals_of_ste
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from tests.scoring.truth import in_float64, truth_of
 
+
+pytestmark = pytest.mark.usefixtures("quiet")
 
 BYTE_OF = {letter: byte for byte, letter in bytes_to_unicode().items()}
 PROMPT = "Q:\n2+3?\nA:"
@@ -25,13 +27,6 @@ RESPONSES = [
     "<think>\nHm, 2+3.\n</think>\n\nIt is 5.",
 ]
 TURNS = [["one.\ntwo", "three"], ["Well, 5.\nOr so", "4\n"], ["No.", "Yes.\nNo. Yes."]]
-
-
-@pytest.fixture(autouse=True)
-def quiet():
-    disable_progress_bars()
-    yield
-    enable_progress_bars()
 
 
 @pytest.fixture

@@ -120,7 +120,7 @@ def run_on_processes(jobs: list[Job], processes: int, folder: Path) -> list[list
     (folder / "jobs.json").write_text(json.dumps([vars(job) for job in jobs]))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     path = os.pathsep.join([str(REPOSITORY), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    environment = os.environ | {"PYTHONPATH": path}
     done = subprocess.run(
         [*command, __file__, str(folder / "jobs.json")], env=environment, capture_output=True, text=True, timeout=600
     )

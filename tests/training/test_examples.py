@@ -34,7 +34,7 @@ def start(tiny_student_path, data, tmp_path):
     def run(name, *options, launcher=()):
         out = str(tmp_path / "out")
         given = ["--model", tiny_student_path, "--data", data, "--output_dir", out]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
+        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, *launcher, str(EXAMPLES / name), *given, *options]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stderr[-4000:]

@@ -133,7 +133,7 @@ def test_under_fsdp2_scores_are_those_of_one_process(tmp_path, tiny_student_path
         "2",
         sharded.__file__,
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(
         [*command, tiny_student_path, str(tmp_path / "result.json")],
         env=environment,

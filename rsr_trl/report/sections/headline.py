@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rsr_trl.data import is_selection
 from rsr_trl.equations import dataset_rsr
 from rsr_trl.report.pool import Material, Pool
-from rsr_trl.report.wording import DIRECTION, count, name, number, percent
-from rsr_trl.selection.teacher_rows import SELECTED, is_selection
+from rsr_trl.report.wording import DIRECTION, name, number, percent
+from rsr_trl.selection.arrays import counted
+from rsr_trl.selection.teacher_rows import SELECTED
 
 
 CERTAIN = 0.95
@@ -33,12 +35,12 @@ def make(material: Material) -> Headline:
 
 
 def _counts(pool: Pool, student: str | None) -> str:
-    of = f" of {count(len(pool.problem.names), 'problem')}" if pool.problem else ""
-    by = f" by {count(len(pool.teacher.names), 'teacher')}" if pool.teacher else ""
+    of = f" of {counted(len(pool.problem.names), 'problem')}" if pool.problem else ""
+    by = f" by {counted(len(pool.teacher.names), 'teacher')}" if pool.teacher else ""
     scored = int(pool.scored.sum())
     unscored = "" if scored == len(pool) else f", of which {len(pool) - scored:,} couldn't be scored"
     whose = f" the student {name(student)}" if student else " its student"
-    return f"{count(len(pool), 'trajectory')}{of}{by}, scored with{whose}{unscored}."
+    return f"{counted(len(pool), 'trajectory')}{of}{by}, scored with{whose}{unscored}."
 
 
 def best_teacher(pool: Pool) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 from rsr_trl import __version__
 from rsr_trl.equations import CITATION
 from rsr_trl.report.pool import Material
-from rsr_trl.report.wording import count, name, percent, prose
+from rsr_trl.report.wording import name, percent, prose
+from rsr_trl.selection.arrays import counted
 
 
 MAX_LENGTH = 600  # characters of a caution: names of teachers may be long
@@ -72,10 +73,12 @@ def _cautions(material: Material) -> Iterator[Caution]:
         what = prose(f"{finding.what} {finding.why}", MAX_LENGTH)
         yield Caution(finding.name, what, finding.what_to_do, finding.example_rows)
     if lost := len(pool) - int(pool.scored.sum()):
-        what = f"{count(lost, 'trajectory')} ({percent(lost / len(pool))}) without a score: never chosen."
+        what = f"{counted(lost, 'trajectory')} ({percent(lost / len(pool))}) without a score: never chosen."
         yield Caution("not scored", what, "", [])
     if infinite := int(np.isinf(pool.rsr).sum()):
-        what = f"The student knows {count(infinite, 'trajectory')} by heart: infinite RSR, never drawn, never chosen."
+        what = (
+            f"The student knows {counted(infinite, 'trajectory')} by heart: infinite RSR, never drawn, never chosen."
+        )
         yield Caution("infinite", what, "", [])
     if "bfloat16" in str((material.manifest or {}).get("student", {}).get("dtype")):
         what = "In bfloat16 logits often tie, and ties don't count: ranks are a little too good, scores good to 2%."
@@ -103,8 +106,8 @@ def _facts(material: Material) -> Iterator[tuple[str, str]]:
     yield "Surprisal", "−ln p, in nats"
     yield "RSR", "sum of clipped ranks / sum of surprisals; of a teacher, sum of mean ranks / sum of mean surprisals"
     cut = int((pool.truncated & pool.scored).sum())
-    yield "Cut at the length limit", f"{count(cut, 'trajectory')} ({percent(cut / pool.scored.sum())} of the scored)"
-    yield "Without a score", count(len(pool) - int(pool.scored.sum()), "trajectory")
+    yield "Cut at the length limit", f"{counted(cut, 'trajectory')} ({percent(cut / pool.scored.sum())} of the scored)"
+    yield "Without a score", counted(len(pool) - int(pool.scored.sum()), "trajectory")
     for title, group in (("Teachers", pool.teacher), ("Problems", pool.problem)):
         yield title, f"column {name(group.column)}" if group else "no column"
     yield "Correctness", f"column {name(pool.correctness_column)}" if pool.correctness_column else "no column"

@@ -11,9 +11,8 @@ from rsr_trl.report.wording import label
 
 MAX_DRAWN = 30
 MAX_ROWS = 300
-REACH = (
-    2.0  # an interval is drawn as far as this times the largest RSR and the smallest over this: the rest is an arrow
-)
+# An interval is drawn as far as this times the largest RSR, and the smallest over this: the rest is an arrow.
+REACH = 2.0
 
 
 @dataclass(frozen=True)
