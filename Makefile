@@ -23,13 +23,14 @@ test-all: $(STAMP) ## run the slow and multi-process tests too (and those that n
 lint: $(STAMP) ## check style
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
 
 format: $(STAMP) ## mend style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
 bench: $(STAMP) ## measure this machine: tokens/s and memory against the reference way
-	@$(BIN)/rsr bench
+	@$(BIN)/python -m benchmarks.bench $(ARGS)
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -16,10 +16,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rsr_trl import columns
 from rsr_trl.cli.main import main as rsr
 from rsr_trl.demo import STUDENT_PATH
-from rsr_trl.equations import rsr_from_means, trajectory_means
+from rsr_trl.rsr import (
+    ERROR,
+    MEAN_CLIPPED_RANK,
+    MEAN_SURPRISAL,
+    NUM_TOKENS,
+    RSR,
+    STUDENT,
+    TOKEN_IDS,
+    TOKEN_RANKS,
+    TOKEN_SURPRISALS,
+    TOKEN_TOP1,
+    TRUNCATED,
+    rsr_from_means,
+    trajectory_means,
+)
 
 
 def write_scored(path: Path, rows: int, num_teachers: int, tokens: int, seed: int = 0) -> None:
@@ -40,17 +53,17 @@ def write_scored(path: Path, rows: int, num_teachers: int, tokens: int, seed: in
         "completion": [f"It is {2 * i}. " * 40 for i in problem],
         "teacher": [f"teacher {i}" for i in teacher],
         "correct": rng.random(rows) < 0.7,
-        columns.RSR: rsr_from_means(rank, surprisal),
-        columns.MEAN_CLIPPED_RANK: rank,
-        columns.MEAN_SURPRISAL: surprisal,
-        columns.NUM_TOKENS: lengths,
-        columns.TRUNCATED: rng.random(rows) < 0.05,
-        columns.ERROR: pa.nulls(rows, pa.string()),
-        columns.STUDENT: ["benchmark"] * rows,
-        columns.TOKEN_IDS: pa.ListArray.from_arrays(ends, ids),
-        columns.TOKEN_RANKS: pa.ListArray.from_arrays(ends, ranks),
-        columns.TOKEN_SURPRISALS: pa.ListArray.from_arrays(ends, surprisals),
-        columns.TOKEN_TOP1: pa.ListArray.from_arrays(ends, ids),
+        RSR: rsr_from_means(rank, surprisal),
+        MEAN_CLIPPED_RANK: rank,
+        MEAN_SURPRISAL: surprisal,
+        NUM_TOKENS: lengths,
+        TRUNCATED: rng.random(rows) < 0.05,
+        ERROR: pa.nulls(rows, pa.string()),
+        STUDENT: ["benchmark"] * rows,
+        TOKEN_IDS: pa.ListArray.from_arrays(ends, ids),
+        TOKEN_RANKS: pa.ListArray.from_arrays(ends, ranks),
+        TOKEN_SURPRISALS: pa.ListArray.from_arrays(ends, surprisals),
+        TOKEN_TOP1: pa.ListArray.from_arrays(ends, ids),
     }
     pq.write_table(pa.table(table), path, row_group_size=1000)
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer
 
+from benchmarks.bench import BenchArguments, load_student
 from rsr_trl import RSRScorer, data
-from rsr_trl.cli.bench import BenchArguments, load_student
 from rsr_trl.cli.options import option_parser, parse
 from rsr_trl.demo import STUDENT_PATH
 from rsr_trl.demo.teachers import make_pool

@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 
+from rsr_trl.selection.choose import select_trajectories
 from rsr_trl.selection.teachers import rank_teachers
-from rsr_trl.selection.trajectories import select_trajectories
 
 
 def scored_rows(rows: int, num_teachers: int, each: int, seed: int = 0) -> Dataset:

@@ -32,9 +32,10 @@ from limits_of_rsr_world import STYLES, Problem, make_problems
 from transformers import AutoTokenizer, LlamaForCausalLM, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from rsr_trl import RSRScorer, columns, select_trajectories
+from benchmarks.pretrain_demo_student import BATCH_SIZE, encode, in_batches, pad
+from rsr_trl import RSRScorer, select_trajectories
 from rsr_trl.demo import STUDENT_PATH
-from rsr_trl.demo.pretrain import BATCH_SIZE, encode, in_batches, pad
+from rsr_trl.rsr import NUM_TOKENS
 
 
 PLAN = Path(__file__).parent / "data" / "limits_of_rsr_teachers.json"
@@ -105,7 +106,7 @@ def choose(scored: Dataset, strategy: dict, seed: int) -> Dataset:
         score = "drawn"
         scored = scored.add_column(score, np.random.default_rng(seed).random(len(scored)))
     if "min_tokens" in strategy:
-        enough = np.flatnonzero(np.array(scored[columns.NUM_TOKENS]) >= strategy["min_tokens"])
+        enough = np.flatnonzero(np.array(scored[NUM_TOKENS]) >= strategy["min_tokens"])
         scored = scored.select(enough)
     return select_trajectories(scored, group_column="problem_id", score=score, prefer=strategy["prefer"])
 
@@ -184,7 +185,7 @@ def measure(plan: dict, size: Size, folder: Path, seed: int) -> tuple[dict, Data
     begin = time.monotonic()
     scorer = RSRScorer(str(student), dtype="float32", device="cpu", token_stats=True)
     scored = scorer.score(make_pool(plan["teachers"], taught, seed))
-    longest = max(scored[columns.NUM_TOKENS]) + 10
+    longest = max(scored[NUM_TOKENS]) + 10
     if "student before" not in results["runs"]:
         model = LlamaForCausalLM.from_pretrained(student, dtype=torch.float32)
         results["runs"]["student before"] = [right_answers(model, student, held_out, longest)]

@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from rsr_trl import columns, rank_teachers
+from rsr_trl import rank_teachers
 from rsr_trl.metrics.correlation import correlate
+from rsr_trl.rsr import TOKEN_RANKS, TOKEN_SURPRISALS
 
 
 BARE = ("oracle", "guesser")  # teachers that write an answer without a step
@@ -87,7 +88,7 @@ def verdict(low: float, high: float, below: str, above: str, unclear: str) -> st
 def nats_of_near_tokens(scored: Dataset, teacher: str) -> float:
     """Mean surprisal of a teacher's tokens of rank 2 to 10; a fair guess among ten words has 2.3."""
     rows = scored.select(np.flatnonzero(np.array(scored["teacher"]) == teacher))
-    ranks, nats = (np.concatenate(rows[name]) for name in (columns.TOKEN_RANKS, columns.TOKEN_SURPRISALS))
+    ranks, nats = (np.concatenate(rows[name]) for name in (TOKEN_RANKS, TOKEN_SURPRISALS))
     return nats[(ranks > 1) & (ranks <= 10)].mean()
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
 
-from rsr_trl.equations import rsr_from_means
 from rsr_trl.metrics.correlation import correlate
+from rsr_trl.rsr import rsr_from_means
 
 
 TABLES = Path(__file__).parent / "data" / "teacher_student_metrics.csv"

@@ -19,13 +19,13 @@ _HOME = {
     "RSRScorer": "scoring.scorer",
     "ScoreTable": "training.score_table",
     "compare_scores": "selection.compare",
-    "dataset_rsr": "equations",
-    "filtered_token_rsr": "equations",
+    "dataset_rsr": "rsr",
+    "filtered_token_rsr": "rsr",
     "race_teachers": "selection.race",
     "rank_teachers": "selection.teachers",
-    "select_trajectories": "selection.trajectories",
-    "token_rsr": "equations",
-    "trajectory_rsr": "equations",
+    "select_trajectories": "selection.choose",
+    "token_rsr": "rsr",
+    "trajectory_rsr": "rsr",
     "write_report": "report.page",
 }
 __all__ = [  # spelt out: type checkers and ruff don't follow list(_HOME)
@@ -47,13 +47,13 @@ __all__ = [  # spelt out: type checkers and ruff don't follow list(_HOME)
 ]
 
 if TYPE_CHECKING:
-    from rsr_trl.equations import dataset_rsr, filtered_token_rsr, token_rsr, trajectory_rsr
     from rsr_trl.report.page import write_report
+    from rsr_trl.rsr import dataset_rsr, filtered_token_rsr, token_rsr, trajectory_rsr
     from rsr_trl.scoring.scorer import RSRScorer
+    from rsr_trl.selection.choose import select_trajectories
     from rsr_trl.selection.compare import compare_scores
     from rsr_trl.selection.race import race_teachers
     from rsr_trl.selection.teachers import rank_teachers
-    from rsr_trl.selection.trajectories import select_trajectories
     from rsr_trl.training.collator import RSRDataCollator
     from rsr_trl.training.config import RSRSFTConfig
     from rsr_trl.training.sampler import RSRSampler

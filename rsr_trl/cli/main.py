@@ -26,7 +26,6 @@ COMMANDS = {
     "compare": "RSR beside other scores of the same trajectories, and its known failure modes looked for",
     "report": "write one self-contained HTML page: teachers, trajectories token by token, what selection changes",
     "show": "show one trajectory token by token: where it surprises the student, and where it suits",
-    "bench": "measure scoring on this machine beside the reference way and the floor",
 }
 
 DESCRIPTION = """\

@@ -7,8 +7,8 @@ from pathlib import Path
 from trl import ModelConfig, TrlParser
 
 from rsr_trl.cli.options import DatasetArguments, FormatArguments, option_parser
-from rsr_trl.training.pilot.config import PilotConfig
-from rsr_trl.training.pilot.strategies import DEFAULT
+from rsr_trl.pilot.config import PilotConfig
+from rsr_trl.pilot.strategies import DEFAULT
 
 
 MAX_EXAMPLES = 128  # of the default budget
@@ -121,12 +121,12 @@ def main(
     from rsr_trl.cli import summary
     from rsr_trl.cli.pilot_inputs import check_apart, column_of, identity_of, make_scorer, non_defaults, scored_pool
     from rsr_trl.cli.pilot_summary import show
-    from rsr_trl.training.pilot.answers import load_checker
-    from rsr_trl.training.pilot.arms import Arms, Student
-    from rsr_trl.training.pilot.folder import check_folder, check_identity
-    from rsr_trl.training.pilot.held_out import HeldOut
-    from rsr_trl.training.pilot.run import Pilot, leave
-    from rsr_trl.training.pilot.strategies import Budget, Pool, parse_strategies
+    from rsr_trl.pilot.answers import load_checker
+    from rsr_trl.pilot.arms import Arms, Student
+    from rsr_trl.pilot.folder import check_folder, check_identity
+    from rsr_trl.pilot.held_out import HeldOut
+    from rsr_trl.pilot.run import Pilot, leave
+    from rsr_trl.pilot.strategies import Budget, Pool, parse_strategies
 
     _check(model_args, pilot_args, training_args)
     check_folder(Path(training_args.output_dir))

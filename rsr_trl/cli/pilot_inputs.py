@@ -7,19 +7,20 @@ from pathlib import Path
 from datasets import Dataset
 from trl import ModelConfig, is_conversational
 
-from rsr_trl import __version__, columns, data
+from rsr_trl import __version__, data
 from rsr_trl.cli.options import FormatArguments
 from rsr_trl.cli.score import share_of
+from rsr_trl.pilot.config import PilotConfig
+from rsr_trl.pilot.folder import SCORED
+from rsr_trl.pilot.strategies import Strategy
+from rsr_trl.rsr import RSR, STUDENT
 from rsr_trl.scoring.job import Job
 from rsr_trl.scoring.manifest import data_identity
 from rsr_trl.scoring.parts import rows_of_part, sample
 from rsr_trl.scoring.scorer import RSRScorer
+from rsr_trl.scoring.scores import STORED, known_score
 from rsr_trl.scoring.shards import digest_of
-from rsr_trl.selection.arrays import check_one_student
-from rsr_trl.selection.scores import STORED, known_score
-from rsr_trl.training.pilot.config import PilotConfig
-from rsr_trl.training.pilot.folder import SCORED
-from rsr_trl.training.pilot.strategies import Strategy
+from rsr_trl.selection.table import check_one_student
 
 
 CARD = """\
@@ -111,14 +112,14 @@ def scored_pool(
     """The pool with this student's scores: its own, or made now, all processes together."""
     if not len(pool):
         raise ValueError("The pool has no rows.")
-    if columns.RSR in pool.column_names:
+    if RSR in pool.column_names:
         check_one_student(pool)
-        theirs = {one for one in pool[columns.STUDENT] if one} if columns.STUDENT in pool.column_names else set()
+        theirs = {one for one in pool[STUDENT] if one} if STUDENT in pool.column_names else set()
         if theirs - {scorer.fingerprint}:
             raise ValueError(
                 f"The pool's scores are of another student, dtype or template ({theirs.pop()}; this student is "
                 f"{scorer.fingerprint}). Pass the pool without its scores to score it now, or, if these scores are "
-                f"meant, without the column {columns.STUDENT!r}."
+                f"meant, without the column {STUDENT!r}."
             )
         return pool
     if dry_run:

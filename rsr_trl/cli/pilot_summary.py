@@ -6,8 +6,8 @@ from rich.console import Console
 from rich.text import Text
 
 from rsr_trl.cli.summary import add_row, number, plain_table
-from rsr_trl.training.pilot.folder import RESULT
-from rsr_trl.training.pilot.verdict import CORRECT, LOSS
+from rsr_trl.pilot.folder import RESULT
+from rsr_trl.pilot.verdict import CORRECT, LOSS
 
 
 def show(out: Console, result: dict, output_dir: str) -> None:

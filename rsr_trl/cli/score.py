@@ -115,7 +115,7 @@ def main(
 ) -> int:
     from rsr_trl import __version__, data
     from rsr_trl.cli import score_summary, summary
-    from rsr_trl.equations import CITATION
+    from rsr_trl.rsr import CITATION
     from rsr_trl.scoring.job import Job
     from rsr_trl.scoring.manifest import data_identity
     from rsr_trl.scoring.parts import rows_of_part, sample, with_features
@@ -152,13 +152,20 @@ def main(
         others=_others(scorer.scores),
         citation=CITATION,
     )
+    settings = {"dtype": str(scorer.student.model.dtype)[6:], "max_length": scorer.max_length, "r_max": scorer.r_max}
+    facts = {
+        "command": "score",
+        "student": student_args.model_name_or_path,
+        "dataset": data_args.dataset_name,
+        "settings": settings,
+    }
     identity = data_identity(
         data.source_files(*source),
         config=data_args.dataset_config,
         split=data_args.dataset_split,
         columns=asdict(format_args),
     )
-    job = Job(scorer, dataset, output_args.output_dir, identity, rows, share, card, output_args.overwrite)
+    job = Job(scorer, dataset, output_args.output_dir, identity, rows, share, card, output_args.overwrite, facts)
     with _stoppable():
         try:
             if job_args.on_error == "raise":
@@ -177,7 +184,7 @@ def main(
 
 def _others(scores: Sequence[str]) -> str:
     """What a dataset's card says of the other scores in it."""
-    from rsr_trl.scoring.rivals import SCORES
+    from rsr_trl.scoring.scores import SCORES
 
     if not scores:
         return ""

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset, Value
 from rich.text import Text
 
-from rsr_trl import columns
 from rsr_trl.cli import summary
 from rsr_trl.cli.summary import add_row, number, share
+from rsr_trl.rsr import RSR, SCORE_PREFIX, TOKEN_COLUMNS
 
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def finish(
     if totals.complete:
         scores = _scores(job, teacher_column)
         result |= summary.figures(scores, teacher_column)
-        others = [name for name in scores.column_names if name.startswith(columns.SCORE_PREFIX)]
-        not_scored = scores.data[columns.RSR].null_count
+        others = [name for name in scores.column_names if name.startswith(SCORE_PREFIX)]
+        not_scored = scores.data[RSR].null_count
         result["vocab_size"] = job.scorer.student.vocab_size
         result["undefined"] = {name: n for name in others if (n := scores.data[name].null_count - not_scored)}
         next_command = _next_command(job, output_dir, teacher_column)
@@ -72,7 +72,7 @@ def _progress(totals: "Totals") -> dict:
 
 def _scores(job: "Job", teacher_column: str | None) -> Dataset:
     """The score columns alone: of a dataset bigger than memory they fit."""
-    names = [name for name in job.scorer.schema if name not in columns.TOKEN_COLUMNS]
+    names = [name for name in job.scorer.schema if name not in TOKEN_COLUMNS]
     names += [teacher_column] if teacher_column else []
     parts = [pq.read_table(path, columns=names).replace_schema_metadata(None) for path in job.files()]
     return Dataset(pa.concat_tables(parts))

@@ -93,10 +93,8 @@ def main(data_args: DatasetArguments, select_args: SelectArguments, output_args:
 
     from rsr_trl import __version__, data
     from rsr_trl.cli import summary
-    from rsr_trl.report.tokens import student_of
-    from rsr_trl.selection.criteria import Criteria
-    from rsr_trl.selection.scores import read_score
-    from rsr_trl.selection.trajectories import choose
+    from rsr_trl.selection.choose import Criteria, choose
+    from rsr_trl.selection.table import ScoredTable
 
     if output_args.json:
         summary.without_bars()
@@ -105,14 +103,15 @@ def main(data_args: DatasetArguments, select_args: SelectArguments, output_args:
     dataset = data.load(data_args.dataset_name, data_args.dataset_config, data_args.dataset_split)
     teacher_column = summary.teacher_column_of(dataset, output_args.teacher_column)
     by = Criteria(teacher_column=teacher_column, **asdict(select_args))
-    selection = choose(dataset, by)
+    table = ScoredTable.read(dataset, by.columns, [by.score], {by.score: by.prefer}, optional=True)
+    selection = choose(table, by)
     if not len(selection.rows):
         raise ValueError(
             f"Nothing was chosen of {len(dataset)} trajectories, so nothing is written. Loosen the choice."
         )
     chosen = dataset.select(selection.rows)
     options = {name: value for name, value in asdict(select_args).items() if value != getattr(SelectArguments, name)}
-    student = student_of(data_args.dataset_name)
+    student = data.card_facts(data_args.dataset_name).get("student")
     card = CARD.format(
         chosen=len(chosen),
         scored=f", scored with the student `{student}`" if student else "",
@@ -121,7 +120,8 @@ def main(data_args: DatasetArguments, select_args: SelectArguments, output_args:
         version=__version__,
         options=" ".join(f"--{name} {value}" for name, value in options.items()),
     )
-    data.write_scored(chosen, output_args.output_dir, card, output_args.overwrite)
+    facts = {"command": "select", "student": student, "dataset": data_args.dataset_name, "settings": options}
+    data.write_scored(chosen, output_args.output_dir, card, output_args.overwrite, facts)
 
     result = {
         "output_dir": output_args.output_dir,
@@ -136,7 +136,7 @@ def main(data_args: DatasetArguments, select_args: SelectArguments, output_args:
         "after": summary.figures(chosen, teacher_column),
     }
     if by.score != "rsr":
-        values = read_score(dataset, by.score)  # not of the chosen alone: casl is fitted to all
+        values = table.values[by.score]  # not of the chosen alone: casl is fitted to all
         for which, rows in (("before", np.isfinite(values)), ("after", selection.rows)):
             result[which]["score"] = float(values[rows].mean())
     if output_args.json:

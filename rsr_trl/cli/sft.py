@@ -203,7 +203,7 @@ def _passes(history: Path) -> list[dict]:
     import pandas as pd
 
     from rsr_trl.cli.summary import finite
-    from rsr_trl.equations import dataset_rsr
+    from rsr_trl.rsr import dataset_rsr
     from rsr_trl.training.score_log import spearman
 
     passes, first = [], None
@@ -233,8 +233,8 @@ def _next_command(
     dataset: "Dataset", script_args: ScriptArguments, format_args: FormatArguments, output_dir: str
 ) -> list[str] | None:
     """The picture of the run where the dataset has scores to draw it over; else the trained student's own scores."""
-    from rsr_trl import columns
     from rsr_trl.cli.summary import beside, given
+    from rsr_trl.rsr import RSR
 
     if script_args.dataset_name is None:
         return None  # a mixture has no name
@@ -242,7 +242,7 @@ def _next_command(
     options += ["--dataset_config", script_args.dataset_config] if script_args.dataset_config else []
     split = script_args.dataset_train_split
     options += ["--dataset_split", split] if split != "train" else []
-    if columns.RSR in dataset.column_names:
+    if RSR in dataset.column_names:
         return ["rsr", "report", *options, "--run", output_dir, "--output", f"{beside(output_dir, 'report')}.html"]
     options += [*given(format_args), "--output_dir", beside(output_dir, "scored")]
     return ["rsr", "score", "--model_name_or_path", output_dir, *options]

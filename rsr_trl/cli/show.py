@@ -91,11 +91,12 @@ def make_parser(prog: str | None = None) -> TrlParser:
 
 
 def main(data_args: DatasetArguments, show_args: ShowArguments) -> None:
-    from rsr_trl import columns, data
+    from rsr_trl import data
     from rsr_trl.cli import summary
     from rsr_trl.report.rows import prompt_of
     from rsr_trl.report.tokens import check_token_columns, load_tokenizer, read_tokens, sentences, student_of
     from rsr_trl.report.turns import TurnFinder
+    from rsr_trl.rsr import ERROR, RSR
 
     summary.without_bars()
     dataset = data.load(data_args.dataset_name, data_args.dataset_config, data_args.dataset_split)
@@ -104,10 +105,10 @@ def main(data_args: DatasetArguments, show_args: ShowArguments) -> None:
             f"There is no row {show_args.row}: {data_args.dataset_name!r} has {len(dataset):,} rows, counted from 0."
         )
     row = dataset[show_args.row]
-    if columns.RSR not in row:
+    if RSR not in row:
         raise ValueError("The dataset has no scores. Score it first with `rsr score --token_stats`.")
-    if row[columns.RSR] is None:
-        raise ValueError(f"Row {show_args.row} has no score: {row[columns.ERROR]}.")
+    if row[RSR] is None:
+        raise ValueError(f"Row {show_args.row} has no score: {row[ERROR]}.")
     check_token_columns(row)
     labels = _labels(row, show_args)
     tokenizer = load_tokenizer(data_args.dataset_name, show_args.tokenizer)
@@ -138,9 +139,8 @@ def _labels(row: "Mapping", args: ShowArguments) -> dict:
 
 def _facts(row: "Mapping", tokens: "Sequence[Token]", args: ShowArguments) -> dict:
     """The scores of the row as a whole."""
-    from rsr_trl import columns
     from rsr_trl.cli.summary import DIRECTION, finite
-    from rsr_trl.equations import rsr_from_means, trajectory_means
+    from rsr_trl.rsr import RSR, TRUNCATED, rsr_from_means, trajectory_means
 
     ranks, surprisals = [token.rank for token in tokens], [token.surprisal for token in tokens]
     rank, surprisal = (means[0] for means in trajectory_means(ranks, surprisals, [len(tokens)], args.r_max))
@@ -149,11 +149,11 @@ def _facts(row: "Mapping", tokens: "Sequence[Token]", args: ShowArguments) -> di
         "rsr": finite(rsr_from_means(rank, surprisal)),
         "direction": DIRECTION,
         "r_max": args.r_max,
-        "stored_rsr": finite(row[columns.RSR]),
+        "stored_rsr": finite(row[RSR]),
         "mean_clipped_rank": float(rank),
         "mean_surprisal": float(surprisal),
         "num_tokens": len(tokens),
-        "truncated": row[columns.TRUNCATED],
+        "truncated": row[TRUNCATED],
     }
 
 

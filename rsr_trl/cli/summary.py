@@ -20,12 +20,21 @@ from rich.table import Table
 from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
-from rsr_trl import columns
 from rsr_trl.data import READERS
-from rsr_trl.equations import NOISY_BELOW, rsr_from_means
+from rsr_trl.rsr import (
+    DIRECTION,
+    ERROR,
+    MEAN_CLIPPED_RANK,
+    MEAN_SURPRISAL,
+    NOISY_BELOW,
+    NUM_TOKENS,
+    RSR,
+    SCORE_COLUMNS,
+    TRUNCATED,
+    rsr_from_means,
+)
 
 
-DIRECTION = "lower = more suitable"
 MAX_TEACHERS = 20  # lines of a table in the terminal; JSON has them all
 
 
@@ -50,17 +59,17 @@ def figures(dataset: Dataset, teacher_column: str | None = None) -> dict:
         dataset's RSR (Eq. 9), the spread of its trajectories' RSR, means, and `teachers`, most suitable first. A
         figure of no trajectories is `None`.
     """
-    if missing := [name for name in columns.SCORE_COLUMNS if name not in dataset.column_names]:
+    if missing := [name for name in SCORE_COLUMNS if name not in dataset.column_names]:
         raise ValueError(f"The dataset has no column {missing[0]!r}. Score it first with `rsr score`.")
-    table = dataset.select_columns([*columns.SCORE_COLUMNS, *([teacher_column] if teacher_column else [])])
+    table = dataset.select_columns([*SCORE_COLUMNS, *([teacher_column] if teacher_column else [])])
     table = table.with_format("arrow")[:]
-    ratios = table[columns.RSR].drop_null().to_numpy()
+    ratios = table[RSR].drop_null().to_numpy()
     # inverted_cdf takes values that occur: an infinite ratio can't be interpolated.
     quantiles = np.quantile(ratios, [0.1, 0.5, 0.9], method="inverted_cdf") if len(ratios) else [None] * 3
     # What is in brackets is of one row: its lengths, its words.
-    reasons = Counter(reason.split(" (")[0] for reason in table[columns.ERROR].drop_null().to_pylist())
-    is_scored = pc.is_valid(table[columns.RSR])
-    is_short = pc.less(table[columns.NUM_TOKENS], NOISY_BELOW)
+    reasons = Counter(reason.split(" (")[0] for reason in table[ERROR].drop_null().to_pylist())
+    is_scored = pc.is_valid(table[RSR])
+    is_short = pc.less(table[NUM_TOKENS], NOISY_BELOW)
     result = {
         "trajectories": table.num_rows,
         **_means(table, [])[0],
@@ -69,7 +78,7 @@ def figures(dataset: Dataset, teacher_column: str | None = None) -> dict:
         "rsr_p90": finite(quantiles[2]),
         "direction": DIRECTION,
         "not_scored": dict(reasons.most_common()),
-        "truncated": pc.sum(pc.and_(is_scored, table[columns.TRUNCATED]), min_count=0).as_py(),
+        "truncated": pc.sum(pc.and_(is_scored, table[TRUNCATED]), min_count=0).as_py(),
         "short": pc.sum(pc.and_(is_scored, is_short), min_count=0).as_py(),
     }
     if teacher_column:
@@ -82,19 +91,19 @@ def _means(table: pa.Table, by: list[str]) -> list[dict]:
     """Figures of the scored rows of `table`, for each value of the column in `by`, or of all rows if it is empty."""
     sums = table.group_by(by, use_threads=False).aggregate(
         [
-            (columns.RSR, "count"),
-            (columns.MEAN_CLIPPED_RANK, "mean"),
-            (columns.MEAN_SURPRISAL, "mean"),
-            (columns.NUM_TOKENS, "sum"),  # 0 where nothing is scored
+            (RSR, "count"),
+            (MEAN_CLIPPED_RANK, "mean"),
+            (MEAN_SURPRISAL, "mean"),
+            (NUM_TOKENS, "sum"),  # 0 where nothing is scored
         ]
     )
     result = []
     for row in sums.to_pylist():
         scored, rank, surprisal, tokens = (
-            row[f"{columns.RSR}_count"],
-            row[f"{columns.MEAN_CLIPPED_RANK}_mean"],
-            row[f"{columns.MEAN_SURPRISAL}_mean"],
-            row[f"{columns.NUM_TOKENS}_sum"],
+            row[f"{RSR}_count"],
+            row[f"{MEAN_CLIPPED_RANK}_mean"],
+            row[f"{MEAN_SURPRISAL}_mean"],
+            row[f"{NUM_TOKENS}_sum"],
         )
         # A quotient of means over the same trajectories is the quotient of sums of Eq. 9.
         ratio = float(rsr_from_means(rank, surprisal)) if scored else None

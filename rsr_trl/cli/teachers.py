@@ -237,7 +237,7 @@ def _show_ranking(out: "Console", ranking: "TeacherRanking", args: TeachersArgum
 
     from rsr_trl.cli import summary
     from rsr_trl.cli.summary import number
-    from rsr_trl.selection.arrays import counted
+    from rsr_trl.data import counted
 
     on = "unmatched problems" if ranking.num_problems is None else counted(ranking.num_problems, "problem")
     first = ", most suitable first" if len(ranking.table) > 1 else ""
@@ -313,7 +313,7 @@ def _show_race(out: "Console", race: "TeacherRace") -> None:
     from rich.text import Text
 
     from rsr_trl.cli import summary
-    from rsr_trl.selection.arrays import counted
+    from rsr_trl.data import counted
 
     if race.certain:
         what = "The order of teachers is" if race.goal == "order" else f"{race.best} is the most suitable teacher,"

@@ -14,11 +14,11 @@ from datasets import Dataset
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedTokenizerBase
 
-from rsr_trl import __version__, columns, data
-from rsr_trl.equations import R_MAX
+from rsr_trl import __version__, data
 from rsr_trl.report import wording
 from rsr_trl.report.pool import Material, Missing, Pool, read_pool
 from rsr_trl.report.tokens import load_tokenizer, student_of, visible
+from rsr_trl.rsr import R_MAX, TOKEN_IDS
 from rsr_trl.scoring.manifest import read_manifest
 
 
@@ -168,7 +168,7 @@ def _material(
     if source is not None:
         student = student_of(source)
         manifest = read_manifest(Path(source).expanduser() / data.STATE_FOLDER)
-    if columns.TOKEN_IDS in pool.dataset.column_names and not isinstance(tokenizer, PreTrainedTokenizerBase):
+    if TOKEN_IDS in pool.dataset.column_names and not isinstance(tokenizer, PreTrainedTokenizerBase):
         try:
             tokenizer = load_tokenizer(source or "the dataset", tokenizer)
         except ValueError as error:

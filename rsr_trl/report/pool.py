@@ -12,13 +12,13 @@ import pyarrow as pa
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from rsr_trl import columns
+from rsr_trl.data import read_table
 from rsr_trl.report.turns import TurnFinder
-from rsr_trl.selection.arrays import check_one_student, flags, labels, numbers, read_table
+from rsr_trl.rsr import ERROR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, RSR, STUDENT, TRUNCATED
+from rsr_trl.selection.choose import Criteria, Selection, choose
 from rsr_trl.selection.compare import Comparison, compare_scores
-from rsr_trl.selection.criteria import Criteria
+from rsr_trl.selection.table import ScoredTable, check_one_student, flags, labels, numbers
 from rsr_trl.selection.teachers import TeacherRanking, rank_teachers
-from rsr_trl.selection.trajectories import Selection, choose
 
 
 # Columns that are taken for what their names say where none is named; the page says which were.
@@ -184,13 +184,13 @@ def read_pool(
     """
     if not len(dataset):
         raise ValueError("The dataset has no rows, so there is nothing to report.")
-    needed = [columns.RSR, columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL, columns.NUM_TOKENS, columns.TRUNCATED]
-    table = read_table(dataset, [*needed, columns.ERROR, columns.STUDENT])
+    needed = [RSR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, TRUNCATED]
+    table = read_table(dataset, [*needed, ERROR, STUDENT])
     check_one_student(dataset)
-    ratios = numbers(table, columns.RSR)
+    ratios = numbers(table, RSR)
     if not np.isfinite(ratios).any():
-        reasons = table[columns.ERROR].drop_null().to_pylist()
-        why = f" {columns.ERROR!r} says why, in the first of them: {reasons[0]}." if reasons else ""
+        reasons = table[ERROR].drop_null().to_pylist()
+        why = f" {ERROR!r} says why, in the first of them: {reasons[0]}." if reasons else ""
         raise ValueError(f"None of the {len(dataset)} rows has a finite RSR, so there is nothing to report.{why}")
     notes: list[str] = []
     teacher = _group(dataset, teacher_column, TEACHER_NAMES, notes)
@@ -207,21 +207,19 @@ def read_pool(
     return Pool(
         dataset=dataset,
         rsr=ratios,
-        rank=numbers(table, columns.MEAN_CLIPPED_RANK),
-        surprisal=numbers(table, columns.MEAN_SURPRISAL),
-        tokens=numbers(table, columns.NUM_TOKENS),
-        truncated=flags(table, columns.TRUNCATED),
+        rank=numbers(table, MEAN_CLIPPED_RANK),
+        surprisal=numbers(table, MEAN_SURPRISAL),
+        tokens=numbers(table, NUM_TOKENS),
+        truncated=flags(table, TRUNCATED),
         # What is in brackets is of one row: its lengths, its words.
-        reasons=dict(
-            Counter(reason.split(" (")[0] for reason in table[columns.ERROR].drop_null().to_pylist()).most_common()
-        ),
-        students=table[columns.STUDENT].unique().drop_null().to_pylist(),
+        reasons=dict(Counter(reason.split(" (")[0] for reason in table[ERROR].drop_null().to_pylist()).most_common()),
+        students=table[STUDENT].unique().drop_null().to_pylist(),
         teacher=teacher,
         problem=problem,
         correct=correct,
         correctness_column=correctness_column,
         criteria=criteria,
-        selection=choose(dataset, criteria),
+        selection=choose(ScoredTable.read(dataset, criteria.columns), criteria),
         ranking=ranking,
         comparison=_compare(dataset, teacher, problem, correctness_column, notes),
         notes=notes,
@@ -266,7 +264,7 @@ def _rank(
     """Teachers on the problems they share; on all they have where they share none, which the page then says."""
     problem_column = problem.column if problem else None
     if problem is not None:
-        scored = np.isfinite(numbers(read_table(dataset, [columns.MEAN_SURPRISAL]), columns.MEAN_SURPRISAL))
+        scored = np.isfinite(numbers(read_table(dataset, [MEAN_SURPRISAL]), MEAN_SURPRISAL))
         pairs = np.unique(problem.number[scored] * len(teacher.names) + teacher.number[scored])
         present = len(np.unique(teacher.number[scored]))
         if pairs.size and np.bincount(pairs // len(teacher.names)).max() < present:

@@ -4,7 +4,6 @@ For whoever draws a trajectory, in a terminal or on a page. This file knows no c
 """
 
 import math
-import re
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,18 +13,16 @@ from pathlib import Path
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rsr_trl import columns
-from rsr_trl.data import is_written_as_path
-from rsr_trl.equations import trajectory_rsr
+from rsr_trl.data import card_facts, is_written_as_path
+from rsr_trl.rsr import TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS, TOKEN_TOP1, trajectory_rsr
 from rsr_trl.scoring.steps import split_sentences
 
 
-TOKEN_STATISTICS = (columns.TOKEN_IDS, columns.TOKEN_RANKS, columns.TOKEN_SURPRISALS)
+TOKEN_STATISTICS = (TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS)
 FRAGMENT = "\N{REPLACEMENT CHARACTER}"
 MAX_CHARACTER_TOKENS = (
     8  # a character has up to four bytes, and a token may hold the end of one and the next one's start
 )
-_STUDENT_IN_CARD = re.compile(r"with the student `([^`]+)`")  # the sentence that `rsr score` and `rsr select` write
 
 
 @dataclass(frozen=True)
@@ -136,13 +133,13 @@ def read_tokens(row: Mapping, tokenizer: PreTrainedTokenizerBase) -> list[Token]
     """
     check_token_columns(row)
     ids, ranks, surprisals = ([] if row[name] is None else list(row[name]) for name in TOKEN_STATISTICS)
-    top1 = row.get(columns.TOKEN_TOP1)
+    top1 = row.get(TOKEN_TOP1)
     top1 = None if top1 is None else list(top1)
     lengths = {len(values) for values in (ids, ranks, surprisals, ids if top1 is None else top1)}
     if len(lengths) > 1:
         raise ValueError(
             f"The token columns of a row have different lengths: {len(ids)} ids, {len(ranks)} ranks, "
-            f"{len(surprisals)} surprisals{'' if top1 is None else f', {len(top1)} of {columns.TOKEN_TOP1}'}."
+            f"{len(surprisals)} surprisals{'' if top1 is None else f', {len(top1)} of {TOKEN_TOP1}'}."
         )
     decode = _Decoder(tokenizer, {*ids, *(top1 or [])})
     if unknown := [i for i in ids if i not in decode.alone]:
@@ -234,11 +231,7 @@ def _sentence_borders(tokens: Sequence[Token]) -> tuple[list[int], list[int]]:
 
 def student_of(dataset_name_or_path: str) -> str | None:
     """The student that a folder of `rsr score` or `rsr select` names in its card; `None` where nothing is said."""
-    card = Path(dataset_name_or_path).expanduser() / "README.md"
-    if not card.is_file():
-        return None
-    found = _STUDENT_IN_CARD.search(card.read_text(encoding="utf-8", errors="replace"))
-    return found and found[1]
+    return card_facts(dataset_name_or_path).get("student")
 
 
 def load_tokenizer(dataset_name_or_path: str, name: str | None = None) -> PreTrainedTokenizerBase:

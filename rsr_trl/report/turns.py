@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from rsr_trl import columns
 from rsr_trl.report.rows import num_answers
+from rsr_trl.rsr import TOKEN_IDS
 from rsr_trl.scoring.tokens import ExampleTokenizer
 
 
@@ -41,7 +41,7 @@ class TurnFinder:
         Args:
             row (`Mapping`): A row with the columns it was scored from, and `rsr_token_ids`.
         """
-        stored = [] if row[columns.TOKEN_IDS] is None else list(row[columns.TOKEN_IDS])
+        stored = [] if row[TOKEN_IDS] is None else list(row[TOKEN_IDS])
         if self._tokenize is None or not stored or num_answers(row) < 2:
             return [0]
         try:

@@ -18,7 +18,7 @@ from pathlib import Path
 from datasets import Dataset, IterableDataset
 from xxhash import xxh3_128
 
-from rsr_trl.data import COMPLETE, STATE_FOLDER, card_with_header
+from rsr_trl.data import COMPLETE, STATE_FOLDER, dataset_card
 from rsr_trl.scoring.locks import Lock
 from rsr_trl.scoring.manifest import LOCKS, OPENING, TOTAL, held_locks, open_folder
 from rsr_trl.scoring.parts import Part, Parts
@@ -90,6 +90,7 @@ class Job:
         shard_rows (`int`): Rows of a shard.
         share ([`Share`], *optional*): Which of several processes this is.
         card (`str`, *optional*): Text of the folder's `README.md`.
+        facts (`dict`, *optional*): As [`~rsr_trl.data.dataset_card`] takes them.
         overwrite (`bool`, *optional*, defaults to `False`): Remove what another run has left in the folder.
 
     Raises:
@@ -106,6 +107,7 @@ class Job:
         share: Share | None = None,
         card: str = "",
         overwrite: bool = False,
+        facts: dict | None = None,
     ):
         scorer.check_columns(dataset.column_names)
         self.scorer = scorer
@@ -117,7 +119,7 @@ class Job:
         self.parts = Parts(dataset, shard_rows, self._known_rows())
         self.process = f"{socket.gethostname()}:{os.getpid()}"
         self._done: dict[int, ShardRecord] = {}
-        self.card = card
+        self.card, self.facts = card, facts or {}
         self._find_done()
         self._done_before = set(self._done)
         if not (self.state / COMPLETE).is_file():
@@ -262,5 +264,6 @@ class Job:
 
     def _write_card(self, state: str) -> None:
         digests = xxh3_128("".join(record.digest for _, record in sorted(self._done.items())).encode())
-        text = card_with_header(self.card, f"{state} {self.shards.run} {digests.hexdigest()[:16]}")
+        version = f"{state} {self.shards.run} {digests.hexdigest()[:16]}"
+        text = dataset_card(self.card, version, self.facts)
         write_text(self.output_dir / "README.md", text)

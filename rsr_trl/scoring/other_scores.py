@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from rsr_trl.scoring.rivals import LOCAL_STEPS, SCORES, check_scores, column_functions
 from rsr_trl.scoring.scored_tokens import ScoredTokens, content_hash
+from rsr_trl.scoring.scores import LOCAL_STEPS, SCORES, check_scores, column_functions
 from rsr_trl.scoring.second_pass import surprisals_alone, surprisals_local, teacher_steps
 from rsr_trl.scoring.student import Student, TokenScores
 from rsr_trl.scoring.tokens import TokenizedExample
@@ -19,12 +19,12 @@ class OtherScores:
     The scores that a scorer adds beside RSR.
 
     Args:
-        names (iterable of `str` or `str`, *optional*): As [`~rsr_trl.scoring.rivals.check_scores`] takes them.
+        names (iterable of `str` or `str`, *optional*): As [`~rsr_trl.scoring.scores.check_scores`] takes them.
 
     Attributes:
-        names (tuple of `str`): Each once, in the order of [`~rsr_trl.scoring.rivals.SCORES`].
+        names (tuple of `str`): Each once, in the order of [`~rsr_trl.scoring.scores.SCORES`].
         functions (`dict`): The columns that they add, and what computes each from [`ScoredTokens`].
-        needs (set of `str`): What they need beside ranks and surprisals ([`~rsr_trl.scoring.rivals.Score`]).
+        needs (set of `str`): What they need beside ranks and surprisals ([`~rsr_trl.scoring.scores.Score`]).
     """
 
     def __init__(self, names: Iterable[str] | str | None):

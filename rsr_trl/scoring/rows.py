@@ -7,21 +7,35 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, IterableDataset
 
-from rsr_trl import columns
-from rsr_trl.equations import rsr_from_means
+from rsr_trl.rsr import (
+    ERROR,
+    MEAN_CLIPPED_RANK,
+    MEAN_SURPRISAL,
+    NUM_TOKENS,
+    RSR,
+    SCORE_PREFIX,
+    STUDENT,
+    TOKEN_IDS,
+    TOKEN_RANKS,
+    TOKEN_SURPRISALS,
+    TOKEN_TOP1,
+    TRUNCATED,
+    rsr_from_means,
+    score_schema,
+)
 from rsr_trl.scoring.other_scores import joined
-from rsr_trl.scoring.rivals import ALL_COLUMNS
 from rsr_trl.scoring.scored_tokens import ScoredTokens
+from rsr_trl.scoring.scores import ALL_COLUMNS
 from rsr_trl.scoring.student import TokenScores
 from rsr_trl.scoring.tokens import TokenizedExample
 
 
-_PROVENANCE = columns.SCORE_PREFIX + "provenance"
+_PROVENANCE = SCORE_PREFIX + "provenance"
 _TOKEN_FIELDS = {
-    columns.TOKEN_IDS: "token_ids",
-    columns.TOKEN_RANKS: "ranks",
-    columns.TOKEN_SURPRISALS: "surprisals",
-    columns.TOKEN_TOP1: "top1",
+    TOKEN_IDS: "token_ids",
+    TOKEN_RANKS: "ranks",
+    TOKEN_SURPRISALS: "surprisals",
+    TOKEN_TOP1: "top1",
 }
 
 
@@ -62,9 +76,9 @@ def scores_among(column_names: Iterable[str], asked: Iterable[str] = ()) -> list
     and isn't asked for is the user's own.
     """
     present = set(column_names)
-    ours = columns.score_schema(token_stats=True)
+    ours = score_schema(token_stats=True)
     others = ALL_COLUMNS if present & set(ours) else asked
-    return [name for name in columns.score_schema(True, others) if name in present]
+    return [name for name in score_schema(True, others) if name in present]
 
 
 def without_scores(dataset: Dataset | IterableDataset, asked: Iterable[str] = ()) -> Dataset | IterableDataset:
@@ -102,13 +116,13 @@ def to_table(
     null = np.array([example.error is not None for example in examples], dtype=bool)
     mean_rank, mean_surprisal = tokens.means_of_rsr
     values = {
-        columns.RSR: (rsr_from_means(mean_rank, mean_surprisal), null),
-        columns.MEAN_CLIPPED_RANK: (mean_rank, null),
-        columns.MEAN_SURPRISAL: (mean_surprisal, null),
-        columns.NUM_TOKENS: (tokens.num_tokens, None),
-        columns.TRUNCATED: ([example.truncated for example in examples], None),
-        columns.ERROR: ([example.error for example in examples], None),
-        columns.STUDENT: ([fingerprint] * len(examples), None),
+        RSR: (rsr_from_means(mean_rank, mean_surprisal), null),
+        MEAN_CLIPPED_RANK: (mean_rank, null),
+        MEAN_SURPRISAL: (mean_surprisal, null),
+        NUM_TOKENS: (tokens.num_tokens, None),
+        TRUNCATED: ([example.truncated for example in examples], None),
+        ERROR: ([example.error for example in examples], None),
+        STUDENT: ([fingerprint] * len(examples), None),
     }
     for name, function in functions.items():
         found = function(tokens)
@@ -135,7 +149,7 @@ def typed(table: dict[str, pa.Array]) -> dict[str, list]:
 
 def describe_gaps(table: dict[str, pa.Array], name_row: bool = False) -> list[str]:
     """How many rows are null or cut, or null in a score only, and why; nothing when there are none."""
-    errors, cut = table[columns.ERROR].to_pylist(), sum(table[columns.TRUNCATED].to_pylist())
+    errors, cut = table[ERROR].to_pylist(), sum(table[TRUNCATED].to_pylist())
     findings = []
     failed = [row for row, error in enumerate(errors) if error is not None]
     if failed:

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from xxhash import xxh3_64_intdigest
 
-from rsr_trl.equations import R_MAX, trajectory_means
+from rsr_trl.rsr import R_MAX, trajectory_means
 
 
 @dataclass(frozen=True)

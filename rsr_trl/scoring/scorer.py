@@ -17,8 +17,7 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDa
 from datasets.formatting.formatting import LazyBatch, LazyRow
 from transformers import PreTrainedTokenizerBase
 
-from rsr_trl import columns
-from rsr_trl.equations import R_MAX, check_r_max
+from rsr_trl.rsr import R_MAX, check_r_max, score_schema
 from rsr_trl.scoring.fingerprint import DEFINITION, student_fingerprint, tokenizer_fingerprint
 from rsr_trl.scoring.other_scores import OtherScores
 from rsr_trl.scoring.rows import (
@@ -82,7 +81,7 @@ class RSRScorer:
         token_stats (`bool`, *optional*, defaults to `False`):
             Also add `rsr_token_ids`, `rsr_token_ranks` (not clipped), `rsr_token_surprisals` and `rsr_token_top1`.
         scores (list of `str` or `str`, *optional*):
-            Other scores to add as columns `score_<name>`: names of [`~rsr_trl.scoring.rivals.SCORES`], such as
+            Other scores to add as columns `score_<name>`: names of [`~rsr_trl.scoring.scores.SCORES`], such as
             `["surprisal", "rank"]`, or `"all"` that the same pass gives. `"casl"` adds `score_drop` and
             `rsr_step_share`, from which selection makes it. Null where `rsr` is, or where the score is undefined.
         teacher ([`RSRScorer`], *optional*):
@@ -145,7 +144,7 @@ class RSRScorer:
         self.token_stats = token_stats
         self._others = OtherScores(scores)
         self.scores = self._others.names
-        self.schema = columns.score_schema(token_stats, self._others.functions)
+        self.schema = score_schema(token_stats, self._others.functions)
         self._others.check_teacher(teacher is not None, teacher_logprobs_column is not None)
         self.teacher = teacher
         self.teacher_logprobs_column = teacher_logprobs_column

@@ -17,8 +17,8 @@ from datasets import Dataset
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from xxhash import xxh3_128
 
-from rsr_trl import columns
 from rsr_trl.data import DATA_FOLDER, STATE_FOLDER
+from rsr_trl.rsr import ERROR, TRUNCATED
 
 
 RECORDS = "shards"  # folder of the records, in the state folder
@@ -108,7 +108,7 @@ class ShardFolder:
             with _without_bars():
                 scored.to_parquet(temporary, batch_size=ROW_GROUP)
             _flush(temporary)
-            errors, cut = (list(scored[name]) for name in (columns.ERROR, columns.TRUNCATED))
+            errors, cut = (list(scored[name]) for name in (ERROR, TRUNCATED))
             failed = [row for row, error in enumerate(errors) if error is not None]
             record = ShardRecord(
                 run=self.run,

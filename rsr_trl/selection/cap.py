@@ -10,7 +10,8 @@ import numpy as np
 import scipy.sparse as sparse
 from scipy.optimize import OptimizeResult, linprog
 
-from rsr_trl.selection.arrays import place_in_run
+from rsr_trl.rsr import RSRError
+from rsr_trl.selection.table import place_in_run
 
 
 def least_total(
@@ -33,7 +34,7 @@ def least_total(
         of the scores (rounding only).
 
     Raises:
-        `ValueError` if no choice keeps the cap; the message names the smallest cap that can be kept.
+        `RSRError` if no choice keeps the cap; the message names the smallest cap that can be kept.
     """
     if cap < 1:
         raise _infeasible(group, teacher, wanted, cap)
@@ -84,10 +85,10 @@ def least_total(
     return mask, gap
 
 
-def _infeasible(group: np.ndarray, teacher: np.ndarray, wanted: np.ndarray, cap: int) -> ValueError:
+def _infeasible(group: np.ndarray, teacher: np.ndarray, wanted: np.ndarray, cap: int) -> RSRError:
     least, total = smallest_cap(group, teacher, wanted), int(wanted.sum())
     share = np.ceil(1e4 * least / total) / 1e4
-    return ValueError(
+    return RSRError(
         f"No choice of {total} trajectories gives each of the {len(np.unique(teacher))} teachers at most {cap} of "
         f"them. The smallest share that can be kept here is {share:g} ({least} of one teacher)."
     )

@@ -5,17 +5,15 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
-import pyarrow as pa
 from datasets import Dataset
 from scipy.stats import rankdata
 
-from rsr_trl import columns
+from rsr_trl.data import examples
+from rsr_trl.rsr import ERROR
 from rsr_trl.selection.agreement import chance_overlap, correct_first, rank_correlation
-from rsr_trl.selection.arrays import examples
-from rsr_trl.selection.criteria import Criteria
+from rsr_trl.selection.choose import Criteria, choose_rows
 from rsr_trl.selection.failure_modes import Finding, look_at_rows, look_at_scores
 from rsr_trl.selection.scored_rows import Score, ScoredRows, find_scores
-from rsr_trl.selection.trajectories import choose
 
 
 KEEP_FRACTION = 0.5  # what each score chooses where no column names the problem
@@ -178,7 +176,7 @@ def _comparable(rows: ScoredRows, scores: list[Score], notes: list[str]) -> np.n
         most = max(missing, key=missing.get, default=None)
         raise ValueError(
             f"None of the {len(rows)} rows has a finite value of every score ({most!r} lacks most, in {missing[most]} "
-            f"rows), so there is nothing to compare. {columns.ERROR!r} may say why; or leave that score out."
+            f"rows), so there is nothing to compare. {ERROR!r} may say why; or leave that score out."
         )
     if not together.all():
         lacking = ", ".join(f"{name} in {count:,}" for name, count in missing.items() if count)
@@ -191,11 +189,9 @@ def _comparable(rows: ScoredRows, scores: list[Score], notes: list[str]) -> np.n
 
 def _choose(rows: ScoredRows, j: int, criteria: Criteria) -> np.ndarray:
     """What `rsr select` would choose by score `j`: boolean array of shape `(rows,)`."""
-    parts = {"cost": rows.costs[:, j], columns.NUM_TOKENS: rows.tokens}
-    if criteria.group_column:
-        parts["problem"] = rows.problem
+    groups = rows.problem if criteria.group_column else None
     mask = np.zeros(len(rows), dtype=bool)
-    mask[choose(Dataset(pa.table(parts)), criteria).rows] = True
+    mask[choose_rows(rows.costs[:, j], rows.tokens, groups, criteria.keep_per_group, criteria.keep_fraction)] = True
     return mask
 
 

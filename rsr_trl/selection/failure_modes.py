@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rsr_trl.equations import NOISY_BELOW
-from rsr_trl.selection.arrays import examples
+from rsr_trl.data import examples
+from rsr_trl.rsr import NOISY_BELOW
 from rsr_trl.selection.scored_rows import ScoredRows
 from rsr_trl.selection.teachers import FEW_PROBLEMS
 

@@ -9,11 +9,12 @@ import pandas as pd
 from datasets import Dataset, concatenate_datasets
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, tqdm
 
-from rsr_trl import columns
+from rsr_trl.data import examples, read_table
+from rsr_trl.rsr import ERROR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL
 from rsr_trl.scoring.scorer import RSRScorer
-from rsr_trl.selection.arrays import examples, labels, numbers, read_table
 from rsr_trl.selection.contest import Contest
 from rsr_trl.selection.sequential import MIN_PROBLEMS
+from rsr_trl.selection.table import labels, numbers
 
 
 @dataclass(frozen=True)
@@ -207,8 +208,8 @@ class _Pool:
         if not isinstance(scored, Dataset) or len(scored) != len(rows):
             found = f"{len(scored)} rows" if isinstance(scored, Dataset) else type(scored).__name__
             raise ValueError(f"The scorer got a Dataset of {len(rows)} rows and returned {found}.")
-        table = read_table(scored, [columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL])
-        parts = [numbers(table, name) for name in (columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL)]
+        table = read_table(scored, [MEAN_CLIPPED_RANK, MEAN_SURPRISAL])
+        parts = [numbers(table, name) for name in (MEAN_CLIPPED_RANK, MEAN_SURPRISAL)]
         ok = np.isfinite(parts[0]) & np.isfinite(parts[1])
         shape = (stop - start, len(self.names))
         cell = ((self.place[rows] - start) * shape[1] + self.teacher[rows])[ok]
@@ -223,7 +224,7 @@ class _Pool:
 
 def _table(pool: _Pool, contest: Contest, scored: list[Dataset], teacher_column: str) -> list[dict]:
     if contest.unscored.all():
-        raise ValueError(f"None of {sum(map(len, scored))} trajectories could be scored; {columns.ERROR!r} says why.")
+        raise ValueError(f"None of {sum(map(len, scored))} trajectories could be scored; {ERROR!r} says why.")
     trajectories = dict.fromkeys(pool.names, 0)
     for part in scored:
         codes, names = labels(read_table(part, [teacher_column]), teacher_column)

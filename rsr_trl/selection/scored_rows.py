@@ -7,10 +7,10 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset
 
-from rsr_trl import columns
-from rsr_trl.scoring.rivals import SCORES
-from rsr_trl.selection.arrays import check_one_student, examples, flags, labels, numbers, read_table
-from rsr_trl.selection.scores import available_scores, known_score, read_score
+from rsr_trl.data import examples, read_table
+from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, RSR, SCORE_PREFIX, TRUNCATED
+from rsr_trl.scoring.scores import SCORES, known_score
+from rsr_trl.selection.table import available_scores, check_one_student, flags, labels, numbers, read_score
 
 
 _UNKNOWN = (
@@ -53,9 +53,9 @@ def find_scores(
     Raises:
         `ValueError`: a name that is no score or isn't there, or a direction that is none.
     """
-    read_table(dataset, [columns.RSR])  # its errors are the right ones for what isn't scored
+    read_table(dataset, [RSR])  # its errors are the right ones for what isn't scored
     there = available_scores(dataset)
-    added = [column for column in dataset.column_names if column.startswith(columns.SCORE_PREFIX)]
+    added = [column for column in dataset.column_names if column.startswith(SCORE_PREFIX)]
     unknown = [column for column in added if known_score(column) is None and column not in own_scores]
     if names is None:
         names = there
@@ -71,9 +71,9 @@ def find_scores(
     for name, prefer in own_scores.items():
         if prefer not in ("low", "high"):
             raise ValueError(f"own_scores[{name!r}] must be 'low' or 'high' (more suitable), got {prefer!r}.")
-        if name == columns.RSR and prefer != "low":
+        if name == RSR and prefer != "low":
             raise ValueError("own_scores can't turn RSR round: lower is more suitable.")
-    directions = {name: SCORES[name].prefer for name in (columns.RSR, *names)} | dict(own_scores)
+    directions = {name: SCORES[name].prefer for name in (RSR, *names)} | dict(own_scores)
     return [Score(name, prefer) for name, prefer in directions.items()]
 
 
@@ -115,12 +115,12 @@ class ScoredRows:
         correctness_column: str | None,
     ) -> "ScoredRows":
         """Read the columns. Errors are those of the readers in `arrays.py`."""
-        known = [columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL, columns.NUM_TOKENS, columns.TRUNCATED]
+        known = [MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, TRUNCATED]
         by_name = [teacher_column, problem_column, correctness_column]
         table = read_table(dataset, [*known, *by_name])
         check_one_student(dataset)
         # By the score's full name: the dataset may have a column of its own that is called as a score is.
-        full = [columns.SCORE_PREFIX + score.name if score.name in SCORES else score.name for score in scores]
+        full = [SCORE_PREFIX + score.name if score.name in SCORES else score.name for score in scores]
         teacher, teachers = labels(table, teacher_column) if teacher_column else (None, [])
         correct = None
         if correctness_column:
@@ -129,10 +129,10 @@ class ScoredRows:
         return cls(
             row=np.arange(table.num_rows),
             costs=np.column_stack([read_score(dataset, f) * s.sign for s, f in zip(scores, full, strict=True)]),
-            rank=numbers(table, columns.MEAN_CLIPPED_RANK),
-            surprisal=numbers(table, columns.MEAN_SURPRISAL),
-            tokens=numbers(table, columns.NUM_TOKENS),
-            truncated=flags(table, columns.TRUNCATED),
+            rank=numbers(table, MEAN_CLIPPED_RANK),
+            surprisal=numbers(table, MEAN_SURPRISAL),
+            tokens=numbers(table, NUM_TOKENS),
+            truncated=flags(table, TRUNCATED),
             teacher=teacher,
             problem=labels(table, problem_column)[0] if problem_column else None,
             correct=correct,

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from datasets import Dataset
 
-from rsr_trl import columns
-from rsr_trl.selection.arrays import check_one_student, counted, examples, flags, labels, numbers, read_table
+from rsr_trl.data import counted, examples, read_table
+from rsr_trl.rsr import ERROR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, RSR, TRUNCATED
 from rsr_trl.selection.bootstrap import RatioDraws, probability_best
-from rsr_trl.selection.scores import read_score
+from rsr_trl.selection.table import check_one_student, flags, labels, numbers, read_score
 
 
 SELECTED = (
@@ -52,20 +52,20 @@ class TeacherRows:
         teacher_column: str,
         problem_column: str | None,
         correctness_column: str | None,
-        score: str = columns.RSR,
+        score: str = RSR,
     ) -> "TeacherRows":
-        scored_by = [columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL, columns.NUM_TOKENS, columns.TRUNCATED]
+        scored_by = [MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, TRUNCATED]
         table = read_table(dataset, [teacher_column, problem_column, correctness_column, *scored_by])
         check_one_student(dataset)
         teacher, names = labels(table, teacher_column)
-        rank, surprisal = numbers(table, columns.MEAN_CLIPPED_RANK), numbers(table, columns.MEAN_SURPRISAL)
+        rank, surprisal = numbers(table, MEAN_CLIPPED_RANK), numbers(table, MEAN_SURPRISAL)
         ok = np.isfinite(rank) & np.isfinite(surprisal)
-        values = None if score == columns.RSR else read_score(dataset, score)
+        values = None if score == RSR else read_score(dataset, score)
         if values is not None:
             ok &= np.isfinite(values)
         if not ok.any():
             raise ValueError(
-                f"None of the {len(ok)} rows has a score, so there is nothing to rank. {columns.ERROR!r} says why."
+                f"None of the {len(ok)} rows has a score, so there is nothing to rank. {ERROR!r} says why."
             )
         correct = None
         if correctness_column is not None:
@@ -77,8 +77,8 @@ class TeacherRows:
             problem=labels(table, problem_column)[0][ok] if problem_column else None,
             rank=rank[ok],
             surprisal=surprisal[ok],
-            tokens=numbers(table, columns.NUM_TOKENS)[ok],
-            truncated=flags(table, columns.TRUNCATED)[ok],
+            tokens=numbers(table, NUM_TOKENS)[ok],
+            truncated=flags(table, TRUNCATED)[ok],
             correct=correct,
             unscored=np.bincount(teacher[~ok], minlength=len(names)),
             score=None if values is None else values[ok],

@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from rsr_trl import columns
-from rsr_trl.selection.arrays import counted
+from rsr_trl.data import counted
+from rsr_trl.rsr import RSR
+from rsr_trl.scoring.scores import direction_of
 from rsr_trl.selection.bootstrap import RatioDraws, probability_below, resample_ratios
-from rsr_trl.selection.scores import direction_of
 from rsr_trl.selection.teacher_rows import TeacherRows
 
 
@@ -44,7 +44,7 @@ class TeacherRanking:
     num_problems_in_all: int | None
     confidence: float
     notes: list[str]
-    score: str = columns.RSR
+    score: str = RSR
     prefer: Literal["low", "high"] = "low"
 
     @property
@@ -55,7 +55,7 @@ class TeacherRanking:
     @property
     def judged(self) -> list[dict]:
         """Rows of the teachers that have an interval, which takes two problems or trajectories."""
-        bound = "rsr_low" if self.score == columns.RSR else "score_low"
+        bound = "rsr_low" if self.score == RSR else "score_low"
         return [row for row in self.table if row[bound] is not None]
 
     def caution(self, name: Callable[[object], str] = str) -> str:
@@ -93,7 +93,7 @@ class TeacherRanking:
         shown = self.to_pandas().head(PAIRED_BEST).drop(columns=hidden, errors="ignore").dropna(axis=1, how="all")
         on = "on unmatched problems" if self.num_problems is None else f"on {counted(self.num_problems, 'problem')}"
         direction = "RSR: lower = more suitable"
-        if self.score != columns.RSR:
+        if self.score != RSR:
             direction = f"score: mean of {self.score}, {self.prefer}er first; {direction}"
         lines = [f"{counted(len(self.table), 'teacher')} {on}, most suitable first ({direction})"]
         lines.append(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
@@ -111,7 +111,7 @@ def rank_teachers(
     confidence: float = 0.95,
     num_draws: int = 1000,
     seed: int = 0,
-    score: str = columns.RSR,
+    score: str = RSR,
     prefer: Literal["low", "high"] | None = None,
 ) -> TeacherRanking:
     """
@@ -132,7 +132,7 @@ def rank_teachers(
         num_draws (`int`, *optional*, defaults to `1000`): Bootstrap draws.
         seed (`int`, *optional*, defaults to `0`): Seed of the draws: the same rows in any order give the same numbers.
         score (`str`, *optional*, defaults to `"rsr"`): What to rank by: a score of `RSRScorer(scores=...)` by its
-            name, such as `"surprisal"`, or any numeric column (see [`~rsr_trl.selection.scores.read_score`]).
+            name, such as `"surprisal"`, or any numeric column (see [`~rsr_trl.selection.table.read_score`]).
         prefer (`str`, *optional*): `"low"` or `"high"`: which end of it is the better one. By default the score's own
             (RSR: `"low"`); a column of your own has none and needs it.
 

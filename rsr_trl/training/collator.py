@@ -6,8 +6,8 @@ from typing import Any, Literal
 import torch
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from rsr_trl import columns
-from rsr_trl.selection.scores import columns_of, direction_of
+from rsr_trl.rsr import RSR
+from rsr_trl.scoring.scores import columns_of, direction_of
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.epoch_rows import MASKED_ROW, ROW, SCORED
 from rsr_trl.training.sampler import is_past
@@ -53,7 +53,7 @@ class RSRDataCollator(DataCollatorForLanguageModeling):
     score_threshold: float | None = None
     prefer: Literal["low", "high"] | None = None
     with_scored: bool = False
-    score: str = columns.RSR
+    score: str = RSR
     # One slot for each worker process, in shared memory, so that no two add to the same.
     _dropped: torch.Tensor = field(
         default_factory=lambda: torch.zeros(1024, dtype=torch.int64).share_memory_(), repr=False, compare=False

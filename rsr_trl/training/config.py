@@ -7,7 +7,7 @@ from transformers import IntervalStrategy
 from transformers.utils import is_torch_bf16_gpu_available
 from trl import SFTConfig
 
-from rsr_trl.selection.scores import direction_of, known_score
+from rsr_trl.scoring.scores import direction_of, known_score
 from rsr_trl.training.score_table import LIVE
 
 

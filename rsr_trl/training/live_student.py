@@ -19,7 +19,7 @@ from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from rsr_trl.equations import trajectory_means
+from rsr_trl.rsr import trajectory_means
 from rsr_trl.scoring.batches import Layout, lay_out
 from rsr_trl.scoring.lm_head import LMHead, TokenStats
 from rsr_trl.scoring.student import evaluation_mode, on_device

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
-from rsr_trl.scoring.rivals import random
+from rsr_trl.data import read_table
 from rsr_trl.scoring.scored_tokens import ScoredTokens, content_hash
+from rsr_trl.scoring.scores import check_name, known_score, random
 from rsr_trl.scoring.tokens import ExampleTokenizer
-from rsr_trl.selection.arrays import labels, read_table
-from rsr_trl.selection.scores import check_name, known_score, read_score
+from rsr_trl.selection.table import labels, read_score
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.epoch_rows import SCORED
 from rsr_trl.training.score_table import LIVE

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch.utils.data import Sampler
 
-from rsr_trl.selection.scores import direction_of
+from rsr_trl.scoring.scores import direction_of
 from rsr_trl.training.score_table import ScoreTable
 
 

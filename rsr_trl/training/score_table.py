@@ -12,10 +12,10 @@ from datasets import Dataset
 from numpy.typing import ArrayLike
 from safetensors.torch import load_file, save_file
 
-from rsr_trl import columns
-from rsr_trl.equations import rsr_from_means
-from rsr_trl.selection.arrays import numbers, read_table
-from rsr_trl.selection.scores import check_name, known_score, read_score
+from rsr_trl.data import read_table
+from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, RSR, rsr_from_means
+from rsr_trl.scoring.scores import check_name, known_score
+from rsr_trl.selection.table import numbers, read_score
 
 
 class ScoreTable:
@@ -52,7 +52,7 @@ class ScoreTable:
     ```
     """
 
-    def __init__(self, num_tokens: ArrayLike, score: str = columns.RSR, static: ArrayLike | None = None):
+    def __init__(self, num_tokens: ArrayLike, score: str = RSR, static: ArrayLike | None = None):
         self.num_tokens = np.array(num_tokens, dtype=np.int64)
         if self.num_tokens.ndim != 1 or (self.num_tokens < 0).any():
             raise ValueError("num_tokens must be a 1-D array of whole numbers, 0 or more.")
@@ -72,7 +72,7 @@ class ScoreTable:
         self.version = 0
 
     @classmethod
-    def from_dataset(cls, dataset: Dataset, score: str = columns.RSR, static: ArrayLike | None = None) -> "ScoreTable":
+    def from_dataset(cls, dataset: Dataset, score: str = RSR, static: ArrayLike | None = None) -> "ScoreTable":
         """
         The scores that [`RSRScorer`] or `rsr score` put into `dataset`, as measured at step 0.
 
@@ -80,12 +80,12 @@ class ScoreTable:
             dataset (`Dataset`): Scored.
             score (`str`, *optional*, defaults to `"rsr"`): What to order by: the name of a score, or a numeric column.
             static (float array of shape `(n,)`, *optional*): Its values, where it isn't live. By default read from
-                the dataset ([`~rsr_trl.selection.scores.read_score`]).
+                the dataset ([`~rsr_trl.selection.table.read_score`]).
 
         Raises:
             `ValueError`: for a missing score column, or a row with scored tokens but without a score.
         """
-        names = [columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL, columns.NUM_TOKENS]
+        names = [MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS]
         data = read_table(dataset, names)
         ranks, surprisals, num_tokens = (numbers(data, name) for name in names)
         check_name(score, dataset.column_names)

@@ -18,13 +18,13 @@ from transformers.utils import logging
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
-from rsr_trl import columns
-from rsr_trl.equations import CITATION
+from rsr_trl.data import read_table
+from rsr_trl.rsr import CITATION, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, RSR, SCORE_PREFIX, STUDENT
 from rsr_trl.scoring.batches import plan_batches
 from rsr_trl.scoring.fingerprint import student_fingerprint
 from rsr_trl.scoring.student import Student, best_layout, default_batch_tokens, length_border
 from rsr_trl.scoring.tokens import ExampleTokenizer
-from rsr_trl.selection.arrays import labels, numbers, read_table
+from rsr_trl.selection.table import labels, numbers
 from rsr_trl.training.collator import NUM_SCORED, live_collator, live_threshold
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.epoch_rows import ROW, SCORED, DrawnRows
@@ -191,7 +191,7 @@ class RSRSFTTrainer(SFTTrainer):
 
     def _take_scores_of_dataset(self) -> bool:
         """Start from the dataset's own scores if they are of this very student and of the same tokens."""
-        wanted = [columns.STUDENT, columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL, columns.NUM_TOKENS]
+        wanted = [STUDENT, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS]
         if not set(wanted) <= set(self.train_dataset.column_names):
             return False
         if is_peft_model(self.model) and self.model.active_peft_config.is_prompt_learning:
@@ -207,8 +207,8 @@ class RSRSFTTrainer(SFTTrainer):
             )
         broadcast_object_list(own)
         data = read_table(self.train_dataset, wanted)
-        same_tokens = np.array_equal(numbers(data, columns.NUM_TOKENS), self.table.num_tokens)
-        if not same_tokens or data[columns.STUDENT].unique().to_pylist() != own:
+        same_tokens = np.array_equal(numbers(data, NUM_TOKENS), self.table.num_tokens)
+        if not same_tokens or data[STUDENT].unique().to_pylist() != own:
             # Who never scores in between has counted on the dataset's own.
             tell = logger.warning if self.args.rsr_rescore_strategy == "no" else logger.info
             tell(
@@ -333,8 +333,8 @@ class RSRSFTTrainer(SFTTrainer):
 
     def _summary(self) -> dict[str, float]:
         """Of RSR as it is known, and of the score that the examples are ordered by."""
-        summary, name = summarize(self.table.rsr, self._teachers), self.table.score.removeprefix(columns.SCORE_PREFIX)
-        return summary if name == columns.RSR else summary | summarize(self.table.scores, self._teachers, name)
+        summary, name = summarize(self.table.rsr, self._teachers), self.table.score.removeprefix(SCORE_PREFIX)
+        return summary if name == RSR else summary | summarize(self.table.scores, self._teachers, name)
 
     def _log_scores(self, logs: dict[str, float] | None = None) -> None:
         """Add to what the trainer logs next."""

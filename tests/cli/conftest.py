@@ -6,8 +6,17 @@ import datasets
 import pytest
 from transformers.utils import logging as transformers_logging
 
-from rsr_trl import columns
-from rsr_trl.equations import trajectory_means, trajectory_rsr
+from rsr_trl.rsr import (
+    ERROR,
+    MEAN_CLIPPED_RANK,
+    MEAN_SURPRISAL,
+    NUM_TOKENS,
+    RSR,
+    STUDENT,
+    TRUNCATED,
+    trajectory_means,
+    trajectory_rsr,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -34,12 +43,12 @@ def scored_rows() -> list[dict]:
     for (problem, teacher), (ranks, surprisals) in tokens.items():
         rank, surprisal = (means[0] for means in trajectory_means(ranks, surprisals, [len(ranks)]))
         row = {"problem_id": problem, "teacher": teacher, "prompt": f"Solve {problem}.", "completion": teacher}
-        row |= {columns.RSR: trajectory_rsr(ranks, surprisals), columns.MEAN_CLIPPED_RANK: rank}
-        row |= {columns.MEAN_SURPRISAL: surprisal, columns.NUM_TOKENS: len(ranks), columns.TRUNCATED: problem == "b"}
-        row |= {columns.ERROR: None, columns.STUDENT: "tiny"}
+        row |= {RSR: trajectory_rsr(ranks, surprisals), MEAN_CLIPPED_RANK: rank}
+        row |= {MEAN_SURPRISAL: surprisal, NUM_TOKENS: len(ranks), TRUNCATED: problem == "b"}
+        row |= {ERROR: None, STUDENT: "tiny"}
         if not ranks:
-            row |= dict.fromkeys((columns.RSR, columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL))
-            row[columns.ERROR] = "completion is empty (whole: 12 tokens)"
+            row |= dict.fromkeys((RSR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL))
+            row[ERROR] = "completion is empty (whole: 12 tokens)"
         rows.append(row)
     return rows
 

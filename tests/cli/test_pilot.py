@@ -7,12 +7,12 @@ import time
 
 import pytest
 from datasets import Dataset
+from tests.training.test_pilot import rows_of
 
 from rsr_trl.cli import pilot
 from rsr_trl.cli.options import parse
 from rsr_trl.data import as_trl_format
 from rsr_trl.scoring.scorer import RSRScorer
-from tests.training.test_pilot import rows_of
 
 
 QUICK = [

@@ -11,8 +11,9 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard, HfApi
 from huggingface_hub.utils import filter_repo_objects
 
-from rsr_trl import RSRScorer, columns, data
+from rsr_trl import RSRScorer, data
 from rsr_trl.cli.main import main
+from rsr_trl.rsr import SCORE_COLUMNS
 
 
 ROWS = [
@@ -58,7 +59,7 @@ def _naive_rsr(model, before: list[int], ids: list[int]) -> float:
 def test_plain_text_scores_are_those_of_the_equation(score, tiny_student, tiny_tokenizer):
     assert score() == 0
     scored = load_dataset(score.output_dir, split="train")
-    assert scored.column_names == [*ROWS[0], *columns.SCORE_COLUMNS]
+    assert scored.column_names == [*ROWS[0], *SCORE_COLUMNS]
     model = tiny_student()
     for row in scored.select(range(3)):
         before, ids = (tiny_tokenizer(row[name])["input_ids"] for name in ("prompt", "completion"))
@@ -69,7 +70,7 @@ def test_plain_text_scores_are_those_of_the_equation(score, tiny_student, tiny_t
 def test_other_scores(score, tiny_student, tiny_tokenizer):
     assert score("--scores", "lark, surprisal") == 0
     scored = load_dataset(score.output_dir, split="train")
-    assert scored.column_names == [*ROWS[0], *columns.SCORE_COLUMNS, "score_surprisal", "score_lark"]
+    assert scored.column_names == [*ROWS[0], *SCORE_COLUMNS, "score_surprisal", "score_lark"]
     expected = RSRScorer(tiny_student(), tiny_tokenizer, scores=["surprisal", "lark"]).score(
         load_dataset("json", data_files=score.raw, split="train")
     )

@@ -58,8 +58,7 @@ def test_summary_shows_before_and_after(select, capsys):
 
 
 def test_the_student_that_scored_is_passed_on(select, scored_rows, tmp_path, capsys):
-    card = "Made by `rsr score` from `d.jsonl` with the student `me/student` (float32)."
-    write_scored(Dataset.from_list(scored_rows), tmp_path / "scored", card)
+    write_scored(Dataset.from_list(scored_rows), tmp_path / "scored", "", facts={"student": "me/student"})
     assert select("--group_column", "problem_id", dataset_name=str(tmp_path / "scored")) == 0
     assert "Next: rsr sft --model_name_or_path me/student " in capsys.readouterr().err
     assert student_of(select.output_dir) == "me/student"

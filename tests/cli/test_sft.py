@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from rsr_trl.cli import sft
 from rsr_trl.cli.main import main as cli
 from rsr_trl.cli.options import parse
-from rsr_trl.equations import dataset_rsr
+from rsr_trl.rsr import dataset_rsr
 from rsr_trl.training.schedule import ScoreCallback
 from tests.training.runs import REPOSITORY, examples
 

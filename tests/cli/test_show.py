@@ -7,11 +7,24 @@ import pytest
 from datasets import Dataset
 from transformers import AutoTokenizer
 
-from rsr_trl import columns
 from rsr_trl.cli import show
 from rsr_trl.cli.options import parse
 from rsr_trl.demo import STUDENT_PATH
-from rsr_trl.equations import trajectory_means, trajectory_rsr
+from rsr_trl.rsr import (
+    ERROR,
+    MEAN_CLIPPED_RANK,
+    MEAN_SURPRISAL,
+    NUM_TOKENS,
+    RSR,
+    STUDENT,
+    TOKEN_IDS,
+    TOKEN_RANKS,
+    TOKEN_SURPRISALS,
+    TOKEN_TOP1,
+    TRUNCATED,
+    trajectory_means,
+    trajectory_rsr,
+)
 
 
 HOSTILE = (
@@ -37,17 +50,17 @@ def scored(tokenizer, tmp_path):
         rank, surprisal = (float(means[0]) for means in trajectory_means(ranks, surprisals, [len(ids)]))
         row = {
             "prompt": "What is 3 + 4?",
-            columns.RSR: trajectory_rsr(ranks, surprisals),
-            columns.MEAN_CLIPPED_RANK: rank,
-            columns.MEAN_SURPRISAL: surprisal,
-            columns.NUM_TOKENS: len(ids),
-            columns.TRUNCATED: False,
-            columns.ERROR: None,
-            columns.STUDENT: "abc",
-            columns.TOKEN_IDS: ids,
-            columns.TOKEN_RANKS: ranks,
-            columns.TOKEN_SURPRISALS: surprisals,
-            **({columns.TOKEN_TOP1: ids[::-1]} if with_top1 else {}),
+            RSR: trajectory_rsr(ranks, surprisals),
+            MEAN_CLIPPED_RANK: rank,
+            MEAN_SURPRISAL: surprisal,
+            NUM_TOKENS: len(ids),
+            TRUNCATED: False,
+            ERROR: None,
+            STUDENT: "abc",
+            TOKEN_IDS: ids,
+            TOKEN_RANKS: ranks,
+            TOKEN_SURPRISALS: surprisals,
+            **({TOKEN_TOP1: ids[::-1]} if with_top1 else {}),
             **(row or {}),
         }
         path = tmp_path / "scored.parquet"
@@ -81,7 +94,7 @@ def words(text: str) -> str:
 
 
 def test_says_what_the_row_is(run, scored):
-    path = scored("So 3+4=7.", {"teacher": "solver", "problem_id": 17, "correct": False, columns.TRUNCATED: True})
+    path = scored("So 3+4=7.", {"teacher": "solver", "problem_id": 17, "correct": False, TRUNCATED: True})
     text = words(run(path))
     # Eight tokens of ranks 1 to 8 and surprisals of a quarter of that.
     assert "Row 0: RSR 4.000 (lower = more suitable), 8 tokens mean rank 4.50 / mean surprisal 1.12 nats" in text
@@ -254,7 +267,7 @@ def test_rows_that_are_not_there(run, scored, row):
 
 
 def test_a_row_without_score_says_why(run, scored):
-    path = scored("So.", {columns.RSR: None, columns.ERROR: "completion is empty"})
+    path = scored("So.", {RSR: None, ERROR: "completion is empty"})
     with pytest.raises(ValueError, match="Row 0 has no score: completion is empty"):
         run(path)
 

@@ -6,30 +6,29 @@ import pytest
 from datasets import Dataset
 from rich.console import Console
 
-from rsr_trl import columns
 from rsr_trl.cli.options import DatasetArguments, StudentArguments
 from rsr_trl.cli.summary import beside, figures, given, print_next, share, teacher_column_of
-from rsr_trl.equations import dataset_rsr
+from rsr_trl.rsr import ERROR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, RSR, dataset_rsr
 
 
 def test_figures_against_the_equation(scored_rows):
     result = figures(Dataset.from_list(scored_rows), "teacher")
     scored = [row for row in scored_rows if row["rsr"] is not None]
-    means = [[row[name] for row in scored] for name in (columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL)]
+    means = [[row[name] for row in scored] for name in (MEAN_CLIPPED_RANK, MEAN_SURPRISAL)]
     assert result["rsr"] == pytest.approx(dataset_rsr(*means), rel=1e-12)
     assert result["rsr_median"] == np.median([row["rsr"] for row in scored])
     assert result["mean_tokens"] == np.mean([row["rsr_num_tokens"] for row in scored])
     assert (result["trajectories"], result["scored"], result["truncated"], result["short"]) == (6, 5, 2, 4)
     for one in result["teachers"]:
         own = [row for row in scored if row["teacher"] == one["teacher"]]
-        means = [[row[name] for row in own] for name in (columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL)]
+        means = [[row[name] for row in own] for name in (MEAN_CLIPPED_RANK, MEAN_SURPRISAL)]
         assert one["rsr"] == pytest.approx(dataset_rsr(*means), rel=1e-12)
         assert one["scored"] == len(own)
     assert [one["teacher"] for one in result["teachers"]] == ["long", "short"]
 
 
 def test_reasons_are_counted_without_what_is_of_one_row(scored_rows):
-    other = {**scored_rows[-1], columns.ERROR: "completion is empty (whole: 99 tokens)"}
+    other = {**scored_rows[-1], ERROR: "completion is empty (whole: 99 tokens)"}
     assert figures(Dataset.from_list([*scored_rows, other]))["not_scored"] == {"completion is empty": 2}
 
 
@@ -42,7 +41,7 @@ def test_nothing_scored_and_nothing_at_all(scored_rows):
 
 
 def test_infinite_ratio_is_null_in_json(scored_rows):
-    certain = {**scored_rows[0], columns.RSR: float("inf"), columns.MEAN_SURPRISAL: 0.0}
+    certain = {**scored_rows[0], RSR: float("inf"), MEAN_SURPRISAL: 0.0}
     result = figures(Dataset.from_list([certain]))
     assert result["rsr"] is None and result["rsr_median"] is None
     json.dumps(result, allow_nan=False)

@@ -7,9 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.chat_template_utils import get_training_chat_template
 
+from benchmarks.pretrain_demo_student import DIALECTS, make_chats, train_tokenizer
 from rsr_trl.demo import STUDENT_PATH
 from rsr_trl.demo import pretrain as pretraining
-from rsr_trl.demo.pretrain import DIALECTS, make_chats, train_tokenizer
 from rsr_trl.demo.problems import split_of
 from rsr_trl.demo.teachers import TEACHERS, make_pool
 from tests.demo.reading import answer_by_reading

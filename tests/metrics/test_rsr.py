@@ -4,7 +4,7 @@ import evaluate
 import pytest
 
 import rsr_trl.metrics
-from rsr_trl.equations import dataset_rsr, trajectory_rsr
+from rsr_trl.rsr import dataset_rsr, trajectory_rsr
 
 
 METRICS = Path(rsr_trl.metrics.__file__).parent

@@ -5,8 +5,21 @@ from html.parser import HTMLParser
 import numpy as np
 from datasets import Dataset
 
-from rsr_trl import columns
-from rsr_trl.equations import trajectory_means, trajectory_rsr
+from rsr_trl.rsr import (
+    ERROR,
+    MEAN_CLIPPED_RANK,
+    MEAN_SURPRISAL,
+    NUM_TOKENS,
+    RSR,
+    STUDENT,
+    TOKEN_IDS,
+    TOKEN_RANKS,
+    TOKEN_SURPRISALS,
+    TOKEN_TOP1,
+    TRUNCATED,
+    trajectory_means,
+    trajectory_rsr,
+)
 
 
 TEACHERS = ("ann", "bob", "eve")
@@ -41,30 +54,30 @@ def token_columns(tokenizer, text: str, rng: np.random.Generator, scale: float =
     top1 = np.where(ranks == 1, ids, rng.integers(10, 200, len(ids)))
     rank, surprisal = (float(means[0]) for means in trajectory_means(ranks, surprisals, [len(ids)]))
     return {
-        columns.RSR: trajectory_rsr(ranks, surprisals),
-        columns.MEAN_CLIPPED_RANK: rank,
-        columns.MEAN_SURPRISAL: surprisal,
-        columns.NUM_TOKENS: len(ids),
-        columns.TRUNCATED: False,
-        columns.ERROR: None,
-        columns.STUDENT: "fingerprint0",
-        columns.TOKEN_IDS: ids,
-        columns.TOKEN_RANKS: ranks.tolist(),
-        columns.TOKEN_SURPRISALS: surprisals.tolist(),
-        columns.TOKEN_TOP1: top1.tolist(),
+        RSR: trajectory_rsr(ranks, surprisals),
+        MEAN_CLIPPED_RANK: rank,
+        MEAN_SURPRISAL: surprisal,
+        NUM_TOKENS: len(ids),
+        TRUNCATED: False,
+        ERROR: None,
+        STUDENT: "fingerprint0",
+        TOKEN_IDS: ids,
+        TOKEN_RANKS: ranks.tolist(),
+        TOKEN_SURPRISALS: surprisals.tolist(),
+        TOKEN_TOP1: top1.tolist(),
     }
 
 
 UNSCORED = {
-    columns.RSR: None,
-    columns.MEAN_CLIPPED_RANK: None,
-    columns.MEAN_SURPRISAL: None,
-    columns.NUM_TOKENS: 0,
-    columns.ERROR: "completion is empty (whole: 12 tokens)",
-    columns.TOKEN_IDS: [],
-    columns.TOKEN_RANKS: [],
-    columns.TOKEN_SURPRISALS: [],
-    columns.TOKEN_TOP1: [],
+    RSR: None,
+    MEAN_CLIPPED_RANK: None,
+    MEAN_SURPRISAL: None,
+    NUM_TOKENS: 0,
+    ERROR: "completion is empty (whole: 12 tokens)",
+    TOKEN_IDS: [],
+    TOKEN_RANKS: [],
+    TOKEN_SURPRISALS: [],
+    TOKEN_TOP1: [],
 }
 
 

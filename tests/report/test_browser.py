@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 import pytest
 
-from rsr_trl import columns
+from rsr_trl.rsr import ERROR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, STUDENT, TOKEN_COLUMNS
 from tests.report.pages import as_dataset, scored_rows, token_columns
 
 
@@ -159,7 +159,7 @@ def full_page(write, tiny_tokenizer, tmp_path):
     rows = scored_rows(tiny_tokenizer, 12, LONG_NAMES)
     every = np.arange(len(rows))
     table, log = ScoreTable([row["rsr_num_tokens"] for row in rows]), ScoreHistory(str(tmp_path / "out"), every)
-    parts = [np.array([row[name] for row in rows]) for name in (columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL)]
+    parts = [np.array([row[name] for row in rows]) for name in (MEAN_CLIPPED_RANK, MEAN_SURPRISAL)]
     for step in (0, 10, 20):
         noise = np.random.default_rng(step).uniform(0.8, 1.2, len(rows)) if step else 1.0
         table.update(every, parts[0] * noise, parts[1], step=step)
@@ -339,12 +339,12 @@ def test_hostile_content_is_shown_as_text_and_does_nothing(browser, write, tiny_
     huge = "w" * 1_000_000
     rows[0] |= {"completion": huge, "prompt": huge} | token_columns(tiny_tokenizer, huge, rng)
     rows[1] |= {"problem_id": huge}
-    rows[2] |= {columns.ERROR: EVIL[0], columns.STUDENT: EVIL[1]}
+    rows[2] |= {ERROR: EVIL[0], STUDENT: EVIL[1]}
     for row in rows:
-        row[columns.STUDENT] = EVIL[1]
+        row[STUDENT] = EVIL[1]
     named = {"teacher_column": EVIL[1], "correctness_column": "<b>right</b>", "rows": [0, 2, 5]}
     whole = as_dataset(rows)
-    for number, dataset in enumerate([whole, whole.remove_columns(list(columns.TOKEN_COLUMNS))]):
+    for number, dataset in enumerate([whole, whole.remove_columns(list(TOKEN_COLUMNS))]):
         name = f"<img src=x onerror=alert({number})>.html"
         page = write(dataset, name, source=f"{tmp_path}/{EVIL[0][:20]}", **named)
         assert page.report.num_bytes < 5_000_000

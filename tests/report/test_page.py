@@ -6,9 +6,18 @@ import re
 import numpy as np
 import pytest
 
-from rsr_trl import columns
-from rsr_trl.equations import dataset_rsr, trajectory_rsr
 from rsr_trl.report.page import SECTIONS, write_report
+from rsr_trl.rsr import (
+    MEAN_CLIPPED_RANK,
+    MEAN_SURPRISAL,
+    RSR,
+    STUDENT,
+    TOKEN_COLUMNS,
+    TOKEN_RANKS,
+    TOKEN_SURPRISALS,
+    dataset_rsr,
+    trajectory_rsr,
+)
 from tests.report.pages import UNSCORED, as_dataset, scored_rows
 
 
@@ -58,7 +67,7 @@ def test_headline_counts_and_names_the_best(write, rows):
     assert f"leaves 6 of 18. RSR goes from {_rsr(rows):.2f} to {after:.2f}" in text
 
 
-PARTS = (columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL)
+PARTS = (MEAN_CLIPPED_RANK, MEAN_SURPRISAL)
 
 
 def _rsr(rows: list[dict]) -> float:
@@ -70,10 +79,10 @@ def _rsr(rows: list[dict]) -> float:
     [
         (["teacher"], {"teachers"}, "--teacher_column"),
         (["problem_id", "prompt"], {"problem"}, "--problem_column"),
-        ([columns.TOKEN_RANKS], {"reading"}, "rsr score --token_stats"),
-        (list(columns.TOKEN_COLUMNS), {"reading"}, "rsr score --token_stats"),
+        ([TOKEN_RANKS], {"reading"}, "rsr score --token_stats"),
+        (list(TOKEN_COLUMNS), {"reading"}, "rsr score --token_stats"),
         (
-            ["teacher", "problem_id", "prompt", "correct", *columns.TOKEN_COLUMNS],
+            ["teacher", "problem_id", "prompt", "correct", *TOKEN_COLUMNS],
             {"teachers", "problem", "reading"},
             "",
         ),
@@ -119,7 +128,7 @@ def test_a_column_with_nulls_is_passed_over_and_said(write, rows):
 
 def test_rows_without_a_score_are_counted_and_never_chosen(write, rows):
     rows[0] |= UNSCORED
-    rows[4] |= {columns.RSR: float("inf"), columns.MEAN_SURPRISAL: 0.0}
+    rows[4] |= {RSR: float("inf"), MEAN_SURPRISAL: 0.0}
     page = write(rows, rows=[0])
     assert "1 couldn't be scored" in page.words("headline")
     assert "1: completion is empty" in page.words("made")
@@ -181,11 +190,11 @@ def test_wrong_options_are_said(write, rows, options, message, tmp_path):
 
 def test_unscored_and_mixed_datasets_are_refused(write, rows):
     with pytest.raises(ValueError, match="no column 'rsr'.*rsr score"):
-        write(as_dataset(rows).remove_columns(columns.RSR))
+        write(as_dataset(rows).remove_columns(RSR))
     with pytest.raises(ValueError, match="None of the 18 rows has a finite RSR.*completion is empty"):
         write([row | UNSCORED for row in rows])
     with pytest.raises(ValueError, match="2 different students"):
-        write([rows[0] | {columns.STUDENT: "other"}, *rows[1:]])
+        write([rows[0] | {STUDENT: "other"}, *rows[1:]])
     with pytest.raises(ValueError, match="no rows"):
         write(as_dataset(rows).select([]))
 
@@ -201,6 +210,4 @@ def test_a_dataset_is_read_by_name_too(tmp_path, rows, tiny_tokenizer):
     as_dataset(rows).to_parquet(tmp_path / "scored.parquet")
     report = write_report(str(tmp_path / "scored.parquet"), tmp_path / "new" / "report.html", tokenizer=tiny_tokenizer)
     assert report.path.is_file() and report.num_bytes == report.path.stat().st_size
-    assert trajectory_rsr(rows[0][columns.TOKEN_RANKS], rows[0][columns.TOKEN_SURPRISALS]) == pytest.approx(
-        rows[0][columns.RSR]
-    )
+    assert trajectory_rsr(rows[0][TOKEN_RANKS], rows[0][TOKEN_SURPRISALS]) == pytest.approx(rows[0][RSR])

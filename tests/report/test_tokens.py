@@ -6,11 +6,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rsr_trl import columns
 from rsr_trl.cli.score import CARD
 from rsr_trl.demo import STUDENT_PATH
-from rsr_trl.equations import trajectory_rsr
 from rsr_trl.report.tokens import FRAGMENT, Token, load_tokenizer, read_tokens, sentences, student_of, visible
+from rsr_trl.rsr import TOKEN_COLUMNS, TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS, TOKEN_TOP1, trajectory_rsr
 
 
 TEXT = (
@@ -32,8 +31,8 @@ def tokenizer(request, shared):
 
 def row_of(ids: list[int], top1: list[int] | None = None) -> dict:
     numbers = range(1, len(ids) + 1)
-    row = {columns.TOKEN_IDS: ids, columns.TOKEN_RANKS: [*numbers], columns.TOKEN_SURPRISALS: [n / 4 for n in numbers]}
-    return row if top1 is None else {**row, columns.TOKEN_TOP1: top1}
+    row = {TOKEN_IDS: ids, TOKEN_RANKS: [*numbers], TOKEN_SURPRISALS: [n / 4 for n in numbers]}
+    return row if top1 is None else {**row, TOKEN_TOP1: top1}
 
 
 def texts_of(text: str, tokenizer) -> list[str]:
@@ -113,7 +112,7 @@ def test_special_tokens_are_shown(demo_tokenizer):
 
 def test_row_without_score(demo_tokenizer):
     for nothing in ([], None):
-        row = dict.fromkeys(columns.TOKEN_COLUMNS, nothing)
+        row = dict.fromkeys(TOKEN_COLUMNS, nothing)
         assert read_tokens(row, demo_tokenizer) == []
     assert sentences([], r_max=100) == []
 
@@ -125,7 +124,7 @@ def test_missing_columns_say_what_to_do(demo_tokenizer):
 
 def test_columns_of_different_lengths(demo_tokenizer):
     with pytest.raises(ValueError, match="2 ids, 1 ranks, 2 surprisals"):
-        read_tokens({**row_of([5, 6]), columns.TOKEN_RANKS: [1]}, demo_tokenizer)
+        read_tokens({**row_of([5, 6]), TOKEN_RANKS: [1]}, demo_tokenizer)
     with pytest.raises(ValueError, match="1 of rsr_token_top1"):
         read_tokens(row_of([5, 6], top1=[5]), demo_tokenizer)
 

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from rsr_trl import RSRScorer
-from rsr_trl.equations import trajectory_rsr
+from rsr_trl.rsr import trajectory_rsr
 from rsr_trl.scoring.student import Student
 from tests.scoring.test_student import assert_true, examples_of, model_of
 

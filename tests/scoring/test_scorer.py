@@ -6,7 +6,19 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from rsr_trl import RSRScorer, columns, equations
+from rsr_trl import RSRScorer, equations
+from rsr_trl.rsr import (
+    ERROR,
+    MEAN_CLIPPED_RANK,
+    MEAN_SURPRISAL,
+    NUM_TOKENS,
+    RSR,
+    TOKEN_IDS,
+    TOKEN_RANKS,
+    TOKEN_SURPRISALS,
+    TOKEN_TOP1,
+    TRUNCATED,
+)
 from rsr_trl.scoring import lm_head
 from tests.scoring.truth import Truth, in_float64, truth_of
 
@@ -58,16 +70,16 @@ def assert_true(dataset: Dataset, expected: list[Truth], rounding: float = 5e-5,
     """All columns of a dataset that was scored with `token_stats=True` are what the definition says."""
     assert len(dataset) == len(expected)
     for row, truth in zip(dataset, expected, strict=True):
-        assert row[columns.ERROR] is None
-        assert row[columns.TOKEN_IDS] == truth.targets.tolist()
-        truth.assert_ranks(row[columns.TOKEN_RANKS], rounding, decided)
-        truth.assert_top1(row[columns.TOKEN_TOP1], rounding)
-        np.testing.assert_allclose(row[columns.TOKEN_SURPRISALS], truth.surprisals, rtol=1e-4, atol=2e-5)
-        assert row[columns.NUM_TOKENS] == len(truth.targets)
-        assert row[columns.MEAN_SURPRISAL] == pytest.approx(truth.surprisals.mean(), rel=1e-5)
-        assert row[columns.MEAN_CLIPPED_RANK] == pytest.approx(np.minimum(truth.ranks, 100).mean(), rel=1e-5)
-        assert row[columns.RSR] == pytest.approx(truth.rsr(), rel=1e-5)
-        assert row[columns.RSR] == pytest.approx(row[columns.MEAN_CLIPPED_RANK] / row[columns.MEAN_SURPRISAL])
+        assert row[ERROR] is None
+        assert row[TOKEN_IDS] == truth.targets.tolist()
+        truth.assert_ranks(row[TOKEN_RANKS], rounding, decided)
+        truth.assert_top1(row[TOKEN_TOP1], rounding)
+        np.testing.assert_allclose(row[TOKEN_SURPRISALS], truth.surprisals, rtol=1e-4, atol=2e-5)
+        assert row[NUM_TOKENS] == len(truth.targets)
+        assert row[MEAN_SURPRISAL] == pytest.approx(truth.surprisals.mean(), rel=1e-5)
+        assert row[MEAN_CLIPPED_RANK] == pytest.approx(np.minimum(truth.ranks, 100).mean(), rel=1e-5)
+        assert row[RSR] == pytest.approx(truth.rsr(), rel=1e-5)
+        assert row[RSR] == pytest.approx(row[MEAN_CLIPPED_RANK] / row[MEAN_SURPRISAL])
 
 
 def random_student(make, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> torch.nn.Module:
@@ -81,7 +93,7 @@ class TestRealText:
         scored = scorer.score(Dataset.from_list(rows))
         tokenized = [places_of_completion(scorer.processing_class, row) for row in rows]
         assert_true(scored, list(truths(scorer.student.model, tokenized)))
-        assert 2 < np.mean(scored[columns.RSR]) < 15  # a language model's, not those of noise
+        assert 2 < np.mean(scored[RSR]) < 15  # a language model's, not those of noise
 
     def test_gsm8k_chat_with_a_real_student(self, gsm8k_rows, gsm8k_student):
         scorer = RSRScorer(gsm8k_student, dtype="float32", token_stats=True)
@@ -100,8 +112,8 @@ class TestRealText:
             ids = scorer.processing_class(row["text"])["input_ids"]  # it begins with <s>, which isn't scored
             tokenized.append((ids, list(range(1, len(ids)))))
         assert_true(scored, list(truths(scorer.student.model, tokenized, max_length=512)))
-        assert scored[columns.TRUNCATED] == [len(ids) + 1 > 512 for ids, _ in tokenized]
-        assert 0 < sum(scored[columns.TRUNCATED])
+        assert scored[TRUNCATED] == [len(ids) + 1 > 512 for ids, _ in tokenized]
+        assert 0 < sum(scored[TRUNCATED])
 
     def test_math500_chat_with_qwen3s_vocabulary(self, math500_rows, gsm8k_rows, qwen3_tokenizer, tiny_student):
         model = random_student(tiny_student, qwen3_tokenizer, 151_936)
@@ -120,7 +132,7 @@ class TestRealText:
         scorer = RSRScorer(model, qwen3_tokenizer, token_stats=True, max_length=limit)
         scored = [scorer(row) for row in rows]
         assert_true(scored, list(truths(model, tokenized, max_length=limit)), **CROWDED)
-        assert sorted(row[columns.TRUNCATED] for row in scored) == [False, True]
+        assert sorted(row[TRUNCATED] for row in scored) == [False, True]
 
     def test_gpt2_without_pad_token(self, gsm8k_rows, gpt2_tokenizer):
         assert gpt2_tokenizer.pad_token is None
@@ -191,23 +203,20 @@ class TestSameNumberEverywhere:
 
     def test_bfloat16_within_two_percent(self, rows, expected, gsm8k_student):
         scored = RSRScorer(gsm8k_student, dtype="bfloat16").score(Dataset.from_list(rows))
-        np.testing.assert_allclose(scored[columns.RSR], [truth.rsr() for truth in expected], rtol=0.02)
+        np.testing.assert_allclose(scored[RSR], [truth.rsr() for truth in expected], rtol=0.02)
 
     def test_a_models_own_rounded_logits(self, rows, gsm8k_student):
         """As the paper's code has them: bf16 logits tie, which makes ranks optimistic."""
         dataset = Dataset.from_list(rows)
         exact = RSRScorer(gsm8k_student, dtype="bfloat16").score(dataset)
         rounded = RSRScorer(gsm8k_student, dtype="bfloat16", logits_dtype="model").score(dataset)
-        assert np.mean(rounded[columns.MEAN_CLIPPED_RANK]) < np.mean(exact[columns.MEAN_CLIPPED_RANK])
-        np.testing.assert_allclose(rounded[columns.RSR], exact[columns.RSR], rtol=0.05)
+        assert np.mean(rounded[MEAN_CLIPPED_RANK]) < np.mean(exact[MEAN_CLIPPED_RANK])
+        np.testing.assert_allclose(rounded[RSR], exact[RSR], rtol=0.05)
 
     def test_stored_ranks_give_the_score_of_any_r_max(self, rows, scorer, gsm8k_student):
         dataset = Dataset.from_list(rows)
         with_tokens = scorer.score(dataset)
         for r_max in (10, 500):
             direct = RSRScorer(gsm8k_student, dtype="float32", r_max=r_max).score(dataset)
-            stored = [
-                equations.trajectory_rsr(row[columns.TOKEN_RANKS], row[columns.TOKEN_SURPRISALS], r_max)
-                for row in with_tokens
-            ]
-            np.testing.assert_allclose(stored, direct[columns.RSR], rtol=1e-12)
+            stored = [equations.trajectory_rsr(row[TOKEN_RANKS], row[TOKEN_SURPRISALS], r_max) for row in with_tokens]
+            np.testing.assert_allclose(stored, direct[RSR], rtol=1e-12)

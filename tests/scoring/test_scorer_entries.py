@@ -12,7 +12,17 @@ from datasets import (
     IterableDatasetDict,
 )
 
-from rsr_trl import RSRScorer, columns
+from rsr_trl import RSRScorer
+from rsr_trl.rsr import (
+    ERROR,
+    MEAN_CLIPPED_RANK,
+    MEAN_SURPRISAL,
+    RSR,
+    STUDENT,
+    TOKEN_RANKS,
+    TOKEN_SURPRISALS,
+    score_schema,
+)
 
 
 pytestmark = pytest.mark.usefixtures("quiet")
@@ -66,9 +76,9 @@ def assert_same(found, expected: Dataset) -> None:
     for row, wanted in zip(found, expected, strict=True):
         assert set(row) == set(wanted)
         for name, value in wanted.items():
-            if value is not None and name in (columns.RSR, columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL):
+            if value is not None and name in (RSR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL):
                 assert row[name] == pytest.approx(value, rel=1e-5)
-            elif name == columns.TOKEN_SURPRISALS:
+            elif name == TOKEN_SURPRISALS:
                 np.testing.assert_allclose(row[name], value, rtol=1e-4, atol=1e-5)
             else:
                 assert row[name] == value
@@ -81,9 +91,9 @@ def test_all_entries_agree(scorer_with_tokens, shape):
     expected = scorer.score(dataset)
     # Nothing else changes, rows stay in order, and every column has its type.
     assert expected.select_columns(dataset.column_names).to_list() == dataset.to_list()
-    added = Features.from_arrow_schema(pa.schema(columns.score_schema(token_stats=True)))
+    added = Features.from_arrow_schema(pa.schema(score_schema(token_stats=True)))
     assert expected.features == Features({**dataset.features, **added})
-    assert any(expected[columns.RSR])
+    assert any(expected[RSR])
 
     for entry in (
         dataset.map(scorer),
@@ -121,18 +131,18 @@ class TestNulls:
         rows = [{"prompt": "a", "completion": None}] * 1100 + [{"prompt": "2+2=", "completion": " 4"}]
         dataset = Dataset.from_list(rows)
         scored = dataset.map(scorer_with_tokens, batched=batched)
-        assert scored[columns.RSR][:1100] == [None] * 1100 and scored[columns.RSR][1100] > 0
-        assert scored[columns.TOKEN_RANKS][0] == [] and len(scored[columns.TOKEN_RANKS][1100]) == 2
+        assert scored[RSR][:1100] == [None] * 1100 and scored[RSR][1100] > 0
+        assert scored[TOKEN_RANKS][0] == [] and len(scored[TOKEN_RANKS][1100]) == 2
         assert scored.features == scorer_with_tokens.score(dataset).features
 
     def test_all_rows_are_null(self, scorer):
         scored = Dataset.from_list(ROWS).select([0, 3]).map(scorer)
-        assert scored.features[columns.RSR].dtype == "float64" and scored.features[columns.ERROR].dtype == "string"
-        assert scored[columns.RSR] == [None, None]
+        assert scored.features[RSR].dtype == "float64" and scored.features[ERROR].dtype == "string"
+        assert scored[RSR] == [None, None]
 
     def test_no_row_is_null(self, scorer):
         scored = Dataset.from_list(ROWS).select([1, 2]).map(scorer, batched=True)
-        assert scored.features[columns.ERROR].dtype == "string" and scored[columns.ERROR] == [None, None]
+        assert scored.features[ERROR].dtype == "string" and scored[ERROR] == [None, None]
 
     def test_are_told_once_by_map_and_counted_by_score(self, scorer, caplog):
         dataset = Dataset.from_list(ROWS)
@@ -179,10 +189,10 @@ class TestDatasetsOwnThings:
     def test_formatted_columns_are_kept_and_the_new_ones_shown(self, scorer):
         dataset = Dataset.from_list(ROWS).with_format("numpy", columns=["weights"], output_all_columns=True)
         scored = scorer.score(dataset)
-        assert scored.format["columns"] == ["weights", *columns.score_schema()]
+        assert scored.format["columns"] == ["weights", *score_schema()]
         assert scored.format["output_all_columns"]
         hidden = scorer.score(Dataset.from_list(ROWS).with_format("numpy", columns=["id"]))
-        assert set(hidden[1]) == {"id", *columns.score_schema()}
+        assert set(hidden[1]) == {"id", *score_schema()}
 
     def test_transforms_are_kept_and_play_no_part(self, scorer):
         dataset = Dataset.from_list(ROWS)
@@ -246,7 +256,7 @@ class TestOverwrite:
         with_tokens = RSRScorer(tiny_student(seed=1), tiny_tokenizer, overwrite=True, token_stats=True)
         for entry in (with_tokens.score(scored), scored.map(with_tokens), scored.map(with_tokens, batched=True)):
             assert_same(entry, with_tokens.score(Dataset.from_list(ROWS)))
-            assert expected[1][columns.STUDENT] == entry[1][columns.STUDENT] != scored[1][columns.STUDENT]
+            assert expected[1][STUDENT] == entry[1][STUDENT] != scored[1][STUDENT]
 
     def test_map_leaves_no_stale_tokens(self, scored, tiny_student, tiny_tokenizer):
         other = RSRScorer(tiny_student(seed=1), tiny_tokenizer, overwrite=True)

@@ -13,7 +13,8 @@ import torch
 from datasets import Dataset, load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rsr_trl import RSRScorer, columns
+from rsr_trl import RSRScorer
+from rsr_trl.rsr import RSR, STUDENT
 from rsr_trl.scoring.student import Student
 
 
@@ -66,7 +67,7 @@ class TestById:
         other = dataset.map(RSRScorer(tiny_student_path))
         assert computed() == 0
         assert again.to_list() == other.to_list() == first.to_list()
-        assert dataset.map(scorer, batched=True)[columns.RSR] == pytest.approx(list(first[columns.RSR]), rel=1e-5)
+        assert dataset.map(scorer, batched=True)[RSR] == pytest.approx(list(first[RSR]), rel=1e-5)
 
     def test_another_process_reads_it_too(self, dataset, tmp_path, tiny_student_path):
         first = dataset.map(RSRScorer(tiny_student_path))
@@ -86,7 +87,7 @@ class TestById:
         arguments = [sys.executable, "-c", script, str(tmp_path / "data"), tiny_student_path]
         done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout) == [first[columns.STUDENT][0], list(first[columns.RSR])]
+        assert json.loads(done.stdout) == [first[STUDENT][0], list(first[RSR])]
         assert files == {file: file.stat().st_mtime_ns for file in (tmp_path / "data").glob("*.arrow")}
 
     @pytest.mark.parametrize(
@@ -118,8 +119,8 @@ class TestById:
         assert computed() == 12
         truth = RSRScorer(AutoModelForCausalLM.from_pretrained(tiny_student_path), scorer.processing_class)
         for scored in (second, (scorer if same_scorer else RSRScorer(tiny_student_path)).score(dataset)):
-            assert scored[columns.RSR] == pytest.approx(list(truth.score(dataset)[columns.RSR]), rel=1e-5)
-            assert set(scored[columns.STUDENT]).isdisjoint(first[columns.STUDENT])
+            assert scored[RSR] == pytest.approx(list(truth.score(dataset)[RSR]), rel=1e-5)
+            assert set(scored[STUDENT]).isdisjoint(first[STUDENT])
 
     @pytest.mark.parametrize("file", ["tokenizer.json", "chat_template.jinja", "config.json"])
     def test_a_changed_tokenizer_template_or_config(self, dataset, tiny_student_path, computed, file):
@@ -142,7 +143,7 @@ class TestById:
             return
         second = dataset.map(scorer)
         assert computed() == 12
-        assert second[columns.STUDENT][0] != first[columns.STUDENT][0]
+        assert second[STUDENT][0] != first[STUDENT][0]
 
     def test_a_tokenizer_of_the_users_own(self, dataset, tiny_student_path, tiny_tokenizer, computed):
         scorer = RSRScorer(tiny_student_path, tiny_tokenizer)
@@ -173,8 +174,8 @@ class TestById:
         for with_rank in (False, True):
             together = dataset.map(scorer, num_proc=2, with_rank=with_rank)
             assert computed() == 0  # not in this process
-            assert together[columns.RSR] == pytest.approx(list(alone[columns.RSR]), rel=1e-5)
-            assert together[columns.STUDENT] == alone[columns.STUDENT]
+            assert together[RSR] == pytest.approx(list(alone[RSR]), rel=1e-5)
+            assert together[STUDENT] == alone[STUDENT]
 
 
 class TestLive:
@@ -229,11 +230,11 @@ class TestLive:
         after = scorer.score(dataset)
         second = dataset.map(scorer)
         assert computed() == 12
-        assert second[columns.RSR] == pytest.approx(list(after[columns.RSR]), rel=1e-5)
-        assert second[columns.STUDENT] == after[columns.STUDENT]
-        assert set(after[columns.STUDENT]).isdisjoint(before[columns.STUDENT])
-        assert first[columns.STUDENT] == before[columns.STUDENT]
-        assert after[columns.RSR] != pytest.approx(list(before[columns.RSR]), rel=1e-4)
+        assert second[RSR] == pytest.approx(list(after[RSR]), rel=1e-5)
+        assert second[STUDENT] == after[STUDENT]
+        assert set(after[STUDENT]).isdisjoint(before[STUDENT])
+        assert first[STUDENT] == before[STUDENT]
+        assert after[RSR] != pytest.approx(list(before[RSR]), rel=1e-4)
 
 
 def test_copies_carry_no_weights(tiny_student_path, tiny_student, tiny_tokenizer, dataset):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 
-from rsr_trl.equations import trajectory_rsr
+from rsr_trl.rsr import trajectory_rsr
 from rsr_trl.scoring.student import Student, best_layout, length_border, load_model
 from rsr_trl.scoring.tokens import TokenizedExample
 from tests.scoring.truth import in_float64, truth_of

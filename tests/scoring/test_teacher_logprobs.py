@@ -6,7 +6,8 @@ from datasets import Dataset, DatasetDict
 from datasets.fingerprint import Hasher
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from rsr_trl import RSRScorer, columns
+from rsr_trl import RSRScorer
+from rsr_trl.rsr import ERROR
 from rsr_trl.scoring.rows import SlimRows
 from rsr_trl.scoring.second_pass import teacher_steps
 from rsr_trl.scoring.teacher_logprobs import read_generations, surprisals_of_steps
@@ -465,7 +466,7 @@ def test_a_column_that_is_not_there(scorer):
 def test_a_failed_row_needs_no_logprobs(scorer):
     rows = [{"prompt": PROMPT, "completion": "", "logprobs": [{"token": "a", "logprob": 1.0}]}]
     scored = scorer.score(Dataset.from_list(rows))
-    assert scored[columns.ERROR] == ["completion is empty"] and scored["score_provenance"] == [None]
+    assert scored[ERROR] == ["completion is empty"] and scored["score_provenance"] == [None]
 
 
 def test_a_tool_call_at_the_end_is_not_taken_for_the_end_of_the_turn():

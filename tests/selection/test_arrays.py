@@ -1,6 +1,6 @@
 """How columns and numbers are told."""
 
-from rsr_trl.selection.arrays import counted
+from rsr_trl.data import counted
 
 
 def test_counts():

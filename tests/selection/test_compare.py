@@ -6,9 +6,9 @@ import pytest
 from datasets import DatasetDict
 from scipy.stats import rankdata, spearmanr
 
-from rsr_trl.equations import dataset_rsr
+from rsr_trl.rsr import dataset_rsr
+from rsr_trl.selection.choose import select_trajectories
 from rsr_trl.selection.compare import compare_scores
-from rsr_trl.selection.trajectories import select_trajectories
 from tests.selection.pools import clean_pool, column
 
 

@@ -4,7 +4,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from rsr_trl.equations import trajectory_means
+from rsr_trl.rsr import trajectory_means
 from rsr_trl.selection.compare import compare_scores
 from rsr_trl.selection.failure_modes import near_guessing
 from tests.selection.pools import clean_pool, column

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rsr_trl.selection.scored_rows import ScoredRows, find_scores
-from rsr_trl.selection.scores import read_score
+from rsr_trl.selection.table import read_score
 from tests.selection.pools import clean_pool, column
 
 

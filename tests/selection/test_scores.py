@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from rsr_trl.scoring.rivals import SCORES, casl
-from rsr_trl.selection.scores import available_scores, direction_of, known_score, read_score
+from rsr_trl.scoring.scores import SCORES, casl, direction_of, known_score
+from rsr_trl.selection.choose import select_trajectories
+from rsr_trl.selection.table import available_scores, read_score
 from rsr_trl.selection.teachers import rank_teachers
-from rsr_trl.selection.trajectories import select_trajectories
 
 
 def scored(num_rows: int = 6, **extra) -> Dataset:

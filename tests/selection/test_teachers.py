@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 
-from rsr_trl.equations import dataset_rsr
+from rsr_trl.rsr import dataset_rsr
 from rsr_trl.selection.teachers import rank_teachers
 
 

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from trl.trainer.utils import add_fused_lm_head
 
-from rsr_trl.equations import trajectory_means
+from rsr_trl.rsr import trajectory_means
 from rsr_trl.training.live_student import add_rsr_head, score_rows, token_means, undisturbed
 from tests.training import sharded
 from tests.training.runs import REPOSITORY

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from rsr_trl.scoring.scorer import RSRScorer
-from rsr_trl.selection.scores import read_score
+from rsr_trl.selection.table import read_score
 from rsr_trl.training.collator import RSRDataCollator
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.sampler import RSRSampler

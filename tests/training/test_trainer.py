@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig
 
-from rsr_trl.equations import CITATION
+from rsr_trl.rsr import CITATION
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.training.collator import RSRDataCollator
 from rsr_trl.training.config import RSRSFTConfig

@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from rsr_trl.equations import CITATION, R_MAX, dataset_rsr, rsr_from_means, trajectory_means
+from rsr_trl.rsr import CITATION, R_MAX, dataset_rsr, rsr_from_means, trajectory_means
 
 
 _DESCRIPTION = """\
@@ -82,14 +82,15 @@ def _of_tokens(ranks: list, surprisals: list, r_max: float | None = R_MAX) -> tu
 
 
 def _of_texts(prompts: list, completions: list, model: object, chat: bool = False, **options) -> tuple[list, list]:
-    from rsr_trl import RSRScorer, columns
+    from rsr_trl import RSRScorer
+    from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL
 
     if chat:
         prompts = [[{"role": "user", "content": text}] for text in prompts]
         completions = [[{"role": "assistant", "content": text}] for text in completions]
     rows = datasets.Dataset.from_dict({"prompt": list(prompts), "completion": list(completions)})
     scored = RSRScorer(model, **options).score(rows)
-    return scored[columns.MEAN_CLIPPED_RANK][:], scored[columns.MEAN_SURPRISAL][:]
+    return scored[MEAN_CLIPPED_RANK][:], scored[MEAN_SURPRISAL][:]
 
 
 def _nullable(values: np.ndarray) -> list[float | None]:

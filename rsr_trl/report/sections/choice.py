@@ -6,14 +6,13 @@ from shlex import quote
 import numpy as np
 from matplotlib.axes import Axes
 
-from rsr_trl.equations import dataset_rsr
 from rsr_trl.report.charts import INK, MUTED, SERIES, Chart, draw
+from rsr_trl.report.format import label, percent
 from rsr_trl.report.pool import Material, Pool
 from rsr_trl.report.sections.headline import chosen_by_teacher
-from rsr_trl.report.wording import label, percent
-from rsr_trl.selection.arrays import place_in_run
-from rsr_trl.selection.criteria import Criteria
-from rsr_trl.selection.trajectories import choose
+from rsr_trl.rsr import dataset_rsr
+from rsr_trl.selection.choose import Criteria, choose
+from rsr_trl.selection.table import place_in_run
 
 
 CAP = 0.4  # of one teacher, or half as much again as an even share where teachers are few

@@ -18,8 +18,8 @@ from rsr_trl.report.charts import (
     plain_ticks,
     sample,
 )
+from rsr_trl.report.format import label
 from rsr_trl.report.pool import Material, Missing, Pool
-from rsr_trl.report.wording import label
 
 
 MAX_DRAWN = 30

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rsr_trl.data import is_selection
-from rsr_trl.equations import dataset_rsr
+from rsr_trl.data import counted, is_selection
+from rsr_trl.report.format import name, number, percent
 from rsr_trl.report.pool import Material, Pool
-from rsr_trl.report.wording import DIRECTION, name, number, percent
-from rsr_trl.selection.arrays import counted
+from rsr_trl.rsr import DIRECTION, dataset_rsr
 from rsr_trl.selection.teacher_rows import SELECTED
 
 

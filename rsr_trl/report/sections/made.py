@@ -9,10 +9,10 @@ from datetime import UTC, datetime
 import numpy as np
 
 from rsr_trl import __version__
-from rsr_trl.equations import CITATION
+from rsr_trl.data import counted
+from rsr_trl.report.format import name, percent, prose
 from rsr_trl.report.pool import Material
-from rsr_trl.report.wording import name, percent, prose
-from rsr_trl.selection.arrays import counted
+from rsr_trl.rsr import CITATION
 
 
 MAX_LENGTH = 600  # characters of a caution: names of teachers may be long

@@ -7,8 +7,8 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from rsr_trl.report.charts import INK, MUTED, SERIES, Chart, draw, few_ticks
+from rsr_trl.report.format import label
 from rsr_trl.report.pool import Material, Missing
-from rsr_trl.report.wording import label
 
 
 RESULT = "pilot.json"  # of a pilot's folder, once it is done

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rsr_trl.report.format import number, prose
 from rsr_trl.report.pool import Material, Missing, Pool
 from rsr_trl.report.rows import prompt_of, response_of
 from rsr_trl.report.sections.reading import MAX_TOKENS, PROMPT_LENGTH, Heatmap, heatmap, unreadable
-from rsr_trl.report.wording import number, prose
 
 
 MAX_CARDS = 16

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rsr_trl import columns
-from rsr_trl.equations import trajectory_rsr
+from rsr_trl.report.format import prose
 from rsr_trl.report.pool import Material, Missing
 from rsr_trl.report.rows import prompt_of
 from rsr_trl.report.tokens import Token, read_tokens, sentences, visible
-from rsr_trl.report.wording import prose
+from rsr_trl.rsr import ERROR, RSR, TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS, TOKEN_TOP1, trajectory_rsr
 
 
 SURPRISAL_STEPS = (0.1, 0.5, 1.0, 2.0, 4.0)  # nats; a level begins at each
@@ -129,7 +128,7 @@ def make(material: Material) -> Reading | Missing:
     features = pool.dataset.column_names
     return Reading(
         trajectories=[_trajectory(material, row, why, limit) for row, why in rows.items()],
-        has_top1=columns.TOKEN_TOP1 in features,
+        has_top1=TOKEN_TOP1 in features,
         r_max=material.r_max,
         surprisal_levels=["below 0.1", "0.1", "0.5", "1", "2", "4 and more"],
         rank_levels=["1", "2", "3–5", "6–20", "21–100", "above 100"],
@@ -138,7 +137,7 @@ def make(material: Material) -> Reading | Missing:
 
 def unreadable(material: Material) -> Missing | None:
     """What tokens can't be read for."""
-    needed = (columns.TOKEN_IDS, columns.TOKEN_RANKS, columns.TOKEN_SURPRISALS)
+    needed = (TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS)
     if any(name not in material.pool.dataset.column_names for name in needed):
         return Missing(
             "The dataset has no rank and surprisal of every token.",
@@ -178,7 +177,7 @@ def _trajectory(material: Material, row: int, why: str, limit: int) -> Trajector
         correct=float("nan") if pool.correct is None else float(pool.correct[row]),
         prompt=prose(prompt_of(values), PROMPT_LENGTH),
         heatmap=heatmap(material, values, limit),
-        error=values[columns.ERROR],
+        error=values[ERROR],
     )
 
 
@@ -193,7 +192,7 @@ def heatmap(material: Material, values: Mapping, limit: int) -> Heatmap:
         share = min(1.0, sentence.rsr / own / 2) if np.isfinite(sentence.rsr) and own else 1.0
         part = tokens[sentence.start : min(sentence.stop, limit)]
         shown.append(ShownSentence(sentence.rsr, share, [_shown(token) for token in part], sentence.turn))
-    stored = values[columns.RSR]
+    stored = values[RSR]
     # Surprisals of tokens are stored in float32, so their sum differs a little.
     other = bool(tokens) and stored is not None and not np.isclose(own, stored, rtol=1e-3)
     return Heatmap(shown, len(tokens), max(0, len(tokens) - limit), other)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 
 from rsr_trl.report.charts import INK, MAX_SERIES, Chart, draw, few_ticks, mark, mark_svg
+from rsr_trl.report.format import label
 from rsr_trl.report.pool import Material, Missing
-from rsr_trl.report.wording import label
 
 
 MAX_DRAWN = 30

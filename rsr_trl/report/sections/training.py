@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 
-from rsr_trl.equations import dataset_rsr
 from rsr_trl.report.charts import INK, MAX_SERIES, MUTED, SERIES, Chart, Key, draw, few_ticks, keys, mark, series
 from rsr_trl.report.pool import Material, Missing, Pool
-from rsr_trl.selection.arrays import place_in_run
+from rsr_trl.rsr import dataset_rsr
+from rsr_trl.selection.table import place_in_run
 from rsr_trl.training.score_log import HISTORY_DIR, spearman
 
 

@@ -3,13 +3,12 @@ import re
 import numpy as np
 import pytest
 
-from rsr_trl import columns
-from rsr_trl.equations import dataset_rsr
-from rsr_trl.selection.trajectories import select_trajectories
+from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, RSR, dataset_rsr
+from rsr_trl.selection.choose import select_trajectories
 from tests.report.pages import as_dataset, scored_rows
 
 
-PARTS = (columns.MEAN_CLIPPED_RANK, columns.MEAN_SURPRISAL)
+PARTS = (MEAN_CLIPPED_RANK, MEAN_SURPRISAL)
 
 
 def _figures(chosen) -> str:
@@ -69,7 +68,7 @@ def test_a_cap_that_cant_be_kept_says_which_can(write, rows):
 
 def test_what_cant_be_chosen_is_counted(write, rows):
     for row in rows[:3]:
-        row[columns.RSR] = float("inf")
+        row[RSR] = float("inf")
     words = write(rows).words("choice")
     assert "Never chosen: 3 (no finite score)" in words
     assert "1 problems have no scored trajectory" in words

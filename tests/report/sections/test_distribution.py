@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rsr_trl import columns
 from rsr_trl.report.pool import read_pool
 from rsr_trl.report.sections.distribution import length_correlation
+from rsr_trl.rsr import RSR
 from tests.report.pages import UNSCORED, as_dataset, scored_rows
 
 
 def test_length_correlation_is_scipys_over_finite_ratios(rows):
     rows[2] |= UNSCORED
-    rows[3][columns.RSR] = float("inf")
+    rows[3][RSR] = float("inf")
     rest = [row for i, row in enumerate(rows) if i not in (2, 3)]
     expected = stats.spearmanr([row["rsr"] for row in rest], [row["rsr_num_tokens"] for row in rest]).statistic
     assert length_correlation(read_pool(as_dataset(rows))) == pytest.approx(expected)

@@ -39,8 +39,8 @@ def test_a_folder_without_result_is_an_error(write, rows, tmp_path):
 def test_what_rsr_pilot_writes_has_all_that_is_read():
     from rsr_trl.report.sections.pilot import METRICS, RESULT
 
-    folder = pytest.importorskip("rsr_trl.training.pilot.folder", reason="there is no rsr pilot in this package")
-    from rsr_trl.training.pilot.verdict import CORRECT, LOSS
+    folder = pytest.importorskip("rsr_trl.pilot.folder", reason="there is no rsr pilot in this package")
+    from rsr_trl.pilot.verdict import CORRECT, LOSS
 
     assert RESULT == folder.RESULT
     assert set(METRICS) == {CORRECT.name, LOSS.name}

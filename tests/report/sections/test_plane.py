@@ -2,16 +2,16 @@ import re
 
 import numpy as np
 
-from rsr_trl import columns
+from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, RSR, TOKEN_COLUMNS
 from tests.report.pages import as_dataset
 
 
 def test_chosen_guesses_are_a_caution(write, rows):
     for row in rows[::3]:
-        row |= {columns.MEAN_SURPRISAL: float(np.log(5)), columns.MEAN_CLIPPED_RANK: 3.0, columns.RSR: 3 / np.log(5)}
+        row |= {MEAN_SURPRISAL: float(np.log(5)), MEAN_CLIPPED_RANK: 3.0, RSR: 3 / np.log(5)}
     for row in [row for i, row in enumerate(rows) if i % 3]:
-        row |= {columns.MEAN_SURPRISAL: 1.0, columns.MEAN_CLIPPED_RANK: 9.0, columns.RSR: 9.0}
-    page = write(as_dataset(rows).remove_columns(list(columns.TOKEN_COLUMNS)))
+        row |= {MEAN_SURPRISAL: 1.0, MEAN_CLIPPED_RANK: 9.0, RSR: 9.0}
+    page = write(as_dataset(rows).remove_columns(list(TOKEN_COLUMNS)))
     assert "Near pure guessing. 6 trajectories (33% of all, 100% of what RSR chooses" in page.words("headline")
     assert "33% of the scored trajectories and 100% of the chosen look like guesses" in page.words("plane")
 

@@ -1,9 +1,9 @@
-from rsr_trl import columns
+from rsr_trl.rsr import RSR, TOKEN_COLUMNS
 from tests.report.pages import UNSCORED, as_dataset
 
 
 def test_the_problem_of_the_first_row_asked_for(write, rows):
-    page = write(as_dataset(rows).remove_columns(list(columns.TOKEN_COLUMNS)), rows=[7])
+    page = write(as_dataset(rows).remove_columns(list(TOKEN_COLUMNS)), rows=[7])
     words = page.words("problem")
     same = sorted((row for row in rows if row["problem_id"] == "p2"), key=lambda row: row["rsr"])
     assert "Problem p2" in words and rows[7]["prompt"] in words
@@ -28,5 +28,5 @@ def test_rows_without_a_score_come_last(write, rows):
 
 def test_of_equals_the_shorter_one(write, rows):
     for row in rows[6:9]:
-        row[columns.RSR] = 2.0
+        row[RSR] = 2.0
     assert "the shorter one goes first" in write(rows, rows=[7]).words("problem")

@@ -1,11 +1,10 @@
 import numpy as np
 import pytest
 
-from rsr_trl import columns
-from rsr_trl.equations import trajectory_rsr
 from rsr_trl.report.page import MAX_ROWS
 from rsr_trl.report.sections import reading
 from rsr_trl.report.tokens import visible
+from rsr_trl.rsr import RSR, TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS, TOKEN_TOP1, trajectory_rsr
 from tests.report.pages import as_dataset, token_columns
 
 
@@ -18,10 +17,10 @@ def test_every_token_has_its_numbers_and_the_students_choice(write, rows, tiny_t
     for number, tokens in zip(expected, shown, strict=True):
         row = rows[number]
         assert "".join(text for text, _ in tokens) == row["completion"]
-        assert [int(attrs["data-r"]) for _, attrs in tokens] == row[columns.TOKEN_RANKS]
+        assert [int(attrs["data-r"]) for _, attrs in tokens] == row[TOKEN_RANKS]
         surprisals = [float(attrs["data-s"]) for _, attrs in tokens]
-        np.testing.assert_allclose(surprisals, row[columns.TOKEN_SURPRISALS], atol=5.1e-4)
-        for (_, attrs), rank, top1 in zip(tokens, row[columns.TOKEN_RANKS], row[columns.TOKEN_TOP1], strict=True):
+        np.testing.assert_allclose(surprisals, row[TOKEN_SURPRISALS], atol=5.1e-4)
+        for (_, attrs), rank, top1 in zip(tokens, row[TOKEN_RANKS], row[TOKEN_TOP1], strict=True):
             said = visible(tiny_tokenizer.decode([top1]))
             assert attrs.get("data-t", said) in (said, "\N{REPLACEMENT CHARACTER}")
             assert "data-t" not in attrs or rank > 1
@@ -30,8 +29,8 @@ def test_every_token_has_its_numbers_and_the_students_choice(write, rows, tiny_t
 def test_levels_begin_where_the_scale_says(write, rows, tiny_tokenizer):
     row = rows[0] | token_columns(tiny_tokenizer, "abcdef", np.random.default_rng(0))
     row |= {
-        columns.TOKEN_SURPRISALS: [0.0, 0.1, 0.5, 1.0, 2.0, 4.0],
-        columns.TOKEN_RANKS: [1, 2, 3, 6, 21, 101],
+        TOKEN_SURPRISALS: [0.0, 0.1, 0.5, 1.0, 2.0, 4.0],
+        TOKEN_RANKS: [1, 2, 3, 6, 21, 101],
     }
     page = write([row, *rows[1:]], rows=[0])
     tokens = next(tokens for tokens in page.tokens if "".join(text for text, _ in tokens) == "abcdef")
@@ -44,7 +43,7 @@ def test_sentences_have_their_own_ratio(write, rows, tiny_tokenizer):
     page = write([row, *rows[1:]], rows=[0])
     first = len(tiny_tokenizer("We add.")["input_ids"])
     for part in (slice(0, first), slice(first, None)):
-        ratio = trajectory_rsr(row[columns.TOKEN_RANKS][part], row[columns.TOKEN_SURPRISALS][part])
+        ratio = trajectory_rsr(row[TOKEN_RANKS][part], row[TOKEN_SURPRISALS][part])
         assert f"{ratio:,.2f}" in page.text["reading"]
 
 
@@ -76,18 +75,18 @@ def test_no_more_rows_than_there_is_room_for(write, rows):
 
 
 def test_a_foreign_tokenizer_is_refused(write, rows, tiny_tokenizer):
-    rows[0][columns.TOKEN_IDS][0] = 5000
+    rows[0][TOKEN_IDS][0] = 5000
     with pytest.raises(ValueError, match="5000 is unknown"):
         write(rows, rows=[0])
 
 
 def test_top1_may_be_absent(write, rows):
-    page = write(as_dataset(rows).remove_columns(columns.TOKEN_TOP1))
+    page = write(as_dataset(rows).remove_columns(TOKEN_TOP1))
     assert page.tokens and not any("data-t" in attrs for tokens in page.tokens for _, attrs in tokens)
     assert "would have said" not in page.words("reading")
 
 
 def test_another_r_max_is_said(write, rows):
-    rows[0] |= {columns.TOKEN_RANKS: [1000] * len(rows[0][columns.TOKEN_IDS]), columns.RSR: 1.0}
+    rows[0] |= {TOKEN_RANKS: [1000] * len(rows[0][TOKEN_IDS]), RSR: 1.0}
     assert "made with another r_max" in write(rows, rows=[0]).words("reading")
     assert "made with another r_max" not in write(rows, rows=[4]).words("problem")

@@ -2,9 +2,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rsr_trl import columns
-from rsr_trl.equations import dataset_rsr
 from rsr_trl.report.sections.training import MAX_POINTS, read_snapshots
+from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, dataset_rsr
 from rsr_trl.training.score_log import ScoreHistory
 from rsr_trl.training.score_table import ScoreTable
 from tests.report.pages import as_dataset
@@ -17,8 +16,8 @@ def run(tmp_path, rows):
     def write(*factors, source=None):
         table = ScoreTable([row["rsr_num_tokens"] for row in rows])
         log = ScoreHistory(str(tmp_path / "out"), np.arange(len(rows)) if source is None else source)
-        surprisal = np.array([row[columns.MEAN_SURPRISAL] for row in rows])
-        rank = np.array([row[columns.MEAN_CLIPPED_RANK] for row in rows])
+        surprisal = np.array([row[MEAN_SURPRISAL] for row in rows])
+        rank = np.array([row[MEAN_CLIPPED_RANK] for row in rows])
         for place, factor in enumerate(factors):
             table.update(np.arange(len(rows)), rank * factor, surprisal, step=10 * place)
             log.write(table, np.arange(len(rows)), 10 * place, "pass")

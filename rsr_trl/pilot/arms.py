@@ -17,11 +17,11 @@ from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
+from rsr_trl.pilot.config import PilotConfig
+from rsr_trl.pilot.held_out import HeldOut, Scores
+from rsr_trl.pilot.strategies import RESCORED, Budget, Pool, Strategy
 from rsr_trl.scoring.scorer import FORMAT_COLUMNS
 from rsr_trl.training.config import RSRSFTConfig
-from rsr_trl.training.pilot.config import PilotConfig
-from rsr_trl.training.pilot.held_out import HeldOut, Scores
-from rsr_trl.training.pilot.strategies import RESCORED, Budget, Pool, Strategy
 from rsr_trl.training.trainer import RSRSFTTrainer
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from rsr_trl.training.pilot.answers import same_number
-from rsr_trl.training.pilot.held_out import HeldOut, generate
+from rsr_trl.pilot.answers import same_number
+from rsr_trl.pilot.held_out import HeldOut, generate
 
 
 def chat(question: str, answer: str) -> dict:

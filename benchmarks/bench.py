@@ -1,4 +1,4 @@
-"""`rsr bench`: how fast scoring is on this machine, beside the reference way and the floor.
+"""`make bench`, or `python -m benchmarks.bench` with options: how fast scoring is beside the reference and the floor.
 
 Three ways over the same rows, in turn, several times:
 
@@ -144,10 +144,10 @@ def _bench_trainer(args: BenchArguments, model: "PreTrainedModel") -> int:
     import datasets
     from transformers import AutoTokenizer
 
+    from benchmarks.overhead import measure_overheads
     from rsr_trl.cli import summary
     from rsr_trl.demo import STUDENT_PATH
     from rsr_trl.demo.teachers import make_pool
-    from rsr_trl.training.overhead import measure_overheads
 
     datasets.disable_progress_bars()
     name = args.tokenizer or args.model_name_or_path or str(STUDENT_PATH)
@@ -388,3 +388,9 @@ def _peak_memory_here(args: BenchArguments, way: str) -> int | None:
 def _status_bytes(name: str) -> int:
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith(f"{name}:"))
+
+
+if __name__ == "__main__":
+    from rsr_trl.cli.options import parse
+
+    main(*parse(make_parser(prog="python -m benchmarks.bench"), sys.argv[1:]))

@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from rsr_trl.training.pilot.differences import LIMIT, difference
-from rsr_trl.training.pilot.strategies import Strategy
+from rsr_trl.pilot.differences import LIMIT, difference
+from rsr_trl.pilot.strategies import Strategy
 
 
 UNEVEN = 1.5  # times the tokens of the control

@@ -8,14 +8,14 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
+from rsr_trl.pilot import arms as arms_module
+from rsr_trl.pilot.answers import same_number
+from rsr_trl.pilot.arms import Arm, Arms, Student
+from rsr_trl.pilot.config import PilotConfig
+from rsr_trl.pilot.held_out import HeldOut
+from rsr_trl.pilot.run import Pilot
+from rsr_trl.pilot.strategies import Budget, Pool, Strategy, parse_strategies
 from rsr_trl.scoring.scorer import RSRScorer
-from rsr_trl.training.pilot import arms as arms_module
-from rsr_trl.training.pilot.answers import same_number
-from rsr_trl.training.pilot.arms import Arm, Arms, Student
-from rsr_trl.training.pilot.config import PilotConfig
-from rsr_trl.training.pilot.held_out import HeldOut
-from rsr_trl.training.pilot.run import Pilot
-from rsr_trl.training.pilot.strategies import Budget, Pool, Strategy, parse_strategies
 
 
 SETTINGS = {

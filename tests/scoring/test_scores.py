@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
-from rsr_trl import RSRScorer, columns
-from rsr_trl.scoring.rivals import ALL_COLUMNS, ONE_PASS, SCORES, check_scores
+from rsr_trl import RSRScorer
+from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, SCORE_PREFIX, STEP_SHARE, TOKEN_IDS, TOKEN_SURPRISALS
 from rsr_trl.scoring.scored_tokens import ScoredTokens
-from rsr_trl.selection.scores import available_scores, read_score
+from rsr_trl.scoring.scores import ALL_COLUMNS, ONE_PASS, SCORES, check_scores
+from rsr_trl.selection.table import available_scores, read_score
 from tests.scoring.truth import Truth, in_float64, truth_of
 
 
@@ -158,15 +159,15 @@ def test_real_tokens_and_a_real_student(gsm8k_rows, gsm8k_student):
     scored = scorer.score(Dataset.from_list(rows))
     model64 = in_float64(scorer.student.model)
     for row, example in zip(scored, scorer._tokenize(rows), strict=True):
-        pieces = [scorer.processing_class.decode([i]) for i in row[columns.TOKEN_IDS]]
+        pieces = [scorer.processing_class.decode([i]) for i in row[TOKEN_IDS]]
         text, starts = "", [0]
         for k, piece in enumerate(pieces):
             if k and piece.strip() and text.strip() and "\n" in text[len(text.rstrip()) :]:
                 starts.append(k)
             text += piece
         if "\n" in text.strip():
-            assert row[columns.STEP_SHARE] == pytest.approx(len(starts) / len(pieces))
-            expected = np.delete(row[columns.TOKEN_SURPRISALS], starts).mean()
+            assert row[STEP_SHARE] == pytest.approx(len(starts) / len(pieces))
+            expected = np.delete(row[TOKEN_SURPRISALS], starts).mean()
             assert row["score_drop"] == pytest.approx(expected, rel=1e-5)
         truth = truth_of(model64, example.input_ids, np.flatnonzero(example.scored))
         assert row["score_entropy"] == pytest.approx(truth.entropies.mean(), rel=1e-5)
@@ -233,7 +234,7 @@ def test_nulls(scorer, rows):
         values = read_score(scored, name)
         assert np.isnan(values[-1]) and np.isfinite(values[:-1]).all(), name
         assert np.isnan(read_score(nothing, name)).all(), name
-        column = columns.SCORE_PREFIX + name
+        column = SCORE_PREFIX + name
         if column in scored.column_names:
             assert scored[column][-1] is None, name  # not NaN, which the null of rsr isn't either
             assert str(scored.features[column]) == "Value('float64')", name
@@ -285,7 +286,7 @@ def test_a_teacher_with_other_tokens(gsm8k_rows, gsm8k_student, stories260k):
     for row, mine, theirs in zip(scored, scorer._tokenize(rows), scorer._tokenize_for_teacher(rows), strict=True):
         places = np.flatnonzero(theirs.scored)
         by_teacher = truth_of(model64, theirs.input_ids, places).surprisals
-        own = np.array(row[columns.TOKEN_SURPRISALS])
+        own = np.array(row[TOKEN_SURPRISALS])
         starts, others = (np.flatnonzero(e.step_starts[e.scored]) for e in (mine, theirs))
         if len(starts) != len(others):
             assert row["score_provenance"] is None
@@ -348,7 +349,7 @@ def test_asking_for_scores_changes_nothing_else(scorer, rows, tiny_tokenizer):
 
 def test_stored_columns_are_the_very_scores(scorer, rows):
     scored = scorer.score(Dataset.from_list(rows))
-    for name, column in (("surprisal", columns.MEAN_SURPRISAL), ("rank", columns.MEAN_CLIPPED_RANK)):
+    for name, column in (("surprisal", MEAN_SURPRISAL), ("rank", MEAN_CLIPPED_RANK)):
         assert scored[f"score_{name}"][:] == scored[column][:]
 
 

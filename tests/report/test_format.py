@@ -1,6 +1,6 @@
 import pytest
 
-from rsr_trl.report.wording import name, number, percent, prose, ratio
+from rsr_trl.report.format import name, number, percent, prose, ratio
 
 
 def test_names_are_one_short_line_that_hides_nothing():

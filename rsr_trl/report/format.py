@@ -1,11 +1,10 @@
-"""How numbers and names are written on the page."""
+"""How numbers and names are written, on the page and in the terminal."""
 
 import math
 
 from rsr_trl.report.tokens import visible
 
 
-DIRECTION = "lower = more suitable"
 NAME_LENGTH = 60  # characters of a name on the page
 LABEL_LENGTH = 26  # and of one in a chart
 

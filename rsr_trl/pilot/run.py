@@ -11,12 +11,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from rsr_trl.selection.arrays import labels, read_table
-from rsr_trl.training.pilot.arms import Arm, Arms
-from rsr_trl.training.pilot.folder import PilotFolder
-from rsr_trl.training.pilot.held_out import Scores
-from rsr_trl.training.pilot.strategies import RESCORED, Strategy
-from rsr_trl.training.pilot.verdict import CORRECT, LOSS, compare, lopsided, sentences, values
+from rsr_trl.data import read_table
+from rsr_trl.pilot.arms import Arm, Arms
+from rsr_trl.pilot.folder import PilotFolder
+from rsr_trl.pilot.held_out import Scores
+from rsr_trl.pilot.strategies import RESCORED, Strategy
+from rsr_trl.pilot.verdict import CORRECT, LOSS, compare, lopsided, sentences, values
+from rsr_trl.selection.table import labels
 
 
 CUT_SHARE = 0.1  # of responses that ran into the length limit, beyond which accuracy says little

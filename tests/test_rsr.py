@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 
-from rsr_trl.equations import (
+from rsr_trl.rsr import (
     dataset_rsr,
     filtered_token_rsr,
     rsr_from_means,

@@ -1,19 +1,25 @@
-"""`rsr bench` measures the three ways over the same rows, and says so for programs too."""
+"""`make bench` measures the three ways over the same rows, and says so for programs too."""
 
 import json
 
 import pytest
 
-from rsr_trl.cli.main import main
+from benchmarks.bench import main as measure
+from benchmarks.bench import make_parser
+from rsr_trl.cli.options import parse
 
 
 SMALL = ["--vocab_size", "1290", "--hidden_size", "32", "--intermediate_size", "32", "--num_layers", "1"]
 SMALL += ["--head_dim", "16", "--device", "cpu", "--repeats", "2", "--json"]
 
 
+def bench(*options):
+    measure(*parse(make_parser("bench"), [*SMALL, *options]))
+
+
 @pytest.mark.slow
 def test_ways_ratios_and_memory(capsys):
-    assert main(["bench", *SMALL, "--num_rows", "3", "--lengths", "20,30"]) == 0
+    bench("--num_rows", "3", "--lengths", "20,30")
     found = json.loads(capsys.readouterr().out)
     assert (found["rows"], found["tokens"], found["scored_tokens"]) == (3, 20 + 30 + 20, 15 + 23 + 15)
     assert set(found["seconds"]) == {"reference", "rsr_trl", "floor"}
@@ -25,7 +31,7 @@ def test_ways_ratios_and_memory(capsys):
 
 @pytest.mark.slow
 def test_trainer_overheads(capsys):
-    assert main(["bench", *SMALL, "--trainer", "--repeats", "1", "--trainer_batch_size", "1"]) == 0
+    bench("--trainer", "--repeats", "1", "--trainer_batch_size", "1")
     found = json.loads(capsys.readouterr().out)
     seconds = found["seconds"]
     assert set(seconds) == {"sft", "no", "online", "rescore", "bare"} and all(min(v) > 0 for v in seconds.values())
@@ -35,7 +41,7 @@ def test_trainer_overheads(capsys):
     ]
 
 
-def test_real_rows_need_a_tokenizer(capsys, tmp_path):
+def test_real_rows_need_a_tokenizer(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    assert main(["bench", *SMALL, "--dataset_name", str(tmp_path / "rows.jsonl")]) == 1
-    assert "--tokenizer" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="--tokenizer"):
+        bench("--dataset_name", str(tmp_path / "rows.jsonl"))

@@ -8,13 +8,22 @@ probabilities Q_k. "Low" means that the lower value is chosen first. This file k
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from rsr_trl import columns
-from rsr_trl.equations import filtered_token_rsr
+from rsr_trl.rsr import (
+    MEAN_CLIPPED_RANK,
+    MEAN_SURPRISAL,
+    NUM_TOKENS,
+    RSR,
+    SCORE_PREFIX,
+    STEP_SHARE,
+    RSRError,
+    filtered_token_rsr,
+)
 from rsr_trl.scoring.scored_tokens import ScoredTokens, ratio
 
 
@@ -263,7 +272,7 @@ def check_scores(names: Iterable[str] | str | None) -> tuple[str, ...]:
     """
     asked = {names} if isinstance(names, str) else set(names or ())
     if unknown := sorted(asked - set(SCORES) - {"all"}):
-        raise ValueError(f"There is no score {unknown[0]!r}. There are {', '.join(SCORES)}, and 'all' of one pass.")
+        raise RSRError(f"There is no score {unknown[0]!r}. There are {', '.join(SCORES)}, and 'all' of one pass.")
     return tuple(name for name in SCORES if name in asked or ("all" in asked and name in ONE_PASS))
 
 
@@ -272,10 +281,67 @@ def column_functions(names: Iterable[str]) -> dict[str, Callable[[ScoredTokens],
     found = {}
     for name in names:
         if name == "casl":
-            found |= {columns.SCORE_PREFIX + "drop": drop, columns.STEP_SHARE: step_share}
-        elif name != columns.RSR:
-            found[columns.SCORE_PREFIX + name] = SCORES[name].of
+            found |= {SCORE_PREFIX + "drop": drop, STEP_SHARE: step_share}
+        elif name != RSR:
+            found[SCORE_PREFIX + name] = SCORES[name].of
     return found
 
 
 ALL_COLUMNS = tuple(column_functions(SCORES))
+
+
+# ------------------------------------------------------------------------------------------------ names and columns
+
+# Scores that the columns of every scoring pass say already.
+STORED = {
+    "rsr": RSR,
+    "surprisal": MEAN_SURPRISAL,
+    "rank": MEAN_CLIPPED_RANK,
+    "length": NUM_TOKENS,
+}
+CASL_PARTS = (MEAN_SURPRISAL, SCORE_PREFIX + "drop", STEP_SHARE)
+
+
+def known_score(score: str) -> str | None:
+    """The name in [`SCORES`] that `score` or `score_<name>` says; `None` for other columns."""
+    name = score.removeprefix(SCORE_PREFIX)
+    return name if name in SCORES else None
+
+
+def direction_of(score: str, prefer: Literal["low", "high"] | None = None) -> Literal["low", "high"]:
+    """
+    Which end of a score is chosen: `prefer` if it is given, else the score's own.
+
+    Raises:
+        ValueError: for a column of the user's without `prefer`, or a `prefer` that is neither.
+    """
+    if prefer not in ("low", "high", None):
+        raise RSRError(f"prefer must be 'low' or 'high', got {prefer!r}. RSR: lower is more suitable.")
+    name = known_score(score)
+    if prefer is None and name is None:
+        close = get_close_matches(score, SCORES, n=1)
+        hint = f" Or did you mean the score {close[0]!r}?" if close else ""
+        raise RSRError(
+            f"Which end of the column {score!r} is the better one? Pass prefer='low' or prefer='high'.{hint} (Only "
+            f"the scores {', '.join(SCORES)} have a direction of their own.)"
+        )
+    return SCORES[name].prefer if prefer is None else prefer
+
+
+def check_name(score: str, column_names: Iterable[str]) -> None:
+    """Raise `ValueError` where the name of a score is also that of another column of the dataset."""
+    if score in SCORES and score != RSR and score in column_names:
+        raise RSRError(
+            f"score={score!r} may mean the score of that name or the dataset's own column {score!r}: pass "
+            f"score={SCORE_PREFIX + score!r} for the score, or rename the column."
+        )
+
+
+def columns_of(score: str) -> tuple[str, ...]:
+    """Columns that may hold the values of a score, the first that is there counting; none for `casl`."""
+    name = known_score(score)
+    if name is None:
+        return (score,)
+    if name == "casl":
+        return ()
+    return (SCORE_PREFIX + name, *([STORED[name]] if name in STORED else []))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from rsr_trl.training.pilot.differences import difference, intervals, mean_squares
+from rsr_trl.pilot.differences import difference, intervals, mean_squares
 
 
 def pilots(count, seeds, problems, by_seed, by_problem, rng, effect=0.0):

@@ -14,11 +14,12 @@ from datasets import Dataset
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl import is_conversational
 
-from rsr_trl import columns
+from rsr_trl.data import read_table
+from rsr_trl.pilot.answers import Checker
+from rsr_trl.rsr import MEAN_SURPRISAL, score_schema
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.windows import TokenBar
-from rsr_trl.selection.arrays import labels, read_table
-from rsr_trl.training.pilot.answers import Checker
+from rsr_trl.selection.table import labels
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,10 @@ class HeldOut:
         """
         rows = np.arange(process, len(self.dataset), of)
         scorer = RSRScorer(model, processing_class=tokenizer)
-        given = self.dataset.remove_columns([name for name in columns.score_schema(True) if name in self._names])
+        given = self.dataset.remove_columns([name for name in score_schema(True) if name in self._names])
         with TokenBar(len(rows), disable=True) as bar:
             table = scorer.score_rows(given.select(rows), bar)
-        found = list(zip(rows.tolist(), table[columns.MEAN_SURPRISAL].to_pylist(), strict=True))
+        found = list(zip(rows.tolist(), table[MEAN_SURPRISAL].to_pylist(), strict=True))
         surprisal = np.full(len(self.dataset), np.nan)
         for row, value in gather_object(found):
             if value is None:

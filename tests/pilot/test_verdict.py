@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from rsr_trl.training.pilot.strategies import parse_strategies
-from rsr_trl.training.pilot.verdict import compare, lopsided, sentences
+from rsr_trl.pilot.strategies import parse_strategies
+from rsr_trl.pilot.verdict import compare, lopsided, sentences
 
 
 def records(loss, correct=None, tokens=100, teachers=None) -> list[dict]:

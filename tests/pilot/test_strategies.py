@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from rsr_trl.training.pilot.strategies import Budget, Pool, Strategy, parse_strategies
+from rsr_trl.pilot.strategies import Budget, Pool, Strategy, parse_strategies
 
 
 NUM_PROBLEMS, EACH = 10, 4

@@ -5,8 +5,12 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
-from rsr_trl.selection.criteria import Criteria
-from rsr_trl.selection.trajectories import choose, select_trajectories
+from rsr_trl.selection.choose import Criteria, Selection, choose, select_trajectories
+from rsr_trl.selection.table import ScoredTable
+
+
+def selection_of(dataset: Dataset, by: Criteria) -> Selection:
+    return choose(ScoredTable.read(dataset, by.columns, [by.score], {by.score: by.prefer}, optional=True), by)
 
 
 def scored(**changes):
@@ -82,7 +86,7 @@ class TestGroups:
             assert select_trajectories(lost, group_column="problem_id")["problem_id"] == ["p"]
 
     def test_counts(self):
-        selection = choose(scored(), Criteria(group_column="problem_id", require="correct", max_tokens=50))
+        selection = selection_of(scored(), Criteria(group_column="problem_id", require="correct", max_tokens=50))
         assert selection.left_out == {"no finite score": 1, "not within 50 scored tokens": 2, "'correct' not true": 2}
         assert selection.empty_groups == {"have no scored trajectory for which 'correct' is true": ["q"]}
         assert (selection.num_rows, selection.num_groups, selection.rows.tolist()) == (6, 2, [1])
@@ -115,7 +119,7 @@ class TestRequireAndLength:
 
     def test_require_can_let_any_row_in(self):
         criteria = Criteria(group_column="problem_id", require="correct", when_none_qualifies="any")
-        selection = choose(scored(), criteria)
+        selection = selection_of(scored(), criteria)
         assert selection.rows.tolist() == [0, 5] and selection.relaxed_groups == ["q"]
 
     def test_require_takes_zeros_and_ones(self):
@@ -138,7 +142,7 @@ class TestRequireAndLength:
             UserWarning, match="1 of 2 groups .* no scored trajectory of 32 or more scored tokens .*'q'"
         ):
             assert select_trajectories(rows, "problem_id", min_tokens=32)["rsr"] == [3.0]
-        selection = choose(rows, Criteria(keep_fraction=1.0, min_tokens=2, max_tokens=32))
+        selection = selection_of(rows, Criteria(keep_fraction=1.0, min_tokens=2, max_tokens=32))
         assert selection.rows.tolist() == [1, 2, 3, 4]
         assert selection.left_out == {"not of 2 or more scored tokens": 1, "not within 32 scored tokens": 1}
 
@@ -180,7 +184,7 @@ class TestCap:
     def test_the_proven_bound_is_rounding(self):
         pool = random_pool(seed=5, problems=500)
         criteria = Criteria(group_column="problem_id", max_share_per_teacher=0.21, teacher_column="teacher")
-        selection = choose(pool, criteria)
+        selection = selection_of(pool, criteria)
         assert len(selection.rows) == 500 and selection.excess_bound < 1e-6
 
     def test_an_idle_cap_changes_nothing(self):

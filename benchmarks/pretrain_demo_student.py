@@ -1,4 +1,4 @@
-"""Pretrains the demo's student from scratch, on a CPU: `python -m rsr_trl.demo.pretrain`.
+"""Pretrains the demo's student from scratch, on a CPU: `python -m benchmarks.pretrain_demo_student`.
 
 It reads correct solutions of problems that the demo never uses: mostly in two of the teachers' dialects, a little in
 others, and no LaTeX, so that teachers suit it differently. It stops long before it has learnt all it could: text known

@@ -1,4 +1,4 @@
-"""The Rank-Surprisal Ratio as equations: token ranks and surprisals in, ratios out.
+"""The paper: the Rank-Surprisal Ratio as equations, and the names of the columns that hold it.
 
 Equation numbers are those of "Which Reasoning Trajectories Teach Students to Reason Better? A Simple Metric of
 Informative Alignment" (arXiv:2601.14249). This file knows no model, no tokenizer and no dataset.
@@ -9,10 +9,16 @@ Ranks are 1-based (1 = the student's most likely token) and are passed **unclipp
 stored ranks can be clipped again at another value. Surprisals are in nats. Sums run in float64.
 """
 
+from collections.abc import Iterable
 from numbers import Real
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import ArrayLike
+
+
+class RSRError(ValueError):
+    """A message for people: what was found and what to do. The command line prints it alone, without a traceback."""
 
 
 # Of the paper whose equations these are, as BibTeX: what the README, cards and reports say.
@@ -28,24 +34,74 @@ CITATION = """\
   year      = {2026},
   url       = {https://aclanthology.org/2026.acl-long.1950/},
 }"""
+DIRECTION = "lower = more suitable"  # of every RSR; said wherever one is shown
 R_MAX = 100  # the paper's clipping threshold
 NOISY_BELOW = 32  # scored tokens: the ratio of an answer in a sentence or two is decided by a word or two
 FILTERED_SHARE = 0.3  # the paper's share of highest-surprisal tokens in the filtered average
+
+# Columns that scoring adds: the contract between scoring and its readers. A trajectory with nothing to score has null
+# in the float columns, 0 in `rsr_num_tokens` and its reason in `rsr_error`.
+RSR = "rsr"  # Eq. 7; lower suits the student better
+MEAN_CLIPPED_RANK = "rsr_mean_clipped_rank"
+MEAN_SURPRISAL = "rsr_mean_surprisal"  # nats
+NUM_TOKENS = "rsr_num_tokens"  # tokens that were scored
+TRUNCATED = "rsr_truncated"
+ERROR = "rsr_error"  # null when fine
+STUDENT = "rsr_student"  # fingerprint of weights, tokenizer, template and settings
+STEP_SHARE = "rsr_step_share"  # share of the tokens that begin a reasoning step; only with the score casl
+TOKEN_IDS = "rsr_token_ids"
+TOKEN_RANKS = "rsr_token_ranks"  # not clipped
+TOKEN_SURPRISALS = "rsr_token_surprisals"  # nats
+TOKEN_TOP1 = "rsr_token_top1"  # the student's own most likely token there
+
+SCORE_PREFIX = "score_"  # of the columns of other scores, which RSRScorer(scores=...) adds
+
+SCORE_COLUMNS = {
+    RSR: pa.float64(),
+    MEAN_CLIPPED_RANK: pa.float64(),
+    MEAN_SURPRISAL: pa.float64(),
+    NUM_TOKENS: pa.int64(),
+    TRUNCATED: pa.bool_(),
+    ERROR: pa.string(),
+    STUDENT: pa.string(),
+}
+TOKEN_COLUMNS = {
+    TOKEN_IDS: pa.list_(pa.int32()),
+    TOKEN_RANKS: pa.list_(pa.int32()),
+    TOKEN_SURPRISALS: pa.list_(pa.float32()),
+    TOKEN_TOP1: pa.list_(pa.int32()),
+}
+
+
+def score_schema(token_stats: bool = False, others: Iterable[str] = ()) -> dict[str, pa.DataType]:
+    """Columns that a scoring pass adds, in order, with their Arrow types. `others` names columns of other scores."""
+    schema = SCORE_COLUMNS | dict.fromkeys(others, pa.float64())
+    return schema | TOKEN_COLUMNS if token_stats else schema
+
+
+def reason_of(error: str) -> str:
+    """The part of an `rsr_error` that rows share: what is in brackets is of one row, its lengths, its words."""
+    return error.split(" (")[0]
+
+
+def share_count(share: float, count: ArrayLike) -> np.ndarray:
+    """How many of `count` a share is, rounded up; the tolerance keeps 0.07 * 100 = 7.000000000000001 from being 8."""
+    return np.ceil(share * np.asarray(count) - 1e-9).astype(np.int64)
 
 
 def _token_arrays(ranks: ArrayLike, surprisals: ArrayLike, r_max: float | None) -> tuple[np.ndarray, np.ndarray]:
     """Check one or many trajectories' tokens and return clipped ranks and surprisals as float64."""
     ranks, surprisals = np.asarray(ranks, dtype=np.float64), np.asarray(surprisals, dtype=np.float64)
     if ranks.shape != surprisals.shape or ranks.ndim != 1:
-        raise ValueError(
+        raise RSRError(
             f"ranks and surprisals must be 1-D arrays of one length, got shapes {ranks.shape} and {surprisals.shape}."
         )
     if not np.isfinite(ranks).all() or not np.isfinite(surprisals).all():
-        raise ValueError("ranks and surprisals must be finite, got NaN or infinity: the student's logits are broken.")
+        raise RSRError("ranks and surprisals must be finite, got NaN or infinity: the student's logits are broken.")
     if (ranks < 1).any():
-        raise ValueError(f"ranks are 1-based, got a rank of {ranks.min():g}.")
+        raise RSRError(f"ranks are 1-based, got a rank of {ranks.min():g}.")
     if (surprisals < 0).any():
-        raise ValueError(f"surprisals are -ln p >= 0, got {surprisals.min():g}.")
+        raise RSRError(f"surprisals are -ln p >= 0, got {surprisals.min():g}.")
     if r_max is not None:
         ranks = np.minimum(ranks, check_r_max(r_max))
     return ranks, surprisals
@@ -54,7 +110,7 @@ def _token_arrays(ranks: ArrayLike, surprisals: ArrayLike, r_max: float | None) 
 def check_r_max(r_max: float) -> float:
     """Return `r_max` if ranks can be clipped at it, else raise `ValueError`."""
     if not isinstance(r_max, Real) or not r_max >= 1:
-        raise ValueError(f"r_max must be at least 1 (ranks are 1-based), got {r_max!r}.")
+        raise RSRError(f"r_max must be at least 1 (ranks are 1-based), got {r_max!r}.")
     return r_max
 
 
@@ -97,12 +153,11 @@ def filtered_token_rsr(
         `float`: the average; `nan` for a trajectory without tokens.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"share must be in (0, 1], got {share}.")
+        raise RSRError(f"share must be in (0, 1], got {share}.")
     ranks, surprisals = _token_arrays(ranks, surprisals, r_max)
     if ranks.size == 0:
         return float("nan")
-    # The tolerance keeps 0.07 * 100 = 7.000000000000001 from becoming 8 tokens.
-    kept = np.argsort(-surprisals, kind="stable")[: int(np.ceil(share * ranks.size - 1e-9))]
+    kept = np.argsort(-surprisals, kind="stable")[: share_count(share, ranks.size)]
     return float(_divide(ranks[kept], surprisals[kept]).mean())
 
 
@@ -124,9 +179,9 @@ def trajectory_means(
     ranks, surprisals = _token_arrays(ranks, surprisals, r_max)
     num_tokens = np.asarray(num_tokens)
     if num_tokens.size and (num_tokens.min() < 0 or num_tokens.dtype.kind not in "iu"):
-        raise ValueError("num_tokens must be whole numbers, 0 or more.")
+        raise RSRError("num_tokens must be whole numbers, 0 or more.")
     if num_tokens.sum() != ranks.size:
-        raise ValueError(f"num_tokens add up to {num_tokens.sum()}, but there are {ranks.size} ranks.")
+        raise RSRError(f"num_tokens add up to {num_tokens.sum()}, but there are {ranks.size} ranks.")
     means = np.full((2, num_tokens.size), np.nan)
     # reduceat can't express an empty segment, so only trajectories with tokens take part.
     filled = num_tokens > 0
@@ -191,9 +246,7 @@ def dataset_rsr(mean_clipped_rank: ArrayLike, mean_surprisal: ArrayLike) -> floa
     """
     rank, surprisal = np.asarray(mean_clipped_rank, np.float64), np.asarray(mean_surprisal, np.float64)
     if rank.shape != surprisal.shape or rank.ndim != 1:
-        raise ValueError(
-            f"Both means must be 1-D arrays of one length, got shapes {rank.shape} and {surprisal.shape}."
-        )
+        raise RSRError(f"Both means must be 1-D arrays of one length, got shapes {rank.shape} and {surprisal.shape}.")
     scored = ~(np.isnan(rank) | np.isnan(surprisal))
     if not scored.any():
         return float("nan")

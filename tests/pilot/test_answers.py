@@ -2,7 +2,7 @@ import sys
 
 import pytest
 
-from rsr_trl.training.pilot.answers import load_checker
+from rsr_trl.pilot.answers import load_checker
 
 
 @pytest.mark.parametrize(

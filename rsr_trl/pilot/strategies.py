@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset
 
-from rsr_trl import columns
-from rsr_trl.scoring.rivals import SCORES
-from rsr_trl.selection.arrays import examples, labels, numbers, read_table
-from rsr_trl.selection.scores import direction_of, known_score, read_score
-from rsr_trl.selection.trajectories import select_trajectories
+from rsr_trl.data import examples, read_table
+from rsr_trl.rsr import ERROR, NUM_TOKENS, RSR
+from rsr_trl.scoring.scores import SCORES, direction_of, known_score
+from rsr_trl.selection.choose import select_trajectories
+from rsr_trl.selection.table import labels, numbers, read_score
 
 
 RANDOM, RENEWED, RESCORED = "random", "random_renewed", "rsr_rescored"
@@ -49,7 +49,7 @@ def parse_strategies(names: Sequence[str]) -> list[Strategy]:
     Strategies by name, with the controls that they need put in front of them.
 
     Args:
-        names (`Sequence[str]`): A name of [`~rsr_trl.scoring.rivals.SCORES`] (`"rsr"`, `"surprisal"`, `"length"`,
+        names (`Sequence[str]`): A name of [`~rsr_trl.scoring.scores.SCORES`] (`"rsr"`, `"surprisal"`, `"length"`,
             ...; each chooses its own better end), or `"<column>:low"` and `"<column>:high"` for any column, each also
             with `"_ordered"` at its end (trained in the order of the score; its control is the same choice shuffled);
             `"rsr_rescored"` (chosen anew each epoch by the student as it is then; its control `"random_renewed"` draws
@@ -81,7 +81,7 @@ def _parse(name: str) -> Strategy:
     if name == RENEWED:
         return Strategy(name, renewed=True, control=None)
     if name == RESCORED:
-        return Strategy(name, columns.RSR, renewed=True, control=RENEWED)
+        return Strategy(name, RSR, renewed=True, control=RENEWED)
     base = name.removesuffix(ORDERED)
     column, _, prefer = base.rpartition(":")
     if known_score(base) is not None and base != RANDOM:
@@ -125,10 +125,10 @@ class Pool:
     """
 
     def __init__(self, dataset: Dataset, group_column: str | None):
-        tokens = numbers(read_table(dataset, [columns.NUM_TOKENS]), columns.NUM_TOKENS)
+        tokens = numbers(read_table(dataset, [NUM_TOKENS]), NUM_TOKENS)
         kept = np.flatnonzero(tokens > 0)
         if not kept.size:
-            raise ValueError(f"None of the pool's {len(dataset)} rows is scored; {columns.ERROR!r} says why.")
+            raise ValueError(f"None of the pool's {len(dataset)} rows is scored; {ERROR!r} says why.")
         self.dataset = dataset.select(kept) if kept.size < len(dataset) else dataset
         self.left_out = len(dataset) - kept.size
         self.group_column = group_column
@@ -195,7 +195,7 @@ class Pool:
         score, prefer, name = by
         if not np.isfinite(score).any():
             raise ValueError(f"None of the pool's {len(score)} scored rows has a finite value in {name!r}.")
-        rows = Dataset.from_dict({_ROW: np.arange(len(score)), _DRAWN: score, columns.NUM_TOKENS: self.tokens})
+        rows = Dataset.from_dict({_ROW: np.arange(len(score)), _DRAWN: score, NUM_TOKENS: self.tokens})
         options: dict = {"keep_fraction": 1.0}
         if self.groups is not None:
             rows, options = rows.add_column("group", self.groups), {"group_column": "group"}

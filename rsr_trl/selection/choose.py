@@ -1,0 +1,336 @@
+"""Who is chosen: the best rows of each group, the best share of all, or all up to a threshold."""
+
+import math
+import warnings
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+from datasets import Dataset, DatasetDict
+
+from rsr_trl.data import Columns, examples
+from rsr_trl.rsr import ERROR, RSR, RSRError, share_count
+from rsr_trl.scoring.scores import direction_of
+from rsr_trl.selection.cap import least_total
+from rsr_trl.selection.table import ScoredTable, place_in_run
+
+
+def choose_rows(
+    cost: np.ndarray,
+    tokens: np.ndarray,
+    groups: np.ndarray | None = None,
+    keep_per_group: int | np.ndarray = 1,
+    keep_fraction: float | None = None,
+    threshold: float | None = None,
+) -> np.ndarray:
+    """
+    The rows of the least cost: the one rule by which this package chooses, wherever it does.
+
+    Of equal costs the row with fewer tokens goes first, then the earlier one. A row without a finite cost is never
+    chosen.
+
+    Args:
+        cost (float array of shape `(n,)`): Lower = chosen first.
+        tokens (float array of shape `(n,)`): Breaks ties; NaN comes last.
+        groups (int array of shape `(n,)`, *optional*): Group of each row. Without it all rows are one group.
+        keep_per_group (`int` or int array of shape `(groups,)`, *optional*, defaults to `1`): Rows of each group.
+        keep_fraction (`float`, *optional*): Share in (0, 1] of each group's finite rows, rounded up, instead.
+        threshold (`float`, *optional*): All rows up to this cost, instead.
+
+    Returns:
+        int array: the chosen rows, the least cost first.
+    """
+    rows = np.flatnonzero(np.isfinite(cost))
+    # lexsort is stable, so rows that tie on cost and tokens stay in source order, and NaN comes last.
+    rows = rows[np.lexsort((tokens[rows], cost[rows]))]
+    if threshold is not None:
+        return rows[cost[rows] <= threshold]
+    group = np.zeros(len(rows), dtype=np.int64) if groups is None else groups[rows]
+    by_group = np.argsort(group, kind="stable")
+    place = np.empty_like(by_group)  # 0 for the best row of its group, 1 for the second, ...
+    place[by_group] = place_in_run(group[by_group])
+    if keep_fraction is not None:
+        wanted = share_count(keep_fraction, np.bincount(group))[group]
+    else:
+        wanted = keep_per_group if np.ndim(keep_per_group) == 0 else keep_per_group[group]
+    return rows[place < wanted]
+
+
+@dataclass(frozen=True)
+class Criteria:
+    """
+    The options of [`select_trajectories`], where each is explained.
+
+    Raises:
+        `RSRError`: an option out of its range, or options that contradict each other.
+    """
+
+    group_column: str | None = None
+    keep_per_group: int = 1
+    keep_fraction: float | None = None
+    score_threshold: float | None = None
+    prefer: Literal["low", "high"] | None = None  # afterwards never None
+    score: str = RSR
+    require: str | None = None
+    when_none_qualifies: Literal["drop", "any", "error"] = "drop"
+    min_tokens: int | None = None
+    max_tokens: int | None = None
+    max_share_per_teacher: float | None = None
+    teacher_column: str | None = None
+
+    def __post_init__(self) -> None:
+        ways = ("group_column", "keep_fraction", "score_threshold")
+        given = [name for name in ways if vars(self)[name] is not None]
+        if len(given) != 1:
+            raise RSRError(
+                "Give exactly one of group_column (the best of each group), keep_fraction (the best share of all) and "
+                f"score_threshold (all at least this good); got {' and '.join(given) or 'none'}."
+            )
+        if isinstance(self.keep_per_group, bool) or not self.keep_per_group >= 1 or self.keep_per_group % 1:
+            raise RSRError(f"keep_per_group must be a whole number, 1 or more, got {self.keep_per_group}.")
+        if self.keep_per_group != 1 and self.group_column is None:
+            raise RSRError(f"keep_per_group={self.keep_per_group} needs group_column.")
+        if self.keep_fraction is not None and not 0 < self.keep_fraction <= 1:
+            raise RSRError(f"keep_fraction must be in (0, 1], got {self.keep_fraction}.")
+        if self.score_threshold is not None and not math.isfinite(self.score_threshold):
+            raise RSRError(f"score_threshold must be a finite number, got {self.score_threshold}.")
+        object.__setattr__(self, "prefer", direction_of(self.score, self.prefer))  # frozen otherwise
+        if self.when_none_qualifies not in ("drop", "any", "error"):
+            raise RSRError(f"when_none_qualifies is 'drop', 'any' or 'error', got {self.when_none_qualifies!r}.")
+        if self.when_none_qualifies != "drop" and (self.require is None or self.group_column is None):
+            raise RSRError(f"when_none_qualifies={self.when_none_qualifies!r} needs require and group_column.")
+        for name in ("min_tokens", "max_tokens"):
+            if (limit := vars(self)[name]) is not None and not limit >= 1:
+                raise RSRError(f"{name} must be 1 or more, got {limit}.")
+        if None not in (self.min_tokens, self.max_tokens) and self.min_tokens > self.max_tokens:
+            raise RSRError(f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}.")
+        if self.max_share_per_teacher is not None:
+            self._check_cap()
+
+    def _check_cap(self) -> None:
+        if not 0 < self.max_share_per_teacher <= 1:
+            raise RSRError(f"max_share_per_teacher must be in (0, 1], got {self.max_share_per_teacher}.")
+        if self.teacher_column is None:
+            raise RSRError("max_share_per_teacher needs teacher_column.")
+        if self.score_threshold is not None:
+            raise RSRError(
+                "max_share_per_teacher needs to know how many rows are chosen: use group_column or keep_fraction "
+                "instead of score_threshold."
+            )
+
+    @property
+    def sign(self) -> int:
+        """Factor that turns the score into a cost: the least is the best."""
+        return 1 if self.prefer == "low" else -1
+
+    @property
+    def columns(self) -> Columns:
+        """The columns that a table has to have for this choice."""
+        return Columns(
+            teacher=self.teacher_column if self.max_share_per_teacher is not None else None,
+            problem=self.group_column,
+            correct=self.require,
+        )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """
+    Which rows were chosen, and why the others weren't: what [`select_trajectories`] returns, before it is a dataset.
+
+    Args:
+        rows (int array): Chosen rows, in source order.
+        num_rows (`int`): Rows to choose from.
+        left_out (`dict[str, int]`): Reason -> rows that could not be chosen for it.
+        num_groups (`int`, *optional*): Groups to choose from; `None` without `group_column`.
+        empty_groups (`dict[str, list]`): Reason -> groups from which nothing was chosen.
+        relaxed_groups (`list`): Groups without a row that meets `require`, where all rows were let in.
+        excess_bound (`float`): By how much the total score can exceed the least possible under the cap, at most.
+    """
+
+    rows: np.ndarray
+    num_rows: int
+    left_out: dict[str, int]
+    num_groups: int | None = None
+    empty_groups: dict[str, list] = field(default_factory=dict)
+    relaxed_groups: list = field(default_factory=list)
+    excess_bound: float = 0.0
+
+
+def select_trajectories(
+    dataset: Dataset | DatasetDict,
+    group_column: str | None = None,
+    keep_per_group: int = 1,
+    keep_fraction: float | None = None,
+    score_threshold: float | None = None,
+    prefer: Literal["low", "high"] | None = None,
+    score: str = RSR,
+    require: str | None = None,
+    when_none_qualifies: Literal["drop", "any", "error"] = "drop",
+    min_tokens: int | None = None,
+    max_tokens: int | None = None,
+    max_share_per_teacher: float | None = None,
+    teacher_column: str | None = None,
+) -> Dataset | DatasetDict:
+    """
+    Choose the most suitable trajectories. RSR: **lower = more suitable**, and the default keeps those.
+
+    Give exactly one of `group_column` (the best of each problem), `keep_fraction` (the best share of all) and
+    `score_threshold` (all at least this good). Of equal scores the trajectory with fewer tokens (`rsr_num_tokens`)
+    goes first, then the one that comes first in the dataset. Rows whose score is null, NaN or infinite are never
+    chosen.
+
+    Args:
+        dataset (`Dataset` or `DatasetDict`): Scored with [`RSRScorer`] or `rsr score`, or with a score column of your
+            own. Every split of a `DatasetDict` is chosen from by itself.
+        group_column (`str`, *optional*): Column that says which trajectories answer the same problem.
+        keep_per_group (`int`, *optional*, defaults to `1`): How many to keep of each group; smaller groups are kept
+            whole.
+        keep_fraction (`float`, *optional*): Share in (0, 1] of the rows that can be chosen, rounded up.
+        score_threshold (`float`, *optional*): Keep scores up to this value (from this value on with `prefer="high"`).
+        prefer (`str`, *optional*): `"low"` or `"high"`: which end of the score to keep. By default the score's own
+            (RSR: `"low"`); a column of your own has none and needs it.
+        score (`str`, *optional*, defaults to `"rsr"`): What to choose by: a score of `RSRScorer(scores=...)` by its
+            name, such as `"surprisal"`, or any numeric column (see [`~rsr_trl.selection.table.read_score`]).
+        require (`str`, *optional*): Boolean column (such as `correct`) that must be true. Null isn't true.
+        when_none_qualifies (`str`, *optional*, defaults to `"drop"`): What to do with a group in which no scored row
+            meets `require`: `"drop"` the group (with a warning), let in `"any"` of its rows, or raise an `"error"`.
+        min_tokens (`int`, *optional*): Leave out trajectories with fewer scored tokens than this: bare answers, whose
+            ratio is noisy.
+        max_tokens (`int`, *optional*): Leave out trajectories with more scored tokens than this.
+        max_share_per_teacher (`float`, *optional*): No teacher gets more than this share of the chosen rows. Of all
+            choices that keep the cap it is the one with the least total score (with `prefer="high"` the highest).
+            Needs `teacher_column`, and `group_column` or `keep_fraction`.
+        teacher_column (`str`, *optional*): Column that names the teacher.
+
+    Returns:
+        `Dataset` or `DatasetDict`: the chosen rows, in source order, with all their columns.
+
+    Raises:
+        `RSRError`: options that contradict each other, a missing column, a null group, scores of different students,
+            no row with a score, or a cap that can't be kept (the message names the smallest that can).
+
+    Warns:
+        `UserWarning`: groups from which nothing could be chosen, with the reason.
+
+    Example:
+
+    ```python
+    >>> best = select_trajectories(scored, group_column="problem_id", require="correct")
+    >>> likely = select_trajectories(scored, group_column="problem_id", score="surprisal")
+    >>> mixed = select_trajectories(
+    ...     scored, group_column="problem_id", max_share_per_teacher=0.3, teacher_column="teacher"
+    ... )
+    ```
+    """
+    by = Criteria(
+        group_column=group_column,
+        keep_per_group=keep_per_group,
+        keep_fraction=keep_fraction,
+        score_threshold=score_threshold,
+        prefer=prefer,
+        score=score,
+        require=require,
+        when_none_qualifies=when_none_qualifies,
+        min_tokens=min_tokens,
+        max_tokens=max_tokens,
+        max_share_per_teacher=max_share_per_teacher,
+        teacher_column=teacher_column,
+    )
+    if isinstance(dataset, DatasetDict):
+        return DatasetDict({split: _select(rows, by, f" of split {split!r}") for split, rows in dataset.items()})
+    return _select(dataset, by, "")
+
+
+def _select(dataset: Dataset, by: Criteria, where: str) -> Dataset:
+    table = ScoredTable.read(dataset, by.columns, [by.score], {by.score: by.prefer}, optional=True)
+    selection = choose(table, by)
+    for reason, groups in selection.empty_groups.items():
+        warnings.warn(
+            f"{len(groups)} of {selection.num_groups} groups in {by.group_column!r}{where} {reason} and give nothing: "
+            f"{examples(groups)}.",
+            stacklevel=3,
+        )
+    return dataset.select(selection.rows)
+
+
+def choose(table: ScoredTable, by: Criteria) -> Selection:
+    """
+    As [`select_trajectories`], but of a table with the columns of `by.columns`: with the counts, and without warnings.
+    """
+    cost, capped = table.cost(by.score), by.max_share_per_teacher is not None
+    if len(table) and not np.isfinite(cost).any():
+        raise RSRError(
+            f"None of the {len(table)} rows has a finite score in {by.score!r}: there is nothing to choose from. "
+            f"{ERROR!r} holds the reasons."
+        )
+    group = table.problem if by.group_column else np.zeros(len(table), dtype=np.int64)
+    eligible, selection = _eligible(table, by, cost, group)
+    cost = np.where(eligible, cost, np.nan)
+    threshold = None if by.score_threshold is None else by.score_threshold * by.sign
+    rows = choose_rows(cost, table.tokens, group, by.keep_per_group, by.keep_fraction, threshold)
+    excess = 0.0
+    if capped and len(rows):
+        cap = int(by.max_share_per_teacher * len(rows) + 1e-9)
+        if np.bincount(table.teacher[rows]).max() > cap:
+            rows, excess = _capped(table, cost, group, rows, cap)
+    return replace(selection, rows=np.sort(rows), excess_bound=excess)
+
+
+def _capped(
+    table: ScoredTable, cost: np.ndarray, group: np.ndarray, rows: np.ndarray, cap: int
+) -> tuple[np.ndarray, float]:
+    """As many rows of each group as `rows` has, of no teacher more than `cap`, with the least total cost."""
+    open_ = choose_rows(cost, table.tokens, threshold=np.inf)
+    open_ = open_[np.argsort(group[open_], kind="stable")]
+    present, number = np.unique(group[open_], return_inverse=True)
+    wanted = np.bincount(group[rows], minlength=present[-1] + 1)[present]
+    mask, excess = least_total(number, table.teacher[open_], cost[open_], wanted, cap)
+    return open_[mask], excess
+
+
+def _eligible(table: ScoredTable, by: Criteria, cost: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, Selection]:
+    """Which rows can be chosen at all, and a [`Selection`] without rows that says why the others can't."""
+    names, tokens = table.problems if by.group_column else [None], table.tokens
+
+    def groups_of(rows: np.ndarray) -> np.ndarray:
+        return np.bincount(group[rows], minlength=len(names)) > 0
+
+    relaxed = np.zeros(len(names), dtype=bool)
+    filters = [(np.isfinite(cost), "no finite score", "have no scored trajectory")]
+    if by.min_tokens is not None:
+        long = f"of {by.min_tokens} or more scored tokens"
+        filters.append((tokens >= by.min_tokens, f"not {long}", f"have no scored trajectory {long}"))
+    if by.max_tokens is not None:
+        short = f"within {by.max_tokens} scored tokens"
+        filters.append((tokens <= by.max_tokens, f"not {short}", f"have no scored trajectory {short}"))
+    if by.require is not None:
+        met = table.correct == 1
+        open_rows = np.logical_and.reduce([passes for passes, _, _ in filters])
+        if by.when_none_qualifies != "drop":
+            relaxed = groups_of(open_rows) & ~groups_of(open_rows & met)
+        if relaxed.any() and by.when_none_qualifies == "error":
+            found = [names[i] for i in np.flatnonzero(relaxed)]
+            raise RSRError(
+                f"{len(found)} of {len(names)} groups in {by.group_column!r} have no scored trajectory for which "
+                f"{by.require!r} is true: {examples(found)}."
+            )
+        reason = f"for which {by.require!r} is true"
+        filters.append((met | relaxed[group], f"{by.require!r} not true", f"have no scored trajectory {reason}"))
+
+    eligible, left_out, empty_groups = np.ones(len(cost), dtype=bool), {}, {}
+    for passes, row_reason, group_reason in filters:
+        before, eligible = eligible, eligible & passes
+        if lost := int(before.sum() - eligible.sum()):
+            left_out[row_reason] = lost
+        emptied = np.flatnonzero(groups_of(before) & ~groups_of(eligible))
+        if by.group_column and len(emptied):
+            empty_groups[group_reason] = [names[i] for i in emptied]
+    return eligible, Selection(
+        rows=np.zeros(0, dtype=np.int64),
+        num_rows=len(cost),
+        left_out=left_out,
+        num_groups=len(names) if by.group_column else None,
+        empty_groups=empty_groups,
+        relaxed_groups=[names[i] for i in np.flatnonzero(relaxed)],
+    )

@@ -1,0 +1,289 @@
+"""A scored dataset as arrays: its columns read and checked once, for every choice, ranking and page made from it.
+
+It knows names and types of columns, and nothing of what is chosen with them. No row is ever touched in Python.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from rsr_trl.data import Columns, read_table
+from rsr_trl.rsr import (
+    ERROR,
+    MEAN_CLIPPED_RANK,
+    MEAN_SURPRISAL,
+    NUM_TOKENS,
+    RSR,
+    SCORE_PREFIX,
+    STUDENT,
+    TRUNCATED,
+    RSRError,
+    reason_of,
+)
+from rsr_trl.scoring.scores import CASL_PARTS, SCORES, STORED, casl, check_name, direction_of, known_score
+
+
+@dataclass(frozen=True)
+class ScoredTable:
+    """
+    `n` rows of a scored dataset as arrays of shape `(n,)`. NaN stands for what a row doesn't have.
+
+    Args:
+        row (int array): Place of each row in the dataset.
+        values (`dict`): Name of a score -> its values.
+        prefer (`dict`): Name of a score -> its more suitable end, `"low"` or `"high"`.
+        rank, surprisal (float arrays): Mean clipped rank and mean surprisal (nats).
+        tokens (float array): Scored tokens.
+        truncated (bool array): Whether the trajectory was cut.
+        reason (object array): Why a row has no score, without what is of that row alone; `None` where it has one.
+        teacher, problem (int arrays, *optional*): Which of `teachers` and of `problems` a row has.
+        correct (float array, *optional*): 1, 0, or NaN where unknown.
+        teachers, problems (`list`): Distinct names, ascending.
+        columns ([`~rsr_trl.data.Columns`]): Where teacher, problem and correctness come from.
+        students (`list[str]`): Fingerprints of the student that scored.
+    """
+
+    row: np.ndarray
+    values: dict[str, np.ndarray]
+    prefer: dict[str, str]
+    rank: np.ndarray
+    surprisal: np.ndarray
+    tokens: np.ndarray
+    truncated: np.ndarray
+    reason: np.ndarray
+    teacher: np.ndarray | None
+    problem: np.ndarray | None
+    correct: np.ndarray | None
+    teachers: list
+    problems: list
+    columns: Columns
+    students: list[str]
+
+    @classmethod
+    def read(
+        cls,
+        dataset: Dataset,
+        columns: Columns | None = None,
+        scores: Iterable[str] = (RSR,),
+        prefer: Mapping[str, Literal["low", "high"] | None] | None = None,
+        optional: bool = False,
+    ) -> "ScoredTable":
+        """
+        Read a dataset that [`RSRScorer`] or `rsr score` has scored.
+
+        Args:
+            dataset (`Dataset`): Any format set on it is ignored.
+            columns ([`~rsr_trl.data.Columns`], *optional*): As [`~rsr_trl.data.find_columns`] gives them.
+            scores (iterable of `str`, *optional*): Scores to read, as [`read_score`] takes them.
+            prefer (mapping, *optional*): The more suitable end of scores that have none of their own, or another one.
+            optional (`bool`, *optional*, defaults to `False`): Whether the columns of a scoring pass may be missing,
+                as in a dataset with a score of the user's own, or one that isn't scored yet.
+
+        Raises:
+            RSRError: for a missing column, one of the wrong type, a null teacher or problem, scores of different
+                students, or a score without a direction.
+        """
+        columns, prefer = columns or Columns(), prefer or {}
+        measured = (MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, TRUNCATED)
+        there = [name for name in (*measured, ERROR) if name in dataset.column_names]
+        table = read_table(dataset, [*(there if optional else (*measured, *there)), *columns.names])
+        students = check_one_student(dataset)
+        n = table.num_rows
+
+        def number(name: str) -> np.ndarray:
+            return numbers(table, name) if name in table.column_names else np.full(n, np.nan)
+
+        teacher, teachers = labels(table, columns.teacher) if columns.teacher else (None, [])
+        problem, problems = labels(table, columns.problem) if columns.problem else (None, [])
+        correct = None
+        if columns.correct:
+            unknown = table[columns.correct].is_null().to_numpy()
+            correct = np.where(unknown, np.nan, flags(table, columns.correct))
+        return cls(
+            row=np.arange(n),
+            values={name: read_score(dataset, name) for name in scores},
+            prefer={name: direction_of(name, prefer.get(name)) for name in scores},
+            rank=number(MEAN_CLIPPED_RANK),
+            surprisal=number(MEAN_SURPRISAL),
+            tokens=number(NUM_TOKENS),
+            truncated=flags(table, TRUNCATED) if TRUNCATED in table.column_names else np.zeros(n, dtype=bool),
+            reason=_reasons(table),
+            teacher=teacher,
+            problem=problem,
+            correct=correct,
+            teachers=teachers,
+            problems=problems,
+            columns=columns,
+            students=students,
+        )
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def where(self, rows: np.ndarray) -> "ScoredTable":
+        """These rows (bool mask, or places). Teachers and problems keep their numbers."""
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        kept = {name: array[rows] for name, array in arrays.items() if isinstance(array, np.ndarray)}
+        return replace(self, **kept, values={name: values[rows] for name, values in self.values.items()})
+
+    def cost(self, score: str = RSR) -> np.ndarray:
+        """Values of a score, turned so that **lower = more suitable**."""
+        return self.values[score] if self.prefer[score] == "low" else -self.values[score]
+
+    @cached_property
+    def scored(self) -> np.ndarray:
+        """Which rows have both parts of the RSR (an infinite ratio counts): bool array."""
+        return np.isfinite(self.rank) & np.isfinite(self.surprisal)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """Why rows have no score -> how many, the most frequent first."""
+        return dict(Counter(reason for reason in self.reason if reason is not None).most_common())
+
+    def shared_problems(self) -> np.ndarray:
+        """Which problems have a row of every teacher that has any: bool array of shape `(problems,)`."""
+        pairs = np.unique(self.teacher * len(self.problems) + self.problem)
+        count = np.bincount(pairs % len(self.problems), minlength=len(self.problems))
+        return count == len(np.unique(self.teacher))
+
+
+def _reasons(table: pa.Table) -> np.ndarray:
+    """Reason of each row without a score, `None` for the others."""
+    if ERROR not in table.column_names or pa.types.is_null(table[ERROR].type):
+        return np.full(table.num_rows, None, dtype=object)
+    encoded = table[ERROR].cast(pa.string()).dictionary_encode().combine_chunks()
+    reasons = np.array([*map(reason_of, encoded.dictionary.to_pylist()), None], dtype=object)
+    return reasons[pc.fill_null(encoded.indices, -1).to_numpy()]
+
+
+def read_score(dataset: Dataset, score: str) -> np.ndarray:
+    """
+    Values of a score for each row.
+
+    Args:
+        dataset (`Dataset`): Scored with [`RSRScorer`] or `rsr score`, or with a column of your own.
+        score (`str`): A name of [`~rsr_trl.scoring.scores.SCORES`] (`"surprisal"`, also as `"score_surprisal"`), read
+            from its column, or from what every scoring pass stores where that says it exactly (rsr, surprisal, rank,
+            length); `casl` is fitted to the rows of `dataset`. Or any numeric column.
+
+    Returns:
+        float64 array of shape `(n,)`: NaN where a row has no score.
+
+    Raises:
+        ValueError: if the score isn't in the dataset, if the name is also that of another column, or if the scores
+            are of different students.
+    """
+    name = known_score(score)
+    present = set(dataset.column_names)
+    if name is None:
+        return numbers(read_table(dataset, [score]), score)
+    column = SCORE_PREFIX + name
+    check_name(score, present)
+    check_one_student(dataset)
+    if column in present:
+        return numbers(read_table(dataset, [column]), column)
+    if name == "casl" and present.issuperset(CASL_PARTS):
+        table = read_table(dataset, CASL_PARTS)
+        return casl(*(numbers(table, part) for part in CASL_PARTS))
+    if name not in STORED:
+        raise ValueError(
+            f"The dataset has no score {name!r}; its columns are {dataset.column_names}. Score it with "
+            f"RSRScorer(student, scores=[{name!r}]) or `rsr score --scores {name}`."
+        )
+    values = numbers(read_table(dataset, [STORED[name]]), STORED[name])
+    return np.where(values > 0, values, np.nan) if name == "length" else values
+
+
+def available_scores(dataset: Dataset) -> list[str]:
+    """Names of all scores that [`read_score`] can read from this dataset, in their order."""
+    present = set(dataset.column_names)
+    return [
+        name
+        for name in SCORES
+        if SCORE_PREFIX + name in present
+        or STORED.get(name) in present
+        or (name == "casl" and present.issuperset(CASL_PARTS))
+    ]
+
+
+def check_one_student(dataset: Dataset) -> list[str]:
+    """
+    The student that scored the rows; nothing where it isn't known.
+
+    Raises:
+        RSRError: where rows were scored by different students: their scores can't be compared.
+    """
+    if STUDENT not in dataset.column_names:
+        return []
+    students = pc.unique(read_table(dataset, [STUDENT])[STUDENT]).drop_null().to_pylist()
+    if len(students) > 1:
+        raise RSRError(
+            f"The rows were scored by {len(students)} different students or settings ({STUDENT}: "
+            f"{', '.join(map(repr, students[:3]))}{', ...' if len(students) > 3 else ''}), and such scores can't be "
+            "compared. Score all rows with one student, or filter the dataset to one."
+        )
+    return students
+
+
+def numbers(table: pa.Table, name: str) -> np.ndarray:
+    """The column as float64 of shape `(n,)`, null as NaN. `RSRError` unless it holds numbers."""
+    column = table[name]
+    if pa.types.is_null(column.type):
+        return np.full(len(column), np.nan)
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        raise RSRError(f"Column {name!r} must hold numbers, but it is {column.type}.")
+    return column.cast(pa.float64(), safe=False).to_numpy()
+
+
+def flags(table: pa.Table, name: str) -> np.ndarray:
+    """The column as booleans of shape `(n,)`, null as False. `RSRError` unless it holds booleans, or 0 and 1."""
+    column = table[name]
+    if pa.types.is_integer(column.type) and set(pc.unique(column).to_pylist()) <= {0, 1, None}:
+        column = column.cast(pa.bool_())  # as files without a type for booleans have them
+    if not (pa.types.is_boolean(column.type) or pa.types.is_null(column.type)):
+        raise RSRError(f"Column {name!r} must hold true or false, but it is {column.type}.")
+    return pc.fill_null(column.cast(pa.bool_()), False).to_numpy()
+
+
+def labels(table: pa.Table, name: str) -> tuple[np.ndarray, list]:
+    """
+    The column as group numbers.
+
+    Returns:
+        int64 array of shape `(n,)`, and the distinct labels that the numbers index, in ascending order.
+
+    Raises:
+        `RSRError` for nulls, and for values that can't name a group (lists, structs).
+    """
+    column = table[name]
+    if pa.types.is_nested(column.type):
+        raise RSRError(f"Column {name!r} must hold strings or whole numbers to group by, but it is {column.type}.")
+    if column.null_count:
+        first = pc.index(column.is_null(), True).as_py()
+        raise RSRError(
+            f"Column {name!r} is null in {column.null_count} of {len(column)} rows (the first is row {first}): every "
+            "trajectory needs its group. Fill it in or filter those rows out."
+        )
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    encoded = column.dictionary_encode().combine_chunks()
+    # Ascending labels make every result independent of the order of the rows.
+    order = pc.sort_indices(encoded.dictionary).to_numpy()
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    return rank[encoded.indices.to_numpy(zero_copy_only=False)], encoded.dictionary.take(pa.array(order)).to_pylist()
+
+
+def place_in_run(keys: np.ndarray) -> np.ndarray:
+    """Place of each element within its run of equal keys: `[a a b] -> [0 1 0]`."""
+    index = np.arange(len(keys))
+    starts = np.ones(len(keys), dtype=bool)
+    starts[1:] = keys[1:] != keys[:-1]
+    return index - np.maximum.accumulate(np.where(starts, index, 0))
