@@ -15,10 +15,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedTokenizerBase
 
 from rsr_trl import __version__, data
-from rsr_trl.report import wording
+from rsr_trl.report.format import name, number, percent, ratio
 from rsr_trl.report.pool import Material, Missing, Pool, read_pool
 from rsr_trl.report.tokens import load_tokenizer, student_of, visible
-from rsr_trl.rsr import R_MAX, TOKEN_IDS
+from rsr_trl.rsr import DIRECTION, R_MAX, TOKEN_IDS
 from rsr_trl.scoring.manifest import read_manifest
 
 
@@ -199,10 +199,10 @@ def _render(parts: dict, material: Material) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "name": wording.name,
-        "number": wording.number,
-        "percent": wording.percent,
-        "ratio": wording.ratio,
+        "name": name,
+        "number": number,
+        "percent": percent,
+        "ratio": ratio,
         "visible": visible,
     }
     environment.tests["missing"] = lambda part: isinstance(part, Missing)
@@ -211,14 +211,14 @@ def _render(parts: dict, material: Material) -> str:
     return environment.get_template("page.html").render(
         parts=parts,
         headings=SECTIONS,
-        title=f"RSR report: {wording.name(material.source or material.student or 'scored trajectories')}",
+        title=f"RSR report: {name(material.source or material.student or 'scored trajectories')}",
         style=environment.loader.get_source(environment, "page.css")[0],
         script=script,
         # The browser runs this one script and fetches nothing, whatever a dataset's text tries.
         policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src 'sha256-{digest}'; "
         "base-uri 'none'; form-action 'none'",
         generator=f"rsr-trl {__version__}",
-        direction=wording.DIRECTION,
+        direction=DIRECTION,
         notes=material.pool.notes,
         problem_column=material.pool.problem and material.pool.problem.column,
         keep_fraction=material.pool.criteria.keep_fraction,

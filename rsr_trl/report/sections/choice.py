@@ -12,7 +12,7 @@ from rsr_trl.report.pool import Material, Pool
 from rsr_trl.report.sections.headline import chosen_by_teacher
 from rsr_trl.rsr import dataset_rsr
 from rsr_trl.selection.choose import Criteria, choose
-from rsr_trl.selection.table import place_in_run
+from rsr_trl.selection.table import ScoredTable, place_in_run
 
 
 CAP = 0.4  # of one teacher, or half as much again as an even share where teachers are few
@@ -117,7 +117,7 @@ def _ways(pool: Pool) -> list[Way]:
 
 def _chosen(pool: Pool, name: str, options: str, criteria: Criteria) -> Way:
     try:
-        return _way(pool, name, options, choose(pool.dataset, criteria).rows)
+        return _way(pool, name, options, choose(ScoredTable.read(pool.dataset, criteria.columns), criteria).rows)
     except ValueError as error:  # a cap that can't be kept: the message says which can
         return Way(name, options, failed=str(error))
 
