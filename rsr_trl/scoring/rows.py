@@ -1,11 +1,12 @@
 """Rows and columns on their way into a scorer and out of it."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice, product
 
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset
 
 from rsr_trl.rsr import (
     ERROR,
@@ -20,6 +21,7 @@ from rsr_trl.rsr import (
     TOKEN_SURPRISALS,
     TOKEN_TOP1,
     TRUNCATED,
+    RSRError,
     rsr_from_means,
     score_schema,
 )
@@ -188,3 +190,32 @@ def is_batch(texts: Mapping, text_field: str) -> bool:
     names = [name for name in ("messages", "conversations", "prompt", "completion", text_field) if name in texts]
     # In one row a list holds messages; in a batch it holds lists of messages, strings or nulls, and is never empty.
     return all(isinstance(texts[n], list) and texts[n] and not isinstance(texts[n][0], Mapping) for n in names)
+
+
+_BAD_TYPE = (ValueError, TypeError, OverflowError)
+
+
+def with_features(dataset: IterableDataset, num_rows: int = 256) -> IterableDataset:
+    """A stream that knows the types of its columns; where nobody says, its first rows decide."""
+    if dataset.features is not None:
+        return dataset
+    first = list(islice(iter(dataset), num_rows))
+    if not first:
+        raise RSRError("The dataset is empty: it holds no row.")
+    return dataset.cast(Dataset.from_list(first, on_mixed_types="use_json").features)
+
+
+def typed_rows(rows: list[dict], features: Features, first_row: int) -> Dataset:
+    """Rows of a stream as a dataset; raises `RSRError` with the first that hasn't the types of `features`."""
+    try:
+        return Dataset.from_list(rows, features=features)
+    except _BAD_TYPE as error:
+        for (row, values), (name, kind) in product(enumerate(rows, first_row), features.items()):
+            try:
+                Dataset.from_list([{name: values[name]}], features=Features({name: kind}))
+            except _BAD_TYPE as reason:
+                raise RSRError(
+                    f"Row {row}, column {name!r}, doesn't have the type of the first rows, {kind}: {reason}. Fix the "
+                    "row, or read the dataset without --dataset_streaming."
+                ) from error
+        raise
