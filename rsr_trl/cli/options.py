@@ -167,17 +167,6 @@ class StudentArguments:
             device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"  # a GPU for each process
         if is_written_as_path(self.model_name_or_path) and not Path(self.model_name_or_path).exists():
             raise ValueError(f"There is no folder {self.model_name_or_path!r} (model_name_or_path).")
-        teacher = None
-        if self.teacher_model_name_or_path is not None:
-            teacher = RSRScorer(
-                self.teacher_model_name_or_path,
-                dtype=self.dtype,
-                device=device,
-                device_map=self.device_map,
-                attn_implementation=self.attn_implementation,
-                max_batch_tokens=self.max_batch_tokens,
-                trust_remote_code=self.trust_remote_code,
-            )
         return RSRScorer(
             self.model_name_or_path,
             revision=self.model_revision,
@@ -190,8 +179,6 @@ class StudentArguments:
             r_max=self.r_max,
             token_stats=self.token_stats,
             scores=None if self.scores is None else [name.strip() for name in self.scores.split(",")],
-            teacher=teacher,
-            teacher_logprobs_column=self.teacher_logprobs_column,
             max_batch_tokens=self.max_batch_tokens,
             assistant_only_loss=self.assistant_only_loss,
             overwrite=overwrite,

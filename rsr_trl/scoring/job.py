@@ -19,18 +19,14 @@ from xxhash import xxh3_64_hexdigest
 
 from rsr_trl.data import dataset_card
 from rsr_trl.rsr import RSRError
-from rsr_trl.scoring.rows import add_columns, typed_rows, without_scores
+from rsr_trl.scoring.batches import rows_of_shard
+from rsr_trl.scoring.rows import TokenBar, add_columns, typed_rows, without_scores
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.shards import ShardFolder, read_json, write_json, written_whole
 from rsr_trl.scoring.tokens import TokenizedExample
-from rsr_trl.scoring.windows import TokenBar
 
 
-SAMPLE_ROWS = 256  # rows by whose lengths shards are measured
-# A shard is what a kill loses, and by what processes can be uneven: 20 for each of 8 processes are few enough.
-MIN_SHARDS, MAX_SHARDS = 160, 2000  # more files are slow to list, on the Hub and on disk
-MIN_TOKENS, MAX_TOKENS = 2**14, 2**20  # of a shard: a batch that keeps a GPU busy; a minute of work
-STREAM_TOKENS = 2**22  # where nobody knows how many shards there will be
+SAMPLE_ROWS = 256  # rows that stand for all
 
 
 class Job:
@@ -43,7 +39,7 @@ class Job:
         output_dir (`str` or `Path`): Folder of the scored dataset.
         identity (`dict`): What names the dataset: its `files` (see [`~rsr_trl.data.source_files`]), and how it was
             asked for (configuration, split, columns).
-        shard_rows (`int`, *optional*): Rows of a shard; [`rows_of_shard`] by default.
+        shard_rows (`int`, *optional*): Rows of a shard; [`default_shard_rows`] by default.
         process, num_processes (`int`, *optional*): Which of how many processes this is, counted from 0.
         card, facts (*optional*): As [`~rsr_trl.data.dataset_card`] takes them.
         overwrite (`bool`, *optional*, defaults to `False`): Remove what another run has left; not what this one has.
@@ -67,12 +63,13 @@ class Job:
         overwrite: bool = False,
     ):
         scorer.check_columns(dataset.column_names)
-        shard_rows = rows_of_shard(dataset, tokenized_sample(scorer, dataset)) if shard_rows is None else shard_rows
+        if shard_rows is None:
+            shard_rows = default_shard_rows(dataset, tokenized_sample(scorer, dataset))
         if shard_rows < 1:
             raise RSRError(f"shard_rows must be at least 1, got {shard_rows}.")
         self.scorer, self.dataset, self.shard_rows = scorer, dataset, shard_rows
         self.process, self.num_processes, self._card, self._facts = process, num_processes, card, facts
-        run = {"student": scorer.identity, "data": identity, "settings": {"shard_rows": shard_rows}}
+        run = {"student": scorer.identity(), "data": identity, "settings": {"shard_rows": shard_rows}}
         self.folder = folder = ShardFolder(Path(output_dir), run, process, num_processes, overwrite)
         self.num_rows = len(dataset) if isinstance(dataset, Dataset) else read_json(folder.complete).get("rows")
         last = max((int(path.stem) for path in folder.records.glob("*.json")), default=-1)
@@ -192,11 +189,7 @@ def tokenized_sample(scorer: RSRScorer, dataset: Dataset | IterableDataset) -> l
     return [example for window in scorer.windows_of(rows) for example in window.examples]
 
 
-def rows_of_shard(dataset: Dataset | IterableDataset, examples: Sequence[TokenizedExample]) -> int:
+def default_shard_rows(dataset: Dataset | IterableDataset, examples: Sequence[TokenizedExample]) -> int:
     """Rows of a shard, by data alone. `examples` are the [`tokenized_sample`]."""
-    mean = max(1.0, sum(len(example.input_ids) for example in examples) / max(1, len(examples)))
-    tokens = STREAM_TOKENS
-    if isinstance(dataset, Dataset):
-        total = mean * len(dataset)
-        tokens = max(min(max(total / MIN_SHARDS, MIN_TOKENS), MAX_TOKENS), total / MAX_SHARDS)
-    return max(1, round(tokens / mean))
+    num_rows = len(dataset) if isinstance(dataset, Dataset) else None
+    return rows_of_shard([len(example.input_ids) for example in examples], num_rows)
