@@ -36,28 +36,26 @@ class CompareArguments:
 
     _argument_group_name = "comparison"
 
-    scores: str | None = field(
-        default=None, metadata={"help": "Scores to compare, such as surprisal,length; by default all that are there."}
+    scores: str | None = option(
+        "Scores to compare, such as surprisal,length; by default all that are there.", default=None
     )
-    own_scores: str | None = field(
-        default=None,
-        metadata={"help": "Other columns, each with the end that is more suitable: quality:high,cost:low."},
+    own_scores: str | None = option(
+        "Other columns, each with the end that is more suitable: quality:high,cost:low.", default=None
     )
-    teacher_column: str | None = field(
-        default=None, metadata={"help": "Column with the teacher's name; `teacher` by default, where there is one."}
+    teacher_column: str | None = option(
+        "Column with the teacher's name; `teacher` by default, where there is one.", default=None
     )
-    problem_column: str | None = field(
-        default=None,
-        metadata={"help": "Column that names the problem, to compare within problems; `problem_id` by default."},
+    problem_column: str | None = option(
+        "Column that names the problem, to compare within problems; `problem_id` by default.", default=None
     )
-    correctness_column: str | None = field(
-        default=None, metadata={"help": "Boolean column that says what is correct; `correct` by default."}
+    correctness_column: str | None = option(
+        "Boolean column that says what is correct; `correct` by default.", default=None
     )
-    keep_per_group: int = field(default=1, metadata={"help": "How many each score chooses of each problem."})
-    keep_fraction: float | None = field(
-        default=None, metadata={"help": "Instead of by problem: each score chooses this share of all, in (0, 1]."}
+    keep_per_group: int = option("How many each score chooses of each problem.", default=1)
+    keep_fraction: float | None = option(
+        "Instead of by problem: each score chooses this share of all, in (0, 1].", default=None
     )
-    json: bool = field(default=False, metadata={"help": "Print one JSON object on standard output, and nothing else."})
+    json: bool = option("Print one JSON object on standard output, and nothing else.", default=False)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:

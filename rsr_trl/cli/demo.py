@@ -39,11 +39,9 @@ class DemoArguments:
         num_problems (`int`, *optional*, defaults to `120`): Problems, each of which every teacher solves.
     """
 
-    output_dir: str = field(
-        default="demo_output", metadata={"help": "Folder for the files; those of an earlier demo are replaced."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the problems, the responses and the training."})
-    num_problems: int = field(default=120, metadata={"help": "Problems, each of which every teacher solves."})
+    output_dir: str = option("Folder for the files; those of an earlier demo are replaced.", default="demo_output")
+    seed: int = option("Seed of the problems, the responses and the training.", default=0)
+    num_problems: int = option("Problems, each of which every teacher solves.", default=120)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:

@@ -33,39 +33,28 @@ class SelectArguments:
 
     _argument_group_name = "choice"
 
-    group_column: str | None = field(
-        default=None,
-        metadata={"help": "Keep the most suitable of each group: the column that names the problem."},
+    group_column: str | None = option(
+        "Keep the most suitable of each group: the column that names the problem.", default=None
     )
-    keep_per_group: int = field(default=1, metadata={"help": "How many to keep of each group."})
-    keep_fraction: float | None = field(
-        default=None, metadata={"help": "Instead of by group: keep this share of all, in (0, 1]."}
+    keep_per_group: int = option("How many to keep of each group.", default=1)
+    keep_fraction: float | None = option("Instead of by group: keep this share of all, in (0, 1].", default=None)
+    score_threshold: float | None = option("Instead of by group: keep all with a score up to this.", default=None)
+    score: str = option(
+        "What to choose by: the name of a score that the dataset has, or a numeric column.", default="rsr"
     )
-    score_threshold: float | None = field(
-        default=None, metadata={"help": "Instead of by group: keep all with a score up to this."}
+    prefer: Literal["low", "high"] | None = option(
+        "Which end of the score to keep; by default its own (RSR: low). A column of yours needs it.", default=None
     )
-    score: str = field(
-        default="rsr",
-        metadata={"help": "What to choose by: the name of a score that the dataset has, or a numeric column."},
+    require: str | None = option("Boolean column that must be true, such as `correct`.", default=None)
+    when_none_qualifies: Literal["drop", "any", "error"] = option(
+        "What to do with groups where `--require` is true of none.", default="drop"
     )
-    prefer: Literal["low", "high"] | None = field(
-        default=None,
-        metadata={
-            "help": "Which end of the score to keep; by default its own (RSR: low). A column of yours needs it."
-        },
+    min_tokens: int | None = option(
+        "Leave out trajectories with fewer scored tokens, such as bare answers.", default=None
     )
-    require: str | None = field(
-        default=None, metadata={"help": "Boolean column that must be true, such as `correct`."}
-    )
-    when_none_qualifies: Literal["drop", "any", "error"] = field(
-        default="drop", metadata={"help": "What to do with groups where `--require` is true of none."}
-    )
-    min_tokens: int | None = field(
-        default=None, metadata={"help": "Leave out trajectories with fewer scored tokens, such as bare answers."}
-    )
-    max_tokens: int | None = field(default=None, metadata={"help": "Leave out trajectories with more scored tokens."})
-    max_share_per_teacher: float | None = field(
-        default=None, metadata={"help": "No teacher gets more than this share of what is chosen."}
+    max_tokens: int | None = option("Leave out trajectories with more scored tokens.", default=None)
+    max_share_per_teacher: float | None = option(
+        "No teacher gets more than this share of what is chosen.", default=None
     )
 
 

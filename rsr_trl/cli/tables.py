@@ -1,24 +1,22 @@
 """How a command speaks at its end: tables, the next command, and JSON. What is said is the business of each command.
 
-People read it on standard error, programs read JSON on standard output: a pipe gets data and nothing else.
+People read it on standard error, programs read JSON on standard output: a pipe gets data and nothing else. Every command
+imports this file, also for its help, so it imports nothing heavy.
 """
-
 import json
 import shlex
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
-import datasets
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers.utils import logging as transformers_logging
 
-from rsr_trl.data import counted
 from rsr_trl.report.format import name
 
 
@@ -88,6 +86,8 @@ def print_table(
         table.add_row(*row)
     out.print(table)
     if limit is not None and (rest := len(rows) - limit) > 0:
+        from rsr_trl.data import counted
+
         out.print(f"... and {counted(rest, f'more {things}')}; --json lists them all.")
     if dropped:
         out.print(Text(f"--json has more columns: {', '.join(dropped)}."))
@@ -108,6 +108,25 @@ def print_next(out: Console, *words: str, label: str = "Next") -> None:
     out.print(Text.assemble((f"{label}: ", "bold"), shlex.join(words)), soft_wrap=True)
 
 
+def given(arguments: object) -> list[str]:
+    """The options of a dataclass that aren't at their defaults, as words of a command line."""
+    words = []
+    for option in fields(arguments):
+        value = vars(arguments)[option.name]
+        if value != option.default:
+            words += [f"--{option.name}"] if value is True else [f"--{option.name}", str(value)]
+    return words
+
+
+def beside(name: str, ending: str) -> str:
+    """A folder to propose for what is made from a dataset: beside it, or here if it isn't a file or folder."""
+    from rsr_trl.data import READERS
+
+    path = Path(name)
+    stem = path.stem if path.suffix.lower() in READERS else path.name
+    return str((path.parent if path.exists() else Path()) / f"{stem}-{ending}")
+
+
 def print_json(result: Mapping) -> None:
     """The machine's summary: one object on standard output."""
     print(json.dumps(result, ensure_ascii=False, allow_nan=False))
@@ -115,5 +134,8 @@ def print_json(result: Mapping) -> None:
 
 def without_bars() -> None:
     """Switch the progress bars of the libraries off, for output that a program reads."""
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
     datasets.disable_progress_bars()
     transformers_logging.disable_progress_bar()

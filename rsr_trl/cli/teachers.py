@@ -29,8 +29,8 @@ class TeachersStudentArguments(StudentArguments):
         model_name_or_path (`str`, *optional*): Student: Hub id or folder.
     """
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The student: Hub id or folder. Not needed if the dataset is scored already."}
+    model_name_or_path: str | None = option(
+        "The student: Hub id or folder. Not needed if the dataset is scored already.", default=None
     )
 
 
@@ -55,38 +55,29 @@ class TeachersArguments:
 
     _argument_group_name = "teachers"
 
-    teacher_column: str | None = field(
-        default=None, metadata={"help": "Column with the teacher's name; `teacher` by default, where there is one."}
+    teacher_column: str | None = option(
+        "Column with the teacher's name; `teacher` by default, where there is one.", default=None
     )
-    problem_column: str | None = field(
-        default=None, metadata={"help": "Column that names the problem, to compare teachers on the same problems."}
+    problem_column: str | None = option(
+        "Column that names the problem, to compare teachers on the same problems.", default=None
     )
-    correctness_column: str | None = field(
-        default=None, metadata={"help": "Boolean column, such as `correct`, from which to report accuracy."}
+    correctness_column: str | None = option(
+        "Boolean column, such as `correct`, from which to report accuracy.", default=None
     )
-    goal: Literal["best", "order", "all"] = field(
-        default="best",
-        metadata={
-            "help": "With a student: score until the best teacher is certain, or the whole order; or score all."
-        },
+    goal: Literal["best", "order", "all"] = option(
+        "With a student: score until the best teacher is certain, or the whole order; or score all.", default="best"
     )
-    certainty: float = field(
-        default=0.95, metadata={"help": "Level of the intervals, and certainty at which to stop."}
+    certainty: float = option("Level of the intervals, and certainty at which to stop.", default=0.95)
+    max_trajectories: int | None = option("Stop before scoring more than this.", default=None)
+    seed: int = option("Seed of the order of problems and of the bootstrap.", default=0)
+    score: str = option(
+        "What to rank by: the name of a score that the dataset has, or a numeric column.", default="rsr"
     )
-    max_trajectories: int | None = field(default=None, metadata={"help": "Stop before scoring more than this."})
-    seed: int = field(default=0, metadata={"help": "Seed of the order of problems and of the bootstrap."})
-    score: str = field(
-        default="rsr",
-        metadata={"help": "What to rank by: the name of a score that the dataset has, or a numeric column."},
+    prefer: Literal["low", "high"] | None = option(
+        "Which end of the score is better; by default its own (RSR: low). A column of yours needs it.", default=None
     )
-    prefer: Literal["low", "high"] | None = field(
-        default=None,
-        metadata={
-            "help": "Which end of the score is better; by default its own (RSR: low). A column of yours needs it."
-        },
-    )
-    json: bool = field(default=False, metadata={"help": "Print one JSON object on standard output, and nothing else."})
-    csv: bool = field(default=False, metadata={"help": "Print the table as CSV on standard output, and nothing else."})
+    json: bool = option("Print one JSON object on standard output, and nothing else.", default=False)
+    csv: bool = option("Print the table as CSV on standard output, and nothing else.", default=False)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
