@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def option(help: str, default: Any = MISSING) -> Any:
-    """A field of a dataclass that is an option of a command; required without a default."""
+    """A field that is an option of a command, required without a default."""
     return field(default=default, metadata={"help": help})
 
 
@@ -40,9 +40,9 @@ class DatasetArguments:
         "A .jsonl, .json, .csv or .parquet file, a folder of them, a folder from `save_to_disk`, or the id of a "
         "dataset on the Hub."
     )
-    dataset_config: str | None = option("Configuration of the dataset, if it has several.", default=None)
+    dataset_config: str | None = option("Configuration of the dataset, if it has several.", None)
     dataset_split: str = option(
-        "Split to read; slices such as 'train[:100]' work for files and Hub ids.", default="train"
+        "Split to read; slices such as 'train[:100]' work too, but for `save_to_disk`.", "train"
     )
 
     def load(self) -> "Dataset":
@@ -57,18 +57,14 @@ class FormatArguments:
 
     _argument_group_name = "columns"
 
-    prompt_column: str | None = option("Column with the prompt, if it isn't called `prompt`.", default=None)
-    completion_column: str | None = option(
-        "Column with the trajectory, if it isn't called `completion`.", default=None
-    )
-    messages_column: str | None = option(
-        "Column with whole conversations, if it isn't called `messages`.", default=None
-    )
-    system_prompt: str | None = option("System message to put before every chat.", default=None)
+    prompt_column: str | None = option("Column with the prompt, if not `prompt`.", None)
+    completion_column: str | None = option("Column with the trajectory, if not `completion`.", None)
+    messages_column: str | None = option("Column with whole conversations, if not `messages`.", None)
+    system_prompt: str | None = option("System message to put before every chat.", None)
     as_chat: bool = option(
         "Wrap a plain-text prompt and completion into a user and an assistant message, so that an instruct student "
         "sees its chat template.",
-        default=False,
+        False,
     )
 
 
@@ -77,8 +73,14 @@ class TeacherArguments:
     """Who wrote a trajectory."""
 
     teacher_column: str | None = option(
-        "Column with the teacher's name; `teacher` by default, where there is one; none: no column.", default=None
+        "Column with the teacher's name; by default `teacher`, if there is one; none: no column.", None
     )
+
+    def teacher(self, dataset: "Dataset") -> str | None:
+        """The column of this dataset that names the teacher."""
+        from rsr_trl.data import Columns, find_columns
+
+        return find_columns(dataset, Columns(self.teacher_column, "none", "none")).teacher
 
 
 @dataclass
@@ -88,10 +90,10 @@ class ColumnArguments(TeacherArguments):
     problem_column: str | None = option(
         "Column that names the problem; by default problem_id, question_id, prompt_id, problem, question or prompt, "
         "the first in which values repeat; none: no column.",
-        default=None,
+        None,
     )
     correctness_column: str | None = option(
-        "Boolean column; `correct` or `is_correct` by default, where there is one; none: no column.", default=None
+        "Boolean column; by default `correct` or `is_correct`; none: no column.", None
     )
 
     def columns(self, dataset: "Dataset") -> "Columns":
@@ -105,12 +107,10 @@ class ColumnArguments(TeacherArguments):
 class ScoreArguments:
     """What orders trajectories."""
 
-    score: str = option(
-        "What to order by: the name of a score that the dataset has, or a numeric column.", default="rsr"
-    )
+    score: str = option("What to go by: a score that the dataset has, or a numeric column.", "rsr")
     prefer: Literal["low", "high"] | None = option(
         "Which end of the score is more suitable; by default its own (RSR: low). A column of yours needs it.",
-        default=None,
+        None,
     )
 
 
@@ -120,7 +120,7 @@ class JsonArguments:
 
     _argument_group_name = "output"
 
-    json: bool = option("Print one JSON object on standard output, and nothing else.", default=False)
+    json: bool = option("Print one JSON object on standard output, and nothing else.", False)
 
 
 @dataclass(kw_only=True)
@@ -130,9 +130,7 @@ class OutputArguments(TeacherArguments, JsonArguments):
     _argument_group_name = "output"
 
     output_dir: str = option("Folder to make; it is absent or empty.")
-    overwrite: bool = option(
-        "Replace what an earlier run wrote there (rsr score: scores in the dataset too).", default=False
-    )
+    overwrite: bool = option("Replace what an earlier run wrote there (rsr score: scores in the dataset too).", False)
 
 
 @dataclass
@@ -142,32 +140,30 @@ class StudentArguments:
     _argument_group_name = "student"
 
     model_name_or_path: str = option("The student: Hub id or folder.")
-    model_revision: str | None = option("Branch, tag or commit of the student.", default=None)
-    trust_remote_code: bool = option("Run code that comes with the student.", default=False)
+    model_revision: str | None = option("Branch, tag or commit of the student.", None)
+    trust_remote_code: bool = option("Run code that comes with the student.", False)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
-        "Dtype to load the student in; `auto` takes that of its weights.", default="auto"
+        "Dtype to load the student in; `auto`: that of its weights.", "auto"
     )
-    device: str | None = option("Such as cuda:1 or cpu; by default the best there is.", default=None)
-    device_map: str | None = option("Spread the student over several devices; `auto` decides by itself.", default=None)
-    attn_implementation: str | None = option("Attention implementation, such as flash_attention_2.", default=None)
-    load_in_8bit: bool = option("Load the student in 8 bits (needs bitsandbytes).", default=False)
-    load_in_4bit: bool = option("Load the student in 4 bits (needs bitsandbytes).", default=False)
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = option("4-bit quantization type.", default="nf4")
-    use_bnb_nested_quant: bool = option("Quantize the 4-bit constants too.", default=False)
+    device: str | None = option("Such as cuda:1 or cpu; by default the best there is.", None)
+    device_map: str | None = option("Spread the student over several devices; `auto` decides by itself.", None)
+    attn_implementation: str | None = option("Attention implementation, such as flash_attention_2.", None)
+    load_in_8bit: bool = option("Load the student in 8 bits (needs bitsandbytes).", False)
+    load_in_4bit: bool = option("Load the student in 4 bits (needs bitsandbytes).", False)
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = option("4-bit quantization type.", "nf4")
+    use_bnb_nested_quant: bool = option("Quantize the 4-bit constants too.", False)
     max_length: int | None = option(
-        "Cut longer examples, in tokens; by default 32768, or the student's positions if fewer.", default=None
+        "Cut longer examples, in tokens; by default at 32768, or the student's positions if fewer.", None
     )
-    r_max: int = option("Clip ranks at this value (the paper's is 100).", default=100)
-    max_batch_tokens: int | None = option(
-        "Tokens of a batch, padding included: lower it if memory runs out.", default=None
-    )
-    token_stats: bool = option("Keep rank and surprisal of every token.", default=False)
+    r_max: int = option("Clip ranks at this value (the paper's is 100).", 100)
+    max_batch_tokens: int | None = option("Tokens of a batch, padding included: fewer need less memory.", None)
+    token_stats: bool = option("Keep rank and surprisal of every token.", False)
     scores: str | None = option(
         "Other scores to add as columns, such as surprisal,rank,entropy; `all` that the same pass gives "
         "(docs/scores.md lists them).",
-        default=None,
+        None,
     )
-    assistant_only_loss: bool = option("Render chats as SFTTrainer does with assistant_only_loss=True.", default=False)
+    assistant_only_loss: bool = option("Render chats as SFTTrainer does with assistant_only_loss=True.", False)
 
     def scorer(self, overwrite: bool = False) -> "RSRScorer":
         """Load the student. `overwrite` replaces scores that a dataset has already."""
@@ -179,22 +175,17 @@ class StudentArguments:
         if device is None and self.device_map is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
             device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"  # a GPU for each process
         check_student_exists(self.model_name_or_path)
+        same = ("device_map", "max_length", "dtype", "attn_implementation", "r_max", "token_stats", "max_batch_tokens")
         return RSRScorer(
             self.model_name_or_path,
             revision=self.model_revision,
             quantization_config=self._quantization_config(),
-            device_map=self.device_map,
-            max_length=self.max_length,
-            dtype=self.dtype,
             device=device,
-            attn_implementation=self.attn_implementation,
-            r_max=self.r_max,
-            token_stats=self.token_stats,
             scores=None if self.scores is None else [name.strip() for name in self.scores.split(",")],
-            max_batch_tokens=self.max_batch_tokens,
             assistant_only_loss=self.assistant_only_loss,
             overwrite=overwrite,
             trust_remote_code=self.trust_remote_code,
+            **{name: getattr(self, name) for name in same},
         )
 
     def _quantization_config(self) -> "BitsAndBytesConfig | None":

@@ -1,8 +1,9 @@
 """How a command speaks at its end: tables, the next command, and JSON. What is said is the business of each command.
 
-People read it on standard error, programs read JSON on standard output: a pipe gets data and nothing else. Every command
-imports this file, also for its help, so it imports nothing heavy.
+People read it on standard error, programs read JSON on standard output: a pipe gets data and nothing else. Every
+command imports this file, also for its help, so it imports nothing heavy.
 """
+
 import json
 import shlex
 import textwrap

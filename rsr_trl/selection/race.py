@@ -168,7 +168,9 @@ def race_teachers(
                 )
             scored.append(score(dataset.select(rows)))
             cell = (place[rows] - start) * num_teachers + pool.teacher[rows]
-            rule.add(*(part.reshape(-1, num_teachers) for part in _sums(scored[-1], cell, (stop - start) * num_teachers)))
+            rule.add(
+                *(part.reshape(-1, num_teachers) for part in _sums(scored[-1], cell, (stop - start) * num_teachers))
+            )
             start, used = stop, np.append(used, rows)
             show.update(stop - show.n)
             show.set_postfix_str(f"{int(rule.open.sum())} teachers open")
