@@ -61,7 +61,8 @@ def main(args: DemoArguments) -> None:
         "[bold]A tour of rsr-trl.[/] A stronger teacher needn't make a better student: it matters which trajectories "
         "suit [italic]this[/] student. The student itself says so, in one forward pass over each trajectory:\n\n"
         "    RSR = how far down the student's list the tokens stand (mean rank)\n"
-        "          / how much they surprise it (mean surprisal)             [bold]A lower RSR suits it better.[/]\n\n"
+        "          / how much they surprise it (mean surprisal)\n"
+        "    [bold]A lower RSR suits it better.[/]\n\n"
         "The demo shows the way on a toy and claims no gain. The evidence, on real language models, is in the paper:\n"
         f"{PAPER}"
     )

@@ -193,7 +193,7 @@ def read_score(dataset: Dataset, score: str) -> np.ndarray:
         table = read_table(dataset, CASL_PARTS)
         return casl(*(numbers(table, part) for part in CASL_PARTS))
     if name not in STORED:
-        raise ValueError(
+        raise RSRError(
             f"The dataset has no score {name!r}; its columns are {dataset.column_names}. Score it with "
             f"RSRScorer(student, scores=[{name!r}]) or `rsr score --scores {name}`."
         )
