@@ -90,7 +90,7 @@ class ScoredTable:
             RSRError: for a missing column, one of the wrong type, a null teacher or problem, scores of different
                 students, or a score without a direction.
         """
-        columns, prefer = columns or Columns(), prefer or {}
+        columns, scores, prefer = columns or Columns(), tuple(scores), prefer or {}
         measured = (MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, TRUNCATED)
         there = [name for name in (*measured, ERROR) if name in dataset.column_names]
         table = read_table(dataset, [*(there if optional else (*measured, *there)), *columns.names])
@@ -109,7 +109,7 @@ class ScoredTable:
         return cls(
             row=np.arange(n),
             values={name: read_score(dataset, name) for name in scores},
-            prefer={name: direction_of(name, prefer.get(name)) for name in scores},
+            prefer={name: direction_of(name, prefer.get(name)) for name in (*scores, *prefer)},
             rank=number(MEAN_CLIPPED_RANK),
             surprisal=number(MEAN_SURPRISAL),
             tokens=number(NUM_TOKENS),
@@ -193,7 +193,7 @@ def read_score(dataset: Dataset, score: str) -> np.ndarray:
         table = read_table(dataset, CASL_PARTS)
         return casl(*(numbers(table, part) for part in CASL_PARTS))
     if name not in STORED:
-        raise ValueError(
+        raise RSRError(
             f"The dataset has no score {name!r}; its columns are {dataset.column_names}. Score it with "
             f"RSRScorer(student, scores=[{name!r}]) or `rsr score --scores {name}`."
         )

@@ -1,6 +1,6 @@
 import pytest
 
-from rsr_trl.report.format import name, number, percent, prose, ratio
+from rsr_trl.report.format import name, number, percent, prose, ratio, share
 
 
 def test_names_are_one_short_line_that_hides_nothing():
@@ -37,3 +37,8 @@ def test_ratios_stay_short(value, text):
 )
 def test_percent_never_rounds_to_none_or_all(value, text):
     assert percent(value) == text
+
+
+@pytest.mark.parametrize("part, whole, text", [(0, 10, "0 (0%)"), (1, 2400, "1 (<1%)"), (1200, 2400, "1,200 (50%)")])
+def test_share(part, whole, text):
+    assert share(part, whole) == text
