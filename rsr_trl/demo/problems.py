@@ -5,10 +5,13 @@ import zlib
 from dataclasses import dataclass
 from typing import Literal
 
-from rsr_trl.demo.stories import NAMES, SCALE, SHARE, THEMES, TOTAL, Theme
+from rsr_trl.demo import WORDS
 
 
 Split = Literal["demo", "pretrain"]
+# Kinds of stories: nouns, and sentences by what they do to the total ([`Move`]).
+THEMES = [{name: WORDS[name] for name in ("more_packs", "worth", "share")} | theme for theme in WORDS["themes"]]
+SCALE = {int(factor): sentences for factor, sentences in WORDS["scale"].items()}
 OPERATORS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
 
 
@@ -89,7 +92,7 @@ def work(moves: tuple[Move, ...], slip_at: int | None = None, slip: int = 0) -> 
     return steps
 
 
-def _draw_moves(theme: Theme, rng: random.Random) -> tuple[Move, ...]:
+def _draw_moves(theme: dict, rng: random.Random) -> tuple[Move, ...]:
     """Two to four steps with numbers that stay whole, above zero and below 1,000."""
     opening = Move("packs", rng.randint(3, 20), rng.randint(2, 9))
     moves = [opening if rng.random() < 0.75 else Move("sum", rng.randint(5, 90), rng.randint(5, 90))]
@@ -98,16 +101,16 @@ def _draw_moves(theme: Theme, rng: random.Random) -> tuple[Move, ...]:
         total = steps[-1].result
         if ends and len(steps) == num_steps - 1:
             divisors = [b for b in range(2, 10) if total % b == 0 and total > b]
-            if theme.worth and (not divisors or rng.random() < 0.4):
+            if theme["worth"] and (not divisors or rng.random() < 0.4):
                 moves.append(Move("worth", rng.randint(2, 9)))
                 break
             if divisors:
                 moves.append(Move("share", rng.choice(divisors)))
                 break
-        told = [move.kind for move in moves]
-        kinds = ["gain"] * 2 * (told.count("gain") < len(theme.gain)) + ["scale"] * ("scale" not in told)
-        kinds += ["loss"] * 2 * (told.count("loss") < len(theme.loss) and total > 3)
-        kinds += ["more_packs"] * 2 * ("more_packs" not in told and len(steps) + 2 <= num_steps)
+        used = [move.kind for move in moves]
+        kinds = ["gain"] * 2 * (used.count("gain") < len(theme["gain"])) + ["scale"] * ("scale" not in used)
+        kinds += ["loss"] * 2 * (used.count("loss") < len(theme["loss"]) and total > 3)
+        kinds += ["more_packs"] * 2 * ("more_packs" not in used and len(steps) + 2 <= num_steps)
         match rng.choice(kinds):
             case "loss":
                 moves.append(Move("loss", rng.randint(2, min(total - 1, 60))))
@@ -120,25 +123,16 @@ def _draw_moves(theme: Theme, rng: random.Random) -> tuple[Move, ...]:
     return tuple(moves)
 
 
-def _tell(theme: Theme, moves: tuple[Move, ...], words: dict[str, str], rng: random.Random) -> str:
+def _write(theme: dict, moves: tuple[Move, ...], words: dict[str, str], rng: random.Random) -> str:
     """The story in words, with its question at the end."""
-    sentences = {
-        "packs": theme.opening,
-        "sum": theme.opening_sum,
-        "more_packs": theme.more_packs,
-        "gain": theme.gain,
-        "loss": theme.loss,
-        "share": SHARE,
-        "worth": theme.worth,
-    }
-    told = []
+    sentences = []
     for move in moves:
-        choices = SCALE[move.b] if move.kind == "scale" else sentences[move.kind]
-        told.append(rng.choice([choice for choice in choices if choice not in told]))
+        choices = SCALE[move.b] if move.kind == "scale" else theme[move.kind]
+        sentences.append(rng.choice([choice for choice in choices if choice not in sentences]))
     if moves[-1].kind not in ("share", "worth"):
-        told.append(rng.choice(TOTAL))
-    numbers = list(moves) + [moves[-1]] * (len(told) - len(moves))
-    return " ".join(text.format(a=move.a, b=move.b, **words) for text, move in zip(told, numbers, strict=True))
+        sentences.append(rng.choice(WORDS["total"]))
+    numbers = list(moves) + [moves[-1]] * (len(sentences) - len(moves))
+    return " ".join(text.format(a=move.a, b=move.b, **words) for text, move in zip(sentences, numbers, strict=True))
 
 
 def split_of(prompt: str) -> Split:
@@ -168,11 +162,11 @@ def generate_problems(num_problems: int, seed: int = 0, split: Split = "demo") -
     problems: dict[str, Problem] = {}
     while len(problems) < num_problems:
         theme = rng.choice(THEMES)
-        (name, they), (pack, packs) = rng.choice(NAMES), rng.choice(theme.packs)
+        (name, they), (pack, packs) = rng.choice(WORDS["names"]), rng.choice(theme["pack_names"])
         words = {"name": name, "they": they, "pack": pack, "packs": packs}
-        words |= {"items": rng.choice(theme.items), "receivers": rng.choice(theme.receivers)}
+        words |= {"items": rng.choice(theme["items"]), "receivers": rng.choice(theme["receivers"])}
         moves = _draw_moves(theme, rng)
-        prompt = _tell(theme, moves, words, rng)
+        prompt = _write(theme, moves, words, rng)
         if work(moves)[-1].result < 1000 and split_of(prompt) == split and prompt not in problems:
             problems[prompt] = Problem(f"{split}-{seed}-{len(problems)}", prompt, words, moves)
     return list(problems.values())

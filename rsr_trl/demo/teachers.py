@@ -6,100 +6,18 @@ from dataclasses import dataclass
 
 from datasets import Dataset
 
+from rsr_trl.demo import WORDS
 from rsr_trl.demo.problems import Problem, Step, generate_problems, work
 
 
-# What a step is for, as a noun phrase: for headings and openings.
-GOAL = {
-    "packs": (
-        "the number of {items} at the start",
-        "the {items} in all {packs} together",
-        "how many {items} there are at first",
-    ),
-    "sum": ("the two amounts of {items} together", "the number of {items} at the start"),
-    "more_packs": ("the {items} that come on top", "the number of {items} in the second part"),
-    "gain": ("the number of {items} after the addition", "the new total of {items}", "how many {items} that makes"),
-    "loss": ("the number of {items} that remain", "the {items} that are left", "how many {items} still count"),
-    "scale": ("the number of {items} after the increase", "the larger number of {items}"),
-    "share": ("the share of each of the {receivers}", "how many {items} each one gets"),
-    "worth": ("the amount of money in dollars", "what all the {items} bring in"),
-}
-# The same steps as a speaker tells them, with the equation at {eq}.
-SAYING = {
-    "packs": (
-        "{name} has {left} {packs} with {right} {items} each, so that is {eq} {items}.",
-        "There are {left} times {right} {items}, which makes {eq} {items}.",
-        "At first there are {eq} {items}.",
-    ),
-    "sum": (
-        "Together the two amounts make {eq} {items}.",
-        "{name} starts with {left} and {right}, so {eq} {items} in all.",
-    ),
-    "more_packs": (
-        "Then {left} more {packs} with {right} {items} each give {eq} {items}.",
-        "The second part is {eq} {items}.",
-    ),
-    "gain": (
-        "Adding {right} more gives {eq} {items}.",
-        "With {right} added, {name} now has {eq} {items}.",
-        "That brings the total to {eq} {items}.",
-    ),
-    "loss": (
-        "After taking away {right}, there are {eq} {items} left.",
-        "{right} are gone, so {they} has {eq} {items}.",
-        "That leaves {eq} {items}.",
-    ),
-    "scale": (
-        "The number grows by a factor of {right}, so {eq} {items}.",
-        "Now there are {right} times as many, {eq} {items}.",
-    ),
-    "share": (
-        "Each of the {right} {receivers} gets {eq} {items}.",
-        "Shared by {right}, that is {eq} {items} for each.",
-    ),
-    "worth": (
-        "At {right} dollars each, that is {eq} dollars.",
-        "Every one brings {right} dollars, so {eq} dollars in total.",
-    ),
-}
-# The careful teacher and the thinker speak of the operation instead, each in its own way.
-EXPLAINING = {
-    "+": ("Since the two quantities are combined, we add them and obtain {eq}.", "By addition, this amounts to {eq}."),
-    "-": (
-        "Because {right} must be removed, we subtract and obtain {eq}.",
-        "By subtraction, what is left comes to {eq}.",
-    ),
-    "*": (
-        "Because there are {left} equal groups of {right}, we multiply and obtain {eq}.",
-        "Multiplying {left} by {right}, we arrive at {eq}.",
-    ),
-    "/": (
-        "As it must be split evenly into {right} parts, we divide and obtain {eq}.",
-        "Division by {right} yields {eq}.",
-    ),
-}
-THINKING = {
-    "+": (
-        "so {left} plus {right}, that's {result}.",
-        "add {right} to {left}... {result}.",
-        "{left} and {right} more is {result}.",
-    ),
-    "-": (
-        "take {right} off {left}, so {result}.",
-        "{left} minus {right}... {result} I guess.",
-        "lose {right}, down to {result}.",
-    ),
-    "*": (
-        "{left} times {right}, that's {result}.",
-        "okay {left} of them with {right}, so {result}.",
-        "{right}, {left} times: {result}.",
-    ),
-    "/": ("{left} over {right} is {result}.", "split {left} by {right}, so {result} apiece."),
-}
+# By what a step is for: noun phrases for headings and openings; and sentences that say it, with the equation at {eq}.
+GOAL, SAYING = WORDS["goal"], WORDS["saying"]
+# By its operation: the careful teacher and the thinker speak of that, each in its own way.
+EXPLAINING, THINKING = WORDS["explaining"], WORDS["thinking"]
 REVERSE = {"+": "-", "-": "+", "*": "/", "/": "*"}
 
 
-def _fill(choices: tuple[str, ...], problem: Problem, step: Step, rng: random.Random) -> str:
+def _fill(choices: list[str], problem: Problem, step: Step, rng: random.Random) -> str:
     """One of the choices with the step's numbers and the story's nouns."""
     eq = f"{step.left} {step.operator} {step.right} = {step.result}"
     return rng.choice(choices).format(eq=eq, left=step.left, right=step.right, result=step.result, **problem.words)
@@ -115,14 +33,14 @@ def terse(problem: Problem, steps: list[Step], rng: random.Random) -> str:
 
 def plain(problem: Problem, steps: list[Step], rng: random.Random) -> str:
     """One short sentence a step."""
-    told = [_fill(SAYING[step.kind], problem, step, rng) for step in steps]
+    parts = [_fill(SAYING[step.kind], problem, step, rng) for step in steps]
     end = rng.choice(("The answer is {}.", "So the answer is {}.", "The final answer is {}."))
-    return " ".join(told) + " " + end.format(steps[-1].result)
+    return " ".join(parts) + " " + end.format(steps[-1].result)
 
 
 def careful(problem: Problem, steps: list[Step], rng: random.Random) -> str:
     """Says what it is going to do, does it, and calculates backwards at the end."""
-    told = [
+    parts = [
         rng.choice(
             (
                 "Let's work through this carefully, one step at a time.",
@@ -134,40 +52,40 @@ def careful(problem: Problem, steps: list[Step], rng: random.Random) -> str:
     leads = ["First, we need to find", "Next, we want to know", "After that, we work out", "Finally, we determine"]
     for lead, step in zip(leads[: len(steps) - 1] + leads[-1:], steps, strict=True):
         goal, explained = (_fill(x, problem, step, rng) for x in (GOAL[step.kind], EXPLAINING[step.operator]))
-        told.append(f"{lead} {goal}. {explained}")
+        parts.append(f"{lead} {goal}. {explained}")
     last = steps[-1]
-    told.append(
+    parts.append(
         rng.choice(("To check the result, we go backwards", "We can verify the last step by reversing it"))
         + f": {last.result} {REVERSE[last.operator]} {last.right} = {last.left}, which matches."
     )
-    told.append(
+    parts.append(
         rng.choice(("Therefore, the answer is **{}**.", "Hence the final answer is **{}**.")).format(last.result)
     )
-    return "\n\n".join(told)
+    return "\n\n".join(parts)
 
 
 def latex(problem: Problem, steps: list[Step], rng: random.Random) -> str:
     """Formulas in LaTeX and a boxed answer."""
     sign = {"*": r"\times", "/": r"\div"}
-    told = []
+    parts = []
     for step in steps:
         lead = rng.choice(("We compute {}:", "Let us determine {}.", "Consider {}."))
         formula = f"{step.left} {sign.get(step.operator, step.operator)} {step.right} = {step.result}"
-        told.append(f"{lead.format(_fill(GOAL[step.kind], problem, step, rng))}\n\\[ {formula} \\]")
+        parts.append(f"{lead.format(_fill(GOAL[step.kind], problem, step, rng))}\n\\[ {formula} \\]")
     end = rng.choice((r"The answer is $\boxed{%d}$.", r"$$\boxed{%d}$$", r"Hence we obtain $\boxed{%d}$."))
-    return "\n".join(told) + "\n" + end % steps[-1].result
+    return "\n".join(parts) + "\n" + end % steps[-1].result
 
 
 def numbered(problem: Problem, steps: list[Step], rng: random.Random) -> str:
     """A numbered list with headings."""
     heading = rng.choice(("Step {}: Find {}", "**Step {}:** Calculate {}", "### Step {}: {}"))
     sign = {"*": "×", "/": "÷", "-": "−"}
-    told = []
+    parts = []
     for number, step in enumerate(steps, 1):
         goal = _fill(GOAL[step.kind], problem, step, rng)
         formula = f"{step.left} {sign.get(step.operator, step.operator)} {step.right} = {step.result}"
-        told.append(f"{heading.format(number, goal)}\n- {formula} {rng.choice(('✓', '', ''))}".rstrip())
-    return "\n".join(told) + f"\n\n**Answer: {steps[-1].result}**"
+        parts.append(f"{heading.format(number, goal)}\n- {formula} {rng.choice(('✓', '', ''))}".rstrip())
+    return "\n".join(parts) + f"\n\n**Answer: {steps[-1].result}**"
 
 
 def thinker(problem: Problem, steps: list[Step], rng: random.Random) -> str:

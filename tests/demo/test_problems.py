@@ -1,7 +1,6 @@
 import pytest
 
-from rsr_trl.demo.problems import generate_problems, split_of, work
-from rsr_trl.demo.stories import THEMES
+from rsr_trl.demo.problems import THEMES, generate_problems, split_of, work
 from tests.demo.reading import answer_by_reading
 
 
@@ -32,7 +31,7 @@ def test_problems_are_varied():
     problems = generate_problems(1000)
     assert len({p.prompt for p in problems}) == len({p.problem_id for p in problems}) == 1000
     assert {len(work(p.moves)) for p in problems} == {2, 3, 4}
-    assert {p.words["items"] for p in problems} == {item for theme in THEMES for item in theme.items}
+    assert {p.words["items"] for p in problems} == {item for theme in THEMES for item in theme["items"]}
     assert len({p.gold for p in problems}) > 200
     assert all(0 < step.result < 1000 for p in problems for step in work(p.moves))
 

@@ -1,5 +1,4 @@
 import math
-import re
 from statistics import mean
 
 import pytest
@@ -7,12 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.chat_template_utils import get_training_chat_template
 
-from benchmarks.pretrain_demo_student import DIALECTS, make_chats, train_tokenizer
+from benchmarks.pretrain_demo_student import DIALECTS
 from rsr_trl.demo import STUDENT_PATH
-from rsr_trl.demo import pretrain as pretraining
-from rsr_trl.demo.problems import split_of
 from rsr_trl.demo.teachers import TEACHERS, make_pool
-from tests.demo.reading import answer_by_reading
 
 
 @pytest.fixture(scope="module")
@@ -81,34 +77,3 @@ def test_template_marks_what_the_assistant_says(tokenizer):
     marked = [i for i, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
     assert tokenizer.decode(marked) == "4<|im_end|>"
     assert get_training_chat_template(tokenizer) is None  # TRL needs no other template to train on it
-
-
-def test_pretraining_reads_only_correct_solutions_of_its_own_split():
-    chats = make_chats(300, 9, DIALECTS)
-    assert {split_of(messages[0]["content"]) for messages, _ in chats} == {"pretrain"}
-    for messages, gold in chats:
-        assert answer_by_reading(messages[0]["content"]) == int(gold)
-        assert re.findall(r"\d+", messages[1]["content"])[-1] == gold
-
-
-def test_the_script_writes_a_student_that_loads(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pretraining, "NUM_HELD_OUT", 2)
-    pretraining.pretrain(num_steps=3, output_dir=tmp_path / "made")
-    made, shipped = (AutoModelForCausalLM.from_pretrained(path).config for path in (tmp_path / "made", STUDENT_PATH))
-    assert made.to_diff_dict() == shipped.to_diff_dict()
-    assert {path.name for path in (tmp_path / "made").iterdir()} == {p.name for p in STUDENT_PATH.iterdir()} - {
-        "README.md"
-    }
-    losses = [float(loss) for loss in re.findall(r"held-out (?:nats/token )?(\d\.\d+)", capsys.readouterr().out)]
-    assert losses[0] == pytest.approx(math.log(made.vocab_size), abs=0.3)  # untrained weights know nothing
-    assert losses[-1] < losses[0]
-
-
-def test_the_script_makes_the_tokenizer_that_is_shipped(tokenizer):
-    """A small corpus gives other merges, but the same special tokens, template and treatment of digits."""
-    made = train_tokenizer(
-        [message["content"] for messages, _ in make_chats(200, 1, DIALECTS) for message in messages]
-    )
-    assert made.chat_template == tokenizer.chat_template
-    assert (made.eos_token_id, made.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
-    assert len(made("12345")["input_ids"]) == 5
