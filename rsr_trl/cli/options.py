@@ -101,8 +101,6 @@ class StudentArguments:
         max_batch_tokens (`int`, *optional*): Tokens of a batch, padding included.
         token_stats (`bool`, *optional*, defaults to `False`): Whether to keep rank and surprisal of every token.
         scores (`str`, *optional*): Names of other scores to add, with commas between them, or `all`.
-        teacher_model_name_or_path (`str`, *optional*): The teacher's model, for the score `provenance`.
-        teacher_logprobs_column (`str`, *optional*): Instead of it, the column with the teacher's log-probabilities.
         assistant_only_loss (`bool`, *optional*, defaults to `False`): As in `SFTConfig`.
     """
 
@@ -141,16 +139,6 @@ class StudentArguments:
             "(docs/scores.md lists them)."
         },
     )
-    teacher_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The teacher's model, Hub id or folder, for the score provenance."}
-    )
-    teacher_logprobs_column: str | None = field(
-        default=None,
-        metadata={
-            "help": "Instead of the teacher's model: column with its own log-probabilities of each trajectory, as the "
-            "chat completions API of OpenAI, vLLM and SGLang returns them (docs/scores.md)."
-        },
-    )
     assistant_only_loss: bool = field(
         default=False, metadata={"help": "Render chats as SFTTrainer does with assistant_only_loss=True."}
     )
@@ -167,17 +155,6 @@ class StudentArguments:
             device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"  # a GPU for each process
         if is_written_as_path(self.model_name_or_path) and not Path(self.model_name_or_path).exists():
             raise ValueError(f"There is no folder {self.model_name_or_path!r} (model_name_or_path).")
-        teacher = None
-        if self.teacher_model_name_or_path is not None:
-            teacher = RSRScorer(
-                self.teacher_model_name_or_path,
-                dtype=self.dtype,
-                device=device,
-                device_map=self.device_map,
-                attn_implementation=self.attn_implementation,
-                max_batch_tokens=self.max_batch_tokens,
-                trust_remote_code=self.trust_remote_code,
-            )
         return RSRScorer(
             self.model_name_or_path,
             revision=self.model_revision,
@@ -190,8 +167,6 @@ class StudentArguments:
             r_max=self.r_max,
             token_stats=self.token_stats,
             scores=None if self.scores is None else [name.strip() for name in self.scores.split(",")],
-            teacher=teacher,
-            teacher_logprobs_column=self.teacher_logprobs_column,
             max_batch_tokens=self.max_batch_tokens,
             assistant_only_loss=self.assistant_only_loss,
             overwrite=overwrite,

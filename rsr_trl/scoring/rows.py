@@ -13,7 +13,6 @@ from rsr_trl.rsr import (
     MEAN_SURPRISAL,
     NUM_TOKENS,
     RSR,
-    SCORE_PREFIX,
     STUDENT,
     TOKEN_IDS,
     TOKEN_RANKS,
@@ -23,51 +22,18 @@ from rsr_trl.rsr import (
     rsr_from_means,
     score_schema,
 )
-from rsr_trl.scoring.other_scores import joined
-from rsr_trl.scoring.scored_tokens import ScoredTokens
-from rsr_trl.scoring.scores import ALL_COLUMNS
+from rsr_trl.scoring.passes import joined
+from rsr_trl.scoring.scores import ALL_COLUMNS, ScoredTokens
 from rsr_trl.scoring.student import TokenScores
 from rsr_trl.scoring.tokens import TokenizedExample
 
 
-_PROVENANCE = SCORE_PREFIX + "provenance"
 _TOKEN_FIELDS = {
     TOKEN_IDS: "token_ids",
     TOKEN_RANKS: "ranks",
     TOKEN_SURPRISALS: "surprisals",
     TOKEN_TOP1: "top1",
 }
-
-
-class SlimRows:
-    """
-    Rows of a dataset, as slices of it are, without `top_logprobs` in one column: nobody reads them, and as Python
-    objects they take gigabytes.
-
-    Args:
-        dataset (`Dataset`): Without a format.
-        column (`str`): The column with log-probabilities.
-    """
-
-    def __init__(self, dataset: Dataset, column: str):
-        self._others, self._column = dataset.remove_columns(column), column
-        self._said = dataset.select_columns(column).with_format("arrow")
-        self._kind = _slim(dataset.data.schema.field(column).type)
-
-    def __len__(self) -> int:
-        return len(self._said)
-
-    def __getitem__(self, rows: slice) -> dict[str, list]:
-        return self._others[rows] | {self._column: self._said[rows][self._column].cast(self._kind).to_pylist()}
-
-
-def _slim(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_slim(field.type)) for field in kind if field.name != "top_logprobs"])
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
-        return make(_slim(kind.value_type))
-    return kind
 
 
 def scores_among(column_names: Iterable[str], asked: Iterable[str] = ()) -> list[str]:
@@ -148,7 +114,7 @@ def typed(table: dict[str, pa.Array]) -> dict[str, list]:
 
 
 def describe_gaps(table: dict[str, pa.Array], name_row: bool = False) -> list[str]:
-    """How many rows are null or cut, or null in a score only, and why; nothing when there are none."""
+    """How many rows are null or cut, and why; nothing when there are none."""
     errors, cut = table[ERROR].to_pylist(), sum(table[TRUNCATED].to_pylist())
     findings = []
     failed = [row for row, error in enumerate(errors) if error is not None]
@@ -160,11 +126,6 @@ def describe_gaps(table: dict[str, pa.Array], name_row: bool = False) -> list[st
     if cut:
         findings.append(
             f"{cut} of {len(errors)} rows were cut at max_length (column rsr_truncated); what is left is scored."
-        )
-    if _PROVENANCE in table and (unknown := table[_PROVENANCE].null_count - len(failed)):
-        findings.append(
-            f"{unknown} of {len(errors)} rows have no {_PROVENANCE}: what the teacher says of them is missing, of "
-            "another text or in other steps."
         )
     return findings
 

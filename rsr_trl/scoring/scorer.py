@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -19,9 +18,8 @@ from transformers import PreTrainedTokenizerBase
 
 from rsr_trl.rsr import R_MAX, check_r_max, score_schema
 from rsr_trl.scoring.fingerprint import DEFINITION, student_fingerprint, tokenizer_fingerprint
-from rsr_trl.scoring.other_scores import OtherScores
+from rsr_trl.scoring.passes import OtherScores
 from rsr_trl.scoring.rows import (
-    SlimRows,
     add_columns,
     describe_gaps,
     is_batch,
@@ -34,7 +32,6 @@ from rsr_trl.scoring.rows import (
 )
 from rsr_trl.scoring.student import Student, TokenScores
 from rsr_trl.scoring.student_source import LeftBehind, StudentSource
-from rsr_trl.scoring.teacher_logprobs import EXPECTED as LOGPROBS_FORMAT
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 from rsr_trl.scoring.windows import TokenBar, Window, windows
 
@@ -84,12 +81,6 @@ class RSRScorer:
             Other scores to add as columns `score_<name>`: names of [`~rsr_trl.scoring.scores.SCORES`], such as
             `["surprisal", "rank"]`, or `"all"` that the same pass gives. `"casl"` adds `score_drop` and
             `rsr_step_share`, from which selection makes it. Null where `rsr` is, or where the score is undefined.
-        teacher ([`RSRScorer`], *optional*):
-            A scorer made with the teacher's model, for the score `"provenance"`.
-        teacher_logprobs_column (`str`, *optional*):
-            Instead of a teacher: the column with the teacher's own log-probabilities of each trajectory, as the chat
-            completions API of OpenAI, vLLM and SGLang returns them (`choice.logprobs`, or its `content`); of a
-            conversation with several scored turns a list of them, one a turn. Null where there are none.
         max_batch_tokens (`int`, *optional*): Tokens that go through the student at once, padding included.
         assistant_only_loss (`bool`, *optional*, defaults to `False`):
             Render conversations as SFTTrainer does under this setting (some templates differ).
@@ -128,8 +119,6 @@ class RSRScorer:
         r_max: float = R_MAX,
         token_stats: bool = False,
         scores: Sequence[str] | str | None = None,
-        teacher: "RSRScorer | None" = None,
-        teacher_logprobs_column: str | None = None,
         max_batch_tokens: int | None = None,
         assistant_only_loss: bool = False,
         dataset_text_field: str = "text",
@@ -145,9 +134,6 @@ class RSRScorer:
         self._others = OtherScores(scores)
         self.scores = self._others.names
         self.schema = score_schema(token_stats, self._others.functions)
-        self._others.check_teacher(teacher is not None, teacher_logprobs_column is not None)
-        self.teacher = teacher
-        self.teacher_logprobs_column = teacher_logprobs_column
         self.overwrite = overwrite
         self._logits_dtype = logits_dtype
         self._fingerprint: tuple[list, str] | None = None  # what it is made from, the fingerprint
@@ -170,12 +156,7 @@ class RSRScorer:
             assistant_only_loss,
             dataset_text_field,
             with_steps="steps" in self._others.needs,
-            teacher_logprobs_column=teacher_logprobs_column,
         )
-        if teacher is not None:
-            self._tokenize_for_teacher = ExampleTokenizer(
-                teacher.processing_class, teacher.max_length, assistant_only_loss, dataset_text_field, with_steps=True
-            )
 
     # ------------------------------------------------------------------------------------------- as a map function
 
@@ -207,7 +188,7 @@ class RSRScorer:
         # Only what is needed: the other columns may hold images, and map copies what isn't looked at.
         texts = {name: examples[name] if lazy else plain(examples[name]) for name in self._text_columns(examples)}
         batch = isinstance(examples, LazyBatch) if lazy else is_batch(texts, self._tokenize.dataset_text_field)
-        tokenized = self._tokenized(to_rows(texts) if batch else [texts])
+        tokenized = self._tokenize(to_rows(texts) if batch else [texts])
         try:
             table = self.score_tokenized(tokenized)
         except (ValueError, FloatingPointError) as error:
@@ -237,8 +218,7 @@ class RSRScorer:
             The dataset with the columns added, in the same order; nothing else changes.
 
         Raises:
-            ValueError: if the columns aren't in a known format, or are scored already and `overwrite` isn't set; or
-                if the teacher's log-probabilities of a row aren't in the servers' format.
+            ValueError: if the columns aren't in a known format, or are scored already and `overwrite` isn't set.
             FloatingPointError: if the student gives NaN.
         """
         if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
@@ -284,16 +264,7 @@ class RSRScorer:
     def windows_of(self, dataset: Dataset) -> Iterator[Window]:
         """The rows, tokenized, in the windows in which they are scored."""
         source = dataset.with_format(None).select_columns(self._text_columns(dataset.column_names))
-        if self.teacher_logprobs_column is not None:
-            source = SlimRows(source, self.teacher_logprobs_column)
-        return windows(source, self._tokenized)
-
-    def _tokenized(self, rows: Sequence[Mapping]) -> list[TokenizedExample]:
-        examples = self._tokenize(rows)
-        if self.teacher is None:
-            return examples
-        others = self._tokenize_for_teacher(rows)
-        return [replace(example, for_teacher=other) for example, other in zip(examples, others, strict=True)]
+        return windows(source, self._tokenize)
 
     def score_tokenized(
         self, examples: Sequence[TokenizedExample], bar: TokenBar | None = None, first_row: int = 0
@@ -302,7 +273,6 @@ class RSRScorer:
         Typed columns for tokenized examples, in their order. `bar` hears of each example as it is done; messages
         count rows from `first_row`.
         """
-        self.check_teacher_logprobs(examples, first_row)
         scores: list[TokenScores | None] = [None] * len(examples)
         if any(example.error is None for example in examples):
             moments = "moments" in self._others.needs
@@ -320,7 +290,6 @@ class RSRScorer:
             self.r_max,
             self.student,
             self.processing_class.bos_token_id,
-            None if self.teacher is None else self.teacher.student,
             first_row,
         )
         return to_table(examples, scores, tokens, self._others.functions, self.schema, self.fingerprint)
@@ -354,14 +323,10 @@ class RSRScorer:
             "token_stats": self.token_stats,
             "dataset_text_field": self._tokenize.dataset_text_field,
             **({"scores": ", ".join(self._others.functions)} if self._others.functions else {}),
-            **({} if self.teacher is None else {"teacher": self.teacher.fingerprint}),
-            **({"teacher_logprobs_column": column} if (column := self.teacher_logprobs_column) else {}),
         }
 
     def _look_again(self) -> None:
         """Forget what may have changed: a live student trained, a checkpoint replaced in its folder, tokens added."""
-        if self.teacher is not None:
-            self.teacher._look_again()
         self._fingerprint = None
         self._source.look_again()
         if self._source.is_replaced():
@@ -389,11 +354,8 @@ class RSRScorer:
             "max_length": self.max_length,
             "token_stats": self.token_stats,
             "scores": list(self._others.functions),
-            "teacher": None if self.teacher is None else self.teacher.__getstate__()["spec"],
             "text": self._tokenize.dataset_text_field,
         }
-        if self.teacher_logprobs_column is not None:
-            spec["teacher_logprobs_column"] = self.teacher_logprobs_column
         init = {**self._init_kwargs, "processing_class": None} if named else {}
         return {"spec": spec, "init": init, "tokenizer": self._init_kwargs["processing_class"] if init else None}
 
@@ -401,13 +363,13 @@ class RSRScorer:
         if state["init"]:
             self.__init__(**{**state["init"], "processing_class": state["tokenizer"]})
         else:
-            self._source, self.teacher = LeftBehind(), None
+            self._source = LeftBehind()
 
     # ------------------------------------------------------------------------------------------------------ checks
 
     def _text_columns(self, column_names: Iterable[str]) -> list[str]:
         """Those columns that decide what is scored."""
-        names = {*FORMAT_COLUMNS, self._tokenize.dataset_text_field, self.teacher_logprobs_column}
+        names = {*FORMAT_COLUMNS, self._tokenize.dataset_text_field}
         return [name for name in column_names if name in names]
 
     def check_columns(self, column_names: Iterable[str]) -> None:
@@ -420,15 +382,6 @@ class RSRScorer:
                 "remove them first."
             )
         self._tokenize.check_columns(column_names)
-
-    def check_teacher_logprobs(self, examples: Sequence[TokenizedExample], first_row: int = 0) -> None:
-        """Raise `ValueError` with the first row whose teacher's log-probabilities aren't in the servers' format."""
-        for row, example in enumerate(examples, start=first_row):
-            if example.teacher_fault is not None:
-                raise ValueError(
-                    f"Row {row}, column {self.teacher_logprobs_column!r}: {example.teacher_fault}. {LOGPROBS_FORMAT} "
-                    "Mend the row, or set its value to null: it gets no score_provenance then."
-                )
 
     def _warn_once(self, table: dict[str, pa.Array]) -> None:
         """`map` has no end at which to count, so the first row that can't be scored or was cut is told, once."""
