@@ -22,10 +22,9 @@ from rsr_trl.data import COMPLETE, STATE_FOLDER, dataset_card
 from rsr_trl.scoring.locks import Lock
 from rsr_trl.scoring.manifest import LOCKS, OPENING, TOTAL, held_locks, open_folder
 from rsr_trl.scoring.parts import Part, Parts
-from rsr_trl.scoring.rows import add_columns, without_scores
+from rsr_trl.scoring.rows import TokenBar, add_columns, without_scores
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.shards import ShardFolder, ShardRecord, write_json, write_text
-from rsr_trl.scoring.windows import TokenBar
 
 
 POLL = 1.0  # seconds between two looks at what other processes do
@@ -114,7 +113,7 @@ class Job:
         self.share = share or Share()
         self.output_dir = Path(output_dir)
         self.state = self.output_dir / STATE_FOLDER
-        run = {"student": scorer.identity, "data": data, "settings": {"shard_rows": shard_rows}}
+        run = {"student": scorer.identity(), "data": data, "settings": {"shard_rows": shard_rows}}
         self.shards = ShardFolder(self.output_dir, open_folder(self.output_dir, run, overwrite))
         self.parts = Parts(dataset, shard_rows, self._known_rows())
         self.process = f"{socket.gethostname()}:{os.getpid()}"

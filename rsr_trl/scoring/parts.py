@@ -10,8 +10,8 @@ from itertools import islice
 
 from datasets import Dataset, Features, IterableDataset
 
+from rsr_trl.scoring.batches import WINDOW_TOKENS
 from rsr_trl.scoring.tokens import TokenizedExample
-from rsr_trl.scoring.windows import WINDOW_TOKENS
 
 
 SAMPLE_ROWS = 256  # rows by whose lengths the parts are measured

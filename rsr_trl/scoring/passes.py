@@ -1,17 +1,18 @@
-"""What the scores beside RSR are computed from: the pass of RSR and, where a score needs it, one with less context.
+"""What the scores beside RSR need beyond its pass: steps, hashes, and passes of their own with less context.
 
 A pass with less context scores examples derived from those of the first pass. This file knows tokens and the student,
 and no dataset.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from rsr_trl.scoring.batches import WINDOW_TOKENS
 from rsr_trl.scoring.scores import LOCAL_STEPS, SCORES, ScoredTokens, check_scores, column_functions, content_hash
-from rsr_trl.scoring.student import Student, TokenScores
+from rsr_trl.scoring.student import Student
 from rsr_trl.scoring.tokens import TokenizedExample
-from rsr_trl.scoring.windows import WINDOW_TOKENS
 
 
 class OtherScores:
@@ -35,7 +36,7 @@ class OtherScores:
     def scored_tokens(
         self,
         examples: Sequence[TokenizedExample],
-        scores: Sequence[TokenScores | None],
+        tokens: ScoredTokens,
         r_max: float,
         student: Student,
         bos_token_id: int | None,
@@ -46,36 +47,26 @@ class OtherScores:
 
         Args:
             examples (sequence of [`TokenizedExample`]): All rows.
-            scores (sequence of [`TokenScores`]): What the first pass gave for each row; `None` where it has an error.
+            tokens ([`ScoredTokens`]): What the first pass gave for them.
             r_max (`float`): Ranks are clipped here.
             student ([`Student`]): Takes the other passes.
             bos_token_id (`int`, *optional*): Of the student's tokenizer.
             first_row (`int`, *optional*, defaults to `0`): What messages call the first row.
         """
         more = {}
-        if "moments" in self.needs:
-            more |= {name: joined(scores, name) for name in ("entropies", "sum_squares")}
         if "steps" in self.needs:
-            starts = [e.step_starts[e.scored] for e in examples if e.error is None]
-            more["step_starts"] = np.concatenate(starts or [np.zeros(0, dtype=bool)])
+            more["step_starts"] = _joined([e.step_starts[e.scored] for e in examples if e.error is None], bool)
         if "content" in self.needs:
             more["content"] = np.array([content_hash(e.input_ids, e.scored) for e in examples], dtype=np.uint64)
         if "alone" in self.needs:
             more["surprisals_alone"] = surprisals_alone(student, examples, bos_token_id, first_row)
         if "local" in self.needs:
             more["surprisals_local"] = surprisals_local(student, examples, LOCAL_STEPS, first_row)
-        return ScoredTokens(
-            num_tokens=np.array([e.scored.sum() for e in examples], dtype=np.int64),
-            ranks=joined(scores, "ranks"),
-            surprisals=joined(scores, "surprisals"),
-            r_max=r_max,
-            **more,
-        )
+        return replace(tokens, r_max=r_max, **more)
 
 
-def joined(scores: Sequence[TokenScores | None], field: str) -> np.ndarray:
-    """One field of all rows that have scores, row after row."""
-    return np.concatenate([getattr(score, field) for score in scores if score is not None] or [np.zeros(0)])
+def _joined(parts: Sequence[np.ndarray], dtype: type = np.float64) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype), *parts])
 
 
 def surprisals_alone(
@@ -88,12 +79,12 @@ def surprisals_alone(
         float64 array of shape `(N,)`: NaN for tokens that nothing stands before, and for all tokens of an example if
         no more than one token is left out. The beginning-of-sequence token stays where an example begins with it.
     """
-    ends = np.cumsum([e.scored.sum() for e in examples])
-    surprisals = np.full(ends[-1], np.nan)
-    alone = [_without_prompt(example, bos_token_id) for example in examples]
-    if any(example.error is None for example in alone):
-        for i, scores in student.score(alone, first_row=first_row):
-            surprisals[ends[i] - len(scores.surprisals) : ends[i]] = scores.surprisals
+    tokens = student.score([_without_prompt(example, bos_token_id) for example in examples], first_row=first_row)
+    # Of each example's scored tokens the last ones are scored again.
+    counts = [int(example.scored.sum()) for example in examples]
+    again = [np.arange(count) >= count - left for count, left in zip(counts, tokens.num_tokens, strict=True)]
+    surprisals = np.full(sum(counts), np.nan)
+    surprisals[_joined(again, bool)] = tokens.surprisals
     return surprisals
 
 
@@ -117,31 +108,26 @@ def surprisals_local(
     Surprisals of all scored tokens, float64 of shape `(N,)`, given what stands before their turn and at most
     `num_steps` steps of it. The examples need their `step_starts`.
     """
-    surprisals = np.full(sum(int(e.scored.sum()) for e in examples), np.nan)
-    # Every step becomes an example with the prompt in front: many more tokens than there were, so a few at a time.
-    waiting, rows, starts, place, tokens = [], [], [], 0, 0
+    # Every step becomes an example with the prompt in front: many more tokens than there were, so a few at a time. The
+    # steps in their order have all scored tokens in their order.
+    surprisals, waiting, rows, tokens = [], [], [], 0
     for row, example in enumerate(examples, start=first_row):
-        for step in _local_steps(example, num_steps):
-            waiting.append(step)
-            rows.append(row)
-            starts.append(place)
-            place += int(step.scored.sum())
-            tokens += len(step.input_ids)
+        steps = list(_local_steps(example, num_steps))
+        waiting += steps
+        rows += [row for _ in steps]
+        tokens += sum(len(step.input_ids) for step in steps)
         if waiting and (tokens >= WINDOW_TOKENS or row == first_row + len(examples) - 1):
             try:
-                for i, scores in student.score(waiting):
-                    surprisals[starts[i] : starts[i] + len(scores.surprisals)] = scores.surprisals
+                surprisals.append(student.score(waiting).surprisals)
             except FloatingPointError as error:
                 where = f"rows {rows[0]} to {rows[-1]}"
                 raise FloatingPointError(f"The student gives NaN or infinite logits on steps of {where}.") from error
-            waiting, rows, starts, tokens = [], [], [], 0
-    return surprisals
+            waiting, rows, tokens = [], [], 0
+    return _joined(surprisals)
 
 
 def _local_steps(example: TokenizedExample, num_steps: int) -> Iterator[TokenizedExample]:
     """One example per step, in order: all before the turn, up to `num_steps` steps of it, and the step, scored."""
-    if example.error is not None:
-        return
     for begin, end in example.runs.tolist():
         starts = begin + np.flatnonzero(example.step_starts[begin:end])
         for i, (start, stop) in enumerate(zip(starts, np.append(starts[1:], end), strict=True)):
