@@ -303,7 +303,7 @@ SCORES: dict[str, Score] = {
     "random": Score("low", random, ("content",)),
     "ifd": Score("high", ifd, ("alone",)),
     "lalp": Score("high", lalp, ("steps", "local")),
-    "provenance": Score("high", None, ("teacher",)),
+    "provenance": Score("high", None, ("steps", "teacher")),
 }
 ONE_PASS = tuple(name for name, score in SCORES.items() if not score.passes)
 STORED = {name: score.stored for name, score in SCORES.items() if score.stored}
