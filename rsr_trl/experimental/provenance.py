@@ -1,14 +1,14 @@
 """Which share of a trajectory's reasoning steps comes from the teacher rather than from the student.
 
-After "Where Did This Sentence Come From?" (arXiv:2512.20908): compares the student's token statistics with those of the
-teacher's model, or with the log-probabilities that a server returned when the teacher wrote. No model runs here.
+After "Where Did This Sentence Come From?" (arXiv:2512.20908): compares the student's token statistics with those
+of the teacher's model, or with the log-probabilities that a server returned when the teacher wrote. Runs no model.
 """
 
 import codecs
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import compress
 
@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
-from rsr_trl.rsr import RSR, SCORE_PREFIX, TOKEN_IDS, TOKEN_SURPRISALS, RSRError
+from rsr_trl.rsr import SCORE_PREFIX, TOKEN_IDS, TOKEN_SURPRISALS, RSRError
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 
 
@@ -74,8 +74,8 @@ def score_provenance(
     Args:
         dataset (`Dataset`): Scored by the student with `token_stats=True`.
         processing_class ([`~transformers.PreTrainedTokenizerBase`]): The student's tokenizer.
-        teacher (`Dataset` or `str`): The same rows scored by the teacher's model with `token_stats=True`; or the column
-            of `dataset` with a server's `choice.logprobs` (or its `content`; a list of them for several turns).
+        teacher (`Dataset` or `str`): The same rows, scored by the teacher's model with `token_stats=True`; or the
+            column of `dataset` with a server's `choice.logprobs` (or its `content`; a list of them for several turns).
         teacher_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): Tokenizer of the teacher's
             model; the student's by default.
         settings: `assistant_only_loss` and `dataset_text_field`, as the rows were scored.
@@ -90,31 +90,31 @@ def score_provenance(
     if isinstance(teacher, str):
         if teacher not in dataset.column_names:
             raise RSRError(f"The dataset has no column {teacher!r}. Its columns are {dataset.column_names}.")
-        column = dataset.with_format(None).select_columns(teacher)
-        values = [_by_server(row, column[row.place][teacher], teacher, processing_class) for row in rows]
+        said = (row[teacher] for row in dataset.with_format(None).select_columns(teacher))
+        shares = [
+            _share(row, row and row.sums_by_server(value, f"Row {i}, column {teacher!r}", processing_class))
+            for i, (row, value) in enumerate(zip(rows, said, strict=True))
+        ]
     else:
         tokenize = ExampleTokenizer(teacher_processing_class or processing_class, with_steps=True, **settings)
-        values = list(map(_by_model, rows, _scored_rows(teacher, dataset, tokenize, "teacher")))
-    unknown = sum(map(math.isnan, values)) - dataset.data.column(RSR).null_count
-    if unknown:
+        others = _scored_rows(teacher, dataset, tokenize, "teacher")
+        shares = [_share(row, other and other.sums) for row, other in zip(rows, others, strict=True)]
+    if unknown := sum(share is not None and math.isnan(share) for share in shares):
         logger.warning(
             f"{unknown} of {len(dataset)} rows have no {COLUMN}: what the teacher says of them is missing, of another "
             "text or in other steps."
         )
-    return dataset.add_column(COLUMN, pa.array(values, pa.float64(), from_pandas=True))
+    return dataset.add_column(COLUMN, pa.array(shares, pa.float64(), from_pandas=True))
 
 
 @dataclass(frozen=True)
 class _Row:
-    place: int
     example: TokenizedExample  # the whole row, whatever the length limit of the scoring
     surprisals: np.ndarray  # of its scored tokens, as many as were scored
 
     @property
     def starts(self) -> np.ndarray:
         """Which of the tokens that were scored begin a step: ints of shape `(S,)`."""
-        if not len(self.surprisals):
-            return np.zeros(0, dtype=np.int64)
         return np.flatnonzero(self.example.step_starts[self.example.scored][: len(self.surprisals)])
 
     @property
@@ -122,88 +122,74 @@ class _Row:
         """Surprisal of each step, summed: `(S,)`."""
         return np.add.reduceat(self.surprisals, self.starts)
 
+    def sums_by_server(self, value: object, where: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
+        """The teacher's sums from a server's log-probabilities; `None` if they are missing or of another text."""
+        try:
+            turns = read_logprobs(value)
+        except ValueError as error:
+            advice = f"Fix the row, or set its value to null: it gets no {COLUMN} then."
+            raise RSRError(f"{where}: {error}. {EXPECTED} {advice}") from None
+        example, left, sums = self.example, len(self.surprisals), []
+        if len(turns) != len(example.runs):
+            return None
+        for said, (begin, end) in zip(turns, example.runs.tolist(), strict=True):
+            stop = min(end, begin + left)
+            left -= stop - begin
+            if stop == begin:  # the student's length limit cuts this response off
+                break
+            if begin == 1 and example.input_ids[0] not in tokenizer.all_special_ids:
+                begin = 0  # nothing predicts the first token of a row, but it's text
+            stream = DecodeStream(skip_special_tokens=False)
+            ids = example.input_ids[begin:end].tolist()
+            pieces = [stream.step(tokenizer.backend_tokenizer, token) or "" for token in ids]
+            edges, starts = np.cumsum([0, *map(len, pieces)]), np.flatnonzero(example.step_starts[begin:stop])
+            indents = [0, *(len(pieces[k]) - len(pieces[k].lstrip()) for k in starts[1:])]
+            stop = min(edges[stop - begin] + (not pieces[stop - begin - 1]), edges[-1])  # with a character that is cut
+            sums.append(said and step_sums(said, "".join(pieces), edges[starts] + indents, stop))
+        return None if any(part is None for part in sums) else np.concatenate(sums)
 
-def _scored_rows(scored: Dataset, texts: Dataset, tokenize: ExampleTokenizer, whose: str) -> Iterator[_Row]:
+
+def _scored_rows(scored: Dataset, texts: Dataset, tokenize: ExampleTokenizer, whose: str) -> Iterator[_Row | None]:
+    """The rows one by one, `None` for those without a score."""
     if missing := {TOKEN_IDS, TOKEN_SURPRISALS} - set(scored.column_names):
         raise RSRError(f"The {whose}'s dataset has no {min(missing)}. Score it with RSRScorer(..., token_stats=True).")
     if len(scored) != len(texts):
         raise RSRError(f"The {whose}'s dataset has {len(scored)} rows instead of {len(texts)}: score the same rows.")
     stats = scored.with_format("numpy", [TOKEN_IDS, TOKEN_SURPRISALS])
-    for place, (row, of_tokens) in enumerate(zip(texts.with_format(None), stats, strict=True)):
-        (example,), ids = tokenize([row]), of_tokens[TOKEN_IDS]
+    for i, (text, of_tokens) in enumerate(zip(texts.with_format(None), stats, strict=True)):
+        (example,), ids = tokenize([text]), of_tokens[TOKEN_IDS]
         if not np.array_equal(example.input_ids[example.scored][: len(ids)], ids):
             raise RSRError(
-                f"Row {place}: its {TOKEN_IDS} aren't those of the {whose}'s tokenizer. Pass the tokenizer and the "
-                "settings with which it was scored."
+                f"Row {i}: its {TOKEN_IDS} aren't those of the {whose}'s tokenizer. Pass the tokenizer and settings "
+                "with which it was scored."
             )
-        yield _Row(place, example, np.asarray(of_tokens[TOKEN_SURPRISALS], np.float64))
+        yield _Row(example, np.asarray(of_tokens[TOKEN_SURPRISALS], np.float64)) if len(ids) else None
 
 
-def _by_model(row: _Row, by_teacher: _Row) -> float:
-    if len(row.starts) != len(by_teacher.starts):
+def _share(row: _Row | None, teacher: np.ndarray | None) -> float | None:
+    """Provenance of a row: `None` if it isn't scored, NaN if the teacher's steps aren't known or others."""
+    if row is None:
+        return None
+    if teacher is None or len(teacher) != len(row.starts):
         return math.nan
-    return provenance(row.sums, by_teacher.sums, np.diff(row.starts, append=len(row.surprisals)))
-
-
-def _by_server(row: _Row, logprobs: object, column: str, processing_class: PreTrainedTokenizerBase) -> float:
-    if not len(row.surprisals):
-        return math.nan
-    try:
-        turns = read_logprobs(logprobs)
-    except ValueError as error:
-        raise RSRError(
-            f"Row {row.place}, column {column!r}: {error}. {EXPECTED} Fix the row, or set its value to null: it gets "
-            f"no {COLUMN} then."
-        ) from None
-    example, left, sums = row.example, len(row.surprisals), []
-    if len(turns) != len(example.runs):
-        return math.nan
-    for said, (begin, end) in zip(turns, example.runs.tolist(), strict=True):
-        stop = min(end, begin + left)  # the student's length limit may cut this response, or leave nothing of it
-        left -= stop - begin
-        if begin == 1 and example.input_ids[0] not in processing_class.all_special_ids:
-            begin = 0  # nothing predicts the first token of a row, but it's text
-        stream = DecodeStream(skip_special_tokens=False)
-        pieces = [
-            stream.step(processing_class.backend_tokenizer, i) or "" for i in example.input_ids[begin:end].tolist()
-        ]
-        edges = np.cumsum([0, *map(len, pieces)])
-        starts = np.flatnonzero(example.step_starts[begin:stop])
-        if starts.size:
-            indents = [len(pieces[k]) - len(pieces[k].lstrip()) for k in starts[1:]]
-            places = edges[starts] + [0, *indents]
-            last = min(edges[stop - begin] + (not pieces[stop - begin - 1]), edges[-1])
-            sums.append(said and step_sums(said, "".join(pieces), places, last))
-    if any(part is None for part in sums):
-        return math.nan
-    return provenance(row.sums, np.concatenate(sums), np.diff(row.starts, append=len(row.surprisals)))
+    return provenance(row.sums, teacher, np.diff(row.starts, append=len(row.surprisals)))
 
 
 # ------------------------------------------------------------------------------------- a server's log-probabilities
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """Tokens of one response as text, and their surprisals (nats) to the teacher where a server returned them."""
+class Said:
+    """What a server returned for one response: its tokens as text, and their surprisals in nats."""
 
     text: str
     edges: np.ndarray  # where in the text each token begins, and where the last one ends: (n + 1,)
     leads_on: np.ndarray  # whether a token holds a part of the character after it: (n,)
-    surprisals: np.ndarray | None = None
-
-    @classmethod
-    def of(cls, pieces: Sequence[str], leads_on: Sequence[bool], surprisals: Sequence[float] = ()) -> "Tokens":
-        edges = np.cumsum([0, *map(len, pieces)])
-        return cls("".join(pieces), edges, np.array(leads_on, dtype=bool), np.array(surprisals, dtype=np.float64))
+    surprisals: np.ndarray
 
 
-def read_logprobs(value: object) -> list[Tokens | None]:
-    """
-    What a server returned for a row: one completion, or one per turn; `None` where there are no log-probabilities.
-
-    Raises:
-        ValueError: if it isn't in the servers' format; the message says where.
-    """
+def read_logprobs(value: object) -> list[Said | None]:
+    """What a server returned: one response, or one per turn; `None` where there is none. `ValueError` names the fault."""
 
     def is_turn(part: object) -> bool:
         return isinstance(part, list) or (isinstance(part, Mapping) and "content" in part)
@@ -213,7 +199,7 @@ def read_logprobs(value: object) -> list[Tokens | None]:
     return [_read_turn(value, "")]
 
 
-def _read_turn(value: object, where: str) -> Tokens | None:
+def _read_turn(value: object, where: str) -> Said | None:
     tokens = value["content"] if isinstance(value, Mapping) and "content" in value else value
     if tokens is None:
         return None
@@ -224,12 +210,13 @@ def _read_turn(value: object, where: str) -> Tokens | None:
     for i, token in enumerate(tokens):
         try:
             raw, logprob = _read_token(token)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise ValueError(f"{where}token {i} {error}") from None
         pieces.append(decoder.decode(raw))
         leads_on.append(bool(decoder.getstate()[0]) or not raw)  # vLLM leaves the first tokens of a character empty
         surprisals.append(-logprob)
-    return Tokens.of(pieces, leads_on, surprisals)
+    edges = np.cumsum([0, *map(len, pieces)])
+    return Said("".join(pieces), edges, np.array(leads_on, dtype=bool), np.array(surprisals, dtype=np.float64))
 
 
 def _read_token(token: object) -> tuple[bytes, float]:
@@ -242,7 +229,7 @@ def _read_token(token: object) -> tuple[bytes, float]:
         raise ValueError(f"has the logprob {logprob}, which is no log-probability")
     if raw:
         try:
-            return bytes(raw), logprob
+            return bytes(raw if isinstance(raw, list) else [raw]), logprob
         except (TypeError, ValueError):
             raise ValueError("has `bytes` that are not a list of numbers from 0 to 255") from None
     if not isinstance(text, str):
@@ -250,23 +237,15 @@ def _read_token(token: object) -> tuple[bytes, float]:
     return text.encode("utf-8", "surrogatepass"), logprob
 
 
-def step_sums(said: Tokens, response: str, starts: np.ndarray, stop: int) -> np.ndarray | None:
+def step_sums(said: Said, response: str, starts: np.ndarray, stop: int) -> np.ndarray | None:
     """
-    The teacher's surprisal of each step of a response, summed.
+    The teacher's surprisal of each step of a response, summed: float64 of shape `(S,)`. NaN for steps in which no
+    token ends; `None` if the server's text is another.
 
-    The server's tokens are found in the response by text. They may have an end-of-turn token after it, and differ from
-    it in white space and in `<think>` and `</think>`, which servers and chat templates strip and add; steps that hold
-    such a tag are left out then. A token belongs to the step in which it ends.
-
-    Args:
-        said ([`Tokens`]): What the server returned.
-        response (`str`): The response as the student reads it.
-        starts (int array of shape `(S,)`): Where in it each step begins. Tokens before the first don't count.
-        stop (`int`): Where in it the last step ends.
-
-    Returns:
-        float64 array of shape `(S,)`, in nats: NaN for steps that are left out or in which no token ends. `None` if
-        the server's text is another.
+    Steps begin at the characters `starts`, shape `(S,)`, and the last one ends at `stop`; a token belongs to the step
+    in which it ends. The server's text may have an end-of-turn token after the response, and differ from it in white
+    space and in `<think>` and `</think>`, which servers and chat templates strip and add; steps that hold such a tag
+    are NaN then.
     """
     for with_space, with_tags in ((True, True), (False, True), (False, False)):
         written, in_written = _reduced(response, with_space, with_tags)
@@ -312,7 +291,7 @@ def _in_tags(text: str) -> np.ndarray:
 
 def _places(spoken: str, written: str) -> np.ndarray | None:
     """
-    Where in `written` each character of `spoken` stands, without an end of turn; `None` if the two are different texts.
+    Where in `written` each character of `spoken` stands, without an end of turn; `None` if they differ.
 
     Some servers write a replacement character for each token of a character that takes several: a run of them may
     stand for any characters outside of ASCII, of up to four bytes each.

@@ -451,7 +451,11 @@ def test_what_does_not_belong_together(scored, rows, tiny_tokenizer, gpt2_tokeni
     dataset = scored(rows)
     for message, args in {
         r"no column 'logprob'\. Its columns": (dataset, tiny_tokenizer, "logprob"),
-        r"student's dataset has no rsr_token_ids.*token_stats=True": (Dataset.from_list(rows), tiny_tokenizer, "logprobs"),
+        r"student's dataset has no rsr_token_ids.*token_stats=True": (
+            Dataset.from_list(rows),
+            tiny_tokenizer,
+            "logprobs",
+        ),
         r"teacher's dataset has no rsr_token_ids": (dataset, tiny_tokenizer, Dataset.from_list(rows)),
         r"teacher's dataset has 5 rows instead of 6": (dataset, tiny_tokenizer, dataset.select(range(5))),
         r"Row 0: its rsr_token_ids aren't those of the student's tokenizer": (dataset, gpt2_tokenizer, "logprobs"),

@@ -305,7 +305,7 @@ def test_columns_of_an_earlier_scoring(scorer, rows, tiny_tokenizer):
     again = RSRScorer(scorer.student.model, tiny_tokenizer, scores=["rank"])
     with pytest.raises(ValueError, match="already has the columns .*'score_lark'"):
         again.score(scored)
-    again.overwrite = True
+    again = RSRScorer(scorer.student.model, tiny_tokenizer, scores=["rank"], overwrite=True)
     assert again.score(scored).column_names == again.score(dataset).column_names  # the other scores are gone
     with pytest.raises(ValueError, match="'score_lark'.* of an earlier scoring, and map can't drop columns"):
         scored.map(again)
