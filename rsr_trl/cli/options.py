@@ -101,8 +101,6 @@ class StudentArguments:
         max_batch_tokens (`int`, *optional*): Tokens of a batch, padding included.
         token_stats (`bool`, *optional*, defaults to `False`): Whether to keep rank and surprisal of every token.
         scores (`str`, *optional*): Names of other scores to add, with commas between them, or `all`.
-        teacher_model_name_or_path (`str`, *optional*): The teacher's model, for the score `provenance`.
-        teacher_logprobs_column (`str`, *optional*): Instead of it, the column with the teacher's log-probabilities.
         assistant_only_loss (`bool`, *optional*, defaults to `False`): As in `SFTConfig`.
     """
 
@@ -139,16 +137,6 @@ class StudentArguments:
         metadata={
             "help": "Other scores to add as columns, such as surprisal,rank,entropy; `all` that the same pass gives "
             "(docs/scores.md lists them)."
-        },
-    )
-    teacher_model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The teacher's model, Hub id or folder, for the score provenance."}
-    )
-    teacher_logprobs_column: str | None = field(
-        default=None,
-        metadata={
-            "help": "Instead of the teacher's model: column with its own log-probabilities of each trajectory, as the "
-            "chat completions API of OpenAI, vLLM and SGLang returns them (docs/scores.md)."
         },
     )
     assistant_only_loss: bool = field(

@@ -32,8 +32,7 @@ from rsr_trl.rsr import (
     score_schema,
 )
 from rsr_trl.scoring.batches import TOKENIZED_ROWS, WINDOW_TOKENS
-from rsr_trl.scoring.scored_tokens import ScoredTokens
-from rsr_trl.scoring.scores import ALL_COLUMNS
+from rsr_trl.scoring.scores import ALL_COLUMNS, ScoredTokens
 from rsr_trl.scoring.tokens import TokenizedExample
 
 

@@ -26,7 +26,7 @@ from rsr_trl.scoring.fingerprint import (
     student_fingerprint,
     tokenizer_fingerprint,
 )
-from rsr_trl.scoring.other_scores import OtherScores
+from rsr_trl.scoring.passes import OtherScores
 from rsr_trl.scoring.rows import (
     TokenBar,
     Window,

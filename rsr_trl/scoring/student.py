@@ -25,7 +25,7 @@ from rsr_trl.rsr import RSRError
 from rsr_trl.scoring import fingerprint
 from rsr_trl.scoring.batches import HEAD_POSITIONS, MAX_BATCH_TOKENS, Layout, lay_out, plan_batches
 from rsr_trl.scoring.lm_head import LMHead, compiles
-from rsr_trl.scoring.scored_tokens import ScoredTokens
+from rsr_trl.scoring.scores import ScoredTokens
 from rsr_trl.scoring.tokens import TokenizedExample
 
 

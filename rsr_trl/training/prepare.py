@@ -10,8 +10,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
 from rsr_trl.data import read_table
-from rsr_trl.scoring.scored_tokens import ScoredTokens, content_hash
-from rsr_trl.scoring.scores import check_name, known_score, random
+from rsr_trl.scoring.scores import ScoredTokens, check_name, content_hash, known_score, random
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from rsr_trl.selection.table import labels, read_score
 from rsr_trl.training.config import RSRSFTConfig
