@@ -9,11 +9,15 @@ from typing import Literal
 import numpy as np
 
 
-# From large to small; a shard of a job (job.py) holds one window or more:
+# From large to small:
 #
+#   shard    16k to 1M tokens rows of one file of a job: what a kill loses, and by what processes are uneven
 #   window   ~1M tokens       consecutive rows; tokenized while the window before it is scored, and sorted by length
 #   batch    4,096 or 32,768  rows of one window; one forward of the backbone
 #   tile     positions x columns of logits; one product of the LM head, over one batch or several small ones
+SHARD_TOKENS = (2**14, 2**20)  # at least what keeps a GPU busy, at most some minutes of work
+SHARDS = (160, 2000)  # at least 20 for each of 8 processes; more files are slow to list, on the Hub and on disk
+STREAM_SHARD_TOKENS = 2**22  # where nobody knows how many there will be
 WINDOW_TOKENS = 2**20  # many batches, so that sorting within a window loses little against sorting everything
 TOKENIZED_ROWS = 64  # a call of the tokenizer: enough for its threads, few enough for texts of megabytes
 MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}  # measured by `make bench`: the CPU gains nothing from larger ones
@@ -23,6 +27,18 @@ HEAD_POSITIONS = 512  # hidden states wait for each other until there are so man
 TILE = {"cpu": (512, 2048), "cuda": (4096, 16384)}
 
 Layout = Literal["equal", "padded", "packed"]
+
+
+def rows_of_shard(lengths: Sequence[int], num_rows: int | None) -> int:
+    """
+    Rows of a shard, by data alone. `lengths` are the tokens of some rows that stand for all `num_rows`; `None` is a
+    stream.
+    """
+    mean = max(1.0, float(np.mean(lengths))) if len(lengths) else 1.0
+    tokens = STREAM_SHARD_TOKENS
+    if num_rows is not None:
+        tokens = max(np.clip(mean * num_rows / SHARDS[0], *SHARD_TOKENS), mean * num_rows / SHARDS[1])
+    return max(1, round(tokens / mean))
 
 
 def plan_batches(

@@ -8,12 +8,13 @@ tokens alone. Out: flat arrays become typed columns. This file knows no student.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice, product
 from threading import Event
 
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset
 from datasets.utils import tqdm
 
 from rsr_trl.rsr import (
@@ -28,6 +29,7 @@ from rsr_trl.rsr import (
     TOKEN_SURPRISALS,
     TOKEN_TOP1,
     TRUNCATED,
+    RSRError,
     rsr_from_means,
     score_schema,
 )
@@ -36,7 +38,36 @@ from rsr_trl.scoring.scores import ALL_COLUMNS, ScoredTokens
 from rsr_trl.scoring.tokens import TokenizedExample
 
 
+_BAD_TYPE = (ValueError, TypeError, OverflowError)
+
+
 # ---------------------------------------------------------------------------------------------------------- rows in
+
+
+def with_features(dataset: IterableDataset, num_rows: int = 256) -> IterableDataset:
+    """A stream that knows the types of its columns; where nobody says, its first rows decide."""
+    if dataset.features is not None:
+        return dataset
+    first = list(islice(iter(dataset), num_rows))
+    if not first:
+        raise RSRError("The dataset is empty: it holds no row.")
+    return dataset.cast(Dataset.from_list(first, on_mixed_types="use_json").features)
+
+
+def typed_rows(rows: list[dict], features: Features, first_row: int) -> Dataset:
+    """Rows of a stream as a dataset; raises `RSRError` with the first that hasn't the types of `features`."""
+    try:
+        return Dataset.from_list(rows, features=features)
+    except _BAD_TYPE as error:
+        for (row, values), (name, kind) in product(enumerate(rows, first_row), features.items()):
+            try:
+                Dataset.from_list([{name: values[name]}], features=Features({name: kind}))
+            except _BAD_TYPE as reason:
+                raise RSRError(
+                    f"Row {row}, column {name!r}, doesn't have the type of the first rows, {kind}: {reason}. Fix the "
+                    "row, or read the dataset without --dataset_streaming."
+                ) from error
+        raise
 
 
 @dataclass(frozen=True)
