@@ -102,21 +102,12 @@ class LMHead:
         compile: bool = False,
     ) -> TokenStats:
         """
-        Rank and surprisal of `targets` given the hidden states that predict them.
+        Rank and surprisal of the tokens `targets` (integers of shape `(N,)`), given the `hidden` states `(N, H)` that
+        predict them; NaN or infinite surprisals where the student's logits are broken.
 
-        Args:
-            hidden (tensor of shape `(N, H)`): Last hidden states, in the model's dtype.
-            targets (integer tensor of shape `(N,)`): The tokens that follow.
-            with_top1 (`bool`, *optional*, defaults to `False`): Also find the most likely token.
-            with_moments (`bool`, *optional*, defaults to `False`): Also find `entropies` and `sum_squares`.
-            logits_dtype (`str`, *optional*, defaults to `"float32"`): `"float32"` accumulates and keeps logits in
-                float32; `"model"` rounds them to the model's dtype, as `model(...).logits` does (bf16 logits tie
-                often, which makes ranks optimistic).
-            tile (pair of `int`, *optional*): Positions and columns of a tile of logits.
-            compile (`bool`, *optional*, defaults to `False`): Fold tiles by a compiled function (see [`compiles`]).
-
-        Returns:
-            [`TokenStats`] on `hidden`'s device; surprisals are NaN or infinite where the student's logits are broken.
+        `logits_dtype="float32"` accumulates and keeps logits in float32; `"model"` rounds them to the model's dtype,
+        as `model(...).logits` does (bf16 logits tie often, which makes ranks optimistic). `tile` is (positions,
+        columns); `compile` folds tiles by a compiled function (see [`compiles`]).
         """
         if logits_dtype not in ("float32", "model"):
             raise RSRError(f'logits_dtype must be "float32" or "model", got {logits_dtype!r}.')
