@@ -30,10 +30,7 @@ def test_the_head_equals_the_definition(dtype, kind, tile, compile):
     stats = head.score(hidden.to(GPU), targets.to(GPU), with_top1=True, with_moments=True, tile=tile, compile=compile)
     there = {name: None if value is None else value.cpu() for name, value in vars(stats).items()}
     stats = type(stats)(**there)
-    true.assert_moments(stats)
-    true.assert_ranks(stats.ranks, ROUNDING, decided=0.95)
-    true.assert_top1(stats.top1, ROUNDING)
-    np.testing.assert_allclose(stats.surprisals, true.surprisals, rtol=1e-5, atol=1e-5)
+    true.assert_stats(stats, ROUNDING, decided=0.95)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

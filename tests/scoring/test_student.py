@@ -236,7 +236,9 @@ class TestLoading:
         model.save_pretrained(tmp_path)
         model64 = in_float64(model)
         truth = [truth_of(model64, e.input_ids, np.flatnonzero(e.scored)).rsr() for e in examples]
-        np.testing.assert_allclose(rsr_of(Student(load_model(str(tmp_path), dtype=dtype)).score(examples)), truth, 0.02)
+        np.testing.assert_allclose(
+            rsr_of(Student(load_model(str(tmp_path), dtype=dtype)).score(examples)), truth, 0.02
+        )
 
 
 class TestOutOfMemory:
