@@ -3,24 +3,22 @@
 People read it on standard error, programs read JSON on standard output: a pipe gets data and nothing else.
 """
 
-import json
-import shlex
 from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from transformers.utils import logging as transformers_logging
 
+from rsr_trl.cli.tables import console, print_json, print_next, without_bars  # noqa: F401 - until all commands moved
 from rsr_trl.data import READERS
+from rsr_trl.report.format import number as format_number
+from rsr_trl.report.format import share  # noqa: F401
 from rsr_trl.rsr import (
     DIRECTION,
     ERROR,
@@ -125,29 +123,8 @@ def finite(value: float | None) -> float | None:
     return None if value is None or not np.isfinite(value) else float(value)
 
 
-def print_json(result: dict) -> None:
-    """The machine's summary: one object on standard output."""
-    print(json.dumps(result, ensure_ascii=False, allow_nan=False))
-
-
-def console() -> Console:
-    """Where people are told things."""
-    return Console(stderr=True, highlight=False)
-
-
-def without_bars() -> None:
-    """Switch the progress bars of the libraries off, for output that a program reads."""
-    datasets.disable_progress_bars()
-    transformers_logging.disable_progress_bar()
-
-
 def number(value: float | None, digits: int = 3) -> str:
-    return "-" if value is None else f"{value:,.{digits}f}"
-
-
-def share(part: int, whole: int) -> str:
-    percent = part / whole if whole else 0
-    return f"{part:,} ({'<1%' if 0 < percent < 0.005 else f'{percent:.0%}'})"
+    return format_number(value, digits)
 
 
 def plain_table(*headings: str) -> Table:
@@ -178,8 +155,3 @@ def beside(name: str, ending: str) -> str:
     path = Path(name)
     stem = path.stem if path.suffix.lower() in READERS else path.name
     return str((path.parent if path.exists() else Path()) / f"{stem}-{ending}")
-
-
-def print_next(out: Console, *words: str, label: str = "Next") -> None:
-    """The command to type next, on one line whatever the width, so that it can be copied."""
-    out.print(Text.assemble((f"{label}: ", "bold"), shlex.join(words)), soft_wrap=True)

@@ -14,6 +14,7 @@ import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rsr_trl.data import card_facts, is_written_as_path
+from rsr_trl.report.format import visible
 from rsr_trl.rsr import TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS, TOKEN_TOP1, trajectory_rsr
 from rsr_trl.scoring.steps import split_sentences
 
@@ -73,35 +74,11 @@ class Sentence:
     turn: int = 1
 
 
-def visible(text: str) -> str:
-    """
-    Text in which nothing is hidden and nothing acts: a line end is `⏎` and the line end itself, a tab `⇥`, other
-    control characters (escape sequences begin with one) their pictures such as `␛`, and marks that would reorder or
-    hide text (bidi controls, zero-width spaces) their codes such as `\\u202e`.
-    """
-    return "".join(map(_visible_character, text))
-
-
 def _shown(token_text: str) -> str:
     text = visible(token_text) or FRAGMENT
     # An accent or a joiner alone has no width: the dotted circle is the usual place to put one.
     is_mark = all(unicodedata.category(character) in ("Mn", "Me", "Cf") for character in text)
     return f"\N{DOTTED CIRCLE}{text}" if is_mark else text
-
-
-def _visible_character(character: str) -> str:
-    if character == "\n":
-        return "⏎\n"
-    if character == "\t":
-        return "⇥"
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "␡"
-    # Joiners (U+200C, U+200D) stay: words of many scripts and many emoji aren't themselves without them.
-    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and code not in (0x200C, 0x200D)
-    return character.encode("unicode_escape").decode() if hidden else character
 
 
 def check_token_columns(column_names: Iterable[str]) -> None:

@@ -8,12 +8,13 @@ tokens alone. Out: flat arrays become typed columns. This file knows no student.
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice, product
 from threading import Event
 
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset
 from datasets.utils import tqdm
 
 from rsr_trl.rsr import (
@@ -28,6 +29,7 @@ from rsr_trl.rsr import (
     TOKEN_SURPRISALS,
     TOKEN_TOP1,
     TRUNCATED,
+    RSRError,
     rsr_from_means,
     score_schema,
 )
@@ -36,7 +38,36 @@ from rsr_trl.scoring.scores import ALL_COLUMNS, ScoredTokens
 from rsr_trl.scoring.tokens import TokenizedExample
 
 
+_BAD_TYPE = (ValueError, TypeError, OverflowError)
+
+
 # ---------------------------------------------------------------------------------------------------------- rows in
+
+
+def with_features(dataset: IterableDataset, num_rows: int = 256) -> IterableDataset:
+    """A stream that knows the types of its columns; where nobody says, its first rows decide."""
+    if dataset.features is not None:
+        return dataset
+    first = list(islice(iter(dataset), num_rows))
+    if not first:
+        raise RSRError("The dataset is empty: it holds no row.")
+    return dataset.cast(Dataset.from_list(first, on_mixed_types="use_json").features)
+
+
+def typed_rows(rows: list[dict], features: Features, first_row: int) -> Dataset:
+    """Rows of a stream as a dataset; raises `RSRError` with the first that hasn't the types of `features`."""
+    try:
+        return Dataset.from_list(rows, features=features)
+    except _BAD_TYPE as error:
+        for (row, values), (name, kind) in product(enumerate(rows, first_row), features.items()):
+            try:
+                Dataset.from_list([{name: values[name]}], features=Features({name: kind}))
+            except _BAD_TYPE as reason:
+                raise RSRError(
+                    f"Row {row}, column {name!r}, doesn't have the type of the first rows, {kind}: {reason}. Fix the "
+                    "row, or read the dataset without --dataset_streaming."
+                ) from error
+        raise
 
 
 @dataclass(frozen=True)
@@ -57,13 +88,9 @@ def windows(
     window_tokens: int = WINDOW_TOKENS,
 ) -> Iterator[Window]:
     """
-    Tokenize a dataset window by window, in source order; while one is looked at, the next is tokenized in a background
-    thread.
-
-    Args:
-        dataset (`Dataset`): With the columns that `tokenize` reads and no others.
-        tokenize (`Callable`): Rows to [`TokenizedExample`]s.
-        window_tokens (`int`, *optional*, defaults to 2**20): The call of `tokenize` that reaches it ends a window.
+    Tokenize a dataset that has no columns but those that `tokenize` reads, window by window, in source order. While
+    one window is looked at, the next is tokenized in a background thread. The call of `tokenize` that reaches
+    `window_tokens` ends a window.
     """
     stopped = Event()
     tokenized = _tokenized(dataset, tokenize, window_tokens, stopped)
@@ -116,11 +143,7 @@ def is_batch(texts: Mapping, text_field: str) -> bool:
 class TokenBar:
     """
     A progress bar in tokens, with tokens/s and the time left. How many tokens there are in all is estimated from the
-    rows seen so far.
-
-    Args:
-        num_rows (`int`, *optional*): Rows in all; without it no time left is shown.
-        disable (`bool`, *optional*, defaults to `False`): Whether to show nothing, but count.
+    rows seen so far and `num_rows` in all; without it no time left is shown. `disable` shows nothing, but counts.
     """
 
     def __init__(self, num_rows: int | None, disable: bool = False):
@@ -196,14 +219,8 @@ def to_table(
     fingerprint: str,
 ) -> dict[str, pa.Array]:
     """
-    The columns of a scoring pass, typed, in the order of the rows.
-
-    Args:
-        examples (sequence of [`TokenizedExample`]): All rows.
-        tokens ([`ScoredTokens`]): Their scored tokens; a row with an error has none.
-        functions (`dict`): The columns of other scores, and what computes each; NaN becomes null.
-        schema (`dict`): Types of all columns; without the `rsr_token_...` columns those are left out.
-        fingerprint (`str`): The student's.
+    The columns of a scoring pass, typed as `schema` says, in the order of the rows. `functions` compute the columns of
+    other scores, where NaN becomes null.
     """
     null = np.array([example.error is not None for example in examples], dtype=bool)
     mean_rank, mean_surprisal = tokens.means_of_rsr
