@@ -189,7 +189,7 @@ class Said:
 
 
 def read_logprobs(value: object) -> list[Said | None]:
-    """What a server returned: one response, or one per turn; `None` where there is none. `ValueError` names the fault."""
+    """What a server returned: one response, or one per turn; `None` where there is none. `ValueError` says why."""
 
     def is_turn(part: object) -> bool:
         return isinstance(part, list) or (isinstance(part, Mapping) and "content" in part)
