@@ -26,16 +26,7 @@ from trl import (
 from rsr_trl import data
 from rsr_trl.cli.options import FormatArguments, JsonArguments, check_student_exists, option_parser
 from rsr_trl.cli.summary import finite
-from rsr_trl.cli.tables import (
-    Column,
-    beside,
-    console,
-    given,
-    print_json,
-    print_next,
-    print_table,
-    without_bars,
-)
+from rsr_trl.cli.tables import Column, beside, console, given, print_json, print_next, print_table, without_bars
 from rsr_trl.report.format import number, share
 from rsr_trl.rsr import DIRECTION, RSR, RSRError, dataset_rsr
 from rsr_trl.training.config import RSRSFTConfig
@@ -263,11 +254,11 @@ def _print_summary(result: dict, next_command: list[str] | None) -> None:
     out.print(f"RSR of the trajectories as the student changed ({DIRECTION}):")
     columns = (
         Column("step", lambda one: f"{one['step']:,}{' (while training)' if one['kind'] == 'online' else ''}"),
-        Column("scored", lambda one: f"{one['scored']:,}"),
-        Column("RSR", lambda one: number(one["rsr"], 3)),
-        Column("same at first", lambda one: number(one["rsr_at_first"], 3)),
+        Column("scored", "scored"),
+        Column("RSR", "rsr", digits=3),
+        Column("same at first", "rsr_at_first", digits=3),
         Column("rank / nats", lambda one: f"{number(one['mean_clipped_rank'])} / {number(one['mean_surprisal'])}"),
-        Column("order kept", lambda one: number(one["spearman_with_first"])),
+        Column("order kept", "spearman_with_first"),
     )
     print_table(out, passes if len(passes) <= MAX_PASSES else [passes[0], *passes[1 - MAX_PASSES :]], columns)
     if len(passes) > MAX_PASSES:
