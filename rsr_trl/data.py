@@ -5,7 +5,7 @@ This file knows no model and no tokenizer.
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -62,7 +62,7 @@ def load(
         streaming (`bool`, *optional*, defaults to `False`): Whether to read rows as they are needed.
 
     Raises:
-        ValueError: If nothing readable is there, if files of a folder would silently be left out, or if the split or
+        RSRError: If nothing readable is there, if files of a folder would silently be left out, or if the split or
             configuration doesn't exist (the message names those that do).
     """
     path = Path(dataset_name).expanduser()
@@ -157,7 +157,7 @@ def read_table(dataset: Dataset, names: Iterable[str | None]) -> pa.Table:
             raise RSRError(f"The dataset has no column {name!r}; its columns are {dataset.column_names}.{hint}")
     table = dataset.data.table.select(wanted)
     # A shuffled or filtered dataset is an index over its table. Reading through it gathers row by row, and leaves one
-    # chunk a row: one take of the few columns wanted is more than ten times faster.
+    # chunk per row: one take of the few columns wanted is more than ten times faster.
     return table if dataset._indices is None else table.take(dataset._indices.column(0))
 
 
@@ -198,26 +198,33 @@ def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
     """
     asked, notes = asked or Columns(), []
 
-    def find(given: str | None, known: tuple[str, ...], usable) -> str | None:
-        if given is not None:
-            return None if given == "none" else read_table(dataset, [given]).column_names[0]
-        return next((name for name in known if name in dataset.column_names and usable(name)), None)
+    def find(option: str, given: str | None, known: tuple[str, ...], usable: Callable[[str], bool]) -> str | None:
+        if given is None:
+            return next((name for name in known if name in dataset.column_names and usable(name)), None)
+        if given == "none":
+            return None
+        try:
+            return read_table(dataset, [given]).column_names[0]
+        except RSRError as error:
+            raise RSRError(f"{option}: {error}") from None
 
     def names_groups(name: str) -> bool:
         column = read_table(dataset, [name])[name]
         if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
             return False
         if column.null_count:
-            notes.append(f"Column {name!r} is null in {column.null_count:,} rows, so it isn't used.")
+            notes.append(f"Column {name!r} is null in {counted(column.null_count, 'row')}, so it isn't used.")
         return not column.null_count
 
     def repeats(name: str) -> bool:
         return names_groups(name) and pc.count_distinct(read_table(dataset, [name])[name]).as_py() < len(dataset)
 
     return Columns(
-        teacher=find(asked.teacher, TEACHER_NAMES, names_groups),
-        problem=find(asked.problem, PROBLEM_NAMES, repeats),
-        correct=find(asked.correct, CORRECT_NAMES, lambda name: dataset.features[name] == Value("bool")),
+        teacher=find("teacher_column", asked.teacher, TEACHER_NAMES, names_groups),
+        problem=find("problem_column", asked.problem, PROBLEM_NAMES, repeats),
+        correct=find(
+            "correctness_column", asked.correct, CORRECT_NAMES, lambda name: dataset.features[name] == Value("bool")
+        ),
         notes=notes,
     )
 
@@ -248,7 +255,7 @@ def as_trl_format(
         `completion`, `messages`, `conversations`, `text`) step aside as `source_<name>`.
 
     Raises:
-        ValueError: If a named column doesn't exist, or a row can't be wrapped (the message names it). Null stays null.
+        RSRError: If a named column doesn't exist, or a row can't be wrapped (the message names it). Null stays null.
     """
     names = {"prompt": prompt_column, "completion": completion_column, "messages": messages_column}
     names = {target: column for target, column in names.items() if column is not None}
@@ -378,7 +385,7 @@ def is_selection(source: str | Path | None) -> bool:
 
 def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
     """
-    Raise `ValueError` if [`write_scored`] would refuse `output_dir`: call it before the work, not after.
+    Raise `RSRError` if [`write_scored`] would refuse `output_dir`: call it before the work, not after.
 
     With `overwrite`, only a folder that this package has written is replaced, never one that holds anything else: a
     dataset of another origin may have the same files.
@@ -410,7 +417,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def check_not_read(sources: Iterable[str | Path], output_dir: str | Path) -> None:
-    """Raise `ValueError` if a file or folder that is read lies in the folder that is to be written."""
+    """Raise `RSRError` if a file or folder that is read lies in the folder that is to be written."""
     target = Path(output_dir).expanduser().resolve()
     for source in sources:
         path = Path(source).expanduser()
