@@ -121,7 +121,7 @@ def _show(out: "Console", comparison: "Comparison", dataset_name: str) -> None:
 
     from rsr_trl.cli import summary
     from rsr_trl.data import is_selection
-    from rsr_trl.selection.teacher_rows import SELECTED
+    from rsr_trl.selection.teachers import SELECTED
 
     problems = f" of {comparison.num_problems:,} problems" if comparison.num_problems is not None else ""
     head = f"{len(comparison.scores)} scores of {comparison.num_compared:,} trajectories{problems}"

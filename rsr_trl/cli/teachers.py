@@ -169,7 +169,7 @@ def _rank(
 ) -> None:
     from rsr_trl.cli import summary
     from rsr_trl.data import is_selection
-    from rsr_trl.selection.teacher_rows import SELECTED
+    from rsr_trl.selection.teachers import SELECTED
     from rsr_trl.selection.teachers import rank_teachers
 
     with warnings.catch_warnings():
@@ -184,7 +184,7 @@ def _rank(
             score=args.score,
             prefer=args.prefer,
         )
-    verdict = SELECTED if is_selection(source) else _verdict(ranking)
+    verdict = SELECTED if is_selection(source) else ranking.verdict()
     if args.json:
         names = ("score", "prefer", "table", "pairs", "num_problems", "num_problems_in_all", "confidence", "notes")
         direction = summary.DIRECTION if args.score == "rsr" else f"{ranking.prefer}er first"
@@ -291,22 +291,6 @@ def _show_ranking(out: "Console", ranking: "TeacherRanking", args: TeachersArgum
         )
     for note in ranking.notes:
         out.print(Text(f"Note: {note}"))
-
-
-def _verdict(ranking: "TeacherRanking") -> str:
-    """Who is best, and who may be it as well: in words."""
-    judged, said = ranking.judged, [caution] if (caution := ranking.caution()) else []
-    if len(judged) == 1 and len(ranking.table) > 1:
-        said.append(f"{judged[0]['teacher']} is the only teacher that can be judged.")
-    if len(judged) < 2:
-        return " ".join(said)
-    best = f"Of the others, {judged[0]['teacher']}" if said else judged[0]["teacher"]
-    rivals = [row["teacher"] for row in judged[1:] if (row["probability_best"] or 0) >= 0.05]
-    if rivals:
-        said.append(f"{best} leads; {', '.join(map(str, rivals[:5]))} may suit as well or better.")
-    else:
-        said.append(f"{best} is the most suitable.")
-    return " ".join(said)
 
 
 def _show_race(out: "Console", race: "TeacherRace") -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rsr_trl.data import examples
 from rsr_trl.rsr import NOISY_BELOW
-from rsr_trl.selection.scored_rows import ScoredRows
+from rsr_trl.selection.table import ScoredTable
 from rsr_trl.selection.teachers import FEW_PROBLEMS
 
 
@@ -57,12 +57,12 @@ class Finding:
     example_rows: list[int]
 
 
-def look_at_rows(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+def look_at_rows(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
     """
     Yield what is found in a pool, the gravest first; nothing if no known failure mode is there.
 
     Args:
-        rows ([`ScoredRows`]): All rows with a finite RSR.
+        rows ([`ScoredTable`]): All rows with a finite RSR.
         chosen (boolean array of shape `(rows,)`): Those that RSR would choose.
     """
     for look in (_short, _guesses, _foreign, _collapse, _truncated, _few_problems, _nothing_to_choose):
@@ -132,7 +132,7 @@ def near_guessing(mean_rank: np.ndarray, mean_surprisal: np.ndarray) -> np.ndarr
     return inside & (mean_rank <= GUESS_RANK * guess)
 
 
-def _short(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+def _short(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
     yield from _of_rows(
         "short responses",
         rows,
@@ -145,7 +145,7 @@ def _short(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
     )
 
 
-def _guesses(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+def _guesses(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
     yield from _of_rows(
         "near pure guessing",
         rows,
@@ -159,7 +159,7 @@ def _guesses(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
     )
 
 
-def _foreign(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+def _foreign(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
     concerned = rows.rank > FOREIGN_RANK
     if concerned[chosen].mean() > MOST:
         yield from _of_rows(
@@ -174,7 +174,7 @@ def _foreign(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
         )
 
 
-def _truncated(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+def _truncated(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
     yield from _of_rows(
         "truncated trajectories",
         rows,
@@ -189,7 +189,7 @@ def _truncated(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
 
 
 def _of_rows(
-    name: str, rows: ScoredRows, chosen: np.ndarray, concerned: np.ndarray, enough: float, have: str, **texts: str
+    name: str, rows: ScoredTable, chosen: np.ndarray, concerned: np.ndarray, enough: float, have: str, **texts: str
 ) -> Iterator[Finding]:
     """A finding if more than `enough` of the pool or of the choice, or most of some teacher's rows, are concerned."""
     teachers = []
@@ -213,7 +213,7 @@ def _of_rows(
         )
 
 
-def _collapse(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+def _collapse(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
     if rows.teacher is None or len(np.unique(rows.teacher)) < 3:
         return
     count = np.bincount(rows.teacher[chosen], minlength=len(rows.teachers))
@@ -232,7 +232,7 @@ def _collapse(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
         )
 
 
-def _few_problems(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+def _few_problems(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
     if rows.problem is None:
         return
     num_problems, fewest = len(np.unique(rows.problem)), []
@@ -258,7 +258,7 @@ def _few_problems(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
         )
 
 
-def _nothing_to_choose(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+def _nothing_to_choose(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
     if rows.problem is None:
         return
     size = np.bincount(rows.problem)

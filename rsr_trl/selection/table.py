@@ -90,7 +90,7 @@ class ScoredTable:
             RSRError: for a missing column, one of the wrong type, a null teacher or problem, scores of different
                 students, or a score without a direction.
         """
-        columns, prefer = columns or Columns(), prefer or {}
+        columns, scores, prefer = columns or Columns(), tuple(scores), prefer or {}
         measured = (MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, TRUNCATED)
         there = [name for name in (*measured, ERROR) if name in dataset.column_names]
         table = read_table(dataset, [*(there if optional else (*measured, *there)), *columns.names])
@@ -109,7 +109,7 @@ class ScoredTable:
         return cls(
             row=np.arange(n),
             values={name: read_score(dataset, name) for name in scores},
-            prefer={name: direction_of(name, prefer.get(name)) for name in scores},
+            prefer={name: direction_of(name, prefer.get(name)) for name in (*scores, *prefer)},
             rank=number(MEAN_CLIPPED_RANK),
             surprisal=number(MEAN_SURPRISAL),
             tokens=number(NUM_TOKENS),

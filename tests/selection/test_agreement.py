@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, rankdata, spearmanr
 
-from rsr_trl.selection.agreement import chance_overlap, correct_first, rank_correlation
+from rsr_trl.selection.compare import chance_overlap, correct_first, rank_correlation
 
 
 def naive_within(values, group):

@@ -130,7 +130,7 @@ class TestOddPools:
     def test_one_teacher(self):
         ranking = rank(pool(teachers=("a",)))
         assert ranking.table[0]["probability_best"] is None and ranking.table[0]["rsr_low"] is not None
-        assert ranking.pairs == [] and ranking.caution() == "" and ranking.best == "a"
+        assert ranking.pairs == [] and ranking.verdict() == "" and ranking.best == "a"
         assert "1 teacher on 60 problems" in str(ranking)
 
     def test_one_problem_has_no_error_bars(self):
@@ -139,8 +139,8 @@ class TestOddPools:
         for row in ranking.table:
             assert row["rsr"] > 0 and row["rsr_low"] is row["rsr_high"] is row["probability_best"] is None
         assert [pair["probability"] for pair in ranking.pairs] == [None] * 3
-        assert ranking.caution() == "One problem can't tell teachers apart."
-        assert ranking.caution() in str(ranking) and "on 1 problem," in str(ranking)
+        assert ranking.verdict() == "One problem can't tell teachers apart."
+        assert ranking.verdict() in str(ranking) and "on 1 problem," in str(ranking)
 
     @pytest.mark.filterwarnings("ignore:Without a problem column")
     def test_a_teacher_with_one_trajectory_is_out_of_the_contest(self):
@@ -157,14 +157,15 @@ class TestOddPools:
         assert ranking.table[1:] == without.table and ranking.best == without.best
         told = {(pair["better"], pair["worse"]): pair["probability"] for pair in ranking.pairs}
         assert told.pop(("c", "a")) is told.pop(("c", "b")) is None and told.popitem()[1] > 0.5
-        assert ranking.caution() == "c comes first, but has only one trajectory and can't be judged."
-        assert without.caution() == ""
+        ahead = "c comes first, but has only one trajectory and can't be judged."
+        assert ranking.verdict() == f"{ahead} Of the others, a is the most suitable."
+        assert without.verdict() == "a is the most suitable."
 
     @pytest.mark.filterwarnings("ignore:3 teachers with a single")
     def test_one_trajectory_each(self):
         with pytest.warns(UserWarning, match="on whatever each of them solved .1 trajectory each."):
             ranking = rank(pool(problems=1), problem_column=None)
-        assert ranking.judged == [] and ranking.caution() == "No teacher can be judged: each has only one trajectory."
+        assert ranking.judged == [] and ranking.verdict() == "No teacher can be judged: each has only one trajectory."
 
     def test_a_teacher_without_a_score_comes_last_and_is_said(self):
         dataset = with_rows(pool(), problem_id="p000", teacher="z", rsr_num_tokens=0, rsr_truncated=False)

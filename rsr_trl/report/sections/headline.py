@@ -8,11 +8,7 @@ from rsr_trl.data import counted, is_selection
 from rsr_trl.report.format import name, number, percent
 from rsr_trl.report.pool import Material, Pool
 from rsr_trl.rsr import DIRECTION, dataset_rsr
-from rsr_trl.selection.teacher_rows import SELECTED
-
-
-CERTAIN = 0.95
-POSSIBLE = 0.05  # a teacher with this probability of being the best may be it
+from rsr_trl.selection.teachers import SELECTED
 
 
 @dataclass(frozen=True)
@@ -45,24 +41,11 @@ def _counts(pool: Pool, student: str | None) -> str:
 def best_teacher(pool: Pool) -> str:
     """Which teacher suits best, and how sure that is."""
     ranking = pool.ranking
-    judged, said = ranking.judged, [caution] if (caution := ranking.caution(name)) else []
     scored = [row for row in ranking.table if row["trajectories"]]
     if len(scored) == 1:
         return f"There is no other teacher to compare {name(scored[0]['teacher'])} with: {_figures(scored[0], pool)}."
-    if len(judged) == 1:
-        best = name(judged[0]["teacher"])
-        said.append(f"{best} is the only teacher that can be judged: {_figures(judged[0], pool)}.")
-    if len(judged) < 2:
-        return " ".join(said)
-    best = judged[0]
-    who = f"Of the others, {name(best['teacher'])}" if said else name(best["teacher"])
-    said.append(f"{who} suits best: {_figures(best, pool)}.")
-    rivals = [row["teacher"] for row in judged[1:] if (row["probability_best"] or 0) >= POSSIBLE]
-    certainty = f"It is the lowest in {percent(best['probability_best'])} of resamplings"
-    if best["probability_best"] >= CERTAIN:
-        return " ".join([*said, f"{certainty}: fairly sure."])
-    others = ", ".join(map(name, rivals[:3])) + (f" and {len(rivals) - 3} more" if len(rivals) > 3 else "")
-    return " ".join([*said, f"{certainty}: not sure.", *([f"{others} may suit as well or better."] if rivals else [])])
+    figures = f" {name(ranking.judged[0]['teacher'])}: {_figures(ranking.judged[0], pool)}." if ranking.judged else ""
+    return ranking.verdict(name) + figures
 
 
 def _figures(row: dict, pool: Pool) -> str:
