@@ -69,3 +69,8 @@ def percent(value: float | None) -> str:
     if 0 < value < 0.005:
         return "<1%"
     return ">99%" if 0.995 <= value < 1 else f"{value:.0%}"
+
+
+def share(part: int, whole: int) -> str:
+    """A count and what share it is: `3 (50%)`."""
+    return f"{part:,} ({percent(part / whole if whole else 0.0)})"

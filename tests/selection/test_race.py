@@ -7,7 +7,7 @@ import pytest
 from datasets import Dataset
 from scipy.stats import norm
 
-from rsr_trl.selection.contest import Contest
+from rsr_trl.selection.race import Elimination
 from rsr_trl.selection.race import race_teachers
 
 
@@ -26,16 +26,16 @@ def draw(rng, problems, ranks, surprisals, rank_spread=0.4, surprisal_spread=0.2
 
 
 def play(ranks, surprisals, goal="best", certainty=0.95, first=20, step=5):
-    """Run the rule over a pool; returns the contest and the trajectories used."""
-    contest = Contest(ranks.shape[1], goal, certainty)
+    """Run the rule over a pool; returns the rule and the trajectories used."""
+    rule = Elimination(ranks.shape[1], goal, certainty)
     start = used = 0
-    while contest.open.sum() > 1 and start < len(ranks):
+    while rule.open.sum() > 1 and start < len(ranks):
         stop = start + (step if start else first)
-        used += int(contest.open.sum()) * len(ranks[start:stop])
-        mask = np.where(contest.open, 1.0, np.nan)
-        contest.add(ranks[start:stop] * mask, surprisals[start:stop] * mask)
+        used += int(rule.open.sum()) * len(ranks[start:stop])
+        mask = np.where(rule.open, 1.0, np.nan)
+        rule.add(ranks[start:stop] * mask, surprisals[start:stop] * mask)
         start = stop
-    return contest, used
+    return rule, used
 
 
 def paper_teachers():
@@ -61,8 +61,8 @@ class TestErrorRate:
         wrong = 0
         for pool in range(2000):
             rng = np.random.default_rng([teachers, pool])
-            contest, _ = play(*draw(rng, 200, np.full(teachers, 3.0), np.full(teachers, 1.0), *spreads))
-            wrong += not contest.open[0]
+            rule, _ = play(*draw(rng, 200, np.full(teachers, 3.0), np.full(teachers, 1.0), *spreads))
+            wrong += not rule.open[0]
         assert wrong / 2000 <= 0.05
 
     def test_a_skewed_rival_gets_no_advantage(self):
@@ -72,17 +72,17 @@ class TestErrorRate:
             rng = np.random.default_rng([3, pool])
             ranks, surprisals = draw(rng, 200, np.full(6, 3.0), np.full(6, 1.0))
             ranks[:, 1:] = 3 * np.exp(0.6 * rng.normal(size=(200, 5)) - 0.18)
-            contest, _ = play(ranks, surprisals)
-            wrong += not contest.open[0]
+            rule, _ = play(ranks, surprisals)
+            wrong += not rule.open[0]
         assert wrong / 2000 <= 0.05
 
     def test_the_order_is_right(self):
         wrong = settled = 0
         for pool in range(2000):
             rng = np.random.default_rng([4, pool])
-            contest, _ = play(*draw(rng, 200, 3.0 * 1.08 ** np.arange(4), np.ones(4)), goal="order")
-            settled += not contest.open.any()
-            wrong += not contest.open.any() and contest.ranking.tolist() != [0, 1, 2, 3]
+            rule, _ = play(*draw(rng, 200, 3.0 * 1.08 ** np.arange(4), np.ones(4)), goal="order")
+            settled += not rule.open.any()
+            wrong += not rule.open.any() and rule.ranking.tolist() != [0, 1, 2, 3]
         assert settled > 500 and wrong / 2000 <= 0.05
 
 

@@ -4,7 +4,7 @@ from scipy.integrate import quad
 from scipy.stats import nct
 from scipy.stats import t as student_t
 
-from rsr_trl.selection.sequential import EFFECT_VARIANCE, log_e_value, log_evidence
+from rsr_trl.selection.race import EFFECT_VARIANCE, log_e_value, log_evidence
 
 
 @pytest.mark.parametrize("count, t", [(2, 0.5), (20, 3.0), (20, 0.1), (150, 5.0), (150, -2.0)])
