@@ -297,7 +297,7 @@ def make_ways(
     student = Student(model, args.max_batch_tokens)
     ways = {
         "reference": lambda: reference(model, rows, args.batch_size),
-        "rsr_trl": lambda: [None for _ in student.score(rows)],
+        "rsr_trl": lambda: student.score(rows),
         "floor": lambda: floor(model, rows),
     }
     if args.skip_reference:

@@ -152,7 +152,7 @@ def main(
     check_apart(pool, held_out_rows)
 
     scorer = make_scorer(model_args, training_args, strategies)
-    student = {name: scorer.identity[name] for name in ("weights", "tokenizer")}
+    student = {name: scorer.identity()[name] for name in ("weights", "tokenizer")}
     identity = {
         "student": student | non_defaults(model_args),
         "pool": identity_of(source),
