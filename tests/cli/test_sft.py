@@ -14,7 +14,7 @@ from rsr_trl.cli import sft
 from rsr_trl.cli.main import main as cli
 from rsr_trl.cli.options import parse
 from rsr_trl.rsr import dataset_rsr
-from rsr_trl.training.schedule import ScoreCallback
+from rsr_trl.training.live_scores import ScoreCallback
 from tests.training.runs import REPOSITORY, examples
 
 
