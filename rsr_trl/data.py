@@ -363,7 +363,9 @@ def dataset_card(card: str | Path, version: str | None = None, facts: dict | Non
     config = {"config_name": "default", "data_files": [{"split": "train", "path": f"{DATA_FOLDER}/train-*.parquet"}]}
     configs = {"configs": [{**config, "description": version}]} if version else {}
     data = DatasetCardData(tags=["rsr-trl"], **configs, **{FACTS: facts or {}})
-    template = card.read_text(encoding="utf-8") if isinstance(card, Path) else "---\n{{ card_data }}\n---\n\n{{ text }}"
+    template = (
+        card.read_text(encoding="utf-8") if isinstance(card, Path) else "---\n{{ card_data }}\n---\n\n{{ text }}"
+    )
     text = None if isinstance(card, Path) else card.strip()
     made = DatasetCard.from_template(data, template_str=template, text=text, facts=facts or {}, citation=CITATION)
     return f"{made.content}\n"
