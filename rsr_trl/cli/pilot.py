@@ -12,8 +12,8 @@ from rich.text import Text
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
 
 from rsr_trl import __version__, data
-from rsr_trl.cli import summary
 from rsr_trl.cli.options import DatasetArguments, FormatArguments, option_parser
+from rsr_trl.cli.tables import Column, console, print_json, print_table, without_bars
 from rsr_trl.pilot.answers import load_checker
 from rsr_trl.pilot.arms import Arms
 from rsr_trl.pilot.config import PilotConfig
@@ -21,6 +21,7 @@ from rsr_trl.pilot.held_out import HeldOut, check_apart
 from rsr_trl.pilot.run import RESULT, SCORED, Pilot, check_folder, check_identity, leave
 from rsr_trl.pilot.strategies import DEFAULT, Pool, Strategy, check_budget, parse_strategies
 from rsr_trl.pilot.verdict import METRICS
+from rsr_trl.report.format import number
 from rsr_trl.rsr import RSR, STUDENT, RSRError
 from rsr_trl.scoring.job import Job
 from rsr_trl.scoring.scorer import RSRScorer
@@ -113,9 +114,9 @@ def main(
     _check_student(model_args.model_name_or_path)
     folder, strategies = Path(training_args.output_dir), parse_strategies(pilot_args.strategies)
     check_folder(folder)
-    out = summary.console()
+    out = console()
     if pilot_args.json or training_args.process_index:
-        summary.without_bars()
+        without_bars()
     logging.getLogger("rsr_trl.scoring").setLevel(logging.ERROR)  # rows without a score are counted in the notes
 
     source = (data_args.dataset_name, data_args.dataset_config, data_args.dataset_split)
@@ -148,7 +149,7 @@ def main(
         _score(pool, scorer, folder / SCORED, source, format_args, show_bar=training_args.process_index == 0)
         pool = data.load(str(folder / SCORED))
     del scorer
-    summary.without_bars()  # of the many small steps of the arms
+    without_bars()  # of the many small steps of the arms
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "trust_remote_code": training_args.trust_remote_code,
@@ -173,7 +174,7 @@ def main(
             out.print("\nStopped. Trainings that were finished are kept: run the same command again to go on.")
         raise
     if is_main and pilot_args.json:
-        summary.print_json(result)
+        print_json(result)
     elif is_main and not pilot_args.dry_run:
         _show(out, result, folder)
     leave()
@@ -244,20 +245,21 @@ def _show(out: Console, result: dict, folder: Path) -> None:
             continue
         direction = "%, higher = better" if metric.higher_is_better else "nats per token, lower = better"
         out.print(Text(f"\n{metric.label} ({direction}); before training {metric.number(before[metric.name], '')}"))
-        table = summary.plain_table("strategy", "result", "control", "difference", level, "verdict")
-        for row in rows:
-            mean, low, high = (metric.number(row[name]) for name in ("mean", "low", "high"))
-            ours, theirs = (metric.number(row[name], "") for name in ("value", "control_value"))
-            verdict = {None: "unclear", True: "better", False: "worse"}[row["better"]]
-            summary.add_row(
-                table, row["strategy"], ours, f"{row['control']} {theirs}", mean, f"{low} to {high}", verdict
-            )
-        out.print(table)
+        form = metric.number
+        columns = (
+            Column("strategy", "strategy"),
+            Column("result", lambda row, form=form: form(row["value"], "")),
+            Column("control", lambda row, form=form: f"{row['control']} {form(row['control_value'], '')}"),
+            Column("difference", lambda row, form=form: form(row["mean"])),
+            Column(level, lambda row, form=form: f"{form(row['low'])} to {form(row['high'])}"),
+            Column("verdict", lambda row: {None: "unclear", True: "better", False: "worse"}[row["better"]]),
+        )
+        print_table(out, rows, columns, limit=None)
     tokens = {}
     for arm in result["arms"][1:]:
         tokens.setdefault(arm["strategy"], []).append(arm["tokens"])
     means = {name: None if None in counts else sum(counts) / len(counts) for name, counts in tokens.items()}
-    said = ", ".join(f"{name} {summary.number(mean, 0)}" for name, mean in means.items())
+    said = ", ".join(f"{name} {number(mean, 0)}" for name, mean in means.items())
     lines = [f"Scored tokens trained on, mean of the seeds: {said}.", *result["verdict"]]
     for line in [*lines, *(f"Note: {note}" for note in result["notes"])]:
         out.print(Text(line))
