@@ -17,8 +17,8 @@ from trl import is_conversational
 from rsr_trl.data import read_table
 from rsr_trl.pilot.answers import Checker
 from rsr_trl.rsr import MEAN_SURPRISAL, RSRError
+from rsr_trl.scoring.rows import TokenBar
 from rsr_trl.scoring.scorer import RSRScorer
-from rsr_trl.scoring.windows import TokenBar
 from rsr_trl.selection.table import labels
 
 

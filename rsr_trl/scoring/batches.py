@@ -1,4 +1,4 @@
-"""Which rows go through the student together, and how they lie in one batch: by tokens, longest first.
+"""Pieces of work and their sizes; which rows go through the student together, and how they lie in one batch.
 
 Knows numbers alone: neither the model nor what a row is.
 """
@@ -9,7 +9,36 @@ from typing import Literal
 import numpy as np
 
 
+# From large to small:
+#
+#   shard    16k to 1M tokens rows of one file of a job: what a kill loses, and by what processes are uneven
+#   window   ~1M tokens       consecutive rows; tokenized while the window before it is scored, and sorted by length
+#   batch    4,096 or 32,768  rows of one window; one forward of the backbone
+#   tile     positions x columns of logits; one product of the LM head, over one batch or several small ones
+SHARD_TOKENS = (2**14, 2**20)  # at least what keeps a GPU busy, at most some minutes of work
+SHARDS = (160, 2000)  # at least 20 for each of 8 processes; more files are slow to list, on the Hub and on disk
+STREAM_SHARD_TOKENS = 2**22  # where nobody knows how many there will be
+WINDOW_TOKENS = 2**20  # many batches, so that sorting within a window loses little against sorting everything
+TOKENIZED_ROWS = 64  # a call of the tokenizer: enough for its threads, few enough for texts of megabytes
+MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}  # measured by `make bench`: the CPU gains nothing from larger ones
+HEAD_POSITIONS = 512  # hidden states wait for each other until there are so many: the head's weights are read once
+# On the CPU a tile of 1M fp32 numbers stays in the caches between the matrix product and the fold; a GPU wants large
+# products.
+TILE = {"cpu": (512, 2048), "cuda": (4096, 16384)}
+
 Layout = Literal["equal", "padded", "packed"]
+
+
+def rows_of_shard(lengths: Sequence[int], num_rows: int | None) -> int:
+    """
+    Rows of a shard, by data alone. `lengths` are the tokens of some rows that stand for all `num_rows`; `None` is a
+    stream.
+    """
+    mean = max(1.0, float(np.mean(lengths))) if len(lengths) else 1.0
+    tokens = STREAM_SHARD_TOKENS
+    if num_rows is not None:
+        tokens = max(np.clip(mean * num_rows / SHARDS[0], *SHARD_TOKENS), mean * num_rows / SHARDS[1])
+    return max(1, round(tokens / mean))
 
 
 def plan_batches(
@@ -42,6 +71,13 @@ def plan_batches(
     lengths = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(-lengths, kind="stable")  # stable: rows of equal length stay in source order
     order = order[lengths[order] > 0]
+    # A batch is order[start:stop]. With max_batch_tokens=12:
+    #
+    #   falling   6  5  5  3  2       lengths, longest first
+    #   totals    6 11 16 19 21       tokens up to and with each row
+    #   equal    |6 |5  5 |3 |2 |     one length
+    #   padded   |6  5 |5  3 |2 |     longest * rows <= 12
+    #   packed   |6  5 |5  3  2 |     totals[stop - 1] - totals[start - 1] <= 12
     falling = lengths[order]
     totals = np.cumsum(falling)
     batches, start = [], 0
@@ -77,7 +113,7 @@ def lay_out(
     Returns:
         `dict`: `input_ids` (int64) and `scored` (bool) of shape `(rows, longest)`, packed `(1, tokens)`; and where
         needed, as models take them, `attention_mask` (rows of different lengths), or for packed rows `position_ids`,
-        which start anew with each row, and the borders that FlashAttention takes.
+        which start at 0 with each row, and the borders that FlashAttention takes.
     """
     lengths = np.array([len(row) for row in ids])
     if layout == "packed":

@@ -4,6 +4,7 @@ They let a later step know that scores are its own student's, and a cache that n
 """
 
 import functools
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -130,11 +131,13 @@ def checkpoint_fingerprint(model_id: str, commit_hash: str | None) -> str:
 @functools.lru_cache(maxsize=1024)
 def _file_digest(path: Path, size: int, modified: int) -> str:
     """Hash of a file's bytes. With size and time of modification among the arguments, a changed file is read again."""
-    digest = xxh3_128()
+    return digest_of(path)
+
+
+def digest_of(path: Path) -> str:
+    """Hash of a file's bytes."""
     with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxh3_128).hexdigest()
 
 
 def _hash(value: object) -> str:

@@ -4,13 +4,14 @@ It knows students, tokens and what each score needs, and no datasets.
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from rsr_trl.scoring.scored_tokens import ScoredTokens, content_hash
 from rsr_trl.scoring.scores import LOCAL_STEPS, SCORES, check_scores, column_functions
 from rsr_trl.scoring.second_pass import surprisals_alone, surprisals_local, teacher_steps
-from rsr_trl.scoring.student import Student, TokenScores
+from rsr_trl.scoring.student import Student
 from rsr_trl.scoring.tokens import TokenizedExample
 
 
@@ -45,7 +46,7 @@ class OtherScores:
     def scored_tokens(
         self,
         examples: Sequence[TokenizedExample],
-        scores: Sequence[TokenScores | None],
+        tokens: ScoredTokens,
         r_max: float,
         student: Student,
         bos_token_id: int | None,
@@ -57,7 +58,7 @@ class OtherScores:
 
         Args:
             examples (sequence of [`TokenizedExample`]): All rows.
-            scores (sequence of [`TokenScores`]): What the first pass gave for each row; `None` where it has an error.
+            tokens ([`ScoredTokens`]): What the first pass gave for them.
             r_max (`float`): Ranks are clipped here.
             student ([`Student`]): Takes the other passes.
             bos_token_id (`int`, *optional*): Of the student's tokenizer.
@@ -66,17 +67,15 @@ class OtherScores:
             first_row (`int`, *optional*, defaults to `0`): What messages call the first row.
         """
         more = {}
-        if "moments" in self.needs:
-            more |= {name: joined(scores, name) for name in ("entropies", "sum_squares")}
         if "steps" in self.needs:
             starts = [e.step_starts[e.scored] for e in examples if e.error is None]
             more["step_starts"] = np.concatenate(starts or [np.zeros(0, dtype=bool)])
         if "random" in self.names:
             more["content"] = np.array([content_hash(e.input_ids, e.scored) for e in examples], dtype=np.uint64)
         if "alone" in self.needs:
-            more["surprisals_alone"] = np.concatenate(surprisals_alone(student, examples, bos_token_id, first_row))
+            more["surprisals_alone"] = surprisals_alone(student, examples, bos_token_id, first_row)
         if "local" in self.needs:
-            more["surprisals_local"] = np.concatenate(surprisals_local(student, examples, LOCAL_STEPS, first_row))
+            more["surprisals_local"] = surprisals_local(student, examples, LOCAL_STEPS, first_row)
         if "teacher" in self.needs:
             counts = [0 if example.error else int(example.step_starts.sum()) for example in examples]
             if teacher is not None:
@@ -85,15 +84,4 @@ class OtherScores:
                 known = [example.teacher_steps for example in examples]
                 found = [np.full(n, np.nan) if s is None else s for n, s in zip(counts, known, strict=True)]
             more["teacher_steps"] = np.concatenate(found)
-        return ScoredTokens(
-            num_tokens=np.array([int(example.scored.sum()) for example in examples], dtype=np.int64),
-            ranks=joined(scores, "ranks"),
-            surprisals=joined(scores, "surprisals"),
-            r_max=r_max,
-            **more,
-        )
-
-
-def joined(scores: Sequence[TokenScores | None], field: str) -> np.ndarray:
-    """One field of all rows that have scores, row after row."""
-    return np.concatenate([getattr(score, field) for score in scores if score is not None] or [np.zeros(0)])
+        return replace(tokens, r_max=r_max, **more)

@@ -22,6 +22,7 @@ class ScoredTokens:
         ranks (array of shape `(N,)`): 1-based, unclipped.
         surprisals (array of shape `(N,)`): Nats.
         r_max (`float`, *optional*, defaults to `100`): Ranks are clipped here.
+        token_ids, top1 (arrays of shape `(N,)`, *optional*): The tokens, and the student's most likely ones there.
         entropies, sum_squares (arrays of shape `(N,)`, *optional*): Of the student's prediction in each place.
         step_starts (bool array of shape `(N,)`, *optional*): Which tokens begin a reasoning step.
         content (uint64 array of shape `(n,)`, *optional*): [`content_hash`] of each trajectory.
@@ -36,6 +37,8 @@ class ScoredTokens:
     ranks: np.ndarray
     surprisals: np.ndarray
     r_max: float = R_MAX
+    token_ids: np.ndarray | None = None
+    top1: np.ndarray | None = None
     entropies: np.ndarray | None = None
     sum_squares: np.ndarray | None = None
     step_starts: np.ndarray | None = None

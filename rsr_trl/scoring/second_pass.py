@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from rsr_trl.scoring.batches import WINDOW_TOKENS
 from rsr_trl.scoring.student import Student
 from rsr_trl.scoring.tokens import TokenizedExample
-from rsr_trl.scoring.windows import WINDOW_TOKENS
 
 
 def surprisals_alone(
     student: Student, examples: Sequence[TokenizedExample], bos_token_id: int | None, first_row: int = 0
-) -> list[np.ndarray]:
+) -> np.ndarray:
     """
     Surprisals of each example's scored tokens without what stands before the first of them.
 
@@ -26,15 +26,16 @@ def surprisals_alone(
         first_row (`int`, *optional*, defaults to `0`): What messages call the first example.
 
     Returns:
-        list of float64 arrays of shape `(K,)`: NaN for tokens that nothing stands before, and for all tokens if no
-        more than one token is left out.
+        float64 array of shape `(N,)`, example after example: NaN for tokens that nothing stands before, and for all
+        tokens if no more than one token is left out.
     """
-    found = [np.full(int(example.scored.sum()), np.nan) for example in examples]
-    alone = [_without_prompt(example, bos_token_id) for example in examples]
-    if any(example.error is None for example in alone):
-        for i, scores in student.score(alone, first_row=first_row):
-            found[i][len(found[i]) - len(scores.surprisals) :] = scores.surprisals
-    return found
+    tokens = student.score([_without_prompt(example, bos_token_id) for example in examples], first_row=first_row)
+    counts = [int(example.scored.sum()) for example in examples]
+    # Of each example's scored tokens the last ones are scored again.
+    again = [np.arange(count) >= count - left for count, left in zip(counts, tokens.num_tokens, strict=True)]
+    surprisals = np.full(sum(counts), np.nan)
+    surprisals[np.concatenate([np.zeros(0, bool), *again])] = tokens.surprisals
+    return surprisals
 
 
 def _without_prompt(example: TokenizedExample, bos_token_id: int | None) -> TokenizedExample:
@@ -52,7 +53,7 @@ def _without_prompt(example: TokenizedExample, bos_token_id: int | None) -> Toke
 
 def surprisals_local(
     student: Student, examples: Sequence[TokenizedExample], num_steps: int, first_row: int = 0
-) -> list[np.ndarray]:
+) -> np.ndarray:
     """
     Surprisals of each example's scored tokens, given what stands before their turn and the last steps of it.
 
@@ -63,34 +64,32 @@ def surprisals_local(
         first_row (`int`, *optional*, defaults to `0`): What messages call the first example.
 
     Returns:
-        list of float64 arrays of shape `(K,)`.
+        float64 array of shape `(N,)`, example after example.
     """
-    found = [np.full(int(example.scored.sum()), np.nan) for example in examples]
-    # Every step becomes an example with the prompt in front: many more tokens than there were, so a few at a time.
-    waiting, owners, tokens = [], [], 0
+    # Every step becomes an example with the prompt in front: many more tokens than there were, so a few at a time. The
+    # steps in their order have all scored tokens in their order.
+    parts, waiting, rows, tokens = [np.zeros(0)], [], [], 0
 
     def score() -> None:
         try:
-            for i, scores in student.score(waiting):
-                row, place = owners[i]
-                found[row][place : place + len(scores.surprisals)] = scores.surprisals
+            parts.append(student.score(waiting).surprisals)
         except FloatingPointError as error:
-            rows = f"rows {first_row + owners[0][0]} to {first_row + owners[-1][0]}"
-            raise FloatingPointError(f"The student gives NaN or infinite logits on steps of {rows}.") from error
+            where = f"rows {rows[0]} to {rows[-1]}"
+            raise FloatingPointError(f"The student gives NaN or infinite logits on steps of {where}.") from error
+        waiting.clear()
+        rows.clear()
 
-    for row, example in enumerate(examples):
-        place = 0
-        for window in _local_windows(example, num_steps):
-            waiting.append(window)
-            owners.append((row, place))
-            place += int(window.scored.sum())
-            tokens += len(window.input_ids)
+    for row, example in enumerate(examples, start=first_row):
+        for step in _local_windows(example, num_steps):
+            waiting.append(step)
+            rows.append(row)
+            tokens += len(step.input_ids)
         if tokens >= WINDOW_TOKENS:
             score()
-            waiting, owners, tokens = [], [], 0
+            tokens = 0
     if waiting:
         score()
-    return found
+    return np.concatenate(parts)
 
 
 def _local_windows(example: TokenizedExample, num_steps: int) -> Iterator[TokenizedExample]:
@@ -122,9 +121,9 @@ def teacher_steps(
         list of float64 arrays of shape `(count,)`: NaN where the teacher's tokens make another number of steps.
     """
     found = [np.full(count, np.nan) for count in counts]
-    if any(example.error is None for example in examples):
-        for i, scores in teacher.score(examples, first_row=first_row):
-            starts = np.flatnonzero(examples[i].step_starts[examples[i].scored])
-            if len(starts) == len(found[i]):
-                found[i][:] = np.add.reduceat(scores.surprisals.astype(np.float64), starts)
+    tokens = teacher.score(examples, first_row=first_row)
+    for example, part, values in zip(examples, tokens.parts, found, strict=True):
+        starts = np.flatnonzero(example.step_starts[example.scored]) if example.error is None else []
+        if len(starts) and len(starts) == len(values):
+            values[:] = np.add.reduceat(tokens.surprisals[part].astype(np.float64), starts)
     return found

@@ -24,7 +24,7 @@ def choose_rows(
     threshold: float | None = None,
 ) -> np.ndarray:
     """
-    The rows of the least cost: the one rule by which this package chooses, wherever it does.
+    The rows of the least cost, least first: the one rule by which this package chooses, wherever it does.
 
     Of equal costs the row with fewer tokens goes first, then the earlier one. A row without a finite cost is never
     chosen.
@@ -36,9 +36,6 @@ def choose_rows(
         keep_per_group (`int` or int array of shape `(groups,)`, *optional*, defaults to `1`): Rows of each group.
         keep_fraction (`float`, *optional*): Share in (0, 1] of each group's finite rows, rounded up, instead.
         threshold (`float`, *optional*): All rows up to this cost, instead.
-
-    Returns:
-        int array: the chosen rows, the least cost first.
     """
     rows = np.flatnonzero(np.isfinite(cost))
     # lexsort is stable, so rows that tie on cost and tokens stay in source order, and NaN comes last.
@@ -145,7 +142,6 @@ class Selection:
         num_groups (`int`, *optional*): Groups to choose from; `None` without `group_column`.
         empty_groups (`dict[str, list]`): Reason -> groups from which nothing was chosen.
         relaxed_groups (`list`): Groups without a row that meets `require`, where all rows were let in.
-        excess_bound (`float`): By how much the total score can exceed the least possible under the cap, at most.
     """
 
     rows: np.ndarray
@@ -154,7 +150,6 @@ class Selection:
     num_groups: int | None = None
     empty_groups: dict[str, list] = field(default_factory=dict)
     relaxed_groups: list = field(default_factory=list)
-    excess_bound: float = 0.0
 
 
 def select_trajectories(
@@ -258,7 +253,7 @@ def choose(table: ScoredTable, by: Criteria) -> Selection:
     """
     As [`select_trajectories`], but of a table with the columns of `by.columns`: with the counts, and without warnings.
     """
-    cost, capped = table.cost(by.score), by.max_share_per_teacher is not None
+    cost = table.cost(by.score)
     if len(table) and not np.isfinite(cost).any():
         raise RSRError(
             f"None of the {len(table)} rows has a finite score in {by.score!r}: there is nothing to choose from. "
@@ -269,24 +264,20 @@ def choose(table: ScoredTable, by: Criteria) -> Selection:
     cost = np.where(eligible, cost, np.nan)
     threshold = None if by.score_threshold is None else by.score_threshold * by.sign
     rows = choose_rows(cost, table.tokens, group, by.keep_per_group, by.keep_fraction, threshold)
-    excess = 0.0
-    if capped and len(rows):
+    if by.max_share_per_teacher is not None and len(rows):
         cap = int(by.max_share_per_teacher * len(rows) + 1e-9)
         if np.bincount(table.teacher[rows]).max() > cap:
-            rows, excess = _capped(table, cost, group, rows, cap)
-    return replace(selection, rows=np.sort(rows), excess_bound=excess)
+            rows = _capped(table, cost, group, rows, cap)
+    return replace(selection, rows=np.sort(rows))
 
 
-def _capped(
-    table: ScoredTable, cost: np.ndarray, group: np.ndarray, rows: np.ndarray, cap: int
-) -> tuple[np.ndarray, float]:
+def _capped(table: ScoredTable, cost: np.ndarray, group: np.ndarray, rows: np.ndarray, cap: int) -> np.ndarray:
     """As many rows of each group as `rows` has, of no teacher more than `cap`, with the least total cost."""
-    open_ = choose_rows(cost, table.tokens, threshold=np.inf)
-    open_ = open_[np.argsort(group[open_], kind="stable")]
-    present, number = np.unique(group[open_], return_inverse=True)
+    able = choose_rows(cost, table.tokens, threshold=np.inf)  # all that can be chosen, those that win ties first
+    able = able[np.argsort(group[able], kind="stable")]
+    present, number = np.unique(group[able], return_inverse=True)
     wanted = np.bincount(group[rows], minlength=present[-1] + 1)[present]
-    mask, excess = least_total(number, table.teacher[open_], cost[open_], wanted, cap)
-    return open_[mask], excess
+    return able[least_total(number, table.teacher[able], cost[able], wanted, cap)]
 
 
 def _eligible(table: ScoredTable, by: Criteria, cost: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, Selection]:

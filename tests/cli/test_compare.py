@@ -133,8 +133,8 @@ def test_wrong_options_are_one_message(save, options, message):
         run("--dataset_name", save(clean_pool()), *options)
 
 
-def test_a_selection_says_that_teachers_cannot_be_ranked_on_it(capsys, tmp_path):
-    for card, told in (("10 of 20 trajectories, chosen by `rsr select`.", True), ("Made by `rsr score`.", False)):
-        write_scored(clean_pool(), tmp_path / "dataset", card, overwrite=told is False)
-        run("--dataset_name", str(tmp_path / "dataset"))
-        assert ("don't tell which teacher suits" in text_of(capsys)) == told
+@pytest.mark.parametrize("command", ["select", "score"])
+def test_a_selection_says_that_teachers_cannot_be_ranked_on_it(capsys, tmp_path, command):
+    write_scored(clean_pool(), tmp_path / "dataset", "Scored.", facts={"command": command})
+    run("--dataset_name", str(tmp_path / "dataset"))
+    assert ("don't tell which teacher suits" in text_of(capsys)) == (command == "select")

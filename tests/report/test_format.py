@@ -1,6 +1,24 @@
 import pytest
 
-from rsr_trl.report.format import name, number, percent, prose, ratio
+from rsr_trl.report.format import name, number, percent, prose, ratio, share, visible
+
+
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("a\n\nb", "a⏎\n⏎\nb"),
+        ("\tx\r\n", "⇥x␍⏎\n"),
+        ("\x1b[31m\x07\x00\x7f", "␛[31m␇␀␡"),
+        ("\x9b2J", "\\x9b2J"),
+        ("a\u202eb\u2066\u200f\u061c", "a\\u202eb\\u2066\\u200f\\u061c"),
+        ("\u200b\ufeff\u00ad\u2028", "\\u200b\\ufeff\\xad\\u2028"),
+        ("\U000e0041", "\\U000e0041"),
+        ("\ud800", "\\ud800"),
+        ("👨‍👩 नमस्ते می‌خواهم é", "👨‍👩 नमस्ते می‌خواهم é"),
+    ],
+)
+def test_visible(text, shown):
+    assert visible(text) == shown
 
 
 def test_names_are_one_short_line_that_hides_nothing():
@@ -37,3 +55,8 @@ def test_ratios_stay_short(value, text):
 )
 def test_percent_never_rounds_to_none_or_all(value, text):
     assert percent(value) == text
+
+
+@pytest.mark.parametrize("part, whole, text", [(0, 10, "0 (0%)"), (1, 2400, "1 (<1%)"), (1200, 2400, "1,200 (50%)")])
+def test_share(part, whole, text):
+    assert share(part, whole) == text

@@ -61,7 +61,7 @@ def test_headline_counts_and_names_the_best(write, rows):
         for teacher in ("ann", "bob", "eve")
     }
     best = min(mean, key=mean.get)
-    assert f"{best} suits best: RSR {mean[best]:.3f}" in text
+    assert f"RSR of {best}: {mean[best]:.3f}" in text
     chosen = [min((r for r in rows if r["problem_id"] == f"p{i}"), key=lambda r: r["rsr"]) for i in range(6)]
     after = dataset_rsr(*(np.array([r[c] for r in chosen]) for c in PARTS))
     assert f"leaves 6 of 18. RSR goes from {_rsr(rows):.2f} to {after:.2f}" in text
@@ -110,8 +110,8 @@ def test_without_a_tokenizer_the_page_says_how_to_name_it(write, rows):
 
 def test_columns_are_found_by_name_and_named_on_the_page(write, rows):
     renamed = [{"question_id": row.pop("problem_id"), "is_correct": row.pop("correct"), **row} for row in rows]
-    made = write(renamed).words("made")
-    assert "column question_id" in made and "column is_correct" in made and "column teacher" in made
+    method = write(renamed).words("method")
+    assert "column question_id" in method and "column is_correct" in method and "column teacher" in method
 
 
 def test_a_column_with_nulls_is_passed_over_and_said(write, rows):
@@ -121,7 +121,7 @@ def test_a_column_with_nulls_is_passed_over_and_said(write, rows):
     rows[3]["teacher"], rows[4]["problem_id"] = "ann", None
     page = write(rows)
     assert "Column 'problem_id' is null in 1 rows" in page.words("teachers")
-    assert "column prompt" in page.words("made")
+    assert "column prompt" in page.words("method")
     with pytest.raises(ValueError, match="'problem_id' is null in 1"):
         write(rows, problem_column="problem_id")
 
@@ -131,7 +131,7 @@ def test_rows_without_a_score_are_counted_and_never_chosen(write, rows):
     rows[4] |= {RSR: float("inf"), MEAN_SURPRISAL: 0.0}
     page = write(rows, rows=[0])
     assert "1 couldn't be scored" in page.words("headline")
-    assert "1: completion is empty" in page.words("made")
+    assert "1: completion is empty" in page.words("method")
     assert {"not scored", "infinite"} <= page.report.cautions.keys()
     assert "Not scored: completion is empty" in page.words("reading")
 
@@ -152,7 +152,7 @@ def test_many_teachers_of_few_words_each(write, tiny_tokenizer):
 
 def test_the_same_data_gives_the_same_page(write, rows):
     first, second = (write(rows, name).report.path.read_text() for name in ("a.html", "b.html"))
-    made = r"Page made</dt><dd><bdi>[^<]*"
+    made = r"Page written</dt><dd><bdi>[^<]*"
     assert re.sub(made, "", first) == re.sub(made, "", second)
 
 

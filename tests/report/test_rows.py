@@ -1,9 +1,26 @@
+from itertools import pairwise
+
+import numpy as np
 import pytest
 
-from rsr_trl.report.rows import num_answers, prompt_of, response_of
+from rsr_trl.report.rows import TurnFinder, num_answers, prompt_of, response_of
+from rsr_trl.rsr import TOKEN_IDS
+from rsr_trl.scoring.tokens import ExampleTokenizer
 
 
 USER, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
+ANSWERS = ("Let me look.", "It is 4 = 2 + 2!", "\n Bye.")
+MESSAGES = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "2+2?"},
+    {"role": "assistant", "content": ANSWERS[0]},
+    {"role": "tool", "content": "4"},
+    {"role": "assistant", "content": ANSWERS[1]},
+    {"role": "user", "content": "Let me look."},
+    {"role": "assistant", "content": ANSWERS[2]},
+]
+LENGTHS = [len(answer) for answer in ANSWERS]  # of the tiny tokenizer every byte is a token
+STARTS = [0, LENGTHS[0], LENGTHS[0] + LENGTHS[1]]
 
 
 @pytest.mark.parametrize(
@@ -57,3 +74,62 @@ def test_real_conversations(airline_rows):
         turns = row["messages"]
         assert turns[0]["content"][:50] in prompt_of(row)
         assert turns[-1]["role"] in response_of(row)
+
+
+@pytest.fixture
+def ids(tiny_tokenizer) -> list[int]:
+    """Of all that the assistant says."""
+    return [i for answer in ANSWERS for i in tiny_tokenizer.encode(answer)]
+
+
+def test_turns_begin_where_their_texts_do(tiny_tokenizer, ids):
+    find = TurnFinder(tiny_tokenizer)
+    assert find({"messages": MESSAGES, TOKEN_IDS: ids}) == STARTS
+    assert find({"messages": MESSAGES, TOKEN_IDS: np.array(ids)}) == STARTS
+    assert find({"prompt": MESSAGES[:2], "completion": MESSAGES[2:], TOKEN_IDS: ids}) == STARTS
+    turns = [{"from": turn["role"], "value": turn["content"]} for turn in MESSAGES]
+    assert find({"conversations": turns, TOKEN_IDS: ids}) == STARTS
+
+
+def test_earlier_turns_of_the_prompt_are_none(tiny_tokenizer, ids):
+    row = {"prompt": MESSAGES[:4], "completion": MESSAGES[4:], TOKEN_IDS: ids[LENGTHS[0] :]}
+    assert TurnFinder(tiny_tokenizer)(row) == [0, LENGTHS[1]]
+
+
+def test_of_what_was_cut_only_the_turns_that_are_left(tiny_tokenizer, ids):
+    find = TurnFinder(tiny_tokenizer)
+    for kept, starts in ((len(ids) - 1, 3), (STARTS[2] + 1, 3), (STARTS[2], 2), (STARTS[1], 1), (3, 1)):
+        assert find({"messages": MESSAGES, TOKEN_IDS: ids[:kept]}) == STARTS[:starts]
+
+
+def test_a_turn_of_which_nothing_is_scored_is_left_out(tiny_tokenizer, ids):
+    silent = [*MESSAGES[:2], {"role": "assistant", "content": ""}, *MESSAGES[1:]]
+    assert TurnFinder(tiny_tokenizer)({"messages": silent, TOKEN_IDS: ids}) == STARTS
+
+
+def test_nothing_is_guessed(tiny_tokenizer, gpt2_tokenizer, ids):
+    row = {"messages": MESSAGES, TOKEN_IDS: ids}
+    edited = [*MESSAGES[:-1], {"role": "assistant", "content": "Ciao."}]
+    for other in (
+        row | {"messages": edited},
+        row | {TOKEN_IDS: [*ids[:4], 0, *ids[5:]]},
+        row | {TOKEN_IDS: [*ids, ids[0]]},
+        row | {TOKEN_IDS: []},
+        row | {TOKEN_IDS: None},
+        row | {"prompt": "no format of the scorer"},
+        {"prompt": "a", "completion": "b", TOKEN_IDS: tiny_tokenizer.encode("b")},
+        {TOKEN_IDS: ids},
+    ):
+        assert TurnFinder(tiny_tokenizer)(other) == [0]
+    assert TurnFinder(gpt2_tokenizer)(row) == [0]  # it has no chat template
+
+
+def test_turns_of_real_conversations(airline_rows, qwen3_tokenizer):
+    find, tokenize = TurnFinder(qwen3_tokenizer), ExampleTokenizer(qwen3_tokenizer)
+    for row in airline_rows[::25]:
+        example = tokenize([row])[0]
+        ids = example.input_ids[example.scored].tolist()
+        starts = find(row | {TOKEN_IDS: ids})
+        text = qwen3_tokenizer.apply_chat_template(row["messages"], tokenize=False)
+        own = [part.split("<|im_end|>")[0] for part in text.split("<|im_start|>assistant\n")[1:]]
+        assert [qwen3_tokenizer.decode(ids[i:j]) for i, j in pairwise([*starts, len(ids)])] == own

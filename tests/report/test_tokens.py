@@ -6,10 +6,18 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rsr_trl.cli.score import CARD
+from rsr_trl.data import dataset_card
 from rsr_trl.demo import STUDENT_PATH
-from rsr_trl.report.tokens import FRAGMENT, Token, load_tokenizer, read_tokens, sentences, student_of, visible
-from rsr_trl.rsr import TOKEN_COLUMNS, TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS, TOKEN_TOP1, trajectory_rsr
+from rsr_trl.report.tokens import FRAGMENT, Token, level_names, load_tokenizer, read_tokens, sentences
+from rsr_trl.rsr import (
+    TOKEN_COLUMNS,
+    TOKEN_IDS,
+    TOKEN_RANKS,
+    TOKEN_SURPRISALS,
+    TOKEN_TOP1,
+    RSRError,
+    trajectory_rsr,
+)
 
 
 TEXT = (
@@ -142,28 +150,16 @@ def test_a_choice_beyond_the_vocabulary_is_no_error(demo_tokenizer):
 
 
 @pytest.mark.parametrize(
-    "text, shown",
-    [
-        ("a\n\nb", "a⏎\n⏎\nb"),
-        ("\tx\r\n", "⇥x␍⏎\n"),
-        ("\x1b[31m\x07\x00\x7f", "␛[31m␇␀␡"),
-        ("\x9b2J", "\\x9b2J"),
-        ("a\u202eb\u2066\u200f\u061c", "a\\u202eb\\u2066\\u200f\\u061c"),
-        ("\u200b\ufeff\u00ad\u2028", "\\u200b\\ufeff\\xad\\u2028"),
-        ("\U000e0041", "\\U000e0041"),
-        ("\ud800", "\\ud800"),
-        ("👨‍👩 नमस्ते می‌خواهم é", "👨‍👩 नमस्ते می‌خواهم é"),
-    ],
-)
-def test_visible(text, shown):
-    assert visible(text) == shown
-
-
-@pytest.mark.parametrize(
     "text, shown", [("", FRAGMENT), ("\u200d", "◌\u200d"), ("\u0301", "◌\u0301"), ("e\u0301", "e\u0301")]
 )
 def test_every_token_can_be_seen(text, shown):
     assert Token(text, 1, 0.5).shown == shown
+
+
+def test_levels_have_names():
+    assert level_names("surprisal") == ["0-0.1", "0.1-0.5", "0.5-1", "1-2", "2-4", "4 or more"]
+    assert level_names("rank") == ["1", "2", "3-5", "6-20", "21-100", "101 or more"]
+    assert [Token("a", rank, 0.0).level("rank") for rank in (1, 2, 5, 6, 100, 101, 9999)] == [0, 1, 2, 3, 4, 5, 5]
 
 
 def test_sentences_cover_the_tokens_and_have_their_own_ratio(demo_tokenizer):
@@ -216,32 +212,28 @@ def test_one_sentence_has_the_ratio_of_the_trajectory(demo_tokenizer):
 @pytest.fixture
 def scored_folder(tmp_path):
     def make(student: str) -> str:
-        told = {"dataset": "d.jsonl", "dtype": "float32", "max_length": "1,024", "r_max": 100}
-        told |= {"others": "", "citation": ""}
-        card = CARD.format(version="1", student=student, **told)
-        (tmp_path / "README.md").write_text(f"---\ntags:\n- rsr-trl\n---\n{card}", encoding="utf-8")
+        (tmp_path / "README.md").write_text(dataset_card("Scored.", facts={"student": student}), encoding="utf-8")
         return str(tmp_path)
 
     return make
 
 
 def test_tokenizer_of_the_student_in_the_card(scored_folder):
-    folder = scored_folder(str(STUDENT_PATH))
-    assert student_of(folder) == str(STUDENT_PATH)
-    assert load_tokenizer(folder).get_vocab() == load_tokenizer("anything", str(STUDENT_PATH)).get_vocab()
+    own, named = load_tokenizer(scored_folder(str(STUDENT_PATH))), load_tokenizer("anything", str(STUDENT_PATH))
+    assert own.get_vocab() == named.get_vocab()
 
 
 def test_tokenizer_that_nothing_names(tmp_path):
     for dataset in (str(tmp_path), str(tmp_path / "scored.parquet"), "me/scored"):
-        with pytest.raises(ValueError, match="Which student.*--tokenizer"):
+        with pytest.raises(RSRError, match="Which student.*--tokenizer"):
             load_tokenizer(dataset)
 
 
 def test_tokenizer_that_is_not_there(scored_folder, tmp_path):
-    with pytest.raises(ValueError, match="no folder.*/gone.*named in.*--tokenizer"):
+    with pytest.raises(RSRError, match="no folder.*/gone.*named in.*--tokenizer"):
         load_tokenizer(scored_folder("/gone/student"))
-    with pytest.raises(ValueError, match="/nowhere.*--tokenizer"):
+    with pytest.raises(RSRError, match="/nowhere.*--tokenizer"):
         load_tokenizer(str(tmp_path), "/nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="Can't load the tokenizer of.*--tokenizer"):
+    with pytest.raises(RSRError, match="Can't load the tokenizer of.*--tokenizer"):
         load_tokenizer(str(tmp_path), str(tmp_path / "empty"))

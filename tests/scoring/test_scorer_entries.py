@@ -144,13 +144,13 @@ class TestNulls:
         scored = Dataset.from_list(ROWS).select([1, 2]).map(scorer, batched=True)
         assert scored.features[ERROR].dtype == "string" and scored[ERROR] == [None, None]
 
-    def test_are_told_once_by_map_and_counted_by_score(self, scorer, caplog):
+    def test_are_warned_of_once_by_map_and_counted_by_score(self, scorer, caplog):
         dataset = Dataset.from_list(ROWS)
         with caplog.at_level(logging.WARNING):
             dataset.map(scorer)
         assert [record.getMessage() for record in caplog.records if record.name.startswith("rsr_trl")] == [
             "So far, 1 of 1 rows couldn't be scored: their rsr is null, rsr_error says why (completion is empty). "
-            "Told once; count the columns at the end of map."
+            "Shown once; count the columns at the end of map."
         ]
         caplog.clear()
         with caplog.at_level(logging.WARNING):

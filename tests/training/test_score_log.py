@@ -3,8 +3,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from rsr_trl.training.score_log import ScoreHistory, card_section, spearman, summarize
-from rsr_trl.training.score_table import ScoreTable
+from rsr_trl.training.history import ScoreHistory, card_section, spearman, summarize
+from rsr_trl.training.live_table import ScoreTable
 
 
 def test_summary_leaves_out_what_is_not_finite():
@@ -50,7 +50,7 @@ def test_the_history_is_one_table_of_all_files(tmp_path):
 
 
 def test_the_card_says_direction_settings_and_scores():
-    card = card_section({"rsr_r_max": "`100`"}, {"rsr/mean": 1.23456, "rsr/mean/QwQ": 2.0})
+    card = card_section({"rsr_r_max": 100}, {"rsr/mean": 1.23456, "rsr/mean/QwQ": 2.0})
     for text in ("Lower means more suitable", "| rsr_r_max | `100` |", "| mean | 1.235 |", "| mean/QwQ | 2 |"):
         assert text in card
     assert "score at the end" not in card_section({}, {})

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 
-from rsr_trl.training.score_table import ScoreTable
+from rsr_trl.training.live_table import ScoreTable
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""The live scores of a training set, one row an example.
+"""The live scores of a training set, one row per example.
 
-The trainer is its one writer and gives every process the same values; the sampler reads it. This file knows no model,
-no dataset row and no order.
+`LiveScores` is its one writer and gives every process the same values; the sampler reads it. This file knows no model,
+no text and no order.
 """
 
 from os import PathLike
@@ -13,18 +13,20 @@ from numpy.typing import ArrayLike
 from safetensors.torch import load_file, save_file
 
 from rsr_trl.data import read_table
-from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, RSR, rsr_from_means
+from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, RSR, RSRError, rsr_from_means
 from rsr_trl.scoring.scores import check_name, known_score
 from rsr_trl.selection.table import numbers, read_score
+
+
+LIVE = {"rsr": "rsr", "surprisal": "mean_surprisal", "rank": "mean_clipped_rank"}  # score -> attribute of a table
+_SAVED = ("num_tokens", "mean_clipped_rank", "mean_surprisal", "step", "train_mode")
 
 
 class ScoreTable:
     """
     Rank-Surprisal Ratio of every example of a training set, its two parts, and when each was measured; and what the
-    examples are ordered by, which is RSR unless another `score` is named.
-
-    RSR is **lower = more suitable**. A row without scored tokens never has a score (NaN); a row that has tokens and
-    wasn't measured yet is NaN too.
+    examples are ordered by, which is RSR (**lower = more suitable**) unless another `score` is named. NaN stands for a
+    score that a row doesn't have, or not yet.
 
     Args:
         num_tokens (int array of shape `(n,)`): Scored tokens of each example.
@@ -33,13 +35,10 @@ class ScoreTable:
         static (float array of shape `(n,)`, *optional*): Values that don't change; NaN where an example has none.
 
     Attributes:
-        mean_clipped_rank (float64 array of shape `(n,)`): Mean clipped rank (1-based); NaN where not measured.
-        mean_surprisal (float64 array of shape `(n,)`): Mean surprisal in nats; NaN where not measured.
-        step (int64 array of shape `(n,)`):
-            Training steps the student had taken when the row was measured; -1 where not.
-        train_mode (bool array of shape `(n,)`):
-            Whether the row was measured in a training step (dropout on) instead of in a
-            scoring pass.
+        mean_clipped_rank (float64 array of shape `(n,)`): Mean clipped rank (1-based).
+        mean_surprisal (float64 array of shape `(n,)`): Mean surprisal in nats.
+        step (int64 array of shape `(n,)`): Training steps the student had taken when it was measured; -1 where not.
+        train_mode (bool array of shape `(n,)`): Whether a training step (dropout on) measured it, not a scoring pass.
         version (`int`): Grows with every change, so that a reader can tell whether to read again.
 
     Example:
@@ -55,20 +54,19 @@ class ScoreTable:
     def __init__(self, num_tokens: ArrayLike, score: str = RSR, static: ArrayLike | None = None):
         self.num_tokens = np.array(num_tokens, dtype=np.int64)
         if self.num_tokens.ndim != 1 or (self.num_tokens < 0).any():
-            raise ValueError("num_tokens must be a 1-D array of whole numbers, 0 or more.")
+            raise RSRError("num_tokens must be a 1-D array of whole numbers, 0 or more.")
         n = self.num_tokens.size
         self.score, self._live = score, LIVE.get(known_score(score))
         self.static = None if static is None else np.array(static, dtype=np.float64)
         if (self.static is None) == (self._live is None):
-            raise ValueError(
+            raise RSRError(
                 f"Of the scores, {', '.join(LIVE)} are measured live, and others need `static` values: got "
                 f"score={score!r} {'without' if static is None else 'with'} them."
             )
         if self.static is not None and self.static.shape != (n,):
-            raise ValueError(f"static must have a value for each of {n} rows, got shape {self.static.shape}.")
+            raise RSRError(f"static must have a value for each of {n} rows, got shape {self.static.shape}.")
         self.mean_clipped_rank, self.mean_surprisal = np.full(n, np.nan), np.full(n, np.nan)
-        self.step = np.full(n, -1, dtype=np.int64)
-        self.train_mode = np.zeros(n, dtype=bool)
+        self.step, self.train_mode = np.full(n, -1, dtype=np.int64), np.zeros(n, dtype=bool)
         self.version = 0
 
     @classmethod
@@ -83,7 +81,7 @@ class ScoreTable:
                 the dataset ([`~rsr_trl.selection.table.read_score`]).
 
         Raises:
-            `ValueError`: for a missing score column, or a row with scored tokens but without a score.
+            RSRError: for a missing score column, or a row with scored tokens but without a score.
         """
         names = [MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS]
         data = read_table(dataset, names)
@@ -101,12 +99,12 @@ class ScoreTable:
 
     @property
     def rsr(self) -> np.ndarray:
-        """Ratio of each row, Eq. 7; float64 of shape `(n,)`, lower = more suitable, NaN where there is none."""
+        """Ratio of each row, Eq. 7: float64 of shape `(n,)`."""
         return rsr_from_means(self.mean_clipped_rank, self.mean_surprisal)
 
     @property
     def scores(self) -> np.ndarray:
-        """What the examples are ordered by, as it is now: float64 of shape `(n,)`, NaN where there is none."""
+        """What the examples are ordered by, as it is now: float64 of shape `(n,)`."""
         return np.array(self.static if self._live is None else getattr(self, self._live))
 
     @property
@@ -133,47 +131,45 @@ class ScoreTable:
             train_mode (`bool`, *optional*, defaults to `False`): Whether a training step measured them.
 
         Raises:
-            `ValueError`: for arrays of different lengths, rows that don't exist or have no scored token, or values
-            that
-                aren't measurements (NaN, infinite); names the first such row.
+            RSRError: for arrays of different lengths, rows that don't exist or have no scored token, or values that
+                no measurement gives (NaN, infinite); names the first such row.
         """
         rows = np.asarray(rows, dtype=np.int64)
         ranks, surprisals = np.asarray(mean_clipped_rank, np.float64), np.asarray(mean_surprisal, np.float64)
         if not rows.shape == ranks.shape == surprisals.shape or rows.ndim != 1:
-            raise ValueError(
+            raise RSRError(
                 "rows, mean_clipped_rank and mean_surprisal must be 1-D arrays of one length, got shapes "
                 f"{rows.shape}, {ranks.shape} and {surprisals.shape}."
             )
         if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
-            raise ValueError(f"rows must be in [0, {len(self)}), got {rows.min()} to {rows.max()}.")
+            raise RSRError(f"rows must be in [0, {len(self)}), got {rows.min()} to {rows.max()}.")
         if (empty := rows[self.num_tokens[rows] == 0]).size:
-            raise ValueError(f"Row {empty[0]} has no scored token and can't have a score.")
-        bad = ~(np.isfinite(ranks) & np.isfinite(surprisals) & (ranks >= 1) & (surprisals >= 0))
-        if bad.any():
-            i = np.flatnonzero(bad)[0]
-            raise ValueError(
-                f"{bad.sum()} of {rows.size} scores aren't numbers that a language model can give, the first is row "
-                f"{rows[i]}: mean clipped rank {ranks[i]}, mean surprisal {surprisals[i]}. NaN means that the "
-                "student's logits are broken: check its weights and dtype."
+            raise RSRError(f"Row {empty[0]} has no scored token and can't have a score.")
+        bad = np.flatnonzero(~(np.isfinite(ranks) & np.isfinite(surprisals) & (ranks >= 1) & (surprisals >= 0)))
+        if bad.size:
+            raise RSRError(
+                f"{bad.size} of {rows.size} scores aren't numbers that a language model can give, the first is row "
+                f"{rows[bad[0]]}: mean clipped rank {ranks[bad[0]]}, mean surprisal {surprisals[bad[0]]}. NaN means "
+                "that the student's logits are broken: check its weights and dtype."
             )
         self.mean_clipped_rank[rows], self.mean_surprisal[rows] = ranks, surprisals
         self.step[rows], self.train_mode[rows] = step, train_mode
         self.version += 1
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        arrays = {name: torch.from_numpy(getattr(self, name)) for name in _COLUMNS}
+        arrays = {name: torch.from_numpy(getattr(self, name)) for name in _SAVED}
         return arrays | {"version": torch.tensor(self.version)}
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Take over a saved state. `ValueError` if it is of other examples than this table's."""
+        """Take over a saved state. `RSRError` if it is of other examples than this table's."""
         saved = state["num_tokens"].numpy()
         if not np.array_equal(saved, self.num_tokens):
-            raise ValueError(
+            raise RSRError(
                 f"The saved scores are of {saved.size} examples with {saved.sum()} scored tokens, the training set "
                 f"has {len(self)} with {self.num_tokens.sum()}. Resume with the dataset, tokenizer and max_length of "
                 "the run that saved them."
             )
-        for name in _COLUMNS:
+        for name in _SAVED:
             setattr(self, name, state[name].numpy().copy())
         self.version = int(state["version"])
 
@@ -188,7 +184,3 @@ class ScoreTable:
         table = cls(state["num_tokens"].numpy())
         table.load_state_dict(state)
         return table
-
-
-LIVE = {"rsr": "rsr", "surprisal": "mean_surprisal", "rank": "mean_clipped_rank"}  # score: attribute of a table
-_COLUMNS = ("num_tokens", "mean_clipped_rank", "mean_surprisal", "step", "train_mode")

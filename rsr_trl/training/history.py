@@ -1,4 +1,4 @@
-"""What is told of the scores: numbers for the trainer's logs, a history for plots, and a section of the model card."""
+"""What becomes of the scores: numbers for the trainer's logs, a history for plots, a section of the model card."""
 
 import os
 from pathlib import Path
@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy.stats import spearmanr
 
-from rsr_trl.training.score_table import ScoreTable
+from rsr_trl.training.live_table import ScoreTable
 
 
 HISTORY_DIR = "rsr_history"
@@ -17,7 +18,7 @@ def summarize(
     scores: np.ndarray, teachers: tuple[np.ndarray, list] | None = None, name: str = "rsr"
 ) -> dict[str, float]:
     """
-    Mean and quantiles of the finite scores, and the mean of each teacher. RSR: lower = more suitable.
+    Mean and quantiles of the finite scores, and the mean of each teacher.
 
     Args:
         scores (float array of shape `(n,)`): NaN and infinite entries are left out.
@@ -29,26 +30,19 @@ def summarize(
         return {}
     p10, median, p90 = np.quantile(scores[finite], [0.1, 0.5, 0.9])
     logs = {f"{name}/mean": scores[finite].mean(), f"{name}/median": median, f"{name}/p10": p10, f"{name}/p90": p90}
-    if teachers is not None:
-        number, names = teachers
-        for i, teacher in enumerate(names):
-            if (own := finite & (number == i)).any():
-                logs[f"{name}/mean/{teacher}"] = scores[own].mean()
+    number, names = teachers or (None, [])
+    for i, teacher in enumerate(names):
+        if (own := finite & (number == i)).any():
+            logs[f"{name}/mean/{teacher}"] = scores[own].mean()
     return {key: float(value) for key, value in logs.items()}
 
 
 def spearman(before: np.ndarray, after: np.ndarray) -> float | None:
     """Rank correlation of two scorings over the rows that have both; `None` where it isn't defined."""
     both = ~(np.isnan(before) | np.isnan(after))
-    ranks = [_average_ranks(scores[both]) for scores in (before, after)]
-    if both.sum() < 2 or min(r.std() for r in ranks) == 0:
+    if min(len(np.unique(scores[both])) for scores in (before, after)) < 2:
         return None
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
-def _average_ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]
+    return float(spearmanr(before[both], after[both]).statistic)
 
 
 class ScoreHistory:
@@ -64,15 +58,13 @@ class ScoreHistory:
         self.folder, self.source_rows = Path(output_dir) / HISTORY_DIR, source_rows
 
     def start(self, step: int | None) -> None:
-        """Drop what an earlier run left behind `step`; everything for `None`."""
+        """Drop what an earlier run wrote after `step`; everything for `None`."""
         for path in self.folder.glob("step-*.parquet"):
             if step is None or int(path.stem.split("-")[1]) > step:
                 path.unlink()
 
     def write(self, table: ScoreTable, rows: np.ndarray, step: int, kind: str) -> None:
-        """
-        Write the scores that some rows have now. `kind` says whence: a `"pass"`, training `"online"`, the `"dataset"`.
-        """
+        """Write the scores that rows have now, and where from: a `"pass"`, training `"online"`, the `"dataset"`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         data = {
             "row": self.source_rows[rows],
@@ -87,14 +79,8 @@ class ScoreHistory:
         os.replace(f"{path}.tmp", path)
 
 
-def card_section(how: dict[str, str], logs: dict[str, float]) -> str:
-    """
-    Section of a model card: how the data was scored and chosen, and the final scores.
-
-    Args:
-        how (`dict[str, str]`): Setting -> value.
-        logs (`dict[str, float]`): As [`summarize`] returns them.
-    """
+def card_section(settings: dict[str, object], logs: dict[str, float]) -> str:
+    """Section of a model card: how the data was scored and chosen, and what [`summarize`] says of it at the end."""
     lines = [
         "## How the training data was scored",
         "",
@@ -103,7 +89,7 @@ def card_section(how: dict[str, str], logs: dict[str, float]) -> str:
         "",
         "| setting | value |",
         "|---|---|",
-        *(f"| {name} | {value} |" for name, value in how.items()),
+        *(f"| {name} | `{value}` |" for name, value in settings.items()),
     ]
     if logs:
         only_rsr = all(name.startswith("rsr/") for name in logs)
