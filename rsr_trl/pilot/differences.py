@@ -43,8 +43,8 @@ def difference(
     seed: int = 0,
 ) -> dict:
     """
-    Compare the metric of an arm with that of its control: float arrays of shape `(seeds, problems)`, in the same order.
-    With `bounded`, the metric is right or wrong (1 or 0).
+    Compare the metric of an arm with that of its control: float arrays of shape `(seeds, problems)`, in the same
+    order. With `bounded`, the metric is right or wrong (1 or 0).
 
     Returns:
         `dict`: `mean`, `low` and `high` of the difference; `significant`: whether the interval leaves zero out;
@@ -93,7 +93,7 @@ def intervals(
     d: np.ndarray, confidence: float = 0.95, bounded: bool = False, num_draws: int = NUM_DRAWS, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    Ends, of shape `(comparisons,)`, of the intervals of many differences `d`, of shape `(comparisons, seeds, problems)`.
+    Ends, of shape `(comparisons,)`, of the intervals of paired differences, of shape `(comparisons, seeds, problems)`.
     """
     if bounded:
         d = _adjusted(d)

@@ -20,7 +20,7 @@ from rsr_trl.pilot.arms import Arm, Arms
 from rsr_trl.pilot.strategies import Strategy
 from rsr_trl.pilot.verdict import CONFIDENCE, compare, lopsided, sentences
 from rsr_trl.rsr import RSRError
-from rsr_trl.scoring.shards import differences, write_json
+from rsr_trl.scoring.shards import differences, read_json, write_json
 
 
 SETTINGS, RESULT, ARMS, LOCK = "settings.json", "pilot.json", "arms", ".lock"
@@ -67,11 +67,11 @@ class Pilot:
         self._run = xxh3_128(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
 
     def run(self, dry_run: bool = False) -> dict:
-        """Run what isn't done, and return what `pilot.json` then holds; with `dry_run` measure and say the cost only."""
+        """Run what isn't done, and return what `pilot.json` then holds; with `dry_run` only measure the cost."""
         if dry_run:
             return self._cost(self.plan[1:], self.arms.run(Arm()))
         with self._owned() if self.is_main else nullcontext():
-            files = {arm: _read(self._file(arm)) for arm in self.plan if self.is_main}
+            files = {arm: read_json(self._file(arm)) for arm in self.plan if self.is_main}
             done = {arm: record for arm, record in files.items() if record.get("run") == self._run}
             records, cost = broadcast_object_list([done])[0], None
             if records:
@@ -184,20 +184,12 @@ def check_folder(path: Path, settings: dict) -> None:
     names = {file.name for file in path.iterdir()} if path.is_dir() else set()
     if foreign := sorted(names - {SETTINGS, RESULT, ARMS, LOCK, SCORED}):
         raise RSRError(f"{str(path)!r} holds other things than a pilot (first: {foreign[0]}): choose another.")
-    known, settings = _read(path / SETTINGS), json.loads(json.dumps(settings))
+    known, settings = read_json(path / SETTINGS), json.loads(json.dumps(settings))
     if known and (others := differences({name: known.get(name) for name in settings}, settings)):
         raise RSRError(
             f"{str(path)!r} holds a pilot with other settings. What differs: {'; '.join(others)}. Give the same "
             "options as before to go on, or choose another output_dir."
         )
-
-
-def _read(path: Path) -> dict:
-    """What a file holds; nothing if it is absent or damaged: then it is done again."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
 
 
 def leave() -> None:

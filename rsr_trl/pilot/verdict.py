@@ -98,10 +98,10 @@ def sentences(table: Sequence[dict]) -> list[str]:
 
 def _unclear(metric: Metric, control: str, rows: list[dict]) -> str:
     """What isn't significant, what would likely have been, and what it would take."""
-    detectable = metric.number(max(row["detectable"] for row in rows), "")
+    names, detectable = ", ".join(row["strategy"] for row in rows), max(row["detectable"] for row in rows)
     text = (
-        f"No significant difference to {control} in {metric.label} ({', '.join(row['strategy'] for row in rows)}): with "
-        f"this budget, one below about {detectable} {metric.unit} is likely to stay hidden."
+        f"No significant difference to {control} in {metric.label} ({names}): with this budget, one below about "
+        f"{metric.number(detectable, '')} {metric.unit} is likely to stay hidden."
     )
     needs = [f"{row['strategy']} ({metric.number(row['mean'])}) {_needed(row)}" for row in rows if row["mean"]]
     return f"{text} Differences as large as those seen need: {'; '.join(needs)}." if needs else text
