@@ -1,7 +1,6 @@
 """What a pilot found: each way to choose beside its control, after training on a small budget."""
 
 import json
-from pathlib import Path
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -13,41 +12,26 @@ from rsr_trl.rsr import RSRError
 
 
 RESULT = "pilot.json"  # of a pilot's folder, once it is done
-# Of a metric: its name, the unit of differences, the factor that gives it, digits, and which end is better.
+# Of a metric: the factor that gives the unit of its differences, their digits, and which end is better.
+KEYS = ("title", "unit", "factor", "digits", "better")
 METRICS = {
-    "correct": {"title": "Accuracy", "unit": "percentage points", "factor": 100, "digits": 1, "better": "better →"},
-    "loss": {
-        "title": "Loss on held-out references",
-        "unit": "nats per token",
-        "factor": 1,
-        "digits": 4,
-        "better": "← better",
-    },
+    "correct": ("Accuracy", "percentage points", 100, 1, "better →"),
+    "loss": ("Loss on held-out references", "nats per token", 1, 4, "← better"),
 }
 
 
 def view(material: Material) -> dict | Missing:
     if material.pilot is None:
-        return Missing(
-            "No pilot yet. Only training shows which choice teaches better.",
-            "Run `rsr pilot`, then add its folder:",
-            "rsr report --pilot OUTPUT_DIR ...",
-        )
-    result = _read(material.pilot)
-    measured = []
-    for name, metric in METRICS.items():
+        why = "No pilot yet. Only training shows which choice teaches better."
+        return Missing(why, "Run `rsr pilot`, then add its folder:", "rsr report --pilot OUTPUT_DIR ...")
+    if not (file := material.pilot / RESULT).is_file():
+        raise RSRError(f"There is no {RESULT} in {str(material.pilot)!r}: `rsr pilot` writes it when it is done.")
+    result, measured = json.loads(file.read_text(encoding="utf-8")), []
+    for name in METRICS:
+        metric = dict(zip(KEYS, METRICS[name], strict=True))
         if rows := [row for row in result["table"] if row["metric"] == name]:
             measured.append({**metric, "rows": rows, "chart": _draw(name, metric, rows)})
     return {**result, "folder": material.pilot, "metrics": measured}
-
-
-def _read(folder: Path) -> dict:
-    file = folder / RESULT
-    if not file.is_file():
-        raise RSRError(
-            f"There is no {RESULT} in {str(folder)!r}: `rsr pilot` writes it to its output folder when it is done."
-        )
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _draw(name: str, metric: dict, rows: list[dict]) -> Markup:
