@@ -175,7 +175,7 @@ def _summarize(trainer: "RSRSFTTrainer", checkpoint: str | None) -> dict:
     from transformers.trainer import TRAINER_STATE_NAME
 
     from rsr_trl.cli.summary import DIRECTION
-    from rsr_trl.training.history import HISTORY_DIR
+    from rsr_trl.training.live_table import HISTORY_DIR
 
     history = Path(trainer.args.output_dir, HISTORY_DIR)
     resumed = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME)).global_step if checkpoint else 0
@@ -204,7 +204,7 @@ def _passes(history: Path) -> list[dict]:
 
     from rsr_trl.cli.summary import finite
     from rsr_trl.rsr import dataset_rsr
-    from rsr_trl.training.history import spearman
+    from rsr_trl.training.live_table import spearman
 
     passes, first = [], None
     for path in sorted(history.glob("step-*.parquet")):

@@ -11,7 +11,7 @@ from rsr_trl.report.charts import INK, MAX_SERIES, MUTED, SERIES, Chart, Key, dr
 from rsr_trl.report.pool import Material, Missing, Pool
 from rsr_trl.rsr import dataset_rsr
 from rsr_trl.selection.table import place_in_run
-from rsr_trl.training.history import HISTORY_DIR, spearman
+from rsr_trl.training.live_table import HISTORY_DIR, spearman
 
 
 MAX_POINTS = 40
