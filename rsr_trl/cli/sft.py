@@ -30,7 +30,7 @@ from rsr_trl.cli.tables import Column, beside, console, given, print_json, print
 from rsr_trl.report.format import number, share
 from rsr_trl.rsr import DIRECTION, RSR, RSRError, dataset_rsr
 from rsr_trl.training.config import RSRSFTConfig
-from rsr_trl.training.history import HISTORY_DIR, spearman
+from rsr_trl.training.live_table import HISTORY_DIR, spearman
 from rsr_trl.training.trainer import RSRSFTTrainer
 
 

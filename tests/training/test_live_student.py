@@ -34,7 +34,7 @@ def test_scores_are_those_of_the_definition_however_rows_are_batched(tiny_studen
     model, dataset = tiny_student(), sharded.rows()
     expected = [trajectory_means(*naive(model, *row.values()), [sum(row["rsr_scored"])], 100) for row in dataset]
     add_rsr_head(model)
-    scoring = ScoringPass(model, Accelerator(cpu=True), dataset, np.ones(5), 100, pad_token_id=0, progress=False)
+    scoring = ScoringPass(model, Accelerator(cpu=True), dataset, np.ones(5), sharded.ARGS, pad_token_id=0)
     scoring.layout = layout
     rows, ranks, surprisals = scoring.score(model, batches)
     assert rows.tolist() == sum(batches, [])

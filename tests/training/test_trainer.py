@@ -364,7 +364,7 @@ def test_a_threshold_that_nothing_is_within_stops_before_the_first_step(make, pr
         trainer.train()
     scores, message = history(trainer)["rsr"], str(raised.value)
     end, nearest, way = ("lowest", scores.min(), "lower") if prefer == "low" else ("highest", scores.max(), "higher")
-    assert f"threshold={trainer.scores.score_threshold} lets" in message and f" and {way} through" in message
+    assert f"threshold={trainer.args.rsr_score_threshold} lets" in message and f" and {way} through" in message
     assert f"the {end} is {nearest:.4g}, the median {scores.median():.4g}" in message
     assert trainer.record == []
 

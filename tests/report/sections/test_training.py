@@ -4,8 +4,7 @@ from scipy import stats
 
 from rsr_trl.report.sections.training import MAX_POINTS, read_history
 from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, dataset_rsr
-from rsr_trl.training.history import ScoreHistory
-from rsr_trl.training.live_table import ScoreTable
+from rsr_trl.training.live_table import ScoreHistory, ScoreTable
 from tests.report.pages import as_dataset
 
 
