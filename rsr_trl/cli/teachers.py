@@ -169,8 +169,7 @@ def _rank(
 ) -> None:
     from rsr_trl.cli import summary
     from rsr_trl.data import is_selection
-    from rsr_trl.selection.teachers import SELECTED
-    from rsr_trl.selection.teachers import rank_teachers
+    from rsr_trl.selection.teachers import SELECTED, rank_teachers
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # they are the notes, which are printed
