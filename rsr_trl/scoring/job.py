@@ -159,13 +159,15 @@ class Job:
     def totals(self) -> dict:
         """
         What is done, by whomever: shards, rows, tokens, `at_work` (the processes that still score), and of this launch
-        `processes` (rows, tokens and seconds of each) and `balance` (seconds of the least busy over the busiest).
+        `processes` (rows, tokens, seconds of each) and `balance` (seconds of the least busy over the busiest).
         """
         records, processes = list(self.folder.done().values()), {}
         for record in records:
             if record["launch"] == self.folder.launch:
                 mine = processes.setdefault(record["process"], Counter())
                 mine.update({name: record[name] for name in ("rows", "tokens", "seconds")})
+        for one in processes.values():
+            one["tokens_per_second"] = one["tokens"] / one["seconds"]
         seconds = [one["seconds"] for one in processes.values()]
         return {
             "complete": len(records) == self.num_shards,
