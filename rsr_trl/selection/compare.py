@@ -184,7 +184,8 @@ def compare_table(
     if not by_problem and keep_fraction is None:
         keep_fraction = KEEP_FRACTION
     group_column = table.columns.problem if by_problem else None
-    rule = Criteria(group_column=group_column, keep_per_group=keep_per_group, keep_fraction=keep_fraction)
+    Criteria(group_column, keep_per_group, keep_fraction)  # raises where they are out of range
+    several = f" --keep_per_group {keep_per_group}" if keep_per_group > 1 else ""
 
     def choice(rows: ScoredTable, score: str) -> np.ndarray:
         """What `rsr select` would choose: bool array of shape `(rows,)`."""
@@ -217,14 +218,14 @@ def compare_table(
     scored = table.where(np.isfinite(table.cost(RSR)))
     return Comparison(
         scores=scores,
-        rank_correlation=_matrix(correlation[:-1, :-1]),
-        overlap=_matrix(overlap),
+        rank_correlation=[list(map(_number, row)) for row in correlation[:-1, :-1]],
+        overlap=overlap.tolist(),
         chance_overlap=chance,
         teachers=teachers,
-        teacher_agreement=_matrix(orders),
+        teacher_agreement=[list(map(_number, row)) for row in orders],
         findings=[*look_at_rows(scored, choice(scored, RSR)), *look_at_scores(scores, chance, len(rows))],
         notes=notes,
-        rule=_in_words(rule),
+        rule=f"--group_column {group_column}{several}" if by_problem else f"--keep_fraction {keep_fraction:g}",
         num_rows=len(table),
         num_compared=len(rows),
         num_problems=None if rows.problem is None else len(np.unique(rows.problem)),
@@ -240,8 +241,8 @@ def _comparable(table: ScoredTable, notes: list[str]) -> np.ndarray:
     if not together.any():
         most = max(missing, key=missing.get)
         raise RSRError(
-            f"None of the {len(table)} rows has a finite value of every score ({most!r} lacks most, in {missing[most]} "
-            f"rows), so there is nothing to compare. {ERROR!r} may say why; or leave that score out."
+            f"None of the {len(table)} rows has a finite value of every score ({most!r} lacks most, in "
+            f"{missing[most]} rows), so there is nothing to compare. {ERROR!r} may say why; or leave that score out."
         )
     if not together.all():
         lacking = ", ".join(f"{name} in {count:,}" for name, count in missing.items() if count)
@@ -250,14 +251,6 @@ def _comparable(table: ScoredTable, notes: list[str]) -> np.ndarray:
             f"finite: {lacking}."
         )
     return together
-
-
-def _in_words(rule: Criteria) -> str:
-    """The rule as options of `rsr select`."""
-    if rule.keep_fraction is not None:
-        return f"--keep_fraction {rule.keep_fraction:g}"
-    more = f" --keep_per_group {rule.keep_per_group}" if rule.keep_per_group > 1 else ""
-    return f"--group_column {rule.group_column}{more}"
 
 
 def _teachers(rows: ScoredTable, costs: np.ndarray, notes: list[str]) -> tuple[list[dict], np.ndarray, int | None]:
@@ -311,10 +304,6 @@ def _top_teacher(rows: ScoredTable, kept: np.ndarray) -> dict:
     count = np.bincount(rows.teacher[kept], minlength=len(rows.teachers))
     most = int(count.argmax())
     return {"chosen_top_teacher": rows.teachers[most], "chosen_top_teacher_share": float(count[most] / count.sum())}
-
-
-def _matrix(values: np.ndarray) -> list[list[float | None]]:
-    return [[_number(value) for value in row] for row in values]
 
 
 def _number(value: float) -> float | None:
