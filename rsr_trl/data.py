@@ -27,7 +27,7 @@ from datasets import load_from_disk as _load_from_disk
 from datasets.exceptions import DatasetsError
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from rsr_trl.rsr import SCORE_COLUMNS, RSRError
+from rsr_trl.rsr import CITATION, SCORE_COLUMNS, RSRError
 
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -348,12 +348,13 @@ def source_files(dataset_name: str, config: str | None = None, split: str = "tra
     return sorted(file for name, part in files.items() if str(name) in wanted or "all" in wanted for file in part)
 
 
-def dataset_card(text: str, version: str | None = None, facts: dict | None = None) -> str:
+def dataset_card(card: str | Path, version: str | None = None, facts: dict | None = None) -> str:
     """
     The `README.md` of a folder with scored data: facts for programs in its metadata, text for people below.
 
     Args:
-        text (`str`): In Markdown.
+        card (`str` or `Path`): Text in Markdown; or the path of a Jinja template of a whole card (see
+            [`~huggingface_hub.DatasetCard.from_template`]), which gets `facts` and `citation`.
         version (`str`, *optional*): Names the content of a folder that is still written to. `load_dataset` caches a
             folder whose card names data files by the folder's own name and the header: without this it would go on
             giving the rows of another folder, or of an earlier time.
@@ -362,7 +363,12 @@ def dataset_card(text: str, version: str | None = None, facts: dict | None = Non
     config = {"config_name": "default", "data_files": [{"split": "train", "path": f"{DATA_FOLDER}/train-*.parquet"}]}
     configs = {"configs": [{**config, "description": version}]} if version else {}
     data = DatasetCardData(tags=["rsr-trl"], **configs, **{FACTS: facts or {}})
-    return f"---\n{data.to_yaml()}\n---\n\n{text.strip()}\n"
+    template = (
+        card.read_text(encoding="utf-8") if isinstance(card, Path) else "---\n{{ card_data }}\n---\n\n{{ text }}"
+    )
+    text = None if isinstance(card, Path) else card.strip()
+    made = DatasetCard.from_template(data, template_str=template, text=text, facts=facts or {}, citation=CITATION)
+    return f"{made.content}\n"
 
 
 def card_facts(source: str | Path | None) -> dict:
@@ -426,7 +432,7 @@ def check_not_read(sources: Iterable[str | Path], output_dir: str | Path) -> Non
 
 
 def write_scored(
-    dataset: Dataset, output_dir: str | Path, card: str, overwrite: bool = False, facts: dict | None = None
+    dataset: Dataset, output_dir: str | Path, card: str | Path, overwrite: bool = False, facts: dict | None = None
 ) -> None:
     """
     Write a scored dataset as a folder that [`load`], `datasets.load_dataset` and `trl sft` read: `data/*.parquet` and
@@ -435,7 +441,7 @@ def write_scored(
     Args:
         dataset (`Dataset`): What to write.
         output_dir (`str` or `Path`): Folder to make. It must be absent or empty.
-        card (`str`): Text of its `README.md`, in Markdown.
+        card (`str` or `Path`): As [`dataset_card`] takes it.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace an earlier scored dataset there.
         facts (`dict`, *optional*): As [`dataset_card`] takes them.
     """
