@@ -205,13 +205,12 @@ def compare_table(
             "name": name,
             "prefer": rows.prefer[name],
             "rank_correlation": _number(correlation[j, 0]),
-            "overlap": _number(overlap[j, 0]),
+            "overlap": float(overlap[j, 0]),
             "teacher_agreement": _number(orders[j, 0]),
             "length_correlation": _number(correlation[j, -1]),
             "length_r2": _number(correlation[j, -1] ** 2),
             **_correctness(rows, costs[:, j], kept[:, j]),
-            "chosen_tokens": _number(rows.tokens[kept[:, j]].mean()),
-            **_top_teacher(rows, kept[:, j]),
+            **_chosen(rows, kept[:, j]),
         }
         for j, name in enumerate(rows.values)
     ]
@@ -292,18 +291,18 @@ def _correctness(rows: ScoredTable, cost: np.ndarray, kept: np.ndarray) -> dict:
     if rows.correct is None:
         return dict.fromkeys(names)
     known = ~np.isnan(rows.correct)
-    problem = None if rows.problem is None else rows.problem[known]
-    share, low, high = correct_first(cost[known], rows.correct[known] == 1, problem)
+    first = correct_first(cost[known], rows.correct[known] == 1, None if rows.problem is None else rows.problem[known])
     accuracy = rows.correct[known & kept].mean() if (known & kept).any() else np.nan
-    return dict(zip(names, map(_number, (share, low, high, accuracy)), strict=True))
+    return dict(zip(names, map(_number, (*first, accuracy)), strict=True))
 
 
-def _top_teacher(rows: ScoredTable, kept: np.ndarray) -> dict:
-    if rows.teacher is None:
-        return {"chosen_top_teacher": None, "chosen_top_teacher_share": None}
-    count = np.bincount(rows.teacher[kept], minlength=len(rows.teachers))
-    most = int(count.argmax())
-    return {"chosen_top_teacher": rows.teachers[most], "chosen_top_teacher_share": float(count[most] / count.sum())}
+def _chosen(rows: ScoredTable, kept: np.ndarray) -> dict:
+    top, share = None, None
+    if rows.teacher is not None:
+        count = np.bincount(rows.teacher[kept])
+        top, share = rows.teachers[count.argmax()], float(count.max() / count.sum())
+    tokens = _number(rows.tokens[kept].mean())
+    return {"chosen_tokens": tokens, "chosen_top_teacher": top, "chosen_top_teacher_share": share}
 
 
 def _number(value: float) -> float | None:
