@@ -1,12 +1,35 @@
-"""How numbers and names are written, on the page and in the terminal."""
+"""How numbers, names and texts are written, on the page and in the terminal. This file knows no dataset."""
 
 import math
-
-from rsr_trl.report.tokens import visible
+import unicodedata
 
 
 NAME_LENGTH = 60  # characters of a name on the page
 LABEL_LENGTH = 26  # and of one in a chart
+
+
+def visible(text: str) -> str:
+    """
+    Text in which nothing is hidden and nothing acts: a line end is `⏎` and the line end itself, a tab `⇥`, other
+    control characters (escape sequences begin with one) their pictures such as `␛`, and marks that would reorder or
+    hide text (bidi controls, zero-width spaces) their codes such as `\\u202e`.
+    """
+    return "".join(map(_visible_character, text))
+
+
+def _visible_character(character: str) -> str:
+    if character == "\n":
+        return "⏎\n"
+    if character == "\t":
+        return "⇥"
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    # Joiners (U+200C, U+200D) stay: words of many scripts and many emoji aren't themselves without them.
+    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and code not in (0x200C, 0x200D)
+    return character.encode("unicode_escape").decode() if hidden else character
 
 
 def name(value: object, limit: int = NAME_LENGTH) -> str:
@@ -46,3 +69,8 @@ def percent(value: float | None) -> str:
     if 0 < value < 0.005:
         return "<1%"
     return ">99%" if 0.995 <= value < 1 else f"{value:.0%}"
+
+
+def share(part: int, whole: int) -> str:
+    """A count and what share it is: `3 (50%)`."""
+    return f"{part:,} ({percent(part / whole if whole else 0.0)})"

@@ -28,7 +28,7 @@ def test_the_verdict_and_its_numbers(write, rows, pilot):
     assert "rsr is better than random in share of right answers." in words and "The loss didn't fall." in words
     assert "rsr random 50.0 46.9 3.1 (better) 1.2 to 5.0 3 200" in words
     assert "<b>own</b> random 1.2000 1.1900 0.0100 -0.0200 to 0.0500 3 200" in words
-    assert page.sections()["pilot"] and page.text["pilot"].count("leaves zero out") == 2
+    assert page.sections()["pilot"] and page.text["pilot"].count("excludes zero") == 2
 
 
 def test_a_folder_without_result_is_an_error(write, rows, tmp_path):

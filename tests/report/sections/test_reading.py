@@ -88,5 +88,5 @@ def test_top1_may_be_absent(write, rows):
 
 def test_another_r_max_is_said(write, rows):
     rows[0] |= {TOKEN_RANKS: [1000] * len(rows[0][TOKEN_IDS]), RSR: 1.0}
-    assert "made with another r_max" in write(rows, rows=[0]).words("reading")
-    assert "made with another r_max" not in write(rows, rows=[4]).words("problem")
+    assert "has another r_max" in write(rows, rows=[0]).words("reading")
+    assert "has another r_max" not in write(rows, rows=[4]).words("problem")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from rsr_trl.report.sections.training import MAX_POINTS, read_snapshots
+from rsr_trl.report.sections.training import MAX_POINTS, read_history
 from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, dataset_rsr
 from rsr_trl.training.live_table import ScoreHistory, ScoreTable
 from tests.report.pages import as_dataset
@@ -48,11 +48,11 @@ def test_snapshots_keep_the_latest_score_of_each_row(tmp_path):
     log.write(table, np.array([1]), 5, "online")
     table.update([2], [8.0], [1.0], step=5)
     log.write(table, np.array([2]), 5, "pass")
-    snapshots = read_snapshots(tmp_path, 4)
-    assert [snapshot.step for snapshot in snapshots] == [0, 5]
-    np.testing.assert_array_equal(snapshots[0].rsr, [3.0, 4.0, 2.0, np.nan])
-    np.testing.assert_array_equal(snapshots[1].rsr, [3.0, 8.0, 2.0, np.nan])
-    assert dataset_rsr(snapshots[1].rank, snapshots[1].surprisal) == pytest.approx((9 + 8 + 2) / (3 + 1 + 1))
+    steps, scores = read_history(tmp_path, 4)
+    assert steps == [0, 5]
+    np.testing.assert_array_equal(scores[0, 0], [3.0, 4.0, 2.0, np.nan])
+    np.testing.assert_array_equal(scores[1, 0], [3.0, 8.0, 2.0, np.nan])
+    assert dataset_rsr(scores[1, 1], scores[1, 2]) == pytest.approx((9 + 8 + 2) / (3 + 1 + 1))
 
 
 def test_of_many_scorings_the_first_and_the_last_stay(tmp_path):
@@ -60,9 +60,8 @@ def test_of_many_scorings_the_first_and_the_last_stay(tmp_path):
     for step in range(100):
         table.update([0], [1.0 + step], [1.0], step=step)
         log.write(table, np.array([0]), step, "pass")
-    snapshots = read_snapshots(tmp_path, 1)
-    assert len(snapshots) == MAX_POINTS
-    assert (snapshots[0].rsr[0], snapshots[-1].rsr[0]) == (1.0, 100.0)
+    steps, scores = read_history(tmp_path, 1)
+    assert len(steps) == MAX_POINTS and (scores[0, 0, 0], scores[-1, 0, 0]) == (1.0, 100.0)
 
 
 def test_a_run_on_other_data_is_noticed(write, rows, run):
