@@ -5,7 +5,7 @@ This file knows no model and no tokenizer.
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,7 +27,7 @@ from datasets import load_from_disk as _load_from_disk
 from datasets.exceptions import DatasetsError
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from rsr_trl.rsr import SCORE_COLUMNS, RSRError
+from rsr_trl.rsr import CITATION, SCORE_COLUMNS, RSRError
 
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -62,7 +62,7 @@ def load(
         streaming (`bool`, *optional*, defaults to `False`): Whether to read rows as they are needed.
 
     Raises:
-        ValueError: If nothing readable is there, if files of a folder would silently be left out, or if the split or
+        RSRError: If nothing readable is there, if files of a folder would silently be left out, or if the split or
             configuration doesn't exist (the message names those that do).
     """
     path = Path(dataset_name).expanduser()
@@ -157,7 +157,7 @@ def read_table(dataset: Dataset, names: Iterable[str | None]) -> pa.Table:
             raise RSRError(f"The dataset has no column {name!r}; its columns are {dataset.column_names}.{hint}")
     table = dataset.data.table.select(wanted)
     # A shuffled or filtered dataset is an index over its table. Reading through it gathers row by row, and leaves one
-    # chunk a row: one take of the few columns wanted is more than ten times faster.
+    # chunk per row: one take of the few columns wanted is more than ten times faster.
     return table if dataset._indices is None else table.take(dataset._indices.column(0))
 
 
@@ -198,26 +198,33 @@ def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
     """
     asked, notes = asked or Columns(), []
 
-    def find(given: str | None, known: tuple[str, ...], usable) -> str | None:
-        if given is not None:
-            return None if given == "none" else read_table(dataset, [given]).column_names[0]
-        return next((name for name in known if name in dataset.column_names and usable(name)), None)
+    def find(option: str, given: str | None, known: tuple[str, ...], usable: Callable[[str], bool]) -> str | None:
+        if given is None:
+            return next((name for name in known if name in dataset.column_names and usable(name)), None)
+        if given == "none":
+            return None
+        try:
+            return read_table(dataset, [given]).column_names[0]
+        except RSRError as error:
+            raise RSRError(f"{option}: {error}") from None
 
     def names_groups(name: str) -> bool:
         column = read_table(dataset, [name])[name]
         if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
             return False
         if column.null_count:
-            notes.append(f"Column {name!r} is null in {column.null_count:,} rows, so it isn't used.")
+            notes.append(f"Column {name!r} is null in {counted(column.null_count, 'row')}, so it isn't used.")
         return not column.null_count
 
     def repeats(name: str) -> bool:
         return names_groups(name) and pc.count_distinct(read_table(dataset, [name])[name]).as_py() < len(dataset)
 
     return Columns(
-        teacher=find(asked.teacher, TEACHER_NAMES, names_groups),
-        problem=find(asked.problem, PROBLEM_NAMES, repeats),
-        correct=find(asked.correct, CORRECT_NAMES, lambda name: dataset.features[name] == Value("bool")),
+        teacher=find("teacher_column", asked.teacher, TEACHER_NAMES, names_groups),
+        problem=find("problem_column", asked.problem, PROBLEM_NAMES, repeats),
+        correct=find(
+            "correctness_column", asked.correct, CORRECT_NAMES, lambda name: dataset.features[name] == Value("bool")
+        ),
         notes=notes,
     )
 
@@ -248,7 +255,7 @@ def as_trl_format(
         `completion`, `messages`, `conversations`, `text`) step aside as `source_<name>`.
 
     Raises:
-        ValueError: If a named column doesn't exist, or a row can't be wrapped (the message names it). Null stays null.
+        RSRError: If a named column doesn't exist, or a row can't be wrapped (the message names it). Null stays null.
     """
     names = {"prompt": prompt_column, "completion": completion_column, "messages": messages_column}
     names = {target: column for target, column in names.items() if column is not None}
@@ -341,12 +348,13 @@ def source_files(dataset_name: str, config: str | None = None, split: str = "tra
     return sorted(file for name, part in files.items() if str(name) in wanted or "all" in wanted for file in part)
 
 
-def dataset_card(text: str, version: str | None = None, facts: dict | None = None) -> str:
+def dataset_card(card: str | Path, version: str | None = None, facts: dict | None = None) -> str:
     """
     The `README.md` of a folder with scored data: facts for programs in its metadata, text for people below.
 
     Args:
-        text (`str`): In Markdown.
+        card (`str` or `Path`): Text in Markdown; or the path of a Jinja template of a whole card (see
+            [`~huggingface_hub.DatasetCard.from_template`]), which gets `facts` and `citation`.
         version (`str`, *optional*): Names the content of a folder that is still written to. `load_dataset` caches a
             folder whose card names data files by the folder's own name and the header: without this it would go on
             giving the rows of another folder, or of an earlier time.
@@ -355,7 +363,12 @@ def dataset_card(text: str, version: str | None = None, facts: dict | None = Non
     config = {"config_name": "default", "data_files": [{"split": "train", "path": f"{DATA_FOLDER}/train-*.parquet"}]}
     configs = {"configs": [{**config, "description": version}]} if version else {}
     data = DatasetCardData(tags=["rsr-trl"], **configs, **{FACTS: facts or {}})
-    return f"---\n{data.to_yaml()}\n---\n\n{text.strip()}\n"
+    template = (
+        card.read_text(encoding="utf-8") if isinstance(card, Path) else "---\n{{ card_data }}\n---\n\n{{ text }}"
+    )
+    text = None if isinstance(card, Path) else card.strip()
+    made = DatasetCard.from_template(data, template_str=template, text=text, facts=facts or {}, citation=CITATION)
+    return f"{made.content}\n"
 
 
 def card_facts(source: str | Path | None) -> dict:
@@ -378,7 +391,7 @@ def is_selection(source: str | Path | None) -> bool:
 
 def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
     """
-    Raise `ValueError` if [`write_scored`] would refuse `output_dir`: call it before the work, not after.
+    Raise `RSRError` if [`write_scored`] would refuse `output_dir`: call it before the work, not after.
 
     With `overwrite`, only a folder that this package has written is replaced, never one that holds anything else: a
     dataset of another origin may have the same files.
@@ -410,7 +423,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def check_not_read(sources: Iterable[str | Path], output_dir: str | Path) -> None:
-    """Raise `ValueError` if a file or folder that is read lies in the folder that is to be written."""
+    """Raise `RSRError` if a file or folder that is read lies in the folder that is to be written."""
     target = Path(output_dir).expanduser().resolve()
     for source in sources:
         path = Path(source).expanduser()
@@ -419,7 +432,7 @@ def check_not_read(sources: Iterable[str | Path], output_dir: str | Path) -> Non
 
 
 def write_scored(
-    dataset: Dataset, output_dir: str | Path, card: str, overwrite: bool = False, facts: dict | None = None
+    dataset: Dataset, output_dir: str | Path, card: str | Path, overwrite: bool = False, facts: dict | None = None
 ) -> None:
     """
     Write a scored dataset as a folder that [`load`], `datasets.load_dataset` and `trl sft` read: `data/*.parquet` and
@@ -428,7 +441,7 @@ def write_scored(
     Args:
         dataset (`Dataset`): What to write.
         output_dir (`str` or `Path`): Folder to make. It must be absent or empty.
-        card (`str`): Text of its `README.md`, in Markdown.
+        card (`str` or `Path`): As [`dataset_card`] takes it.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace an earlier scored dataset there.
         facts (`dict`, *optional*): As [`dataset_card`] takes them.
     """

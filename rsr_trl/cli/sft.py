@@ -26,20 +26,11 @@ from trl import (
 from rsr_trl import data
 from rsr_trl.cli.options import FormatArguments, JsonArguments, check_student_exists, option_parser
 from rsr_trl.cli.summary import finite
-from rsr_trl.cli.tables import (
-    Column,
-    beside,
-    console,
-    given,
-    print_json,
-    print_next,
-    print_table,
-    without_bars,
-)
+from rsr_trl.cli.tables import Column, beside, console, given, print_json, print_next, print_table, without_bars
 from rsr_trl.report.format import number, share
 from rsr_trl.rsr import DIRECTION, RSR, RSRError, dataset_rsr
 from rsr_trl.training.config import RSRSFTConfig
-from rsr_trl.training.score_log import HISTORY_DIR
+from rsr_trl.training.live_table import HISTORY_DIR, spearman
 from rsr_trl.training.trainer import RSRSFTTrainer
 
 
@@ -207,9 +198,9 @@ def _summarize(trainer: RSRSFTTrainer, checkpoint: str | None) -> dict:
         "resumed_from_step": resumed,
         "epochs": trainer.state.epoch,
         "train_loss": losses[-1] if losses else None,
-        "trajectories": len(trainer.table),
+        "trajectories": len(trainer.scores.table),
         # By the last scores: what is past the threshold is drawn without training.
-        "kept_per_epoch": round(trainer._sampler.kept_share() * len(trainer.table)),
+        "kept_per_epoch": round(trainer.scores.sampler.kept_share() * len(trainer.scores.table)),
         "score_threshold": trainer.args.rsr_score_threshold,
         "history": str(history),
         "direction": DIRECTION,
@@ -225,7 +216,6 @@ def _passes(history: Path) -> list[dict]:
         first = now if first is None else first.combine_first(now)
         then = first.loc[now.index]
         ratios = [dataset_rsr(one["rsr_mean_clipped_rank"], one["rsr_mean_surprisal"]) for one in (now, then)]
-        places = pd.concat([then["rsr"], now["rsr"]], axis=1).dropna().rank()  # an infinite ratio has a place too
         passes.append(
             {
                 "step": int(path.stem.split("-")[1]),
@@ -235,7 +225,7 @@ def _passes(history: Path) -> list[dict]:
                 "rsr_at_first": finite(ratios[1]),
                 "mean_clipped_rank": finite(now["rsr_mean_clipped_rank"].mean()),
                 "mean_surprisal": finite(now["rsr_mean_surprisal"].mean()),
-                "spearman_with_first": finite(places.corr().iloc[0, 1]),
+                "spearman_with_first": spearman(then["rsr"].to_numpy(), now["rsr"].to_numpy()),
             }
         )
     return passes
@@ -263,11 +253,11 @@ def _print_summary(result: dict, next_command: list[str] | None) -> None:
     out.print(f"RSR of the trajectories as the student changed ({DIRECTION}):")
     columns = (
         Column("step", lambda one: f"{one['step']:,}{' (while training)' if one['kind'] == 'online' else ''}"),
-        Column("scored", lambda one: f"{one['scored']:,}"),
-        Column("RSR", lambda one: number(one["rsr"], 3)),
-        Column("same at first", lambda one: number(one["rsr_at_first"], 3)),
+        Column("scored", "scored"),
+        Column("RSR", "rsr", digits=3),
+        Column("same at first", "rsr_at_first", digits=3),
         Column("rank / nats", lambda one: f"{number(one['mean_clipped_rank'])} / {number(one['mean_surprisal'])}"),
-        Column("order kept", lambda one: number(one["spearman_with_first"])),
+        Column("order kept", "spearman_with_first"),
     )
     print_table(out, passes if len(passes) <= MAX_PASSES else [passes[0], *passes[1 - MAX_PASSES :]], columns)
     if len(passes) > MAX_PASSES:

@@ -1,249 +1,178 @@
 """One arm of a pilot: a fresh student, trained on what its strategy chooses, and measured on the held-out problems.
 
-The trainers are TRL's SFTTrainer and RSRSFTTrainer; nothing is kept of the student but what it scored.
+The trainers are TRL's SFTTrainer and RSRSFTTrainer; nothing is kept of the student but its results.
 """
 
 import gc
 import math
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import NamedTuple
 from urllib.parse import quote
 
 import numpy as np
-from datasets import Dataset
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from rsr_trl.pilot.config import PilotConfig
-from rsr_trl.pilot.held_out import HeldOut, Scores
-from rsr_trl.pilot.strategies import RESCORED, Budget, Pool, Strategy
-from rsr_trl.scoring.scorer import FORMAT_COLUMNS
+from rsr_trl.pilot.held_out import HeldOut
+from rsr_trl.pilot.strategies import RESCORED, Pool, Strategy
+from rsr_trl.rsr import RSRError
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.trainer import RSRSFTTrainer
 
 
-if TYPE_CHECKING:
-    from peft import PeftConfig
-
 TRIAL_STEPS = 4  # of the training that measures a step
+FORWARD = 1 / 3  # part of a training step's time that a scoring pass takes for the same tokens
 
 
-@dataclass(frozen=True)
-class Arm:
-    """
-    A training of the pilot.
-
-    Args:
-        strategy ([`Strategy`], *optional*): How it chooses; `None` is the student as it is, without training.
-        seed (`int`, *optional*, defaults to `0`): Seed of the problems, of the order and of everything else.
-    """
+class Arm(NamedTuple):
+    """A training: how it chooses (`None`: the student as it is), and the seed of problems, order and all the rest."""
 
     strategy: Strategy | None = None
     seed: int = 0
-
-    @property
-    def name(self) -> str:
-        return "before" if self.strategy is None else f"{self.strategy.name}, seed {self.seed}"
 
     @property
     def file_name(self) -> str:
         return "before" if self.strategy is None else f"{quote(self.strategy.name, safe='')}-seed{self.seed}"
 
 
-@dataclass(frozen=True)
-class Student:
-    """The student as every arm begins with it: what SFTTrainer takes of the same names."""
-
-    model: str
-    quantization_config: object | None = None
-    peft_config: "PeftConfig | None" = None
-
-
-@dataclass
-class Training:
-    """What an arm trained on, and how it went."""
-
-    examples: int = 0
-    tokens: int | None = 0  # scored tokens, over all epochs; unknown of a choice that is made while it trains
-    steps: int = 0
-    seconds: float = 0.0
-    train_loss: list[dict] = field(default_factory=list)  # step, loss
-    held_out_loss: list[dict] = field(default_factory=list)  # step, loss; the last is that of the finished student
-
-
 class Arms:
-    """
-    Runs arms, one after another.
+    """Runs arms with one recipe. `student` is what SFTTrainer takes: `model`, `quantization_config`, `peft_config`."""
 
-    Args:
-        student ([`Student`]): Where each begins.
-        args ([`PilotConfig`]): Recipe of the trainings.
-        pool ([`Pool`]): Trajectories to choose from.
-        held_out ([`HeldOut`]): Problems to measure on.
-        budget ([`Budget`]): How much each trains on.
-        max_new_tokens (`int`): Length limit of responses.
-    """
-
-    def __init__(
-        self,
-        student: Student,
-        args: PilotConfig,
-        pool: Pool,
-        held_out: HeldOut,
-        budget: Budget,
-        max_new_tokens: int,
-    ):
+    def __init__(self, student: dict, args: PilotConfig, pool: Pool, held_out: HeldOut):
         self.student, self.args, self.pool, self.held_out = student, args, pool, held_out
-        self.budget, self.max_new_tokens = budget, max_new_tokens
 
-    def check(self, strategy: Strategy, seeds: list[int]) -> None:
-        """Raise `ValueError` for what can't be trained, before anything is."""
-        for seed in seeds:
-            rows = self.choose(strategy, seed)
-        if strategy.renewed and self.num_epochs(len(rows[0])) < 2:
-            raise ValueError(
-                f"{strategy.name} chooses anew each epoch, and there is one only: raise num_train_epochs."
-            )
+    def check(self, strategy: Strategy, seed: int) -> None:
+        """Raise `RSRError` for what can't be trained, before anything is."""
+        rows = self.choose(strategy, seed)
+        if strategy.renewed and self._num_epochs(len(rows[0])) < 2:
+            raise RSRError(f"{strategy.name} chooses again in each epoch: raise num_train_epochs above 1.")
         if strategy.renewed and self.args.max_steps <= 0 and self.args.num_train_epochs % 1:
-            raise ValueError(f"{strategy.name} needs whole epochs, got num_train_epochs={self.args.num_train_epochs}.")
+            raise RSRError(f"{strategy.name} needs whole epochs, got num_train_epochs={self.args.num_train_epochs}.")
 
-    def num_epochs(self, num_examples: int) -> int:
+    def _num_steps(self, num_examples: int) -> int:
+        epochs = self.args.num_train_epochs
+        return self.args.max_steps if self.args.max_steps > 0 else math.ceil(epochs * self._epoch_steps(num_examples))
+
+    def _num_epochs(self, num_examples: int) -> int:
         """Epochs that are begun."""
-        return math.ceil(self.num_steps(num_examples) / math.ceil(num_examples / self.args.batch))
+        return math.ceil(self._num_steps(num_examples) / self._epoch_steps(num_examples))
 
-    def num_steps(self, num_examples: int) -> int:
-        """Steps of an arm that trains on so many examples."""
-        if self.args.max_steps > 0:
-            return self.args.max_steps
-        return math.ceil(self.args.num_train_epochs * math.ceil(num_examples / self.args.batch))
+    def _epoch_steps(self, num_examples: int) -> int:
+        return math.ceil(num_examples / self.args.batch)
 
     def choose(self, strategy: Strategy, seed: int) -> list[np.ndarray]:
-        epochs = 1 if self.budget.examples is None else self.num_epochs(self.budget.examples)
-        return self.pool.choose(strategy, self.budget, seed, epochs)
+        """Rows of the pool that an arm trains on, as [`Pool.choose`] gives them."""
+        count = self.pool.num_examples
+        return self.pool.choose(strategy, seed, 1 if count is None else self._num_epochs(count))
 
-    def trained_tokens(self, strategy: Strategy, seed: int) -> float:
-        """Scored tokens that go through an arm's training; for a choice made while it trains, by the pool's mean."""
-        rows = self.choose(strategy, seed)
-        count = self.budget.examples if strategy.name == RESCORED else len(rows[0])
-        mean = float(self.pool.tokens[np.concatenate(rows)].mean())
-        return mean * min(self.num_steps(count) * self.args.batch, self.num_epochs(count) * count)
-
-    # ------------------------------------------------------------------------------------------------- running
-
-    def run(self, arm: Arm) -> tuple[Training, Scores]:
-        """Train and measure. On several processes all call it, and all get the result."""
+    def run(self, arm: Arm) -> dict:
+        """Train and measure. On several processes all call it, and all get the record of the arm."""
+        started = time.perf_counter()
+        strategy = arm.strategy or Strategy("before")  # which needs some rows to make a trainer
+        rows = self.choose(strategy, arm.seed)
         with tempfile.TemporaryDirectory() as folder:
-            started, training = time.perf_counter(), Training()
-            strategy = arm.strategy or Strategy("before", control=None)
-            rows = self.choose(strategy, arm.seed)
             trainer = self._trainer(strategy, arm.seed, rows, folder)
+            watch = _Watch(self.held_out, trainer)
             if arm.strategy is not None:
-                trainer.add_callback(_HeldOutLoss(lambda: self._loss(trainer), training.held_out_loss))
+                trainer.add_callback(watch)
                 trainer.train()
-                training.steps = trainer.state.global_step
-                training.examples = self.budget.examples if strategy.name == RESCORED else len(rows[0])
-                training.tokens = None if strategy.name == RESCORED else round(self.trained_tokens(strategy, arm.seed))
-                training.train_loss = [
-                    {"step": log["step"], "loss": log["loss"]} for log in trainer.state.log_history if "loss" in log
-                ]
-            training.seconds = time.perf_counter() - started
-            scores = self._measure(trainer)
-            if scores.loss is not None:
-                training.held_out_loss.append({"step": training.steps, "loss": float(scores.loss.mean())})
+            train_seconds, state = time.perf_counter() - started, trainer.state
+            batch_size, autocast = self.args.per_device_eval_batch_size, trainer.accelerator.autocast
+            problems = self.held_out.measure(trainer.model, trainer.processing_class, batch_size, autocast)
             _free(trainer)
-        return training, scores
+        means = {name: mean_of(problems, name) for name in ("correct", "loss")}
+        if means["loss"] is not None:
+            watch.losses.append({"step": state.global_step, "loss": means["loss"]})
+        record = {"strategy": None, "seed": arm.seed, "examples": 0, "tokens": 0, "teachers": None}
+        if arm.strategy is not None:
+            record |= {"strategy": strategy.name, "examples": self._num_examples(strategy, rows), "tokens": None}
+        if arm.strategy is not None and strategy.name != RESCORED:  # of which nobody knows what it chose
+            chosen = np.concatenate(rows)
+            record["tokens"] = round(state.epoch * float(self.pool.table.tokens[chosen].sum()))
+            record["teachers"] = self.pool.count_teachers(chosen)
+        return record | {
+            "steps": state.global_step,
+            "seconds": round(time.perf_counter() - started, 3),
+            "train_seconds": round(train_seconds, 3),
+            "train_loss": [{"step": log["step"], "loss": log["loss"]} for log in state.log_history if "loss" in log],
+            "held_out_loss": watch.losses,  # at the end of each epoch; the last is that of the finished student
+            **means,
+            "problems": problems,
+        }
 
-    def trial(self, strategy: Strategy, seed: int) -> tuple[float, float]:
-        """
-        Train a few steps and throw the student away.
+    def cost(self, arms: Sequence[Arm], trial: Arm, evaluation: float) -> dict:
+        """What `arms` will cost: by a few steps of `trial`, and the measured seconds of an evaluation."""
+        step, start = self._trial(trial)
+        rows, tokens, seconds = self.choose(*trial), self.pool.table.tokens, 0.0
+        usual, steps_per_arm = tokens[rows[0]].mean(), self._num_steps(len(rows[0]))
+        for strategy, seed in arms:
+            rows = self.choose(strategy, seed)
+            steps = self._num_steps(self._num_examples(strategy, rows))
+            seconds += start + step * steps * float(tokens[np.concatenate(rows)].mean() / usual)
+            if strategy.name == RESCORED:
+                batches = float(tokens[rows[0]].sum() / usual) / self.args.batch
+                seconds += FORWARD * step * batches * self._num_epochs(self.pool.num_examples)
+        return {
+            "arms": len(arms),
+            "steps_per_arm": steps_per_arm,
+            "seconds_per_step": step,
+            "training_seconds": seconds,
+            "evaluation_seconds_per_arm": evaluation,
+            "seconds": seconds + evaluation * len(arms),
+        }
 
-        Returns:
-            Seconds of a step without the first ones, and seconds of getting ready.
-        """
+    def _trial(self, arm: Arm) -> tuple[float, float]:
+        """Train a few steps and throw the student away: seconds of a step without the first, and of getting ready."""
         with tempfile.TemporaryDirectory() as folder:
-            started, times = time.perf_counter(), _StepTimes()
-            trainer = self._trainer(strategy, seed, self.choose(strategy, seed), folder, max_steps=TRIAL_STEPS)
-            trainer.add_callback(times)
+            started = time.perf_counter()
+            trainer = self._trainer(*arm, self.choose(*arm), folder, max_steps=TRIAL_STEPS)
+            trainer.add_callback(watch := _Watch())
             trainer.train()
-            whole = time.perf_counter() - started
-            steps = np.diff(times.ends)
+            seconds = time.perf_counter() - started
             _free(trainer)
-        step = float(np.median(steps[len(steps) // 2 :]))
-        return step, max(0.0, whole - step * TRIAL_STEPS)
+        step = float(np.median(np.diff(watch.ends)[1:]))
+        return step, max(0.0, seconds - step * TRIAL_STEPS)
+
+    def _num_examples(self, strategy: Strategy, rows: list[np.ndarray]) -> int:
+        return self.pool.num_examples if strategy.name == RESCORED else len(rows[0])
 
     def _trainer(
         self, strategy: Strategy, seed: int, rows: list[np.ndarray], folder: str, **changes
     ) -> SFTTrainer | RSRSFTTrainer:
-        count = len(rows[0])
-        changes = {"output_dir": folder, "seed": seed} | changes
+        count, column = self._num_examples(strategy, rows), self.pool.table.columns.problem
+        trainer_class, config_class, own = SFTTrainer, SFTConfig, {}
         if strategy.name == RESCORED:
-            count = self.budget.examples
-            changes |= {"rsr_rescore_strategy": "epoch", "rsr_sampling": "random"}
-            if self.pool.group_column is None:
-                changes["rsr_keep_fraction"] = count / len(self.pool.dataset)
-            else:
-                changes["rsr_group_column"] = self.pool.group_column
-            trainer_class, args = RSRSFTTrainer, self.args.for_arm(RSRSFTConfig, **changes)
-        else:
-            if strategy.renewed:
-                # One choice after another in one long epoch, with the steps of as many epochs of one choice each.
-                changes = {"max_steps": self.num_steps(count)} | changes
-            if strategy.renewed or strategy.ordered:
-                changes["train_sampling_strategy"] = "sequential"
-            trainer_class, args = SFTTrainer, self.args.for_arm(SFTConfig, **changes)
-        dataset = _trainable(self.pool, np.concatenate(rows))
+            trainer_class, config_class = RSRSFTTrainer, RSRSFTConfig
+            own = {"rsr_rescore_strategy": "epoch", "rsr_sampling": "random", "rsr_group_column": column}
+            own |= {} if column else {"rsr_keep_fraction": count / len(self.pool.dataset)}
+        elif strategy.renewed:
+            # One choice after another in one long epoch, with the steps of as many epochs of one choice each.
+            own = {"train_sampling_strategy": "sequential", "max_steps": self._num_steps(count)}
+        elif strategy.ordered:
+            own = {"train_sampling_strategy": "sequential"}
+        recipe = {f.name: getattr(self.args, f.name) for f in fields(config_class) if f.init}
+        args = config_class(**recipe | {"output_dir": folder, "seed": seed} | own | changes)
+        dataset = self.pool.trainable(np.concatenate(rows))
         set_seed(seed)  # an adapter begins at random
-        trainer = trainer_class(
-            self.student.model,
-            args=args,
-            train_dataset=dataset,
-            quantization_config=self.student.quantization_config,
-            peft_config=self.student.peft_config,
-        )
-        if (left := len(trainer.train_dataset)) < len(dataset):
-            raise ValueError(
-                f"{strategy.name}: {len(dataset) - left} of {len(dataset)} chosen trajectories have no token to train "
-                f"on within max_length={args.max_length}: raise it."
+        trainer = trainer_class(args=args, train_dataset=dataset, **self.student)
+        if dropped := len(dataset) - len(trainer.train_dataset):
+            raise RSRError(
+                f"{strategy.name}: {dropped} of {len(dataset)} chosen trajectories have no token to train on within "
+                f"max_length={args.max_length}: raise it."
             )
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-            raise ValueError("A pilot keeps a whole student on each device: launch it without FSDP and DeepSpeed.")
+            raise RSRError("A pilot keeps a whole student on each device: launch it without FSDP and DeepSpeed.")
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    # ------------------------------------------------------------------------------------------------- measuring
 
-    def _measure(self, trainer: SFTTrainer) -> Scores:
-        loss = self._loss(trainer)
-        if self.held_out.answers is None:
-            return Scores(loss, None, None, None)
-        accelerator = trainer.accelerator
-        responses, cut = self.held_out.respond(
-            trainer.model,
-            trainer.processing_class,
-            self.max_new_tokens,
-            self.args.per_device_eval_batch_size,
-            accelerator.process_index,
-            accelerator.num_processes,
-            accelerator.autocast,
-        )
-        return Scores(loss, self.held_out.check(responses), responses, cut)
-
-    def _loss(self, trainer: SFTTrainer) -> np.ndarray | None:
-        if not self.held_out.has_references:
-            return None
-        accelerator = trainer.accelerator
-        return self.held_out.loss(
-            trainer.model, trainer.processing_class, accelerator.process_index, accelerator.num_processes
-        )
-
-
-def _trainable(pool: Pool, rows: np.ndarray) -> Dataset:
-    """The rows with the columns that training reads."""
-    wanted = {*FORMAT_COLUMNS, "text", pool.group_column}
-    return pool.dataset.select_columns([name for name in pool.dataset.column_names if name in wanted]).select(rows)
+def mean_of(problems: Sequence[dict], metric: str) -> float | None:
+    """Mean of a metric over the problems; `None` where it wasn't measured."""
+    return None if problems[0][metric] is None else float(np.mean([problem[metric] for problem in problems]))
 
 
 def _free(trainer: SFTTrainer) -> None:
@@ -253,22 +182,16 @@ def _free(trainer: SFTTrainer) -> None:
     gc.collect()
 
 
-class _HeldOutLoss(TrainerCallback):
-    """The held-out loss at the end of each epoch but the last, after which all is measured."""
+class _Watch(TrainerCallback):
+    """Notes when each step ended and, if asked, the held-out loss at the end of each epoch but the last."""
 
-    def __init__(self, measure: Callable[[], np.ndarray | None], curve: list[dict]):
-        self.measure, self.curve = measure, curve
-
-    def on_epoch_end(self, args, state, control, **kwargs):
-        if state.global_step < state.max_steps and (loss := self.measure()) is not None:
-            self.curve.append({"step": state.global_step, "loss": float(loss.mean())})
-
-
-class _StepTimes(TrainerCallback):
-    """When each step ended."""
-
-    def __init__(self):
-        self.ends: list[float] = []
+    def __init__(self, held_out: HeldOut | None = None, trainer: SFTTrainer | None = None):
+        self.held_out, self.trainer, self.ends, self.losses = held_out, trainer, [], []
 
     def on_step_end(self, args, state, control, **kwargs):
         self.ends.append(time.perf_counter())
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.held_out is not None and self.held_out.has_references and state.global_step < state.max_steps:
+            loss = self.held_out.loss(self.trainer.model, self.trainer.processing_class)
+            self.losses.append({"step": state.global_step, "loss": float(loss.mean())})

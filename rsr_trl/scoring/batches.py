@@ -1,4 +1,4 @@
-"""Which rows go through the student together, and how they lie in one batch: by tokens, longest first.
+"""Pieces of work and their sizes; which rows go through the student together, and how they lie in one batch.
 
 Knows numbers alone: neither the model nor what a row is.
 """
@@ -9,7 +9,36 @@ from typing import Literal
 import numpy as np
 
 
+# From large to small:
+#
+#   shard    16k to 1M tokens rows of one file of a job: what a kill loses, and by what processes are uneven
+#   window   ~1M tokens       consecutive rows; tokenized while the window before it is scored, and sorted by length
+#   batch    4,096 or 32,768  rows of one window; one forward of the backbone
+#   tile     positions x columns of logits; one product of the LM head, over one batch or several small ones
+SHARD_TOKENS = (2**14, 2**20)  # at least what keeps a GPU busy, at most some minutes of work
+SHARDS = (160, 2000)  # at least 20 for each of 8 processes; more files are slow to list, on the Hub and on disk
+STREAM_SHARD_TOKENS = 2**22  # where nobody knows how many there will be
+WINDOW_TOKENS = 2**20  # many batches, so that sorting within a window loses little against sorting everything
+TOKENIZED_ROWS = 64  # a call of the tokenizer: enough for its threads, few enough for texts of megabytes
+MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}  # measured by `make bench`: the CPU gains nothing from larger ones
+HEAD_POSITIONS = 512  # hidden states wait for each other until there are so many: the head's weights are read once
+# On the CPU a tile of 1M fp32 numbers stays in the caches between the matrix product and the fold; a GPU wants large
+# products.
+TILE = {"cpu": (512, 2048), "cuda": (4096, 16384)}
+
 Layout = Literal["equal", "padded", "packed"]
+
+
+def rows_of_shard(lengths: Sequence[int], num_rows: int | None) -> int:
+    """
+    Rows of a shard, by data alone. `lengths` are the tokens of some rows that stand for all `num_rows`; `None` is a
+    stream.
+    """
+    mean = max(1.0, float(np.mean(lengths))) if len(lengths) else 1.0
+    tokens = STREAM_SHARD_TOKENS
+    if num_rows is not None:
+        tokens = max(np.clip(mean * num_rows / SHARDS[0], *SHARD_TOKENS), mean * num_rows / SHARDS[1])
+    return max(1, round(tokens / mean))
 
 
 def plan_batches(
@@ -19,29 +48,29 @@ def plan_batches(
     border: int | None = None,
 ) -> list[np.ndarray]:
     """
-    Group rows into batches of at most `max_batch_tokens` tokens, longest rows first, so that running out of memory
-    shows in the first batch.
-
-    The plan depends on the lengths and the arguments alone: the same data gives the same batches on every run. A
-    single row longer than the budget makes a batch of its own.
+    Indices of each batch's rows, longest rows first so that running out of memory shows in the first batch; together
+    every row of nonzero length once. The plan depends on the arguments alone, so the same data gives the same batches.
 
     Args:
-        lengths (integer sequence of length `n`): Tokens of each row; rows of length 0 are left out.
-        max_batch_tokens (`int`): Budget of a batch, padding included.
+        lengths (integer sequence of length `n`): Tokens of each row.
+        max_batch_tokens (`int`): Budget of a batch, padding included; a longer row is a batch of its own.
         layout (`str`, *optional*, defaults to `"padded"`):
-            `"equal"` puts only rows of one length together, so nothing is computed on padding; `"padded"` fills up
-            with padding to the batch's longest row; `"packed"` lays rows one behind another (for attention that keeps
-            packed sequences apart), without padding.
+            `"equal"` puts only rows of one length together, so nothing is computed on padding; `"padded"` fills up to
+            the batch's longest row; `"packed"` lays rows end to end, for attention that keeps them apart.
         border (`int`, *optional*): Rows longer than this don't share a batch with others.
-
-    Returns:
-        list of integer arrays: indices of each batch's rows, together every row of nonzero length exactly once.
     """
     if max_batch_tokens < 1:
         raise ValueError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}.")
     lengths = np.asarray(lengths, dtype=np.int64)
     order = np.argsort(-lengths, kind="stable")  # stable: rows of equal length stay in source order
     order = order[lengths[order] > 0]
+    # A batch is order[start:stop]. With max_batch_tokens=12:
+    #
+    #   falling   6  5  5  3  2       lengths, longest first
+    #   totals    6 11 16 19 21       tokens up to and with each row
+    #   equal    |6 |5  5 |3 |2 |     one length
+    #   padded   |6  5 |5  3 |2 |     longest * rows <= 12
+    #   packed   |6  5 |5  3  2 |     totals[stop - 1] - totals[start - 1] <= 12
     falling = lengths[order]
     totals = np.cumsum(falling)
     batches, start = [], 0
@@ -66,18 +95,9 @@ def lay_out(
     ids: Sequence[np.ndarray], scored: Sequence[np.ndarray], layout: Layout, pad_token_id: int = 0
 ) -> dict[str, np.ndarray | int]:
     """
-    Rows as the arrays of one batch.
-
-    Args:
-        ids (sequence of integer arrays): Token ids of each row.
-        scored (sequence of bool arrays): Which tokens of each row are scored.
-        layout (`str`): `"packed"` lays the rows one behind another; any other pads on the right where they differ.
-        pad_token_id (`int`, *optional*, defaults to `0`): Id to pad with.
-
-    Returns:
-        `dict`: `input_ids` (int64) and `scored` (bool) of shape `(rows, longest)`, packed `(1, tokens)`; and where
-        needed, as models take them, `attention_mask` (rows of different lengths), or for packed rows `position_ids`,
-        which start anew with each row, and the borders that FlashAttention takes.
+    Rows, given by token ids and by which are scored, as the arrays of one batch: `input_ids` (int64) and `scored`
+    (bool) of shape `(rows, longest)`, or packed `(1, tokens)`. Where needed, as models take them, `attention_mask`, or
+    for packed rows `position_ids`, which start at 0 with each row, and the borders that FlashAttention takes.
     """
     lengths = np.array([len(row) for row in ids])
     if layout == "packed":

@@ -1,81 +1,32 @@
 """Score a dataset into a folder: by many processes, bigger than memory, safe to kill at any moment.
 
-The dataset is a row of parts; each becomes a shard, written whole. Processes share the folder and nothing else: each
-takes the next part that is neither done nor locked, until nothing is left. So none waits for another, they may start
-and end at any time, and starting again means going on. This file knows no command line.
+    shard      0    1    2    3    4   ...    `shard_rows` rows each; a parquet file and its record
+    process    0    1    0    1    0   ...    shard % num_processes
+
+Where shards end depends on data and settings alone, so any number of processes gives the same files. Every process
+owns its shards and waits for nobody; starting again means going on. This file knows no command line.
 """
 
 import errno
-import json
-import os
-import socket
 import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
-from xxhash import xxh3_128
+from xxhash import xxh3_64_hexdigest
 
-from rsr_trl.data import COMPLETE, STATE_FOLDER, dataset_card
-from rsr_trl.scoring.locks import Lock
-from rsr_trl.scoring.manifest import LOCKS, OPENING, TOTAL, held_locks, open_folder
-from rsr_trl.scoring.parts import Part, Parts
-from rsr_trl.scoring.rows import add_columns, without_scores
+from rsr_trl.data import dataset_card
+from rsr_trl.rsr import RSRError
+from rsr_trl.scoring.batches import rows_of_shard
+from rsr_trl.scoring.rows import TokenBar, add_columns, typed_rows, without_scores
 from rsr_trl.scoring.scorer import RSRScorer
-from rsr_trl.scoring.shards import ShardFolder, ShardRecord, write_json, write_text
-from rsr_trl.scoring.windows import TokenBar
+from rsr_trl.scoring.shards import ShardFolder, read_json, write_json, written_whole
+from rsr_trl.scoring.tokens import TokenizedExample
 
 
-POLL = 1.0  # seconds between two looks at what other processes do
-NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
-
-
-@dataclass(frozen=True)
-class Share:
-    """
-    Which of several processes this one is.
-
-    Args:
-        number (`int`, *optional*, defaults to `0`): Counted from 0.
-        of (`int`, *optional*, defaults to `1`): How many there are.
-        own_only (`bool`, *optional*, defaults to `False`): Whether it leaves the others' parts alone, as
-            `--shard i/n` does; otherwise it takes whatever is free.
-    """
-
-    number: int = 0
-    of: int = 1
-    own_only: bool = False
-
-    def is_own(self, index: int) -> bool:
-        return index % self.of == self.number
-
-
-@dataclass
-class Totals:
-    """What is in a folder, and how fast it came there in this run."""
-
-    shards: int | None = None  # in all; unknown while nobody has seen the end of a stream
-    shards_done: int = 0
-    rows: int = 0
-    scored: int = 0
-    truncated: int = 0
-    tokens: int = 0
-    reasons: Counter = field(default_factory=Counter)
-    failed_rows: list[int] = field(default_factory=list)  # the first ones
-    held_by: list[str] = field(default_factory=list)  # who works on what isn't done
-    processes: dict[str, dict] = field(default_factory=dict)  # rows, tokens and seconds of this run by process
-
-    @property
-    def complete(self) -> bool:
-        return self.shards == self.shards_done
-
-    @property
-    def balance(self) -> float | None:
-        """Busy time of the least busy process over that of the busiest; 1 is even."""
-        busy = [one["seconds"] for one in self.processes.values()]
-        return min(busy) / max(busy) if busy and max(busy) else None
+SAMPLE_ROWS = 256  # rows that stand for all
 
 
 class Job:
@@ -85,16 +36,17 @@ class Job:
     Args:
         scorer ([`RSRScorer`]): With `overwrite`, it replaces the dataset's own score columns.
         dataset (`Dataset` or `IterableDataset`): With its types known.
-        output_dir (`Path`): Folder of the scored dataset.
-        data (`dict`): What names the dataset, from [`~rsr_trl.scoring.manifest.data_identity`].
-        shard_rows (`int`): Rows of a shard.
-        share ([`Share`], *optional*): Which of several processes this is.
-        card (`str`, *optional*): Text of the folder's `README.md`.
-        facts (`dict`, *optional*): As [`~rsr_trl.data.dataset_card`] takes them.
-        overwrite (`bool`, *optional*, defaults to `False`): Remove what another run has left in the folder.
+        output_dir (`str` or `Path`): Folder of the scored dataset.
+        identity (`dict`): What names the dataset: its `files` (see [`~rsr_trl.data.source_files`]), and how it was
+            asked for (configuration, split, columns).
+        shard_rows (`int`, *optional*): Rows of a shard; [`default_shard_rows`] by default.
+        process, num_processes (`int`, *optional*): Which of how many processes this is, counted from 0.
+        card, facts (*optional*): As [`~rsr_trl.data.dataset_card`] takes them.
+        overwrite (`bool`, *optional*, defaults to `False`): Remove what another run has left; not what this one has.
 
     Raises:
-        ValueError: if the folder holds another run, or anything else.
+        RSRError: if the folder holds another run or anything else, or if another run, or this process of this run, is
+            at work there.
     """
 
     def __init__(
@@ -102,168 +54,144 @@ class Job:
         scorer: RSRScorer,
         dataset: Dataset | IterableDataset,
         output_dir: str | Path,
-        data: dict,
-        shard_rows: int,
-        share: Share | None = None,
-        card: str = "",
-        overwrite: bool = False,
+        identity: dict,
+        shard_rows: int | None = None,
+        process: int = 0,
+        num_processes: int = 1,
+        card: str | Path = "",
         facts: dict | None = None,
+        overwrite: bool = False,
     ):
         scorer.check_columns(dataset.column_names)
-        self.scorer = scorer
-        self.share = share or Share()
-        self.output_dir = Path(output_dir)
-        self.state = self.output_dir / STATE_FOLDER
-        run = {"student": scorer.identity, "data": data, "settings": {"shard_rows": shard_rows}}
-        self.shards = ShardFolder(self.output_dir, open_folder(self.output_dir, run, overwrite))
-        self.parts = Parts(dataset, shard_rows, self._known_rows())
-        self.process = f"{socket.gethostname()}:{os.getpid()}"
-        self._done: dict[int, ShardRecord] = {}
-        self.card, self.facts = card, facts or {}
-        self._find_done()
-        self._done_before = set(self._done)
-        if not (self.state / COMPLETE).is_file():
-            self._write_card("incomplete")
+        if shard_rows is None:
+            shard_rows = default_shard_rows(dataset, tokenized_sample(scorer, dataset))
+        if shard_rows < 1:
+            raise RSRError(f"shard_rows must be at least 1, got {shard_rows}.")
+        self.scorer, self.dataset, self.shard_rows = scorer, dataset, shard_rows
+        self.process, self.num_processes, self._card, self._facts = process, num_processes, card, facts
+        run = {"student": scorer.identity(), "data": identity, "settings": {"shard_rows": shard_rows}}
+        self.folder = folder = ShardFolder(Path(output_dir), run, process, num_processes, overwrite)
+        self.num_rows = len(dataset) if isinstance(dataset, Dataset) else read_json(folder.complete).get("rows")
+        last = max((int(path.stem) for path in folder.records.glob("*.json")), default=-1)
+        self._done: dict[int, dict] = {}
+        for index in range(process, last + 1 if self.num_shards is None else self.num_shards, num_processes):
+            if record := folder.record(index, check_bytes=True):
+                self._done[index] = record
+            else:
+                folder.forget(index)
+        self.was_complete = folder.complete.is_file()
+        if not self.was_complete:
+            self._write_card()
 
-    # ------------------------------------------------------------------------------------------------- the work
+    @property
+    def num_shards(self) -> int | None:
+        """Of a stream, known when it was read to its end."""
+        return None if self.num_rows is None else -(-self.num_rows // self.shard_rows)
+
+    def _left(self) -> Iterator[tuple[int, Dataset]]:
+        """The shards of this process that aren't done: number and rows."""
+        if isinstance(self.dataset, Dataset):
+            for index in range(self.process, self.num_shards, self.num_processes):
+                if index not in self._done:
+                    first = index * self.shard_rows
+                    yield index, self.dataset.select(range(first, min(first + self.shard_rows, self.num_rows)))
+        elif not self.was_complete:
+            stream, index, num_rows = iter(self.dataset), 0, 0
+            while rows := list(islice(stream, self.shard_rows)):
+                if index % self.num_processes == self.process and index not in self._done:
+                    yield index, typed_rows(rows, self.dataset.features, num_rows)
+                index, num_rows = index + 1, num_rows + len(rows)
+            self.num_rows = num_rows
 
     def check_rows(self) -> None:
-        """Raise `ValueError` with the first row that can't be scored, before any is scored."""
-        for part in self.parts:
-            if part.index in self._done or (self.share.own_only and not self.share.is_own(part.index)):
-                continue
-            for window in self.scorer.windows_of(part.load()):
-                self.scorer.check_teacher_logprobs(window.examples, part.first_row + window.first_row)
-                for row, example in enumerate(window.examples, start=part.first_row + window.first_row):
+        """Raise `RSRError` with the first row that can't be scored, before any is scored."""
+        for index, rows in self._left():
+            for window in self.scorer.windows_of(rows):
+                for row, example in enumerate(window.examples, index * self.shard_rows + window.first_row):
                     if example.error is not None:
-                        raise ValueError(
-                            f"Row {row} can't be scored: {example.error}. Nothing was scored. Mend the row, or let "
+                        self.folder.lock.release()
+                        raise RSRError(
+                            f"Row {row} can't be scored: {example.error}. Nothing was scored. Fix the row, or let "
                             "such rows have null (--on_error null)."
                         )
 
-    def run(self, wait: bool = False, show_bar: bool = True) -> None:
-        """
-        Score what is left and free.
-
-        Args:
-            wait (`bool`, *optional*, defaults to `False`): Wait for parts that living processes are at, and take over
-                those of processes that die.
-            show_bar (`bool`, *optional*, defaults to `True`): Whether to show a progress bar.
-        """
-        with TokenBar(self.parts.num_rows, disable=not show_bar) as self._bar:
-            for record in self._done.values():
-                self._bar.found_done(record.rows, record.tokens)
-            while not self._pass() and wait:
-                time.sleep(POLL)
-
-    def _pass(self) -> bool:
-        """Go over all parts once and score those that are free. Whether all are done then."""
-        if self.parts.count is None or len(self._done) < self.parts.count:
-            for part in self.parts:
-                if not self._is_done(part.index) and (self.share.is_own(part.index) or not self.share.own_only):
-                    self._try(part)
-        self._bar.num_rows = self.parts.num_rows
-        if not (self.state / TOTAL).is_file():
-            write_json(self.state / TOTAL, {"rows": self.parts.num_rows})
-        # Whoever ends last sees it all, even if others were at work on some when this process came by. And with a
-        # fresh look: another process may have found a shard damaged in the meantime.
-        all_done = all(self._is_done(index) for index in range(self.parts.count))
-        if all_done:
-            self._done = {i: record for i in range(self.parts.count) if (record := self.shards.record(i))}
-            all_done = len(self._done) == self.parts.count
-        if all_done:
-            # Killed between a shard's last byte and its release, an owner leaves a lock on what is done.
-            for lock in (self.state / LOCKS).iterdir():
-                if lock.name.isdigit():
-                    lock.unlink(missing_ok=True)
-            self._write_card("complete")
-            write_json(self.state / COMPLETE, {"rows": self.parts.num_rows, "shards": self.parts.count})
-        return all_done
-
-    def _try(self, part: Part) -> None:
-        """Score a part unless somebody is at it."""
-        lock = Lock(self.state / LOCKS / f"{part.index:06d}")
-        try:  # a stop may come at any moment from here on
-            if not lock.acquire():
-                return
-            if not self._is_done(part.index):  # it may have been finished between the two looks
-                self._score(part)
+    def run(self, show_bar: bool = True) -> bool:
+        """Score what is left. Whether this completed the dataset: of several processes, the last to end does."""
+        rows = self.num_rows and len(range(self.process, self.num_shards, self.num_processes)) * self.shard_rows
+        try:
+            with TokenBar(rows and min(rows, self.num_rows), disable=not show_bar) as bar:
+                for record in self._done.values():
+                    bar.found_done(record["rows"], record["tokens"])
+                for index, rows in self._left():
+                    self._done[index] = self._score(index, rows, bar)
+            return self._complete()
         except OSError as error:
-            if error.errno in NO_ROOM:
-                done = f"What is done ({len(self._done):,} shards) stays good"
-                raise OSError(
-                    error.errno,
-                    f"no room left in {str(self.output_dir)!r}. {done}: free some and run the same command again",
-                ) from error
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                done = (
+                    f"What is done ({len(self._done):,} shards) stays good: free some and run the same command again"
+                )
+                raise OSError(error.errno, f"no room left in {str(self.folder.path)!r}. {done}") from error
             raise
         finally:
-            lock.release()
+            self.folder.lock.release()
 
-    def _score(self, part: Part) -> None:
-        start = time.perf_counter()
-        dataset = without_scores(part.load(), self.scorer.schema)
-        before = self._bar.tokens
-        table = self.scorer.score_rows(dataset, self._bar, part.first_row)
-        seconds = time.perf_counter() - start
-        self._done[part.index] = self.shards.write(
-            add_columns(dataset, table),
-            part.index,
-            part.first_row,
-            self._bar.tokens - before,
-            seconds,
-            self.process,
-        )
+    def _score(self, index: int, rows: Dataset, bar: TokenBar) -> dict:
+        start, tokens, first_row = time.perf_counter(), bar.tokens, index * self.shard_rows
+        rows = without_scores(rows, self.scorer.schema)
+        scored = add_columns(rows, self.scorer.score_rows(rows, bar, first_row))
+        return self.folder.write(scored, index, first_row, bar.tokens - tokens, time.perf_counter() - start)
 
-    # ------------------------------------------------------------------------------------------------ what is done
+    def _complete(self) -> bool:
+        """Write down that the dataset is complete, if it is and nobody has yet. Whether this call did so."""
+        with self.folder.alone:
+            if self.folder.complete.is_file() or len(self.folder.done()) < self.num_shards:
+                return False
+            self._write_card()
+            write_json(self.folder.complete, {"rows": self.num_rows, "shards": self.num_shards})
+            return True
 
-    def _find_done(self) -> None:
-        """Look at all shards there are; the bytes of this process's own share are read, those of others' not."""
-        for path in sorted(self.shards.records.glob("*.json")):
-            index = int(path.stem)
-            if record := self.shards.record(index, check_bytes=self.share.is_own(index)):
-                self._done[index] = record
-            elif not Lock(self.state / LOCKS / path.stem).is_held():
-                # Damaged: it isn't done, for nobody. First of all, the folder isn't complete.
-                (self.state / COMPLETE).unlink(missing_ok=True)
-                path.unlink(missing_ok=True)
+    def _write_card(self) -> None:
+        content = xxh3_64_hexdigest("".join(record["digest"] for record in self.folder.done().values()))
+        card = dataset_card(self._card, f"{self.folder.run} {content}", self._facts)
+        with written_whole(self.folder.path / "README.md") as path:
+            path.write_text(card, encoding="utf-8")
 
-    def _is_done(self, index: int) -> bool:
-        if index not in self._done and (record := self.shards.record(index)):
-            self._done[index] = record
-            self._bar.expect(record.rows, record.tokens)
-            self._bar.update(record.rows, record.tokens)
-        return index in self._done
-
-    def _known_rows(self) -> int | None:
-        try:
-            return json.loads((self.state / TOTAL).read_text())["rows"]
-        except (OSError, ValueError, KeyError):
-            return None
-
-    def totals(self) -> Totals:
-        """What is done, by whomever."""
-        known = [int(path.stem) for path in sorted(self.shards.records.glob("*.json"))]
-        records = [record for index in known if (record := self.shards.record(index))]
-        totals = Totals(shards=self.parts.count, shards_done=len(records))
+    def totals(self) -> dict:
+        """
+        What is done, by whomever: shards, rows, tokens, `at_work` (the processes that still score), and of this launch
+        `processes` (rows, tokens, seconds of each) and `balance` (seconds of the least busy over the busiest).
+        """
+        records, processes = list(self.folder.done().values()), {}
         for record in records:
-            for name in ("rows", "scored", "truncated", "tokens"):
-                setattr(totals, name, getattr(totals, name) + getattr(record, name))
-            totals.reasons.update(record.reasons)
-            totals.failed_rows += record.failed_rows
-            if record.index not in self._done_before:
-                mine = totals.processes.setdefault(record.process, dict.fromkeys(("rows", "tokens", "seconds"), 0))
-                for name in mine:
-                    mine[name] += getattr(record, name)
-        owners = [owner for name, owner in held_locks(self.state).items() if name != OPENING]
-        totals.held_by = sorted({f"{owner['host']}:{owner['pid']}" for owner in owners if owner})
-        return totals
+            if record["launch"] == self.folder.launch:
+                mine = processes.setdefault(record["process"], Counter())
+                mine.update({name: record[name] for name in ("rows", "tokens", "seconds")})
+        for one in processes.values():
+            one["tokens_per_second"] = one["tokens"] / one["seconds"]
+        seconds = [one["seconds"] for one in processes.values()]
+        return {
+            "complete": len(records) == self.num_shards,
+            "shards": self.num_shards,
+            "shards_done": len(records),
+            "rows_done": sum(record["rows"] for record in records),
+            "tokens": sum(record["tokens"] for record in records),
+            "failed_rows": [row for record in records for row in record["failed_rows"]],
+            "at_work": self.folder.busy(),
+            "processes": processes,
+            "balance": min(seconds) / max(seconds) if seconds else None,
+        }
 
-    def files(self) -> Iterable[Path]:
-        """The parquet files, in the order of the rows."""
-        return [self.shards.path(index) for index in sorted(self._done)]
 
-    def _write_card(self, state: str) -> None:
-        digests = xxh3_128("".join(record.digest for _, record in sorted(self._done.items())).encode())
-        version = f"{state} {self.shards.run} {digests.hexdigest()[:16]}"
-        text = dataset_card(self.card, version, self.facts)
-        write_text(self.output_dir / "README.md", text)
+def tokenized_sample(scorer: RSRScorer, dataset: Dataset | IterableDataset) -> list[TokenizedExample]:
+    """Some rows that stand for all, tokenized: evenly spread ones, or a stream's first."""
+    if isinstance(dataset, Dataset):
+        rows = dataset.select(range(0, len(dataset), max(1, len(dataset) // SAMPLE_ROWS))[:SAMPLE_ROWS])
+    else:
+        rows = Dataset.from_list(list(islice(iter(dataset), SAMPLE_ROWS)), features=dataset.features)
+    return [example for window in scorer.windows_of(rows) for example in window.examples]
+
+
+def default_shard_rows(dataset: Dataset | IterableDataset, examples: Sequence[TokenizedExample]) -> int:
+    """Rows of a shard, by data alone. `examples` are the [`tokenized_sample`]."""
+    num_rows = len(dataset) if isinstance(dataset, Dataset) else None
+    return rows_of_shard([len(example.input_ids) for example in examples], num_rows)

@@ -1,11 +1,21 @@
-"""Rows and columns on their way into a scorer and out of it."""
+"""Rows of a dataset on their way into a scorer, and columns on their way out.
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+In: rows become tokens window by window; one is scored while the next is tokenized in the background. Sorting by length
+happens within a window, so memory depends on the window and not on the dataset. Where windows end depends on rows and
+tokens alone. Out: flat arrays become typed columns. This file knows no student.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice, product
+from threading import Event
 
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset
+from datasets.utils import tqdm
 
 from rsr_trl.rsr import (
     ERROR,
@@ -13,61 +23,168 @@ from rsr_trl.rsr import (
     MEAN_SURPRISAL,
     NUM_TOKENS,
     RSR,
-    SCORE_PREFIX,
     STUDENT,
     TOKEN_IDS,
     TOKEN_RANKS,
     TOKEN_SURPRISALS,
     TOKEN_TOP1,
     TRUNCATED,
+    RSRError,
     rsr_from_means,
     score_schema,
 )
-from rsr_trl.scoring.other_scores import joined
-from rsr_trl.scoring.scored_tokens import ScoredTokens
-from rsr_trl.scoring.scores import ALL_COLUMNS
-from rsr_trl.scoring.student import TokenScores
+from rsr_trl.scoring.batches import TOKENIZED_ROWS, WINDOW_TOKENS
+from rsr_trl.scoring.scores import ALL_COLUMNS, ScoredTokens
 from rsr_trl.scoring.tokens import TokenizedExample
 
 
-_PROVENANCE = SCORE_PREFIX + "provenance"
-_TOKEN_FIELDS = {
-    TOKEN_IDS: "token_ids",
-    TOKEN_RANKS: "ranks",
-    TOKEN_SURPRISALS: "surprisals",
-    TOKEN_TOP1: "top1",
-}
+_BAD_TYPE = (ValueError, TypeError, OverflowError)
 
 
-class SlimRows:
+# ---------------------------------------------------------------------------------------------------------- rows in
+
+
+def with_features(dataset: IterableDataset, num_rows: int = 256) -> IterableDataset:
+    """A stream that knows the types of its columns; where nobody says, its first rows decide."""
+    if dataset.features is not None:
+        return dataset
+    first = list(islice(iter(dataset), num_rows))
+    if not first:
+        raise RSRError("The dataset is empty: it holds no row.")
+    return dataset.cast(Dataset.from_list(first, on_mixed_types="use_json").features)
+
+
+def typed_rows(rows: list[dict], features: Features, first_row: int) -> Dataset:
+    """Rows of a stream as a dataset; raises `RSRError` with the first that hasn't the types of `features`."""
+    try:
+        return Dataset.from_list(rows, features=features)
+    except _BAD_TYPE as error:
+        for (row, values), (name, kind) in product(enumerate(rows, first_row), features.items()):
+            try:
+                Dataset.from_list([{name: values[name]}], features=Features({name: kind}))
+            except _BAD_TYPE as reason:
+                raise RSRError(
+                    f"Row {row}, column {name!r}, doesn't have the type of the first rows, {kind}: {reason}. Fix the "
+                    "row, or read the dataset without --dataset_streaming."
+                ) from error
+        raise
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive rows that are sorted and scored together: the position of the first, and all in source order."""
+
+    first_row: int
+    examples: list[TokenizedExample]
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(example.input_ids) for example in self.examples if not example.error)
+
+
+def windows(
+    dataset: Dataset,
+    tokenize: Callable[[Sequence[dict]], list[TokenizedExample]],
+    window_tokens: int = WINDOW_TOKENS,
+) -> Iterator[Window]:
     """
-    Rows of a dataset, as slices of it are, without `top_logprobs` in one column: nobody reads them, and as Python
-    objects they take gigabytes.
+    Tokenize a dataset that has no columns but those that `tokenize` reads, window by window, in source order. While
+    one window is looked at, the next is tokenized in a background thread. The call of `tokenize` that reaches
+    `window_tokens` ends a window.
+    """
+    stopped = Event()
+    tokenized = _tokenized(dataset, tokenize, window_tokens, stopped)
+    with ThreadPoolExecutor(1, "rsr-tokenize") as background:
+        try:
+            ahead = background.submit(next, tokenized, None)
+            while (window := ahead.result()) is not None:
+                ahead = background.submit(next, tokenized, None)
+                yield window
+        finally:
+            stopped.set()
 
-    Args:
-        dataset (`Dataset`): Without a format.
-        column (`str`): The column with log-probabilities.
+
+def _tokenized(dataset: Dataset, tokenize: Callable, window_tokens: int, stopped: Event) -> Iterator[Window]:
+    first, examples, tokens = 0, [], 0
+    for start in range(0, len(dataset), TOKENIZED_ROWS):
+        if stopped.is_set():  # nobody waits for the rest
+            return
+        more = tokenize(to_rows(dataset[start : start + TOKENIZED_ROWS]))
+        examples += more
+        tokens += sum(len(example.input_ids) for example in more)
+        if tokens >= window_tokens:
+            yield Window(first, examples)
+            first, examples, tokens = first + len(examples), [], 0
+    if examples:
+        yield Window(first, examples)
+
+
+def to_rows(batch: Mapping[str, Sequence]) -> list[dict]:
+    """Columns to rows."""
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def plain(value: object) -> object:
+    """Python's own types instead of those of the numpy and torch formats."""
+    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items()}
+    return [plain(part) for part in value] if isinstance(value, list) else value
+
+
+def is_batch(texts: Mapping, text_field: str) -> bool:
+    """Whether columns hold a batch (lists of values) rather than one row."""
+    names = [name for name in ("messages", "conversations", "prompt", "completion", text_field) if name in texts]
+    # In one row a list holds messages; in a batch it holds lists of messages, strings or nulls, and is never empty.
+    return all(isinstance(texts[n], list) and texts[n] and not isinstance(texts[n][0], Mapping) for n in names)
+
+
+class TokenBar:
+    """
+    A progress bar in tokens, with tokens/s and the time left. How many tokens there are in all is estimated from the
+    rows seen so far and `num_rows` in all; without it no time left is shown. `disable` shows nothing, but counts.
     """
 
-    def __init__(self, dataset: Dataset, column: str):
-        self._others, self._column = dataset.remove_columns(column), column
-        self._said = dataset.select_columns(column).with_format("arrow")
-        self._kind = _slim(dataset.data.schema.field(column).type)
+    def __init__(self, num_rows: int | None, disable: bool = False):
+        self.num_rows = num_rows
+        self._bar = tqdm(desc="Scoring", unit=" tokens", unit_scale=True, smoothing=0, disable=disable)
+        self._seen_rows = self._seen_tokens = 0
+        self.rows = self.tokens = 0
 
-    def __len__(self) -> int:
-        return len(self._said)
+    def expect(self, rows: int, tokens: int) -> None:
+        """These rows are known to have these tokens; they are still to be scored."""
+        self._seen_rows += rows
+        self._seen_tokens += tokens
+        if self.num_rows is not None and not self._bar.disable:
+            self._bar.total = round(self._seen_tokens * self.num_rows / self._seen_rows)
+            self._bar.refresh()
 
-    def __getitem__(self, rows: slice) -> dict[str, list]:
-        return self._others[rows] | {self._column: self._said[rows][self._column].cast(self._kind).to_pylist()}
+    def update(self, rows: int, tokens: int) -> None:
+        """These have been scored, whether here or in another process."""
+        self.rows += rows
+        self.tokens += tokens
+        self._bar.set_postfix_str(f"{self.rows:,} trajectories", refresh=False)
+        self._bar.update(tokens)
+
+    def found_done(self, rows: int, tokens: int) -> None:
+        """An earlier run has scored these: they count, but not for the speed."""
+        self.expect(rows, tokens)
+        self.rows += rows
+        self.tokens += tokens
+        if not self._bar.disable:
+            self._bar.n += tokens
+            self._bar.initial += tokens
+            self._bar.refresh()
+
+    def __enter__(self) -> "TokenBar":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._bar.close()
 
 
-def _slim(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(_slim(field.type)) for field in kind if field.name != "top_logprobs"])
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
-        return make(_slim(kind.value_type))
-    return kind
+# ------------------------------------------------------------------------------------------------------ columns out
 
 
 def scores_among(column_names: Iterable[str], asked: Iterable[str] = ()) -> list[str]:
@@ -96,22 +213,14 @@ def add_columns(dataset: Dataset, table: Mapping[str, pa.Array | pa.ChunkedArray
 
 def to_table(
     examples: Sequence[TokenizedExample],
-    scores: Sequence[TokenScores | None],
     tokens: ScoredTokens,
     functions: Mapping[str, Callable[[ScoredTokens], np.ndarray]],
     schema: Mapping[str, pa.DataType],
     fingerprint: str,
 ) -> dict[str, pa.Array]:
     """
-    The columns of a scoring pass, typed, in the order of the rows.
-
-    Args:
-        examples (sequence of [`TokenizedExample`]): All rows.
-        scores (sequence of [`TokenScores`]): Of each row; `None` where it has an error.
-        tokens ([`ScoredTokens`]): The same, as flat arrays.
-        functions (`dict`): The columns of other scores, and what computes each; NaN becomes null.
-        schema (`dict`): Types of all columns; without the `rsr_token_...` columns those are left out.
-        fingerprint (`str`): The student's.
+    The columns of a scoring pass, typed as `schema` says, in the order of the rows. `functions` compute the columns of
+    other scores, where NaN becomes null.
     """
     null = np.array([example.error is not None for example in examples], dtype=bool)
     mean_rank, mean_surprisal = tokens.means_of_rsr
@@ -125,16 +234,19 @@ def to_table(
         STUDENT: ([fingerprint] * len(examples), None),
     }
     for name, function in functions.items():
-        found = function(tokens)
-        values[name] = (found, null | np.isnan(found))
+        score = function(tokens)
+        values[name] = (score, null | np.isnan(score))
     table = {name: pa.array(value, schema[name], mask=mask) for name, (value, mask) in values.items()}
-    # A row that failed has no tokens: an empty list.
-    ends = np.cumsum([0, *tokens.num_tokens], dtype=np.int32)
-    for name, field in _TOKEN_FIELDS.items():
-        if name in schema:
-            flat = pa.array(joined(scores, field), schema[name].value_type)
-            table[name] = pa.ListArray.from_arrays(pa.array(ends), flat)
-    return table
+    ends = pa.array(np.cumsum([0, *tokens.num_tokens], dtype=np.int32))
+    flat = {
+        TOKEN_IDS: tokens.token_ids,
+        TOKEN_RANKS: tokens.ranks,
+        TOKEN_SURPRISALS: tokens.surprisals,
+        TOKEN_TOP1: tokens.top1,
+    }
+    for name in flat.keys() & schema.keys():
+        table[name] = pa.ListArray.from_arrays(ends, pa.array(flat[name], schema[name].value_type))
+    return {name: table[name] for name in schema}
 
 
 def typed(table: dict[str, pa.Array]) -> dict[str, list]:
@@ -148,43 +260,17 @@ def typed(table: dict[str, pa.Array]) -> dict[str, list]:
 
 
 def describe_gaps(table: dict[str, pa.Array], name_row: bool = False) -> list[str]:
-    """How many rows are null or cut, or null in a score only, and why; nothing when there are none."""
+    """How many rows are null or cut, and why; nothing when there are none."""
     errors, cut = table[ERROR].to_pylist(), sum(table[TRUNCATED].to_pylist())
-    findings = []
+    gaps = []
     failed = [row for row, error in enumerate(errors) if error is not None]
     if failed:
         first = f"row {failed[0]}: {errors[failed[0]]}" if name_row else errors[failed[0]]
-        findings.append(
+        gaps.append(
             f"{len(failed)} of {len(errors)} rows couldn't be scored: their rsr is null, rsr_error says why ({first})."
         )
     if cut:
-        findings.append(
+        gaps.append(
             f"{cut} of {len(errors)} rows were cut at max_length (column rsr_truncated); what is left is scored."
         )
-    if _PROVENANCE in table and (unknown := table[_PROVENANCE].null_count - len(failed)):
-        findings.append(
-            f"{unknown} of {len(errors)} rows have no {_PROVENANCE}: what the teacher says of them is missing, of "
-            "another text or in other steps."
-        )
-    return findings
-
-
-def to_rows(batch: Mapping[str, Sequence]) -> list[dict]:
-    """Columns to rows."""
-    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-
-
-def plain(value: object) -> object:
-    """Python's own types instead of what the numpy and torch formats make of them."""
-    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {name: plain(part) for name, part in value.items()}
-    return [plain(part) for part in value] if isinstance(value, list) else value
-
-
-def is_batch(texts: Mapping, text_field: str) -> bool:
-    """Whether columns hold a batch (lists of values) rather than one row."""
-    names = [name for name in ("messages", "conversations", "prompt", "completion", text_field) if name in texts]
-    # In one row a list holds messages; in a batch it holds lists of messages, strings or nulls, and is never empty.
-    return all(isinstance(texts[n], list) and texts[n] and not isinstance(texts[n][0], Mapping) for n in names)
+    return gaps

@@ -1,27 +1,35 @@
 """RSRScorer: attaches RSR columns to datasets, with a student given by name or live.
 
-The only file of this room that knows `datasets`. Everything is scored by one path, whatever the entry: examples ->
-tokens -> student -> columns.
+Everything is scored by one path, whatever the entry: examples -> tokens -> student -> columns.
 """
 
+import json
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import torch
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
 from datasets.formatting.formatting import LazyBatch, LazyRow
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from rsr_trl.rsr import R_MAX, check_r_max, score_schema
-from rsr_trl.scoring.fingerprint import DEFINITION, student_fingerprint, tokenizer_fingerprint
-from rsr_trl.scoring.other_scores import OtherScores
+from rsr_trl.rsr import R_MAX, RSRError, check_r_max, score_schema
+from rsr_trl.scoring.fingerprint import (
+    DEFINITION,
+    checkpoint_fingerprint,
+    student_fingerprint,
+    tokenizer_fingerprint,
+)
+from rsr_trl.scoring.passes import OtherScores
 from rsr_trl.scoring.rows import (
-    SlimRows,
+    TokenBar,
+    Window,
     add_columns,
     describe_gaps,
     is_batch,
@@ -30,13 +38,11 @@ from rsr_trl.scoring.rows import (
     to_rows,
     to_table,
     typed,
+    windows,
     without_scores,
 )
-from rsr_trl.scoring.student import Student, TokenScores
-from rsr_trl.scoring.student_source import LeftBehind, StudentSource
-from rsr_trl.scoring.teacher_logprobs import EXPECTED as LOGPROBS_FORMAT
+from rsr_trl.scoring.student import Student, find_config_and_tokenizer, load_model
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
-from rsr_trl.scoring.windows import TokenBar, Window, windows
 
 
 if TYPE_CHECKING:
@@ -46,9 +52,44 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MAX_LENGTH = 32_768  # the paper's
 # Columns of the formats that SFTTrainer takes, besides the text column.
 FORMAT_COLUMNS = ("prompt", "completion", "messages", "conversations", "tools", "chat_template_kwargs")
 BATCH_ROWS = 512  # rows of an iterable dataset that are scored together
+
+# Kinds of settings.
+LOADING = ("revision", "quantization_config", "device_map", "dtype", "device", "attn_implementation")
+LOADING += ("trust_remote_code",)  # all of these go to `load_model`
+OF_THE_SCORE = ("r_max", "assistant_only_loss", "logits_dtype")  # change scores by more than rounding
+NEUTRAL = ("device", "device_map", "max_batch_tokens", "overwrite")  # decide no column, or change it by rounding only
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """The settings of an [`RSRScorer`], which documents them."""
+
+    revision: str | None = None
+    quantization_config: object | None = None
+    device_map: str | dict | None = None
+    max_length: int | None = None
+    dtype: str | torch.dtype = "auto"
+    device: str | torch.device | None = None
+    attn_implementation: str | None = None
+    r_max: float = R_MAX
+    token_stats: bool = False
+    scores: Sequence[str] | str | None = None
+    max_batch_tokens: int | None = None
+    assistant_only_loss: bool = False
+    dataset_text_field: str = "text"
+    logits_dtype: str = "float32"
+    overwrite: bool = False
+    trust_remote_code: bool = False
+
+    def __post_init__(self):
+        check_r_max(self.r_max)
+
+    def some(self, names: Iterable[str]) -> dict[str, object]:
+        return {name: getattr(self, name) for name in names}
 
 
 class RSRScorer:
@@ -65,7 +106,7 @@ class RSRScorer:
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Student: hub id or path (a PEFT adapter's too), loaded when first needed; or a live model, which is left as
-            it is found (train mode, gradients, random state).
+            it is (train mode, gradients, random state).
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The student's tokenizer. Required with a live model.
         revision (`str`, *optional*): Branch, tag or commit of the hub repository.
@@ -83,13 +124,7 @@ class RSRScorer:
         scores (list of `str` or `str`, *optional*):
             Other scores to add as columns `score_<name>`: names of [`~rsr_trl.scoring.scores.SCORES`], such as
             `["surprisal", "rank"]`, or `"all"` that the same pass gives. `"casl"` adds `score_drop` and
-            `rsr_step_share`, from which selection makes it. Null where `rsr` is, or where the score is undefined.
-        teacher ([`RSRScorer`], *optional*):
-            A scorer made with the teacher's model, for the score `"provenance"`.
-        teacher_logprobs_column (`str`, *optional*):
-            Instead of a teacher: the column with the teacher's own log-probabilities of each trajectory, as the chat
-            completions API of OpenAI, vLLM and SGLang returns them (`choice.logprobs`, or its `content`); of a
-            conversation with several scored turns a list of them, one a turn. Null where there are none.
+            `rsr_step_share`, from which selection computes it. Null where `rsr` is, or where the score is undefined.
         max_batch_tokens (`int`, *optional*): Tokens that go through the student at once, padding included.
         assistant_only_loss (`bool`, *optional*, defaults to `False`):
             Render conversations as SFTTrainer does under this setting (some templates differ).
@@ -100,7 +135,7 @@ class RSRScorer:
         trust_remote_code (`bool`, *optional*, defaults to `False`): As `from_pretrained` takes it.
 
     Raises:
-        ValueError: for contradictory or impossible settings, such as a `max_length` beyond the student's positions.
+        RSRError: for contradictory or impossible settings, such as a `max_length` beyond the student's positions.
 
     Example:
 
@@ -115,67 +150,56 @@ class RSRScorer:
 
     def __init__(
         self,
-        model: "str | PreTrainedModel | PeftModel",
+        model: "str | os.PathLike | PreTrainedModel | PeftModel",
         processing_class: PreTrainedTokenizerBase | None = None,
-        *,
-        revision: str | None = None,
-        quantization_config: object | None = None,
-        device_map: str | dict | None = None,
-        max_length: int | None = None,
-        dtype: str | torch.dtype = "auto",
-        device: str | torch.device | None = None,
-        attn_implementation: str | None = None,
-        r_max: float = R_MAX,
-        token_stats: bool = False,
-        scores: Sequence[str] | str | None = None,
-        teacher: "RSRScorer | None" = None,
-        teacher_logprobs_column: str | None = None,
-        max_batch_tokens: int | None = None,
-        assistant_only_loss: bool = False,
-        dataset_text_field: str = "text",
-        logits_dtype: str = "float32",
-        overwrite: bool = False,
-        trust_remote_code: bool = False,
+        **settings,
     ):
-        self._init_kwargs = {name: value for name, value in locals().items() if name != "self"}
-        if isinstance(model, os.PathLike):
-            model = os.fspath(model)
-        self.r_max = check_r_max(r_max)
-        self.token_stats = token_stats
-        self._others = OtherScores(scores)
+        self.config = ScoringConfig(**settings)
+        self.r_max, self.token_stats = self.config.r_max, self.config.token_stats
+        self._others = OtherScores(self.config.scores)
         self.scores = self._others.names
-        self.schema = score_schema(token_stats, self._others.functions)
-        self._others.check_teacher(teacher is not None, teacher_logprobs_column is not None)
-        self.teacher = teacher
-        self.teacher_logprobs_column = teacher_logprobs_column
-        self.overwrite = overwrite
-        self._logits_dtype = logits_dtype
-        self._fingerprint: tuple[list, str] | None = None  # what it is made from, the fingerprint
+        self.schema = score_schema(self.token_stats, self._others.functions)
+        self.model_id = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
+        self._given_tokenizer = processing_class
+        self._worker_device: str | None = None
+        self._weights: tuple[object, str] | None = None  # their version and their hash
+        self._fingerprint: tuple[object, str] | None = None  # the chat template and the fingerprint
         self._warned = False
-        load_kwargs = {
-            "revision": revision,
-            "quantization_config": quantization_config,
-            "device_map": device_map,
-            "dtype": dtype,
-            "device": device,
-            "attn_implementation": attn_implementation,
-            "trust_remote_code": trust_remote_code,
-        }
-        self._source = StudentSource(model, processing_class, load_kwargs, max_batch_tokens, logits_dtype)
-        self.processing_class = self._source.processing_class
-        self.max_length = self._source.check_max_length(max_length)
-        self._tokenize = ExampleTokenizer(
-            self.processing_class,
-            self.max_length,
-            assistant_only_loss,
-            dataset_text_field,
-            with_steps="steps" in self._others.needs,
-            teacher_logprobs_column=teacher_logprobs_column,
-        )
-        if teacher is not None:
-            self._tokenize_for_teacher = ExampleTokenizer(
-                teacher.processing_class, teacher.max_length, assistant_only_loss, dataset_text_field, with_steps=True
+        if self.model_id is not None:
+            self._open()
+            return
+        for name, value in self.config.some(LOADING).items():
+            if value and (name, value) != ("dtype", "auto"):
+                raise RSRError(f"{name}={value!r} is for loading a student by name, but a live model was given.")
+        if processing_class is None:
+            raise RSRError(
+                "Pass the student's tokenizer with a live model: RSRScorer(model, processing_class=tokenizer)."
             )
+        self._student = Student(model, self.config.max_batch_tokens, self.config.logits_dtype)
+        self._prepare(model.config, processing_class)
+
+    def _open(self) -> None:
+        """Find the named student's config and tokenizer; its weights are loaded when first needed."""
+        self._student: Student | None = None
+        self._weights = self._fingerprint = None
+        hub = self.config.some(("revision", "trust_remote_code"))
+        self._prepare(*find_config_and_tokenizer(self.model_id, self._given_tokenizer, **hub))
+
+    def _prepare(self, config: PreTrainedConfig, processing_class: PreTrainedTokenizerBase) -> None:
+        positions = getattr(config.get_text_config(), "max_position_embeddings", None) or float("inf")
+        max_length = self.config.max_length
+        if max_length is not None and max_length > positions:
+            raise RSRError(f"max_length={max_length} is beyond the student's {positions} positions. Lower it.")
+        self.max_length = min(MAX_LENGTH, positions) if max_length is None else max_length
+        self._commit_hash = getattr(config, "_commit_hash", None)
+        self.processing_class = processing_class
+        self._tokenize = ExampleTokenizer(
+            processing_class,
+            self.max_length,
+            self.config.assistant_only_loss,
+            self.config.dataset_text_field,
+            with_steps="steps" in self._others.needs,
+        )
 
     # ------------------------------------------------------------------------------------------- as a map function
 
@@ -197,20 +221,20 @@ class RSRScorer:
             )
         self.check_columns(examples.keys())
         if stale := sorted(set(scores_among(examples.keys())) - set(self.schema)):
-            raise ValueError(
+            raise RSRError(
                 f"The dataset has {stale} of an earlier scoring, and map can't drop columns: ask for them again "
                 "(token_stats=True, scores=[...]), remove them first, or use RSRScorer.score(dataset)."
             )
-        if rank is not None:
-            self._source.take_gpu(rank)
+        if rank is not None and torch.cuda.is_available():
+            self._worker_device = f"cuda:{rank % torch.cuda.device_count()}"
         lazy = isinstance(examples, (LazyBatch, LazyRow))
         # Only what is needed: the other columns may hold images, and map copies what isn't looked at.
         texts = {name: examples[name] if lazy else plain(examples[name]) for name in self._text_columns(examples)}
-        batch = isinstance(examples, LazyBatch) if lazy else is_batch(texts, self._tokenize.dataset_text_field)
-        tokenized = self._tokenized(to_rows(texts) if batch else [texts])
+        batch = isinstance(examples, LazyBatch) if lazy else is_batch(texts, self.config.dataset_text_field)
+        tokenized = self._tokenize(to_rows(texts) if batch else [texts])
         try:
             table = self.score_tokenized(tokenized)
-        except (ValueError, FloatingPointError) as error:
+        except (RSRError, FloatingPointError) as error:
             error.add_note(
                 f"Rows are counted within the {len(tokenized)} that map passed; RSRScorer.score counts in the dataset."
             )
@@ -219,6 +243,12 @@ class RSRScorer:
         # `datasets.map` takes a column's type from its first rows, which may all be null. Elsewhere, plain values.
         values = typed(table) if lazy else {name: column.to_pylist() for name, column in table.items()}
         return values if batch else {name: column[0] for name, column in values.items()}
+
+    def _warn_once(self, table: dict[str, pa.Array]) -> None:
+        """`map` has no end at which to count, so the first row that can't be scored or was cut gives one warning."""
+        if not self._warned and (gaps := describe_gaps(table)):
+            self._warned = True
+            logger.warning("So far, %s Shown once; count the columns at the end of map.", " ".join(gaps))
 
     # -------------------------------------------------------------------------------------------- a whole dataset
 
@@ -237,8 +267,7 @@ class RSRScorer:
             The dataset with the columns added, in the same order; nothing else changes.
 
         Raises:
-            ValueError: if the columns aren't in a known format, or are scored already and `overwrite` isn't set; or
-                if the teacher's log-probabilities of a row aren't in the servers' format.
+            RSRError: if the columns aren't in a known format, or are scored already and `overwrite` isn't set.
             FloatingPointError: if the student gives NaN.
         """
         if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
@@ -259,8 +288,8 @@ class RSRScorer:
         result = add_columns(dataset.with_format(None), table)
         given = dataset.format
         shown = {"columns": [*given["columns"], *table], "output_all_columns": given["output_all_columns"]}
-        for finding in describe_gaps(table, name_row=True):
-            logger.warning(finding)
+        for gap in describe_gaps(table, name_row=True):
+            logger.warning(gap)
         return result.with_format(given["type"], **shown, **given["format_kwargs"])
 
     # ------------------------------------------------------------------------------------------------ the one path
@@ -268,170 +297,142 @@ class RSRScorer:
     def score_rows(self, dataset: Dataset, bar: TokenBar, first_row: int = 0) -> dict[str, pa.ChunkedArray]:
         """
         The columns that scoring adds to these rows, in their order: window by window, sorted by length within each.
-
-        Args:
-            dataset (`Dataset`): Rows to score.
-            bar ([`TokenBar`]): Hears of every row.
-            first_row (`int`, *optional*, defaults to `0`): What messages call the first of the rows.
+        `bar` counts the rows that are done; messages count rows from `first_row`.
         """
         parts = []
-        with closing(self.windows_of(dataset)) as found:  # an error ends the tokenization ahead too
-            for window in found:
+        with closing(self.windows_of(dataset)) as windows:  # an error ends the tokenization ahead too
+            for window in windows:
                 bar.expect(len(window.examples), window.num_tokens)
                 parts.append(self.score_tokenized(window.examples, bar, first_row + window.first_row))
         return {name: pa.chunked_array([part[name] for part in parts], kind) for name, kind in self.schema.items()}
 
     def windows_of(self, dataset: Dataset) -> Iterator[Window]:
         """The rows, tokenized, in the windows in which they are scored."""
-        source = dataset.with_format(None).select_columns(self._text_columns(dataset.column_names))
-        if self.teacher_logprobs_column is not None:
-            source = SlimRows(source, self.teacher_logprobs_column)
-        return windows(source, self._tokenized)
-
-    def _tokenized(self, rows: Sequence[Mapping]) -> list[TokenizedExample]:
-        examples = self._tokenize(rows)
-        if self.teacher is None:
-            return examples
-        others = self._tokenize_for_teacher(rows)
-        return [replace(example, for_teacher=other) for example, other in zip(examples, others, strict=True)]
+        texts = self._text_columns(dataset.column_names)
+        return windows(dataset.with_format(None).select_columns(texts), self._tokenize)
 
     def score_tokenized(
         self, examples: Sequence[TokenizedExample], bar: TokenBar | None = None, first_row: int = 0
     ) -> dict[str, pa.Array]:
         """
-        Typed columns for tokenized examples, in their order. `bar` hears of each example as it is done; messages
-        count rows from `first_row`.
+        Typed columns for tokenized examples, in their order. `bar` counts the examples that are done; messages count
+        rows from `first_row`.
         """
-        self.check_teacher_logprobs(examples, first_row)
-        scores: list[TokenScores | None] = [None] * len(examples)
-        if any(example.error is None for example in examples):
-            moments = "moments" in self._others.needs
-            for i, score in self.student.score(
-                examples, with_top1=self.token_stats, first_row=first_row, with_moments=moments
-            ):
-                scores[i] = score
-                if bar is not None:
-                    bar.update(1, len(examples[i].input_ids))
+        tokens = self.student.score(
+            examples,
+            with_top1=self.token_stats,
+            with_moments="moments" in self._others.needs,
+            first_row=first_row,
+            progress=None if bar is None else bar.update,
+        )
         if bar is not None:
             bar.update(sum(example.error is not None for example in examples), 0)
+        bos_token_id = self.processing_class.bos_token_id
         tokens = self._others.scored_tokens(
-            examples,
-            scores,
-            self.r_max,
-            self.student,
-            self.processing_class.bos_token_id,
-            None if self.teacher is None else self.teacher.student,
-            first_row,
+            examples, tokens, self.r_max, self.student, bos_token_id, first_row=first_row
         )
-        return to_table(examples, scores, tokens, self._others.functions, self.schema, self.fingerprint)
+        return to_table(examples, tokens, self._others.functions, self.schema, self.fingerprint)
 
     # ------------------------------------------------------------------------------------------------- the student
 
     @property
     def student(self) -> Student:
         """The student, loaded when first needed."""
-        return self._source.student
+        if self._student is None:
+            self._loaded = self._checkpoint()
+            kwargs = {name: value for name, value in self.config.some(LOADING).items() if value is not None}
+            if self._worker_device is not None:
+                kwargs["device"] = self._worker_device
+            model = load_model(self.model_id, **kwargs)
+            self._student = Student(model, self.config.max_batch_tokens, self.config.logits_dtype)
+        return self._student
 
     @property
     def fingerprint(self) -> str:
         """Short name of the student as it is now, with the settings that change scores: the `rsr_student` column."""
-        made_from = [self._source.weights, self.processing_class.chat_template, self._settings()]
-        if self._fingerprint is None or self._fingerprint[0] != made_from:
-            name = student_fingerprint(self._source.weights, self.processing_class, **self._settings())
-            self._fingerprint = (made_from, name)  # hashing a tokenizer takes long, and map asks at every row
+        # map asks at every row and hashing takes long: only what is quickly seen to have changed is hashed again.
+        version = self.student.weights_version() if self.model_id is None else None
+        if self._weights is None or self._weights[0] != version:
+            self._weights, self._fingerprint = (version, self.student.weights_fingerprint()), None
+        template = self.processing_class.chat_template
+        if self._fingerprint is None or self._fingerprint[0] != template:
+            settings = self.config.some(OF_THE_SCORE)
+            name = student_fingerprint(self._weights[1], self.processing_class, **settings)
+            self._fingerprint = (template, name)
         return self._fingerprint[1]
 
-    @property
-    def identity(self) -> dict[str, object]:
-        """What the fingerprint is made of, and what else decides the columns: for telling what differs."""
+    def identity(self) -> dict[str, str | int | float | bool | None]:
+        """
+        Everything that decides the columns: student, tokenizer with its template, and settings, as JSON holds them.
+        The cache of `datasets.map`, worker processes and the manifest of a job compare it. A named student isn't
+        loaded for it: its checkpoint counts.
+        """
+        settings = {name: value for name, value in vars(self.config).items() if name not in NEUTRAL}
+        plain_types = (str, int, float, type(None))
         return {
+            **{name: value if isinstance(value, plain_types) else str(value) for name, value in settings.items()},
             "definition": DEFINITION,
-            "weights": self._source.weights,
+            "weights": self.fingerprint if self.model_id is None else self._checkpoint(),
             "tokenizer": tokenizer_fingerprint(self.processing_class),
-            **self._settings(),
-            "dtype": str(self.student.model.dtype),
             "max_length": self.max_length,
-            "token_stats": self.token_stats,
-            "dataset_text_field": self._tokenize.dataset_text_field,
-            **({"scores": ", ".join(self._others.functions)} if self._others.functions else {}),
-            **({} if self.teacher is None else {"teacher": self.teacher.fingerprint}),
-            **({"teacher_logprobs_column": column} if (column := self.teacher_logprobs_column) else {}),
+            "scores": ", ".join(self.scores),
         }
+
+    def _checkpoint(self) -> str:
+        return checkpoint_fingerprint(self.model_id, self._commit_hash)
 
     def _look_again(self) -> None:
         """Forget what may have changed: a live student trained, a checkpoint replaced in its folder, tokens added."""
-        if self.teacher is not None:
-            self.teacher._look_again()
         self._fingerprint = None
-        self._source.look_again()
-        if self._source.is_replaced():
-            self.__init__(**self._init_kwargs)
+        if self.model_id is None:
+            self._weights = None  # some training loops change weights in ways that leave no trace
+        elif self._student is not None and self._loaded != self._checkpoint():
+            self._open()
 
-    def _settings(self) -> dict:
-        return {
-            "r_max": self.r_max,
-            "assistant_only_loss": self._tokenize.assistant_only_loss,
-            "logits_dtype": self._logits_dtype,
-        }
-
-    def __getstate__(self) -> dict:
-        # What `datasets` hashes to find cached results, in this and in other processes: everything that decides the
-        # columns, and no weights.
+    def __reduce__(self) -> tuple:
+        # What `datasets` hashes to find cached results, in this and in other processes, and what goes to workers: the
+        # identity, and no weights.
         self._look_again()
-        named = self._source.model_id is not None
-        if not named:
-            spec = {"student": self.fingerprint, "dtype": str(self.student.model.dtype)}
-        else:
-            weights, kwargs = self._source.checkpoint(), self._source.load_kwargs
-            spec = {"weights": weights, "tokenizer": tokenizer_fingerprint(self.processing_class), **self._settings()}
-            spec |= {name: str(value) for name, value in kwargs.items() if name not in ("device", "device_map")}
-        spec |= {
-            "max_length": self.max_length,
-            "token_stats": self.token_stats,
-            "scores": list(self._others.functions),
-            "teacher": None if self.teacher is None else self.teacher.__getstate__()["spec"],
-            "text": self._tokenize.dataset_text_field,
-        }
-        if self.teacher_logprobs_column is not None:
-            spec["teacher_logprobs_column"] = self.teacher_logprobs_column
-        init = {**self._init_kwargs, "processing_class": None} if named else {}
-        return {"spec": spec, "init": init, "tokenizer": self._init_kwargs["processing_class"] if init else None}
-
-    def __setstate__(self, state: dict) -> None:
-        if state["init"]:
-            self.__init__(**{**state["init"], "processing_class": state["tokenizer"]})
-        else:
-            self._source, self.teacher = LeftBehind(), None
+        identity = json.dumps(self.identity())
+        if self.model_id is None:
+            return partial, (_refuse_live_model, identity)
+        return _rebuild, (identity, self.model_id, self._given_tokenizer, vars(self.config))
 
     # ------------------------------------------------------------------------------------------------------ checks
 
     def _text_columns(self, column_names: Iterable[str]) -> list[str]:
         """Those columns that decide what is scored."""
-        names = {*FORMAT_COLUMNS, self._tokenize.dataset_text_field, self.teacher_logprobs_column}
+        names = {*FORMAT_COLUMNS, self.config.dataset_text_field}
         return [name for name in column_names if name in names]
 
     def check_columns(self, column_names: Iterable[str]) -> None:
-        """Raise `ValueError` unless a dataset with these columns can be scored."""
-        self._source.model_id  # noqa: B018 - raises in another process than that of the live model
+        """Raise `RSRError` unless a dataset with these columns can be scored."""
         present = scores_among(column_names, self.schema)
-        if present and not self.overwrite:
-            raise ValueError(
+        if present and not self.config.overwrite:
+            raise RSRError(
                 f"The dataset already has the columns {present}. Pass overwrite=True to RSRScorer to replace them, or "
                 "remove them first."
             )
         self._tokenize.check_columns(column_names)
 
-    def check_teacher_logprobs(self, examples: Sequence[TokenizedExample], first_row: int = 0) -> None:
-        """Raise `ValueError` with the first row whose teacher's log-probabilities aren't in the servers' format."""
-        for row, example in enumerate(examples, start=first_row):
-            if example.teacher_fault is not None:
-                raise ValueError(
-                    f"Row {row}, column {self.teacher_logprobs_column!r}: {example.teacher_fault}. {LOGPROBS_FORMAT} "
-                    "Mend the row, or set its value to null: it gets no score_provenance then."
-                )
 
-    def _warn_once(self, table: dict[str, pa.Array]) -> None:
-        """`map` has no end at which to count, so the first row that can't be scored or was cut is told, once."""
-        if not self._warned and (findings := describe_gaps(table)):
-            self._warned = True
-            logger.warning("So far, %s Told once; count the columns at the end of map.", " ".join(findings))
+# Editors and `help` show the settings by name.
+_own = list(signature(RSRScorer).parameters.values())[:-1]
+RSRScorer.__signature__ = signature(RSRScorer).replace(
+    parameters=[*_own, *signature(ScoringConfig).parameters.values()]
+)
+
+
+def _rebuild(
+    identity: str, model_id: str, processing_class: PreTrainedTokenizerBase | None, settings: dict
+) -> RSRScorer:
+    """A named student's scorer in a worker process; `identity` is there to be hashed."""
+    return RSRScorer(model_id, processing_class, **settings)
+
+
+def _refuse_live_model(*args, **kwargs) -> None:
+    """A live student's scorer in a worker process: raises when called, because raising before hangs the pool."""
+    raise RSRError(
+        "A live model can't go to the worker processes of `map(num_proc=...)`. Leave `num_proc` unset, or build the "
+        "scorer from a model id or path: RSRScorer('path/to/student')."
+    )

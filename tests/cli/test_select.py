@@ -4,8 +4,7 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from rsr_trl.cli.main import main
-from rsr_trl.data import write_scored
-from rsr_trl.report.tokens import student_of
+from rsr_trl.data import card_facts, write_scored
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def test_the_student_that_scored_is_passed_on(select, scored_rows, tmp_path, cap
     write_scored(Dataset.from_list(scored_rows), tmp_path / "scored", "", facts={"student": "me/student"})
     assert select("--group_column", "problem_id", dataset_name=str(tmp_path / "scored")) == 0
     assert "Next: rsr sft --model_name_or_path me/student " in capsys.readouterr().err
-    assert student_of(select.output_dir) == "me/student"
+    assert card_facts(select.output_dir)["student"] == "me/student"
 
 
 def test_another_score_is_shown_before_and_after(select, capsys):

@@ -6,55 +6,40 @@ from rsr_trl.pilot.answers import load_checker
 
 
 @pytest.mark.parametrize(
-    ("response", "answer", "right"),
+    ("checker", "response", "answer", "right"),
     [
-        ("6 * 7 = 42. The answer is 42.", "42", True),
-        ("The answer is **1,234.50**.", "1234.5", True),
-        ("#### -3", "reasoning 1 2\n#### -3", True),
-        ("10-4 = 6", "6", True),
-        ("it is 10-4", "4", True),  # a minus between two terms is no sign
-        ("$\\boxed{18}$", 18, True),
-        ("The answer is 42, or 43", "42", False),
-        ("No idea", "42", False),
-        ("", "0", False),
+        ("number", "6 * 7 = 42. The answer is 42.", "42", True),
+        ("number", "The answer is **1,234.50**.", "1234.5", True),
+        ("number", "#### -3", "reasoning 1 2\n#### -3", True),
+        ("number", "10-4 = 6", "6", True),
+        ("number", "it is 10-4", "4", True),  # a minus between two terms is no sign
+        ("number", "$\\boxed{18}$", 18, True),
+        ("number", "The answer is 42, or 43", "42", False),
+        ("number", "No idea", "42", False),
+        ("number", "", "0", False),
+        ("line", "So:\n Paris \n\n", "Paris", True),
+        ("line", "Paris.", "Paris", False),
+        ("line", "Paris\nor Rome", "Paris", False),
+        ("line", "", "x", False),
+        ("math", r"Hence $\boxed{\frac{1}{2}}$.", "0.5", True),
+        ("math", r"The result is $x^2 + 2x + 1$.", "$(x+1)^2$", True),
+        ("math", r"Hence $\boxed{\frac{1}{3}}$.", r"\frac{1}{2}", False),
+        ("math", "", "0.5", False),
     ],
 )
-def test_number(response, answer, right):
-    assert load_checker("number")(response, answer) is right
+def test_right_and_wrong_responses(checker, response, answer, right):
+    if checker == "math":
+        pytest.importorskip("math_verify")
+    assert load_checker(checker)(response, answer) is right
 
 
 @pytest.mark.parametrize(
-    ("response", "answer", "right"),
-    [
-        ("So:\n Paris \n\n", "Paris", True),
-        ("Paris.", "Paris", False),
-        ("Paris\nor Rome", "Paris", False),
-        ("", "x", False),
-    ],
+    ("checker", "answer", "message"),
+    [("number", "Paris", "no number in the answer 'Paris'"), ("line", " \n", "answer is empty")],
 )
-def test_line(response, answer, right):
-    assert load_checker("line")(response, answer) is right
-
-
-def test_answers_that_can_not_be_compared_are_errors():
-    with pytest.raises(ValueError, match="no number in the answer 'Paris'"):
-        load_checker("number")("42", "Paris")
-    with pytest.raises(ValueError, match="answer is empty"):
-        load_checker("line")("42", " \n")
-
-
-@pytest.mark.parametrize(
-    ("response", "answer", "right"),
-    [
-        (r"Hence $\boxed{\frac{1}{2}}$.", "0.5", True),
-        (r"The result is $x^2 + 2x + 1$.", "$(x+1)^2$", True),
-        (r"Hence $\boxed{\frac{1}{3}}$.", r"\frac{1}{2}", False),
-        ("", "0.5", False),
-    ],
-)
-def test_math(response, answer, right):
-    pytest.importorskip("math_verify")
-    assert load_checker("math")(response, answer) is right
+def test_answers_that_can_not_be_compared_are_errors(checker, answer, message):
+    with pytest.raises(ValueError, match=message):
+        load_checker(checker)("42", answer)
 
 
 def test_math_needs_its_library(monkeypatch):
@@ -68,20 +53,21 @@ def test_a_function_of_the_user(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     check = load_checker("my_checks:longer")
     assert check("abc", 2) and not check("abc", 3)
-    with pytest.raises(ValueError, match="has no function 'shorter'"):
-        load_checker("my_checks:shorter")
-    with pytest.raises(ValueError, match="No module named 'nowhere'"):
-        load_checker("nowhere:f")
-    with pytest.raises(ValueError, match="must be number, line, math or module:function, got 'exact'"):
-        load_checker("exact")
+    for name, message in (
+        ("my_checks:shorter", "'my_checks' has no attribute 'shorter'"),
+        ("nowhere:f", "No module named 'nowhere'"),
+        ("exact", "must be number, line, math or module:function, got 'exact'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_checker(name)
 
 
 def test_number_agrees_with_the_labels_of_gsm8k(gsm8k_rows):
     check = load_checker("number")
-    found = [(check(row["completion"], row["gold"]), row["correct"]) for row in gsm8k_rows]
+    pairs = [(check(row["completion"], row["gold"]), row["correct"]) for row in gsm8k_rows]
     # The labels also want the answer's own format, so a few that come to the right number are labelled wrong.
-    assert (False, True) not in found
-    assert found.count((True, False)) < 0.02 * len(found)
+    assert (False, True) not in pairs
+    assert pairs.count((True, False)) < 0.02 * len(pairs)
 
 
 def test_math_agrees_with_the_labels_of_math500(math500_rows):

@@ -5,19 +5,21 @@ from rsr_trl.pilot.strategies import parse_strategies
 from rsr_trl.pilot.verdict import compare, lopsided, sentences
 
 
+STRATEGIES = parse_strategies(["rsr", "length"])
+
+
 def records(loss, correct=None, tokens=100, teachers=None) -> list[dict]:
     """Records of one strategy's arms from arrays of shape (seeds, problems)."""
     correct = np.full(np.shape(loss), None) if correct is None else correct
     return [
         {
-            "problems": [
-                {"loss": float(one), "correct": None if right is None else bool(right)}
-                for one, right in zip(of_seed, right_of_seed, strict=True)
-            ],
+            "problems": [{"loss": one, "correct": right} for one, right in zip(*of_seed, strict=True)],
+            "loss": np.mean(of_seed[0]),
+            "correct": None if of_seed[1][0] is None else np.mean(of_seed[1]),
             "tokens": tokens,
             "teachers": teachers,
         }
-        for of_seed, right_of_seed in zip(loss, correct, strict=True)
+        for of_seed in zip(loss, correct, strict=True)
     ]
 
 
@@ -33,57 +35,47 @@ def three() -> dict[str, list[dict]]:
     }
 
 
-STRATEGIES = parse_strategies(["rsr", "length"])
-
-
 def test_a_row_for_each_strategy_and_metric_with_its_direction(three):
-    table = compare(three, STRATEGIES)
-    rows = {(row["strategy"], row["metric"]): row for row in table}
+    rows = {(row["strategy"], row["metric"]): row for row in compare(three, STRATEGIES)}
     assert set(rows) == {(name, metric) for name in ("rsr", "length") for metric in ("loss", "correct")}
     loss, correct = rows["rsr", "loss"], rows["rsr", "correct"]
     # A lower loss is better, and so is a higher share of right answers.
-    assert loss["mean"] == pytest.approx(-0.1, abs=0.01) and loss["told"] and loss["better"]
-    assert correct["mean"] > 0.3 and correct["told"] and correct["better"]
-    assert not rows["length", "loss"]["told"] and rows["length", "loss"]["better"] is None
+    assert loss["mean"] == pytest.approx(-0.1, abs=0.01) and loss["significant"] and loss["better"]
+    assert correct["mean"] > 0.3 and correct["significant"] and correct["better"]
+    assert not rows["length", "loss"]["significant"] and rows["length", "loss"]["better"] is None
     worse = compare({"random": three["rsr"], "rsr": three["random"]}, STRATEGIES[:2])
     assert [row["better"] for row in worse] == [False, False]
 
 
-def test_sentences_say_what_is_told_what_is_not_and_what_it_would_take(three):
-    told, hidden, *rest = sentences([row for row in compare(three, STRATEGIES) if row["metric"] == "loss"])
-    assert told.startswith("rsr is better than random in loss on held-out references: -0.1")
-    assert hidden.startswith(
-        "No difference to random in loss on held-out references can be told with this budget (len"
-    )
-    assert "is likely to stay hidden" in hidden
-    assert "held-out problems" in hidden or "seeds" in hidden
+def test_sentences_say_what_is_significant_what_is_unclear_and_what_it_would_take(three):
+    clear, unclear, *rest = sentences([row for row in compare(three, STRATEGIES) if row["metric"] == "loss"])
+    assert clear.startswith("rsr is better than random in loss on held-out references: -0.1")
+    assert unclear.startswith("No significant difference to random in loss on held-out references (length): with this")
+    assert "is likely to stay hidden" in unclear
+    assert "held-out problems" in unclear or "seeds" in unclear
     assert rest == ["2 comparisons were made, and each interval by itself leaves zero out by chance in 5% of pilots "
                     "without any difference."]  # fmt: skip
 
 
 def test_below_three_seeds_it_speaks_of_these_runs(three):
-    found = sentences(compare({name: some[:2] for name, some in three.items()}, STRATEGIES))
-    assert "In these runs, rsr is better than random in loss on held-out references" in " ".join(found)
-    assert any(one.startswith("With 2 seeds, all intervals speak of these runs only") for one in found)
+    lines = sentences(compare({name: some[:2] for name, some in three.items()}, STRATEGIES))
+    assert any("In these runs, rsr is better than random in loss on held-out references" in one for one in lines)
+    assert any(one.startswith("With 2 seeds, all intervals are about these runs only") for one in lines)
 
 
-def test_loss_alone(three):
-    for some in three.values():
-        for arm in some:
-            for problem in arm["problems"]:
-                problem["correct"] = None
-    only = three
-    assert {row["metric"] for row in compare(only, STRATEGIES)} == {"loss"}
+def test_loss_alone():
+    arms = {name: records(np.ones((2, 3))) for name in ("random", "rsr", "length")}
+    assert {row["metric"] for row in compare(arms, STRATEGIES)} == {"loss"}
 
 
 def test_what_else_differs_is_noted():
     random = records(np.ones((2, 3)), tokens=100, teachers={"A": 5, "B": 5})
     longer = records(np.ones((2, 3)), tokens=180, teachers={"A": 9, "B": 1})
     alike = records(np.ones((2, 3)), tokens=110, teachers={"A": 6, "B": 4})
+    unknown = records(np.ones((2, 3)), tokens=None)
     assert lopsided(STRATEGIES[1], {"random": random, "rsr": longer}) == [
         "rsr trained on 1.8 times the tokens of random: num_tokens instead of num_examples gives all as many.",
         "90% of what rsr chose is by A: read some of it.",
     ]
     assert lopsided(STRATEGIES[1], {"random": random, "rsr": alike}) == []
-    unknown = records(np.ones((2, 3)), tokens=None)
     assert lopsided(STRATEGIES[1], {"random": random, "rsr": unknown}) == []

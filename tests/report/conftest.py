@@ -31,8 +31,7 @@ def write(tmp_path, tiny_tokenizer):
 @pytest.fixture
 def run(tmp_path):
     """`run(rows, *factors)` writes the history of a run that scores once for each, with the ranks so much higher."""
-    from rsr_trl.training.score_log import ScoreHistory
-    from rsr_trl.training.score_table import ScoreTable
+    from rsr_trl.training.live_table import ScoreHistory, ScoreTable
 
     def make(rows: list[dict], *factors, source=None):
         every = np.arange(len(rows))

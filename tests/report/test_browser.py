@@ -153,8 +153,7 @@ def troubles(browser) -> list[str]:
 @pytest.fixture
 def full_page(write, tiny_tokenizer, tmp_path):
     """A page with every part, of 12 problems and four teachers, some with long names."""
-    from rsr_trl.training.score_log import ScoreHistory
-    from rsr_trl.training.score_table import ScoreTable
+    from rsr_trl.training.live_table import ScoreHistory, ScoreTable
 
     rows = scored_rows(tiny_tokenizer, 12, LONG_NAMES)
     every = np.arange(len(rows))

@@ -1,6 +1,6 @@
 import pytest
 
-from rsr_trl.report.format import name, number, percent, prose, ratio, visible
+from rsr_trl.report.format import name, number, percent, prose, ratio, share, visible
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,8 @@ NOTHING, INFINITE = (float("nan"), "–"), (float("inf"), "∞")
 )
 def test_numbers_stay_short_and_never_round_to_none_or_all(function, cases):
     assert [function(value) for value, _ in cases] == [text for _, text in cases]
+
+
+@pytest.mark.parametrize("part, whole, text", [(0, 10, "0 (0%)"), (1, 2400, "1 (<1%)"), (1200, 2400, "1,200 (50%)")])
+def test_share(part, whole, text):
+    assert share(part, whole) == text

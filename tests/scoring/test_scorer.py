@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
-from rsr_trl import RSRScorer, equations
+from rsr_trl import RSRScorer
 from rsr_trl.rsr import (
     ERROR,
     MEAN_CLIPPED_RANK,
@@ -18,6 +18,7 @@ from rsr_trl.rsr import (
     TOKEN_SURPRISALS,
     TOKEN_TOP1,
     TRUNCATED,
+    trajectory_rsr,
 )
 from rsr_trl.scoring import lm_head
 from tests.scoring.truth import Truth, in_float64, truth_of
@@ -218,5 +219,5 @@ class TestSameNumberEverywhere:
         with_tokens = scorer.score(dataset)
         for r_max in (10, 500):
             direct = RSRScorer(gsm8k_student, dtype="float32", r_max=r_max).score(dataset)
-            stored = [equations.trajectory_rsr(row[TOKEN_RANKS], row[TOKEN_SURPRISALS], r_max) for row in with_tokens]
+            stored = [trajectory_rsr(row[TOKEN_RANKS], row[TOKEN_SURPRISALS], r_max) for row in with_tokens]
             np.testing.assert_allclose(stored, direct[RSR], rtol=1e-12)

@@ -7,8 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from rsr_trl.training.collator import RSRDataCollator
-from rsr_trl.training.epoch_rows import MASKED_ROW, DrawnRows
+from rsr_trl.training.collator import MASKED_ROW, DrawnRows, RSRDataCollator
 from tests.training.runs import DEFAULTS, examples, recording, rows_of_steps
 
 

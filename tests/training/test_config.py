@@ -74,7 +74,7 @@ def test_rescore_steps_may_be_a_ratio(given, max_steps, steps):
         ({"rsr_rescore_steps": 5}, "needs rsr_rescore_strategy='steps'"),
         ({"rsr_rescore_strategy": "online", "num_train_epochs": 1}, "there is only one"),
         ({"rsr_rescore_strategy": "online", "torch_compile": True}, "torch_compile=False"),
-        ({"rsr_prefer": "lower"}, "rsr_prefer must be one of 'low', 'high', got 'lower'"),
+        ({"rsr_prefer": "lower"}, "prefer must be 'low' or 'high', got 'lower'"),
         ({"rsr_sampling": "best"}, "rsr_sampling must be one of"),
         ({"rsr_rescore_strategy": "epochs"}, "rsr_rescore_strategy must be one of"),
         ({"rsr_keep_fraction": 0.0}, "rsr_keep_fraction"),

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from trl.trainer.utils import add_fused_lm_head
 
 from rsr_trl.rsr import trajectory_means
-from rsr_trl.training.live_student import add_rsr_head, score_rows, token_means, undisturbed
+from rsr_trl.training.live_student import ScoringPass, add_rsr_head, token_means, undisturbed
 from tests.training import sharded
 from tests.training.runs import REPOSITORY
 
@@ -34,7 +34,9 @@ def test_scores_are_those_of_the_definition_however_rows_are_batched(tiny_studen
     model, dataset = tiny_student(), sharded.rows()
     expected = [trajectory_means(*naive(model, *row.values()), [sum(row["rsr_scored"])], 100) for row in dataset]
     add_rsr_head(model)
-    rows, ranks, surprisals = score_rows(model, Accelerator(cpu=True), dataset, batches, 100, 0, False, layout)
+    scoring = ScoringPass(model, Accelerator(cpu=True), dataset, np.ones(5), sharded.ARGS, pad_token_id=0)
+    scoring.layout = layout
+    rows, ranks, surprisals = scoring.score(model, batches)
     assert rows.tolist() == sum(batches, [])
     np.testing.assert_allclose(ranks, [expected[row][0][0] for row in rows])
     np.testing.assert_allclose(surprisals, [expected[row][1][0] for row in rows], rtol=1e-5)
@@ -45,7 +47,7 @@ def test_the_training_forward_is_the_same_with_and_without_scores(tiny_student):
     for targets in (None, torch.tensor([[-100, -100, 5, 6, -100], [-100, 3, 7, -100, -100]])):
         model = tiny_student(attention_dropout=0.1).train()
         add_fused_lm_head(model)
-        head = add_rsr_head(model)
+        in_forward = add_rsr_head(model)
         ids = torch.tensor([[1, 4, 5, 6, 2], [8, 3, 7, 2, 0]])
         mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
         torch.manual_seed(0)
@@ -58,9 +60,9 @@ def test_the_training_forward_is_the_same_with_and_without_scores(tiny_student):
         gradients.append([p.grad.clone() for p in model.parameters()])
     assert losses[0] == losses[1]
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-    stats = head.take()
+    stats = in_forward.pop()
     assert stats.ranks.shape == stats.surprisals.shape == (4,) and not stats.surprisals.requires_grad
-    assert head.last is None
+    assert in_forward == []
     assert not model.model._forward_hooks
 
 
@@ -69,10 +71,10 @@ def test_training_scores_are_those_of_the_definition(tiny_student):
     ids, scored = [1, 4, 5, 6, 2, 9], [False, False, True, True, False, True]
     expected = naive(model, ids, scored)
     add_fused_lm_head(model)
-    head = add_rsr_head(model)
+    in_forward = add_rsr_head(model)
     targets = torch.tensor([[token if s else -100 for token, s in zip(ids, scored, strict=True)]])
     model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids]), rsr_targets=targets, fused_lm_head=True)
-    stats = head.take()
+    stats = in_forward.pop()
     assert stats.ranks.tolist() == expected[0]
     assert stats.surprisals.tolist() == pytest.approx(expected[1], rel=1e-5)
 

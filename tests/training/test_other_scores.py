@@ -10,8 +10,8 @@ from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.selection.table import read_score
 from rsr_trl.training.collator import RSRDataCollator
 from rsr_trl.training.config import RSRSFTConfig
+from rsr_trl.training.live_table import ScoreTable
 from rsr_trl.training.sampler import RSRSampler
-from rsr_trl.training.score_table import ScoreTable
 from rsr_trl.training.trainer import RSRSFTTrainer
 from tests.training.runs import DEFAULTS, examples, recording, rows_of_steps
 
@@ -53,8 +53,8 @@ def trained_rows(trainer, epoch: int = 0) -> list[int]:
     """Source rows in the order in which an epoch trained on them, batch by batch."""
     number = {" ".join(map(str, ids)): i for i, ids in enumerate(trainer.train_dataset["input_ids"])}
     steps = rows_of_steps([{"record": trainer.record}])
-    first = epoch * trainer._steps_per_epoch
-    return [number[row] for i in range(trainer._steps_per_epoch) for row in steps.get(first + i, [])]
+    first = epoch * trainer.scores.steps_per_epoch
+    return [number[row] for i in range(trainer.scores.steps_per_epoch) for row in steps.get(first + i, [])]
 
 
 def assert_ordered(trainer, values, sign: int = 1) -> None:

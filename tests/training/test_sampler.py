@@ -8,8 +8,8 @@ from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler
 from datasets import Dataset
 from torch.utils.data import BatchSampler, DataLoader
 
+from rsr_trl.training.live_table import ScoreTable
 from rsr_trl.training.sampler import RSRSampler
-from rsr_trl.training.score_table import ScoreTable
 
 
 def table_of(scores, num_tokens=None) -> ScoreTable:

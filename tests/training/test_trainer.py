@@ -15,7 +15,8 @@ from rsr_trl.rsr import CITATION
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.training.collator import RSRDataCollator
 from rsr_trl.training.config import RSRSFTConfig
-from rsr_trl.training.score_table import ScoreTable
+from rsr_trl.training.live_student import ScoringPass
+from rsr_trl.training.live_table import ScoreTable
 from rsr_trl.training.trainer import RSRSFTTrainer
 from tests.training.runs import DEFAULTS, Job, examples, recording, rows_of_steps, run
 
@@ -54,7 +55,7 @@ def source_rows(trainer, epoch: int) -> list[list[int]]:
     """Source rows of each step of an epoch, from the recorded token ids."""
     number = {" ".join(map(str, ids)): i for i, ids in enumerate(trainer.train_dataset["input_ids"])}
     steps = rows_of_steps([{"record": trainer.record}])
-    per_epoch = trainer._steps_per_epoch
+    per_epoch = trainer.scores.steps_per_epoch
     return [[number[row] for row in steps.get(epoch * per_epoch + i, [])] for i in range(per_epoch)]
 
 
@@ -188,8 +189,8 @@ def test_starts_from_a_datasets_own_scores_only_if_they_are_of_this_student_and_
 
     def passes_of(dataset, **args):
         trainer = make(dataset, model=AutoModelForCausalLM.from_pretrained(student), max_steps=1, **args)
-        rescore = trainer.rescore
-        trainer.rescore = lambda *a: (calls.append(1), rescore(*a))
+        rescore = trainer.scores.rescore
+        trainer.scores.rescore = lambda *a: (calls.append(1), rescore(*a))
         calls.clear()
         trainer.train()
         return len(calls), trainer
@@ -260,7 +261,7 @@ def test_re_scoring_in_an_epoch_covers_what_is_to_come_and_reorders_it(make):
 def test_re_scoring_equals_a_scorer_with_the_weights_of_that_moment(make, student):
     trainer = make(num_train_epochs=2, save_strategy="epoch")
     trainer.train()
-    path = f"{trainer.args.output_dir}/checkpoint-{trainer._steps_per_epoch}"
+    path = f"{trainer.args.output_dir}/checkpoint-{trainer.scores.steps_per_epoch}"
     scorer = RSRScorer(path)
     scored = scorer.score(Dataset.from_list(examples()))
     np.testing.assert_allclose(trainer.table.rsr, scored["rsr"], rtol=1e-5)
@@ -272,7 +273,7 @@ def test_a_problem_trains_on_its_most_suitable_trajectory_of_the_moment(make):
     found = history(trainer)
     chosen = []
     for epoch in range(5):
-        of_epoch = found[found["step"] == epoch * trainer._steps_per_epoch].copy()
+        of_epoch = found[found["step"] == epoch * trainer.scores.steps_per_epoch].copy()
         of_epoch["problem"] = of_epoch["row"] // 3
         best = of_epoch.loc[of_epoch.groupby("problem")["rsr"].idxmin(), "row"].tolist()
         assert sorted(sum(source_rows(trainer, epoch), [])) == best
@@ -283,21 +284,19 @@ def test_a_problem_trains_on_its_most_suitable_trajectory_of_the_moment(make):
 @pytest.fixture
 def small_memory(make, monkeypatch):
     """`small_memory(tokens, **args)`: a trainer whose scoring batches run out of memory above so many tokens."""
-    from rsr_trl.training import trainer as module
-
-    score_rows, tried = module.score_rows, []
+    score, tried = ScoringPass.score, []
 
     def build(tokens: int, **args):
         trainer = make(rsr_rescore_strategy="epoch", rsr_max_batch_tokens=256, **args)
-        trainer.layout, lengths = "padded", trainer._lengths
+        trainer.scoring.layout, lengths = "padded", trainer.scoring.lengths
 
-        def limited(model, accelerator, dataset, batches, **given):
+        def limited(scoring, model, batches):
             tried.append(max(len(batch) * lengths[batch].max() for batch in batches))
             if tried[-1] > tokens:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-            return score_rows(model, accelerator, dataset, batches, **given)
+            return score(scoring, model, batches)
 
-        monkeypatch.setattr(module, "score_rows", limited)
+        monkeypatch.setattr(ScoringPass, "score", limited)
         return trainer, tried
 
     return build
@@ -323,7 +322,7 @@ def test_out_of_memory_that_smaller_batches_cannot_mend_says_what_to_set(small_m
         trainer.train()
     assert "rsr_max_batch_tokens" in raised.value.__notes__[0] and "max_length" in raised.value.__notes__[0]
     # A plan whose budget the longest row fills alone is the last that is tried.
-    assert len(tried) == (1 if processes == 2 else 1 + int(np.ceil(np.log2(256 / trainer._lengths.max()))))
+    assert len(tried) == (1 if processes == 2 else 1 + int(np.ceil(np.log2(256 / trainer.scoring.lengths.max()))))
 
 
 def test_keep_fraction_trains_on_the_best_share(make):
@@ -331,7 +330,7 @@ def test_keep_fraction_trains_on_the_best_share(make):
     trainer.train()
     found = history(trainer)
     for epoch in range(3):
-        scores = found[found["step"] == epoch * trainer._steps_per_epoch].set_index("row")["rsr"]
+        scores = found[found["step"] == epoch * trainer.scores.steps_per_epoch].set_index("row")["rsr"]
         assert sorted(sum(source_rows(trainer, epoch), [])) == sorted(scores.nlargest(6).index)
 
 
@@ -344,7 +343,7 @@ def test_rows_past_the_threshold_take_no_part_and_are_counted(make, given):
         collator = RSRDataCollator(pad_token_id=0, score_threshold=threshold)
         trainer = make(rows, {"data_collator": collator})
     trainer.train()
-    found, steps = history(trainer), trainer._steps_per_epoch
+    found, steps = history(trainer), trainer.scores.steps_per_epoch
     assert steps == 10  # rows that don't train count towards the length
     masked = []
     for epoch in range(3):
@@ -365,7 +364,7 @@ def test_a_threshold_that_nothing_is_within_stops_before_the_first_step(make, pr
         trainer.train()
     scores, message = history(trainer)["rsr"], str(raised.value)
     end, nearest, way = ("lowest", scores.min(), "lower") if prefer == "low" else ("highest", scores.max(), "higher")
-    assert f"threshold={trainer._score_threshold} lets" in message and f" and {way} through" in message
+    assert f"threshold={trainer.args.rsr_score_threshold} lets" in message and f" and {way} through" in message
     assert f"the {end} is {nearest:.4g}, the median {scores.median():.4g}" in message
     assert trainer.record == []
 
@@ -382,8 +381,8 @@ def test_a_threshold_that_nothing_is_within_any_more_is_said_once(make, monkeypa
     trainer.train()
     told = [record.message for record in caplog.records if "No example trains" in record.message]
     assert len(told) == 1 and "the lowest is 60" in told[0]
-    assert told[0].endswith(f"from step {trainer._steps_per_epoch} on.")
-    assert {step for step, rows, _ in trainer.record if rows} == set(range(trainer._steps_per_epoch))
+    assert told[0].endswith(f"from step {trainer.scores.steps_per_epoch} on.")
+    assert {step for step, rows, _ in trainer.record if rows} == set(range(trainer.scores.steps_per_epoch))
 
 
 def test_unscorable_rows_come_last_and_are_never_chosen(make, caplog):
@@ -417,7 +416,7 @@ def test_online_scores_are_those_of_a_scoring_pass_when_nothing_else_differs(mak
     trainer.train()
     np.testing.assert_allclose(trainer.table.rsr, expected, rtol=1e-5)
     assert trainer.table.train_mode.all()
-    assert trainer.table.step.min() == trainer._steps_per_epoch  # all measured in the second epoch
+    assert trainer.table.step.min() == trainer.scores.steps_per_epoch  # all measured in the second epoch
     found = history(trainer)
     assert sorted(found[found["train_mode"]]["row"]) == sorted(list(range(19)) * 2)
 
@@ -425,7 +424,7 @@ def test_online_scores_are_those_of_a_scoring_pass_when_nothing_else_differs(mak
 def test_online_shows_in_the_next_epoch_and_passes_cover_only_what_did_not_train(make):
     trainer = make(rsr_rescore_strategy="online", rsr_keep_fraction=0.5, rsr_sampling="ordered")
     trainer.train()
-    found, steps = history(trainer), trainer._steps_per_epoch
+    found, steps = history(trainer), trainer.scores.steps_per_epoch
     for epoch in (1, 2):
         trained = set(sum(source_rows(trainer, epoch - 1), []))
         of_pass = found[(found["step"] == epoch * steps) & ~found["train_mode"]]
@@ -453,7 +452,9 @@ def test_logs_say_what_the_table_says(make):
     trainer.train()
     log = [log for log in trainer.state.log_history if "rsr/mean" in log][-1]
     found = history(trainer)
-    last, first = (found[found["step"] == step].set_index("row")["rsr"] for step in (trainer._steps_per_epoch, 0))
+    last, first = (
+        found[found["step"] == step].set_index("row")["rsr"] for step in (trainer.scores.steps_per_epoch, 0)
+    )
     assert log["rsr/mean"] == pytest.approx(last.mean())
     assert log["rsr/median"] == pytest.approx(last.median())
     assert log["rsr/p10"] == pytest.approx(last.quantile(0.1))

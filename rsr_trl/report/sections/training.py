@@ -12,7 +12,7 @@ from rsr_trl.report.material import Material, Missing
 from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, RSR, RSRError, dataset_rsr
 from rsr_trl.selection.compare import rank_correlation
 from rsr_trl.selection.table import ScoredTable
-from rsr_trl.training.score_log import HISTORY_DIR
+from rsr_trl.training.live_table import HISTORY_DIR
 
 
 MAX_POINTS = 40

@@ -4,8 +4,7 @@ from scipy import stats
 
 from rsr_trl.report.sections.training import MAX_POINTS, read_history
 from rsr_trl.rsr import RSRError, dataset_rsr
-from rsr_trl.training.score_log import ScoreHistory
-from rsr_trl.training.score_table import ScoreTable
+from rsr_trl.training.live_table import ScoreHistory, ScoreTable
 
 
 def test_scores_move_as_they_were_logged(write, rows, run):

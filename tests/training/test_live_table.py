@@ -1,8 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset
+from scipy import stats
 
-from rsr_trl.training.score_table import ScoreTable
+from rsr_trl.training.live_table import ScoreHistory, ScoreTable, spearman, summarize
 
 
 @pytest.fixture
@@ -79,3 +81,45 @@ def test_a_dataset_without_scores_or_with_a_missing_one_is_refused():
     scored = {"rsr_mean_clipped_rank": [4.0, None], "rsr_mean_surprisal": [2.0, None], "rsr_num_tokens": [3, 2]}
     with pytest.raises(ValueError, match="row 1"):
         ScoreTable.from_dataset(Dataset.from_dict(scored))
+
+
+def test_summary_leaves_out_what_is_not_finite():
+    scores = np.array([1.0, 2.0, np.nan, 4.0, np.inf])
+    teachers = np.array([0, 1, 0, 1, 2]), ["A", "B", "C"]
+    assert summarize(scores, teachers) == {
+        "rsr/mean": pytest.approx(7 / 3),
+        "rsr/median": 2.0,
+        "rsr/p10": pytest.approx(1.2),
+        "rsr/p90": pytest.approx(3.6),
+        "rsr/mean/A": 1.0,
+        "rsr/mean/B": 3.0,
+    }
+    assert summarize(np.array([np.nan])) == {}
+
+
+def test_spearman_is_scipys():
+    rng = np.random.default_rng(0)
+    before, after = rng.integers(0, 9, 40).astype(float), rng.normal(size=40)
+    assert spearman(before, after) == pytest.approx(stats.spearmanr(before, after).statistic)
+    after[3] = np.nan
+    rest = np.arange(40) != 3
+    assert spearman(before, after) == pytest.approx(stats.spearmanr(before[rest], after[rest]).statistic)
+    assert spearman(np.full(40, np.nan), after) is None
+    assert spearman(np.ones(40), after) is None
+
+
+def test_the_history_is_one_table_of_all_files(tmp_path):
+    table, log = ScoreTable([4, 4, 0, 4]), ScoreHistory(str(tmp_path), np.array([10, 20, 30, 40]))
+    table.update([0, 3], [2.0, 3.0], [1.0, 1.0], step=0)
+    log.write(table, np.array([0, 3]), 0, "pass")
+    table.update([1], [8.0], [2.0], step=6, train_mode=True)
+    log.write(table, np.array([1]), 7, "online")
+    log.write(table, np.array([0]), 7, "pass")
+    found = pd.read_parquet(tmp_path / "rsr_history").sort_values(["step", "row"])
+    assert found["row"].tolist() == [10, 10, 40, 20]
+    assert found["rsr"].tolist() == [2.0, 2.0, 3.0, 4.0]
+    assert found["step"].tolist() == [0, 0, 0, 6] and found["train_mode"].tolist() == [False] * 3 + [True]
+    log.start(6)
+    assert [path.name for path in log.folder.iterdir()] == ["step-00000000-pass.parquet"]
+    log.start(None)
+    assert list(log.folder.iterdir()) == []
