@@ -18,9 +18,8 @@ def test_the_table_says_what_compare_scores_finds(write, tiny_tokenizer):
 
 
 def test_without_common_rows_the_page_says_so_and_has_its_cautions(write, rows):
-    page = write(
-        [{**row, "score_random": float("nan"), "rsr_num_tokens": 9} for row in rows], without=["rsr_token_ids"]
-    )
+    rows = [{**row, "score_random": float("nan"), "rsr_num_tokens": 9} for row in rows]
+    page = write(rows, without=["rsr_token_ids"])
     assert not page.sections()["compare"]
     assert "None of the 18 rows has a finite value of every score" in page.words("teachers")
     assert "short responses" in page.report.cautions
