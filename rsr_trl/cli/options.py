@@ -42,9 +42,7 @@ class DatasetArguments:
         "dataset on the Hub."
     )
     dataset_config: str | None = option("Configuration of the dataset, if it has several.", None)
-    dataset_split: str = option(
-        "Split to read; slices such as 'train[:100]' work too, but for `save_to_disk`.", "train"
-    )
+    dataset_split: str = option("Split to read; slices such as 'train[:100]' work, except of `save_to_disk`.", "train")
 
     def load(self) -> "Dataset":
         from rsr_trl import data
