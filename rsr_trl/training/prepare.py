@@ -11,8 +11,7 @@ from datasets import Dataset, Features, List, Value
 
 from rsr_trl.data import read_table
 from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, STUDENT, RSRError
-from rsr_trl.scoring.scored_tokens import ScoredTokens, content_hash
-from rsr_trl.scoring.scores import check_name, known_score, random
+from rsr_trl.scoring.scores import ScoredTokens, check_name, content_hash, known_score, random
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from rsr_trl.selection.table import labels, numbers, read_score
 from rsr_trl.training.config import RSRSFTConfig
