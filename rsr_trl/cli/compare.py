@@ -140,7 +140,7 @@ def _show_choices(out: Console, comparison: "Comparison") -> None:
     out.print(Text(f"\nWhat each would choose with {comparison.rule}:"))
     columns = (
         Column("score", "name"),
-        Column("mean tokens", lambda row: number(row["chosen_tokens"], 0)),
+        Column("mean tokens", "chosen_tokens", digits=0),
         Column("correct", lambda row: percent(row["chosen_accuracy"]), shown=by_truth),
         Column(
             "most from",
@@ -156,7 +156,7 @@ def _show_teachers(out: Console, comparison: "Comparison") -> None:
     on = f", on {comparison.num_shared_problems:,} problems that all have" if comparison.num_shared_problems else ""
     out.print(f"\nTeachers, most suitable by RSR first{on}, with their places by other scores:")
     places = [Column(name, lambda row, name=name: row["places"][name], optional=True) for name in names]
-    columns = (Column("teacher", "teacher"), Column("RSR", lambda row: number(row["values"]["rsr"], 3)), *places)
+    columns = (Column("teacher", "teacher"), Column("RSR", lambda row: row["values"]["rsr"], digits=3), *places)
     print_table(out, comparison.teachers, columns, things="teacher")
 
 

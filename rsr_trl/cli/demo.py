@@ -8,22 +8,19 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import Progress
 from rich.text import Text
 from trl import TrlParser
 
 from rsr_trl.cli.options import option, option_parser
 from rsr_trl.cli.tables import Column, print_table, without_bars
-from rsr_trl.report.format import number, share
+from rsr_trl.report.format import share
 from rsr_trl.rsr import RSRError
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import TrainerCallback
 
 
-PAPER = "https://arxiv.org/abs/2601.14249"
 SHORT = 12  # scored tokens: more than a bare answer has, fewer than the tersest reasoning
 HELD_OUT_SHARE = 0.15
 MIN_PROBLEMS = 10  # some to train on and some to hold out
@@ -64,7 +61,7 @@ def main(args: DemoArguments) -> None:
         "          / how much they surprise it (mean surprisal)\n"
         "    [bold]A lower RSR suits it better.[/]\n\n"
         "The demo shows the way on a toy and claims no gain. The evidence, on real language models, is in the paper:\n"
-        f"{PAPER}"
+        "https://arxiv.org/abs/2601.14249"
     )
     pool = _make_pool(out, args)
     scored = _score(out, pool, folder / "scored.parquet")
@@ -122,10 +119,10 @@ def _show_teachers(out: Console, scored: "Dataset") -> None:
     right = Counter(teacher for teacher, correct in zip(scored["teacher"], scored["correct"], strict=True) if correct)
     columns = (
         Column("teacher", "teacher"),
-        Column("RSR (lower = better)", lambda one: number(one["rsr"])),
-        Column("mean rank", lambda one: number(one["mean_clipped_rank"])),
-        Column("surprisal (nats)", lambda one: number(one["mean_surprisal"])),
-        Column("tokens", lambda one: number(one["mean_tokens"], 0)),
+        Column("RSR (lower = better)", "rsr"),
+        Column("mean rank", "mean_clipped_rank"),
+        Column("surprisal (nats)", "mean_surprisal"),
+        Column("tokens", "mean_tokens", digits=0),
         Column("correct", lambda one: f"{right[one['teacher']] / one['scored']:.0%}"),
     )
     print_table(out, teachers, columns)
@@ -186,7 +183,7 @@ def _show_example(out: Console, scored: "Dataset", chosen: dict) -> None:
 
     columns = (
         Column("teacher", lambda row: f"{row['teacher']}{' (chosen)' if row['teacher'] == chosen['teacher'] else ''}"),
-        Column("RSR", lambda row: number(row["rsr"])),
+        Column("RSR", "rsr"),
         Column("tokens", "rsr_num_tokens"),
         Column("correct", lambda row: "yes" if row["correct"] else "no"),
         Column("response", response, justify="left"),
@@ -220,17 +217,13 @@ def _fine_tune(out: Console, selected: "Dataset", seed: int, path: Path) -> None
         disable_tqdm=True,
     )
     parts = selected.train_test_split(test_size=HELD_OUT_SHARE, seed=seed)
-    trainer = SFTTrainer(
-        str(STUDENT_PATH),
-        args=args,
-        train_dataset=parts["train"],
-        eval_dataset=parts["test"],
-        callbacks=[_progress_bar(out)],
-    )
+    student = str(STUDENT_PATH)
+    trainer = SFTTrainer(student, args=args, train_dataset=parts["train"], eval_dataset=parts["test"])
     trainer.remove_callback(PrinterCallback)
-    before = trainer.evaluate()["eval_loss"]
-    trainer.train()
-    after = trainer.evaluate()["eval_loss"]
+    with out.status("fine-tuning"):
+        before = trainer.evaluate()["eval_loss"]
+        trainer.train()
+        after = trainer.evaluate()["eval_loss"]
     trainer.save_model()
     trainer.end()
     out.print(
@@ -256,25 +249,6 @@ def _show_files(out: Console, folder: Path) -> None:
         "  rsr select --dataset_name scored --group_column problem_id --output_dir selected",
         soft_wrap=True,
     )
-
-
-def _progress_bar(out: Console) -> "TrainerCallback":
-    """The trainer's progress as one bar without lines in between."""
-    from transformers import TrainerCallback
-
-    class ProgressBar(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.progress = Progress(console=out)
-            self.progress.start()
-            self.task = self.progress.add_task("fine-tuning", total=state.max_steps)
-
-        def on_step_end(self, args, state, control, **kwargs):
-            self.progress.advance(self.task)
-
-        def on_train_end(self, args, state, control, **kwargs):
-            self.progress.stop()
-
-    return ProgressBar()
 
 
 def _headline(out: Console, step: int, title: str) -> None:

@@ -21,6 +21,7 @@ from rsr_trl.rsr import DIRECTION, NOISY_BELOW, RSR, SCORE_PREFIX, TOKEN_COLUMNS
 from rsr_trl.scoring.job import Job, default_shard_rows, tokenized_sample
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.tokens import TokenizedExample
+from rsr_trl.selection.table import ScoredTable
 
 
 NAMED_ROWS, NAMED_REASONS = 10, 5  # that the terminal names; JSON and the column rsr_error have more
@@ -38,7 +39,8 @@ TEACHERS = [
 def finish(job: Job, args: OutputArguments, push_to_hub: str | None) -> int:
     """Say what is in the complete dataset, upload it if asked, and return the exit code."""
     scores, columns = _scores(job, args.teacher_column)
-    result = _progress(job, args) | figures(scores, columns.teacher) | {"vocab_size": job.scorer.student.vocab_size}
+    result = _progress(job, args) | figures(ScoredTable.read(scores, Columns(columns.teacher)))
+    result["vocab_size"] = job.scorer.student.vocab_size
     missing = {name: scores.data[name].null_count - scores.data[RSR].null_count for name in scores.column_names}
     result["undefined"] = {name: n for name, n in missing.items() if name.startswith(SCORE_PREFIX) and n}
     if push_to_hub:

@@ -157,7 +157,7 @@ def _print_teachers(out: Console, before: dict, after: dict) -> None:
     out.print("Teachers, most chosen first:")
     columns = (
         Column("teacher", "teacher"),
-        Column("RSR", lambda one: number(one["rsr"], 3)),
+        Column("RSR", "rsr", digits=3),
         Column("before", lambda one: share(one["scored"], before["scored"])),
         Column("chosen", lambda one: share(counts.get(one["teacher"], 0), after["scored"])),
     )

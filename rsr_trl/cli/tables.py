@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rsr_trl.report.format import name
+from rsr_trl.report.format import name, number
 
 
 MAX_ROWS = 20  # lines of a table in the terminal; JSON has them all
@@ -32,10 +32,11 @@ class Column:
 
     Args:
         heading (`str`): Its head.
-        value (`str` or function): Key of a row, or a function of the row; the result is a cell, `Text` if styled.
+        value (`str` or function): Key of a row, or a function of the row. Numbers are formatted, `Text` is styled.
         shown (`bool`, *optional*, defaults to `True`): Whether it says something in this table.
         justify (`str`, *optional*, defaults to `"right"`): `"left"` for text. The first column is text anyway.
         optional (`bool`, *optional*, defaults to `False`): Whether it may go where the terminal is too narrow.
+        digits (`int`, *optional*, defaults to `2`): Decimals of numbers that aren't whole.
     """
 
     heading: str
@@ -43,11 +44,16 @@ class Column:
     shown: bool = True
     justify: str = "right"
     optional: bool = False
+    digits: int = 2
 
-    def cell(self, row: Any) -> Text:
+    def cell(self, row: Any, as_name: bool) -> Text:
         value = self.value(row) if callable(self.value) else row[self.value]
-        # As Text: a teacher called "[red]" is a name, not markup.
-        return value if isinstance(value, Text) else Text(name(value, limit=200))
+        if isinstance(value, Text):
+            return value
+        if value is None or isinstance(value, float):
+            return Text(number(value, self.digits))
+        # As Text: a teacher called "[red]" is a name, not markup. And one called 2024 isn't a number.
+        return Text(f"{value:,}" if isinstance(value, int) and not as_name else name(value, limit=200))
 
 
 def print_table(
@@ -64,8 +70,11 @@ def print_table(
         limit (`int`, *optional*, defaults to `20`): Rows to print at most.
         things (`str`, *optional*, defaults to `"row"`): What a row is, in the singular.
     """
-    parts = [(column, [Text(column.heading), *map(column.cell, rows[:limit])]) for column in columns if column.shown]
-    dropped = []
+    dropped, parts = [], []
+    for column in columns:
+        if column.shown:
+            cells = [column.cell(row, as_name=column is columns[0]) for row in rows[:limit]]
+            parts.append((column, [Text(column.heading), *cells]))
     while _room(out, parts) < 0 and (optional := [part for part in parts if part[0].optional]):
         parts.remove(optional[-1])
         dropped.insert(0, optional[-1][0].heading)

@@ -204,14 +204,14 @@ def _show_ranking(
     cut = any((row["truncated_share"] or 0) >= 0.01 for row in rows)
     columns = (
         Column("teacher", "teacher"),
-        Column("RSR" if is_rsr else ranking.score, lambda row: number(row[name], 3)),
+        Column("RSR" if is_rsr else ranking.score, name, digits=3),
         Column(level, lambda row: _interval(row[f"{name}_low"], row[f"{name}_high"]), shown=with_interval),
         Column("best", lambda row: percent(row["probability_best"]), shown=with_best),
-        Column("tokens", lambda row: number(row["mean_tokens"], 0)),
+        Column("tokens", "mean_tokens", digits=0),
         Column("correct", lambda row: percent(row["accuracy"]), shown=with_accuracy),
         # Columns that would say the same on every line are left out: a terminal has 80 characters.
         Column("cut", lambda row: percent(row["truncated_share"]), shown=cut, optional=True),
-        Column("scored", lambda row: f"{row['trajectories']:,}", shown=len(counts) > 1, optional=True),
+        Column("scored", "trajectories", shown=len(counts) > 1, optional=True),
         Column(
             "rank / nats", lambda row: f"{number(row['mean_rank'])} / {number(row['mean_surprisal'])}", optional=True
         ),
@@ -254,10 +254,10 @@ def _show_race(out: Console, race: "TeacherRace") -> None:
     )
     columns = (
         Column("teacher", "teacher"),
-        Column("RSR", lambda row: number(row["rsr"], 3)),
+        Column("RSR", "rsr", digits=3),
         Column("status", "status"),
-        Column("problems", lambda row: f"{row['problems']:,}"),
-        Column("trajectories", lambda row: f"{row['trajectories']:,}"),
+        Column("problems", "problems"),
+        Column("trajectories", "trajectories"),
     )
     print_table(out, race.table, columns, things="teacher")
     if not race.certain:

@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rsr_trl.pilot.differences import difference
+from rsr_trl.pilot.differences import CONFIDENCE, difference
 from rsr_trl.pilot.strategies import Strategy
 
 
-CONFIDENCE = 0.95  # of the intervals
 UNEVEN = 1.5  # times the tokens of the control
 ONE_TEACHER = 0.6  # share of a strategy's choices
 
@@ -53,7 +52,7 @@ def compare(records: dict[str, list[dict]], strategies: Sequence[Strategy]) -> l
                 np.array([[problem[metric.name] for problem in record["problems"]] for record in records[name]], float)
                 for name in (strategy.name, strategy.control)
             )
-            result = difference(ours, theirs, CONFIDENCE, bounded=metric.name == "correct")
+            result = difference(ours, theirs, bounded=metric.name == "correct")
             row = {
                 "strategy": strategy.name,
                 "control": strategy.control,
@@ -98,10 +97,10 @@ def sentences(table: Sequence[dict]) -> list[str]:
 
 def _unclear(metric: Metric, control: str, rows: list[dict]) -> str:
     """What isn't significant, what would likely have been, and what it would take."""
-    detectable = metric.number(max(row["detectable"] for row in rows), "")
+    names, detectable = ", ".join(row["strategy"] for row in rows), max(row["detectable"] for row in rows)
     text = (
-        f"No significant difference to {control} in {metric.label} ({', '.join(row['strategy'] for row in rows)}): with "
-        f"this budget, one below about {detectable} {metric.unit} is likely to stay hidden."
+        f"No significant difference to {control} in {metric.label} ({names}): with this budget, one below about "
+        f"{metric.number(detectable, '')} {metric.unit} is likely to stay hidden."
     )
     needs = [f"{row['strategy']} ({metric.number(row['mean'])}) {_needed(row)}" for row in rows if row["mean"]]
     return f"{text} Differences as large as those seen need: {'; '.join(needs)}." if needs else text

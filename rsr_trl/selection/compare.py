@@ -134,12 +134,7 @@ def comparison_table(
     notes: list[str],
 ) -> ScoredTable:
     """
-    Read the scores to compare, RSR first, each turned as it is to be compared.
-
-    Args:
-        dataset, scores, own_scores: As [`compare_scores`] takes them.
-        columns ([`~rsr_trl.data.Columns`], *optional*): Of teacher, problem and correctness.
-        notes (`list[str]`): Gets a sentence about `score_` columns whose direction isn't known.
+    Read what [`compare_table`] compares, RSR first; `notes` gets a sentence about columns of unknown scores.
 
     Raises:
         `RSRError`: a name that is no score or isn't there, a direction that is none, or what
@@ -189,7 +184,8 @@ def compare_table(
     if not by_problem and keep_fraction is None:
         keep_fraction = KEEP_FRACTION
     group_column = table.columns.problem if by_problem else None
-    rule = Criteria(group_column=group_column, keep_per_group=keep_per_group, keep_fraction=keep_fraction)
+    Criteria(group_column, keep_per_group, keep_fraction)  # raises where they are out of range
+    several = f" --keep_per_group {keep_per_group}" if keep_per_group > 1 else ""
 
     def choice(rows: ScoredTable, score: str) -> np.ndarray:
         """What `rsr select` would choose: bool array of shape `(rows,)`."""
@@ -209,27 +205,26 @@ def compare_table(
             "name": name,
             "prefer": rows.prefer[name],
             "rank_correlation": _number(correlation[j, 0]),
-            "overlap": _number(overlap[j, 0]),
+            "overlap": float(overlap[j, 0]),
             "teacher_agreement": _number(orders[j, 0]),
             "length_correlation": _number(correlation[j, -1]),
             "length_r2": _number(correlation[j, -1] ** 2),
             **_correctness(rows, costs[:, j], kept[:, j]),
-            "chosen_tokens": _number(rows.tokens[kept[:, j]].mean()),
-            **_top_teacher(rows, kept[:, j]),
+            **_chosen(rows, kept[:, j]),
         }
         for j, name in enumerate(rows.values)
     ]
     scored = table.where(np.isfinite(table.cost(RSR)))
     return Comparison(
         scores=scores,
-        rank_correlation=_matrix(correlation[:-1, :-1]),
-        overlap=_matrix(overlap),
+        rank_correlation=[list(map(_number, row)) for row in correlation[:-1, :-1]],
+        overlap=overlap.tolist(),
         chance_overlap=chance,
         teachers=teachers,
-        teacher_agreement=_matrix(orders),
+        teacher_agreement=[list(map(_number, row)) for row in orders],
         findings=[*look_at_rows(scored, choice(scored, RSR)), *look_at_scores(scores, chance, len(rows))],
         notes=notes,
-        rule=_in_words(rule),
+        rule=f"--group_column {group_column}{several}" if by_problem else f"--keep_fraction {keep_fraction:g}",
         num_rows=len(table),
         num_compared=len(rows),
         num_problems=None if rows.problem is None else len(np.unique(rows.problem)),
@@ -245,8 +240,8 @@ def _comparable(table: ScoredTable, notes: list[str]) -> np.ndarray:
     if not together.any():
         most = max(missing, key=missing.get)
         raise RSRError(
-            f"None of the {len(table)} rows has a finite value of every score ({most!r} lacks most, in {missing[most]} "
-            f"rows), so there is nothing to compare. {ERROR!r} may say why; or leave that score out."
+            f"None of the {len(table)} rows has a finite value of every score ({most!r} lacks most, in "
+            f"{missing[most]} rows), so there is nothing to compare. {ERROR!r} may say why; or leave that score out."
         )
     if not together.all():
         lacking = ", ".join(f"{name} in {count:,}" for name, count in missing.items() if count)
@@ -255,14 +250,6 @@ def _comparable(table: ScoredTable, notes: list[str]) -> np.ndarray:
             f"finite: {lacking}."
         )
     return together
-
-
-def _in_words(rule: Criteria) -> str:
-    """The rule as options of `rsr select`."""
-    if rule.keep_fraction is not None:
-        return f"--keep_fraction {rule.keep_fraction:g}"
-    more = f" --keep_per_group {rule.keep_per_group}" if rule.keep_per_group > 1 else ""
-    return f"--group_column {rule.group_column}{more}"
 
 
 def _teachers(rows: ScoredTable, costs: np.ndarray, notes: list[str]) -> tuple[list[dict], np.ndarray, int | None]:
@@ -304,22 +291,18 @@ def _correctness(rows: ScoredTable, cost: np.ndarray, kept: np.ndarray) -> dict:
     if rows.correct is None:
         return dict.fromkeys(names)
     known = ~np.isnan(rows.correct)
-    problem = None if rows.problem is None else rows.problem[known]
-    share, low, high, _ = correct_first(cost[known], rows.correct[known] == 1, problem)
+    first = correct_first(cost[known], rows.correct[known] == 1, None if rows.problem is None else rows.problem[known])
     accuracy = rows.correct[known & kept].mean() if (known & kept).any() else np.nan
-    return dict(zip(names, map(_number, (share, low, high, accuracy)), strict=True))
+    return dict(zip(names, map(_number, (*first, accuracy)), strict=True))
 
 
-def _top_teacher(rows: ScoredTable, kept: np.ndarray) -> dict:
-    if rows.teacher is None:
-        return {"chosen_top_teacher": None, "chosen_top_teacher_share": None}
-    count = np.bincount(rows.teacher[kept], minlength=len(rows.teachers))
-    most = int(count.argmax())
-    return {"chosen_top_teacher": rows.teachers[most], "chosen_top_teacher_share": float(count[most] / count.sum())}
-
-
-def _matrix(values: np.ndarray) -> list[list[float | None]]:
-    return [[_number(value) for value in row] for row in values]
+def _chosen(rows: ScoredTable, kept: np.ndarray) -> dict:
+    top, share = None, None
+    if rows.teacher is not None:
+        count = np.bincount(rows.teacher[kept])
+        top, share = rows.teachers[count.argmax()], float(count.max() / count.sum())
+    tokens = _number(rows.tokens[kept].mean())
+    return {"chosen_tokens": tokens, "chosen_top_teacher": top, "chosen_top_teacher_share": share}
 
 
 def _number(value: float) -> float | None:
@@ -329,7 +312,7 @@ def _number(value: float) -> float | None:
 
 def rank_correlation(values: np.ndarray, group: np.ndarray | None = None) -> np.ndarray:
     """
-    Spearman's rank correlation between every two columns.
+    Spearman's rank correlation between every two columns: shape `(k, k)`, `nan` where a column doesn't vary.
 
     With `group`, rows are ranked within their group alone, as a share of its size, so that what differs from group to
     group (how hard a problem is) plays no part and every row weighs about the same. Ties have their average rank.
@@ -337,27 +320,20 @@ def rank_correlation(values: np.ndarray, group: np.ndarray | None = None) -> np.
     Args:
         values (float array of shape `(n, k)`): Finite.
         group (int array of shape `(n,)`, *optional*): Group of each row.
-
-    Returns:
-        float array of shape `(k, k)`; `nan` where a column doesn't vary (within any group).
     """
-    frame = pd.DataFrame(values)
-    if group is None:
-        ranks, size = frame.rank(pct=True).to_numpy(), np.full(len(frame), len(frame))
-    else:
-        ranks = frame.groupby(group).rank(pct=True).to_numpy()
-        size = np.bincount(group)[group]
+    group = np.zeros(len(values), dtype=np.int64) if group is None else group
+    ranks, size = pd.DataFrame(values).groupby(group).rank(pct=True).to_numpy(), np.bincount(group)[group]
     ranks = ranks - ((size + 1) / (2 * size))[:, None]
     products = ranks.T @ ranks
     spread = np.diag(products)
     # What doesn't vary differs from 0 by rounding only.
-    spread = np.sqrt(np.where(spread > 1e-12 * len(frame), spread, np.nan))
+    spread = np.sqrt(np.where(spread > 1e-12 * len(values), spread, np.nan))
     return np.round(products / np.outer(spread, spread), 12)  # so that 1 is 1
 
 
 def correct_first(
     cost: np.ndarray, correct: np.ndarray, group: np.ndarray | None = None, confidence: float = 0.95
-) -> tuple[float, float, float, int]:
+) -> tuple[float, float, float]:
     """
     How often a correct trajectory is rated more suitable than an incorrect one: the area under the ROC curve, a tie
     counting half. With `group`, pairs are of one group (of the same problem), and all such pairs weigh the same.
@@ -369,40 +345,41 @@ def correct_first(
 
     Args:
         cost (float array of shape `(n,)`): Finite; lower = more suitable.
-        correct (boolean array of shape `(n,)`): Whether each row is correct.
+        correct (bool array of shape `(n,)`): Whether each row is correct.
         group (int array of shape `(n,)`, *optional*): Group of each row.
         confidence (`float`, *optional*, defaults to `0.95`): Level of the interval.
 
     Returns:
-        The share of pairs (`nan` if there is no pair); the ends of its interval (`nan` where there is too little for
-        one); and how many groups have both kinds (1 without groups).
+        The share of pairs (`nan` if there is no pair) and the ends of its interval (`nan` where there is too little).
     """
-    group = np.zeros(len(cost), dtype=np.int64) if (ungrouped := group is None) else group
-    width = int(group.max(initial=0)) + 1
-    num_correct = np.bincount(group[correct], minlength=width)
-    num_pairs = num_correct * np.bincount(group[~correct], minlength=width)
+    groups = np.zeros(len(cost), dtype=np.int64) if group is None else group
+    width = int(groups.max(initial=0)) + 1
+    num_correct = np.bincount(groups[correct], minlength=width)
+    num_pairs = num_correct * np.bincount(groups[~correct], minlength=width)
     if not num_pairs.any():
-        return np.nan, np.nan, np.nan, 0
-    # Of all that a correct row leaves behind, the correct ones among themselves make n(n+1)/2 (Mann-Whitney).
-    place = pd.Series(-cost).groupby(group).rank().to_numpy()
-    won = np.bincount(group[correct], weights=place[correct], minlength=width) - num_correct * (num_correct + 1) / 2
-    share = won.sum() / num_pairs.sum()
-    num_groups = int((num_pairs > 0).sum())
-    if ungrouped:
+        return np.nan, np.nan, np.nan
+    # Mann-Whitney's U of every group at once: the ranks of correct rows, less those that they have among themselves.
+    place = pd.Series(-cost).groupby(groups).rank().to_numpy()
+    won = np.bincount(groups[correct], weights=place[correct], minlength=width) - num_correct * (num_correct + 1) / 2
+    share = float(won.sum() / num_pairs.sum())
+    if group is None:
         error, freedom = _delong(cost, correct)
     else:
-        error, freedom = _error_of_ratio(won[num_pairs > 0], num_pairs[num_pairs > 0], share)
+        won, num_pairs = won[num_pairs > 0], num_pairs[num_pairs > 0]
+        freedom, residual = len(won) - 1, won - share * num_pairs
+        error = np.sqrt((residual**2).sum() * len(won) / max(1, freedom)) / num_pairs.sum()
     if share in (0, 1):
         allowed = ((1 - confidence) / 2) ** (1 / (freedom + 1))
-        return float(share), *((0.0, 1 - allowed) if share == 0 else (allowed, 1.0)), num_groups
+        return (share, 0.0, 1 - allowed) if share == 0 else (share, allowed, 1.0)
     if freedom < 1 or not error > 1e-12:
-        return float(share), np.nan, np.nan, num_groups
+        return share, np.nan, np.nan
     half = t.ppf((1 + confidence) / 2, freedom) * error / (share * (1 - share))
     low, high = expit(logit(share) + np.array([-half, half]))
-    return float(share), float(low), float(high), num_groups
+    return share, float(low), float(high)
 
 
 def _delong(cost: np.ndarray, correct: np.ndarray) -> tuple[float, int]:
+    """Standard error of the share of pairs, and its degrees of freedom."""
     counts = correct.sum(), (~correct).sum()
     if min(counts) < 2:
         return np.nan, 0  # a variance needs two of each
@@ -413,21 +390,10 @@ def _delong(cost: np.ndarray, correct: np.ndarray) -> tuple[float, int]:
     return float(np.sqrt(variance)), int(min(counts)) - 1
 
 
-def _error_of_ratio(won: np.ndarray, num_pairs: np.ndarray, share: float) -> tuple[float, int]:
-    freedom = len(won) - 1
-    if freedom < 1:
-        return np.nan, 0
-    residual = won - share * num_pairs
-    return float(np.sqrt((residual**2).sum() * len(won) / freedom) / num_pairs.sum()), freedom
-
-
 def chance_overlap(chosen: np.ndarray, group: np.ndarray | None = None) -> float:
     """
-    Share of a choice that another one, of as many rows of each group but made at random, would have in common with it.
-
-    Args:
-        chosen (boolean array of shape `(n,)`): The choice.
-        group (int array of shape `(n,)`, *optional*): Group of each row, if rows were chosen group by group.
+    Share of a choice (bool array of shape `(n,)`) that another one, of as many rows of each group but made at random,
+    would have in common with it.
     """
     group = np.zeros(len(chosen), dtype=np.int64) if group is None else group
     kept, size = np.bincount(group[chosen], minlength=int(group.max()) + 1), np.bincount(group)

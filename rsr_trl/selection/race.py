@@ -1,18 +1,15 @@
 """Find the most suitable teacher with as few forward passes as it takes: score in rounds, drop who is ruled out.
 
 The evidence that one teacher suits better than another is valid however often one looks. For teachers a and b on
-matched problems, `D = ln(RSR_b / RSR_a)` is a smooth function of means, so that it behaves like the mean of
-`y_i = (r_bi / mean r_b - s_bi / mean s_b) - (r_ai / mean r_a - s_ai / mean s_a)` (delta method), where r and s are a
+matched problems, `D = ln(RSR_b / RSR_a)` behaves like the mean of
+`y_i = (r_bi / mean r_b - s_bi / mean s_b) - (r_ai / mean r_a - s_ai / mean s_a)` (delta method), r and s being a
 problem's sums of mean ranks and of mean surprisals. The test is the sequential t-test of Lai (1976, Annals of
-Statistics 4) as an e-process (Wang & Ramdas, "Anytime-valid t-tests and confidence sequences for Gaussian means with
-unknown variance", arXiv:2310.03722): the likelihood ratio of `t = sqrt(n) D / sd(y)` under an effect `D / sd` drawn
-from the positive half of N(0, g) against no effect. By Ville's inequality it ever reaches `1 / error` with probability
-`error` at most while D <= 0.
-
-That is exact for Gaussian y and asymptotic otherwise, in the sense of Waudby-Smith et al. ("Time-uniform central limit
-theory and asymptotic confidence sequences", Annals of Statistics 52, 2024). Skewed ranks would make a teacher look too
-good early on, hence two safeguards: no decision before `MIN_PROBLEMS` problems, and t is lowered by the skewness
-correction of Hall (1992, JRSS-B 54) wherever that lowers it.
+Statistics 4) as an e-process (Wang & Ramdas, arXiv:2310.03722): the likelihood ratio of `t = sqrt(n) D / sd(y)` under
+an effect `D / sd` drawn from the positive half of N(0, g) against no effect. By Ville's inequality it ever reaches
+`1 / error` with probability `error` at most while D <= 0. That is exact for Gaussian y and asymptotic otherwise
+(Waudby-Smith et al., Annals of Statistics 52, 2024). Skewed ranks would make a teacher look too good early on, hence
+two safeguards: no decision before `MIN_PROBLEMS` problems, and t is lowered by the skewness correction of Hall (1992,
+JRSS-B 54) wherever that lowers it.
 """
 
 from collections.abc import Callable, Iterator
@@ -27,7 +24,7 @@ from datasets.utils import are_progress_bars_disabled, disable_progress_bars, en
 from scipy.special import stdtr
 
 from rsr_trl.data import Columns, examples, read_table
-from rsr_trl.rsr import ERROR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, RSRError
+from rsr_trl.rsr import DIRECTION, ERROR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, RSRError
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.selection.table import ScoredTable, numbers
 
@@ -76,19 +73,16 @@ class TeacherRace:
 
     def __str__(self) -> str:
         question = "the order" if self.goal == "order" else f"{self.best!r} is the most suitable"
-        if self.certain:
-            head = f"Settled at {self.certainty:.0%} certainty: {question}."
-        else:
-            open_ = [row["teacher"] for row in self.table if row["status"] == "possible"]
-            head = f"Not settled at {self.certainty:.0%} certainty: {len(open_)} teachers can't be told apart yet."
+        head = f"Settled at {self.certainty:.0%} certainty: {question}."
+        if not self.certain:
+            possible = sum(row["status"] == "possible" for row in self.table)
+            head = f"Not settled at {self.certainty:.0%} certainty: {possible} teachers can't be told apart yet."
         share = self.num_trajectories / self.num_trajectories_in_pool
-        return "\n".join(
-            [
-                f"{head} RSR: lower = more suitable.",
-                f"Scored {self.num_trajectories} of {self.num_trajectories_in_pool} trajectories ({share:.0%}), "
-                f"{self.num_problems} of {self.num_problems_in_pool} problems.",
-                self.to_pandas().to_string(index=False, float_format=lambda value: f"{value:.3f}"),
-            ]
+        return (
+            f"{head} RSR: {DIRECTION}.\n"
+            f"Scored {self.num_trajectories} of {self.num_trajectories_in_pool} trajectories ({share:.0%}), "
+            f"{self.num_problems} of {self.num_problems_in_pool} problems.\n"
+            + self.to_pandas().to_string(index=False, float_format="{:.3f}".format)
         )
 
 
@@ -191,8 +185,7 @@ def _places(pool: ScoredTable, seed: int) -> np.ndarray:
     """Of each row, the place of its problem in the order of scoring; -1 where not all teachers have the problem."""
     shared = np.flatnonzero(pool.shared_problems())
     if not len(shared):
-        pairs = np.unique(np.stack([pool.teacher, pool.problem]), axis=1)
-        fewest = np.argsort(np.bincount(pairs[0], minlength=len(pool.teachers)), kind="stable")
+        fewest = np.argsort(pool.problems_per_teacher(), kind="stable")
         raise RSRError(
             f"No problem has a trajectory of all {len(pool.teachers)} teachers, so they can't be compared on equal "
             f"terms. Teachers with the fewest problems: {examples([pool.teachers[t] for t in fewest])}."
@@ -253,11 +246,8 @@ class Elimination:
     """
     Which teachers are still open, given what was scored so far: the sequential rule by itself.
 
-    Args:
-        num_teachers (`int`): Teachers that take part.
-        goal (`str`): `"best"`: a teacher is closed when one that is open is better. `"order"`: when it is ordered with
-            respect to all others.
-        certainty (`float`): Probability in (0, 1) with which the answer is right.
+    With the goal `"best"` a teacher is closed when one that is open is better, with `"order"` when it is ordered with
+    respect to all others. The answer is right with probability `certainty`.
     """
 
     def __init__(self, num_teachers: int, goal: Literal["best", "order"], certainty: float) -> None:
@@ -270,11 +260,8 @@ class Elimination:
 
     def add(self, ranks: np.ndarray, surprisals: np.ndarray) -> None:
         """
-        Take in a round and close the teachers that it settles.
-
-        Args:
-            ranks, surprisals (float arrays of shape `(problems, teachers)`): Sums of mean clipped ranks and of mean
-                surprisals (nats); `nan` where a teacher has no score.
+        Take in a round and close the teachers that it settles. Both are sums of the means of trajectories, of shape
+        `(problems, teachers)`, `nan` where a teacher has no score.
         """
         self.ranks = np.concatenate([self.ranks, ranks])
         self.surprisals = np.concatenate([self.surprisals, surprisals])
@@ -302,23 +289,22 @@ class Elimination:
             settled = self._below.sum(axis=0)  # how many are below
         return np.lexsort((self.ratio, settled, self.unscored))
 
-    def _evidence(self, better: np.ndarray, worse: np.ndarray) -> np.ndarray:
+    def _beats(self, better: np.ndarray, worse: np.ndarray) -> np.ndarray:
+        """For pairs of teachers, whether the first is proven better."""
         a, b = ((self.ranks[:, who], self.surprisals[:, who]) for who in (better, worse))
-        return log_evidence(a, b)
+        return log_evidence(a, b) >= self.threshold
 
     def _close_the_beaten(self) -> None:
         # Comparing with the leader alone suffices, and is linear in the number of teachers.
-        open_ = np.flatnonzero(self.open)
-        if len(open_) < 2:
-            return
-        leader = open_[np.argmin(self.ratio[open_])]
-        beaten = self._evidence(np.full(len(open_), leader), open_) >= self.threshold
-        self.open[open_[beaten]] = False
+        left = np.flatnonzero(self.open)
+        if len(left) > 1:
+            leader = left[np.argmin(self.ratio[left])]
+            self.open[left[self._beats(np.full(len(left), leader), left)]] = False
 
     def _close_the_placed(self) -> None:
         undecided = ~(self._below | self._below.T) & self.open & self.open[:, None]
         first, second = np.nonzero(undecided & (self.ratio[:, None] < self.ratio))
-        settled = self._evidence(first, second) >= self.threshold
+        settled = self._beats(first, second)
         self._below[first[settled], second[settled]] = True
         for middle in range(len(self.open)):  # who is below someone who is below a third is below the third
             self._below |= self._below[:, [middle]] & self._below[[middle], :]
@@ -331,16 +317,13 @@ def log_evidence(
     better: tuple[np.ndarray, np.ndarray], worse: tuple[np.ndarray, np.ndarray], min_problems: int = MIN_PROBLEMS
 ) -> np.ndarray:
     """
-    Logarithm of the e-process for "the RSR of `better` is lower than that of `worse`", for many pairs at once.
+    Logarithm of the e-process for "the RSR of `better` is lower than that of `worse`", for many pairs at once: float
+    array of shape `(pairs,)`, `-inf` where there is no evidence, as below `min_problems` common problems.
 
     Args:
         better, worse (pairs of float arrays of shape `(problems, pairs)`): Sums of mean clipped ranks and of mean
-            surprisals (nats) by problem, `nan` where a teacher has no score. A pair is compared on the problems that
-            both have.
-        min_problems (`int`, *optional*, defaults to `20`): Common problems below which there is no evidence.
-
-    Returns:
-        float array of shape `(pairs,)`; `-inf` where there is no evidence.
+            surprisals (nats) by problem, `nan` where a teacher has no score.
+        min_problems (`int`, *optional*, defaults to `20`): A pair is compared on the problems that both have.
     """
     both = np.isfinite(np.stack([*better, *worse])).all(axis=0)
     count = both.sum(axis=0)
@@ -364,13 +347,8 @@ def log_evidence(
 
 def log_e_value(t: np.ndarray, count: np.ndarray, effect_variance: float = EFFECT_VARIANCE) -> np.ndarray:
     """
-    Logarithm of the one-sided e-value of a t statistic: Bayes factor of an effect drawn from the positive half of
-    `N(0, effect_variance)` against none, with the scale integrated out.
-
-    Args:
-        t (float array): t statistics.
-        count (int array of the same shape): Observations behind each, 2 or more.
-        effect_variance (`float`, *optional*, defaults to `0.1`): g.
+    Logarithm of the one-sided e-value of a t statistic of `count` observations, 2 or more: Bayes factor of an effect
+    drawn from the positive half of `N(0, effect_variance)` against none, with the scale integrated out.
     """
     freedom, growth = count - 1, 1 + count * effect_variance
     two_sided = -0.5 * np.log(growth) + 0.5 * count * (np.log1p(t**2 / freedom) - np.log1p(t**2 / (freedom * growth)))

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from datasets import Dataset
 
 from rsr_trl.data import Columns, counted, examples
-from rsr_trl.rsr import ERROR, RSR, RSRError
+from rsr_trl.rsr import DIRECTION, ERROR, RSR, RSRError
 from rsr_trl.scoring.scores import direction_of
 from rsr_trl.selection.bootstrap import RatioDraws, probability_below, probability_best, resample_ratios
 from rsr_trl.selection.table import ScoredTable
@@ -60,7 +61,7 @@ class TeacherRanking:
     @property
     def judged(self) -> list[dict]:
         """Rows of the teachers that have an interval, which takes two problems or trajectories."""
-        return [row for row in self.table if row[f"{_value_name(self.score)}_low"] is not None]
+        return [row for row in self.table if row["rsr_low" if self.score == RSR else "score_low"] is not None]
 
     def verdict(self, name: Callable[[object], str] = str) -> str:
         """
@@ -109,16 +110,13 @@ class TeacherRanking:
     def __str__(self) -> str:
         hidden = ["rsr_all", "score_all"]
         shown = self.to_pandas().head(PAIRED_BEST).drop(columns=hidden, errors="ignore").dropna(axis=1, how="all")
-        on = "on unmatched problems" if self.num_problems is None else f"on {counted(self.num_problems, 'problem')}"
-        direction = "RSR: lower = more suitable"
-        if self.score != RSR:
-            direction = f"score: mean of {self.score}, {self.prefer}er first; {direction}"
-        lines = [f"{counted(len(self.table), 'teacher')} {on}, most suitable first ({direction})"]
-        lines.append(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+        on = "unmatched problems" if self.num_problems is None else counted(self.num_problems, "problem")
+        by = "" if self.score == RSR else f"score: mean of {self.score}, {self.prefer}er first; "
+        lines = [f"{counted(len(self.table), 'teacher')} on {on}, most suitable first ({by}RSR: {DIRECTION})"]
+        lines.append(shown.to_string(index=False, float_format="{:.3f}".format))
         if len(self.table) > len(shown):
             lines.append(f"... and {len(self.table) - len(shown)} more")
-        lines += [verdict] if (verdict := self.verdict()) else []
-        return "\n".join(lines + [f"Note: {note}" for note in self.notes])
+        return "\n".join([*lines, *filter(None, [self.verdict()]), *(f"Note: {note}" for note in self.notes)])
 
 
 def rank_teachers(
@@ -206,27 +204,34 @@ def rank_table(
     usable = table.scored if score == RSR else table.scored & np.isfinite(table.values[score])
     if not usable.any():
         raise RSRError(f"None of the {len(table)} rows has a score, so there is nothing to rank. {ERROR!r} says why.")
-    scored = table.where(usable)
-    present = np.unique(scored.teacher)
+    scored, name = table.where(usable), RSR if score == RSR else "score"
     notes = _notes_on_rows(scored)
-    compared, num_problems, in_all = _matched(scored, present, notes)
+    compared, num_problems, in_all = _matched(scored, notes)
     if num_problems == 1:
         notes.append("With one problem there are no error bars; 200 are the paper's choice.")
     elif num_problems is not None and num_problems < FEW_PROBLEMS:
         notes.append(f"With {num_problems} problems the error bars are rough; 200 are the paper's choice.")
-    resampled = _resample(compared, score, present, confidence, num_draws, seed)
-    unscored = np.bincount(table.teacher[~usable], minlength=len(table.teachers))
-    rows = _rows(scored, compared, score, present, unscored, resampled, sign)
-    name = _value_name(score)
-    cost = [np.inf if row[name] is None else sign * row[name] for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: (cost[i], rows[i]["mean_tokens"], i))
-    missing = [
-        {**dict.fromkeys(rows[0]), "teacher": table.teachers[t], "trajectories": 0, "unscored": int(unscored[t])}
-        for t in np.setdiff1d(np.arange(len(table.teachers)), present).tolist()
-    ]
+    resampled = _resample(compared, score, confidence, num_draws, seed)
+    frame = _means(compared, score)
+    frame[f"{name}_low"], frame[f"{name}_high"] = resampled.low, resampled.high
+    frame["probability_best"] = probability_best(sign * resampled.draws)
+    order = np.lexsort((frame["mean_tokens"], np.where(np.isfinite(frame[name]), sign * frame[name], np.inf)))
+    pairs = _pairs(frame, order[:PAIRED_BEST], sign * resampled.draws, table.teachers, name)
+    last = np.setdiff1d(np.arange(len(table.teachers)), frame.index)
+    frame = frame.reindex([*frame.index[order], *last])  # teachers without a score come last, with nulls
+    frame["trajectories"] = np.bincount(compared.teacher, minlength=len(table.teachers))[frame.index]
+    frame["unscored"] = np.bincount(table.teacher[~usable], minlength=len(table.teachers))[frame.index]
+    frame[f"{name}_all"] = _means(scored, score)[name]
+    names = [name, f"{name}_low", f"{name}_high", "probability_best", "mean_rank", "mean_surprisal", "mean_tokens"]
+    names += ["trajectories", "truncated_share", "accuracy", "unscored", f"{name}_all"]
+    lists = {key: frame[key].tolist() for key in (names if score == RSR else [*names, RSR])}
+    lists = {key: [value if np.isfinite(value) else None for value in values] for key, values in lists.items()}
     return TeacherRanking(
-        table=[rows[i] for i in order] + missing,
-        pairs=_pairs(rows, order[:PAIRED_BEST], sign * resampled.draws, name),
+        table=[
+            {"teacher": table.teachers[t], **{key: values[i] for key, values in lists.items()}}
+            for i, t in enumerate(frame.index)
+        ],
+        pairs=pairs,
         num_problems=num_problems,
         num_problems_in_all=in_all,
         confidence=confidence,
@@ -234,16 +239,6 @@ def rank_table(
         score=score,
         prefer=prefer,
     )
-
-
-def _value_name(score: str) -> str:
-    """Column of the ranking's table that holds the score."""
-    return "rsr" if score == RSR else "score"
-
-
-def _parts(table: ScoredTable, score: str) -> tuple[np.ndarray, np.ndarray]:
-    """Numerator and denominator of each row: a teacher's score is the quotient of their sums."""
-    return (table.rank, table.surprisal) if score == RSR else (table.values[score], np.ones(len(table)))
 
 
 def _notes_on_rows(scored: ScoredTable) -> list[str]:
@@ -267,10 +262,10 @@ def _notes_on_rows(scored: ScoredTable) -> list[str]:
     return notes
 
 
-def _matched(scored: ScoredTable, present: np.ndarray, notes: list[str]) -> tuple[ScoredTable, int | None, int | None]:
+def _matched(scored: ScoredTable, notes: list[str]) -> tuple[ScoredTable, int | None, int | None]:
     """Rows to compare, problems that all teachers share, problems in all; adds to `notes`."""
+    present, count = np.unique(scored.teacher, return_counts=True)
     if scored.problem is None:
-        count = np.bincount(scored.teacher)[present]
         if len(present) > 1:
             least, most = int(count.min()), int(count.max())
             solved = f"{counted(most, 'trajectory')} each" if least == most else f"{least} to {most} trajectories"
@@ -286,8 +281,7 @@ def _matched(scored: ScoredTable, present: np.ndarray, notes: list[str]) -> tupl
     shared = scored.shared_problems()
     in_all, num_shared = len(np.unique(scored.problem)), int(shared.sum())
     if num_shared < in_all:
-        pairs = np.unique(np.stack([scored.teacher, scored.problem]), axis=1)
-        has = np.bincount(pairs[0], minlength=len(scored.teachers))
+        has = scored.problems_per_teacher()
         fewest = present[np.argsort(has[present], kind="stable")[:5]]
         detail = ", ".join(f"{scored.teachers[t]!r} {has[t]}" for t in fewest)
         if num_shared == 0:
@@ -304,59 +298,22 @@ def _matched(scored: ScoredTable, present: np.ndarray, notes: list[str]) -> tupl
     return scored.where(shared[scored.problem]), num_shared, in_all
 
 
-def _rows(
-    scored: ScoredTable,
-    compared: ScoredTable,
-    score: str,
-    present: np.ndarray,
-    unscored: np.ndarray,
-    resampled: RatioDraws,
-    sign: int,
-) -> list[dict]:
-    """The ranking's rows of the teachers in `present`, in that order. `sign` is -1 if higher scores are better."""
-
-    def sums(rows: ScoredTable, values: np.ndarray) -> np.ndarray:
-        return np.bincount(rows.teacher, weights=values, minlength=len(rows.teachers))[present]
-
-    def quotient(rows: ScoredTable, top: np.ndarray, bottom: np.ndarray) -> np.ndarray:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return sums(rows, top) / sums(rows, bottom)
-
-    name, one = _value_name(score), np.ones(len(compared))
-    accuracy = np.full(len(present), np.nan)
-    if compared.correct is not None:
-        known = compared.where(~np.isnan(compared.correct))
-        accuracy = quotient(known, known.correct, np.ones(len(known)))
-    columns = {
-        name: quotient(compared, *_parts(compared, score)),
-        f"{name}_low": resampled.low,
-        f"{name}_high": resampled.high,
-        "probability_best": probability_best(sign * resampled.draws),
-        "mean_rank": quotient(compared, compared.rank, one),
-        "mean_surprisal": quotient(compared, compared.surprisal, one),
-        "mean_tokens": quotient(compared, compared.tokens, one),
-        "trajectories": sums(compared, one).astype(np.int64),
-        "truncated_share": quotient(compared, compared.truncated, one),
-        "accuracy": accuracy,
-        "unscored": unscored[present],
-        f"{name}_all": quotient(scored, *_parts(scored, score)),
-    }
-    if score != RSR:
-        columns["rsr"] = quotient(compared, compared.rank, compared.surprisal)
-    lists = {key: [value if np.isfinite(value) else None for value in columns[key].tolist()] for key in columns}
-    return [
-        {"teacher": scored.teachers[t], **{key: lists[key][i] for key in lists}}
-        for i, t in enumerate(present.tolist())
-    ]
+def _means(rows: ScoredTable, score: str) -> pd.DataFrame:
+    """What is averaged over a teacher's rows, and its RSR: one row per teacher that has any, in ascending order."""
+    columns = {"mean_rank": rows.rank, "mean_surprisal": rows.surprisal, "mean_tokens": rows.tokens}
+    columns |= {"truncated_share": rows.truncated.astype(float)}
+    columns |= {"accuracy": np.full(len(rows), np.nan) if rows.correct is None else rows.correct}
+    columns |= {} if score == RSR else {"score": rows.values[score]}
+    means = pd.DataFrame(columns).groupby(rows.teacher).mean()  # an unknown correctness doesn't count
+    means[RSR] = means["mean_rank"] / means["mean_surprisal"]  # Eq. 9
+    return means
 
 
-def _resample(
-    compared: ScoredTable, score: str, present: np.ndarray, confidence: float, num_draws: int, seed: int
-) -> RatioDraws:
-    """Draws of all teachers in `present`: problems drawn together, or else each teacher's trajectories alone."""
-    top, bottom = _parts(compared, score)
+def _resample(compared: ScoredTable, score: str, confidence: float, num_draws: int, seed: int) -> RatioDraws:
+    """Draws of all teachers that have rows: problems drawn together, or else each teacher's trajectories alone."""
     on_log = score == RSR  # a ratio of positive sums; a mean may have either sign
-    teacher = np.searchsorted(present, compared.teacher)
+    top, bottom = (compared.rank, compared.surprisal) if on_log else (compared.values[score], np.ones(len(compared)))
+    present, teacher = np.unique(compared.teacher, return_inverse=True)
     if compared.problem is not None:
         _, problem = np.unique(compared.problem, return_inverse=True)
         shape = (int(problem.max()) + 1, len(present))
@@ -367,32 +324,27 @@ def _resample(
     # Sorted by value, the rows meet the same draws in whatever order they come.
     order = np.lexsort((bottom, top, teacher))
     each = []
-    for t, rows in enumerate(np.split(order, np.cumsum(np.bincount(teacher))[:-1])):
+    for t, rows in zip(present, np.split(order, np.cumsum(np.bincount(teacher))[:-1]), strict=True):
         # A generator of its own for each teacher: independent draws, which no other teacher moves.
-        rng = np.random.default_rng([seed, *str(compared.teachers[present[t]]).encode()])
+        rng = np.random.default_rng([seed, *str(compared.teachers[t]).encode()])
         each.append(resample_ratios(top[rows, None], bottom[rows, None], num_draws, confidence, rng, on_log))
-    return RatioDraws(
-        draws=np.hstack([one.draws for one in each]),
-        low=np.concatenate([one.low for one in each]),
-        high=np.concatenate([one.high for one in each]),
-    )
+    return RatioDraws(*map(np.hstack, zip(*each, strict=True)))
 
 
-def _pairs(rows: list[dict], order: list[int], costs: np.ndarray, name: str) -> list[dict]:
-    """`costs` are the draws, lower being better; `name` the column of the rows that they are draws of."""
-
-    def gap(better: float, worse: float) -> dict:
-        if name == "score":
-            return {"score_difference": worse - better}
-        return {"rsr_ratio": worse / better if worse else None}
-
-    return [
-        {
-            "better": rows[a]["teacher"],
-            "worse": rows[b]["teacher"],
-            **gap(rows[a][name], rows[b][name]),
-            "probability": None if np.isnan(probability := probability_below(costs, a, b)) else probability,
-        }
-        for place, a in enumerate(order)
-        for b in order[place + 1 :]
-    ]
+def _pairs(frame: pd.DataFrame, order: np.ndarray, costs: np.ndarray, teachers: list, name: str) -> list[dict]:
+    """`costs` are the draws, lower being better; `name` the column of the frame that they are draws of."""
+    pairs, values = [], frame[name].tolist()
+    for a, b in combinations(order, 2):
+        probability = probability_below(costs, a, b)
+        gap = {"score_difference": values[b] - values[a]}
+        if name == RSR:
+            gap = {"rsr_ratio": values[b] / values[a] if np.isfinite(values[b]) and values[b] else None}
+        pairs.append(
+            {
+                "better": teachers[frame.index[a]],
+                "worse": teachers[frame.index[b]],
+                **gap,
+                "probability": None if np.isnan(probability) else probability,
+            }
+        )
+    return pairs

@@ -85,12 +85,29 @@ def test_an_unknown_score_is_named_at_once(score, capsys):
     assert "There is no score 'larc'. There are rsr, " in " ".join(capsys.readouterr().err.split())
 
 
+def test_provenance_is_computed_after_scoring(score, capsys):
+    assert score("--scores", "provenance") == 1
+    assert "rsr_trl.experimental.provenance.score_provenance" in capsys.readouterr().err
+
+
 def test_a_student_that_is_worse_than_a_blind_guess_is_pointed_out(score, capsys):
     assert score() == 0  # random, so it is
     captured = " ".join(capsys.readouterr().err.split())
     surprisal = load_dataset(score.output_dir, split="train")["rsr_mean_surprisal"]
     mean = statistics.mean(value for value in surprisal if value is not None)
     assert mean > math.log(262) and f"(mean surprisal {mean:.2f} nats, ln 262 = {math.log(262):.2f})" in captured
+
+
+def test_nulls_of_another_score_are_counted(score, capsys, tmp_path):
+    path = tmp_path / "single.jsonl"
+    rows = [{**row, "completion": "7"} if i in (0, 2) else row for i, row in enumerate(ROWS)]
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    assert score("--scores", "drop,surprisal", dataset_name=str(path)) == 0
+    values = load_dataset(score.output_dir, split="train")
+    missing = [p is None and rsr is not None for p, rsr in zip(values["score_drop"], values["rsr"], strict=True)]
+    assert missing[0] and missing[2] and sum(missing) == 2
+    text = " ".join(capsys.readouterr().err.split())
+    assert "score_drop is null for 2 (67%) of the scored" in text and "score_surprisal is" not in text
 
 
 def test_as_chat_scores_the_answer_within_the_template(score, tiny_student, tiny_tokenizer):

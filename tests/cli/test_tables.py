@@ -26,6 +26,12 @@ def test_cells_are_keys_or_functions_and_names_are_no_markup():
     assert printed([], [TEACHER, Column("RSR", "rsr")]) == [" teacher   RSR"]
 
 
+def test_numbers_are_formatted_and_names_are_not():
+    rows = [{"teacher": 2024, "tokens": 1234, "rsr": 2.3456}, {"teacher": 7, "tokens": 5, "rsr": None}]
+    lines = printed(rows, [TEACHER, Column("tokens", "tokens"), Column("RSR", "rsr", digits=3)])
+    assert [line.split() for line in lines[1:]] == [["2024", "1,234", "2.346"], ["7", "5", "–"]]
+
+
 def test_what_is_too_much_is_said():
     rows = [{"teacher": f"t{i}"} for i in range(23)]
     lines = printed(rows, [TEACHER], limit=20, things="teacher")
