@@ -8,7 +8,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, TrlParser
 
 from rsr_trl import data
 from rsr_trl.cli import options, tables
@@ -92,9 +92,7 @@ def main(
     training_args: PilotConfig,
     model_args: ModelConfig,
 ) -> int:
-    if (model := model_args.model_name_or_path) is None:
-        raise RSRError("Say which student to try it on: model_name_or_path.")
-    options.check_student_exists(model)
+    student = options.student_to_train(model_args, training_args)
     strategies = parse_strategies(pilot_args.strategies or DEFAULT)
     check_folder(Path(training_args.output_dir), {})
     if pilot_args.json or training_args.process_index:
@@ -110,23 +108,25 @@ def main(
     held_out = HeldOut(eval_rows, columns.problem, answers, checker, pilot_args.max_new_tokens)
     check_apart(rows, eval_rows)
 
-    loading = {"revision": model_args.model_revision, "attn_implementation": model_args.attn_implementation}
-    loading["trust_remote_code"] = training_args.trust_remote_code
-    scorer, defaults = _make_scorer(model, loading, training_args, strategies), vars(ModelConfig(model))
-    student = {name: value for name, value in vars(model_args).items() if value != defaults[name]}
+    scorer, defaults = _make_scorer(student["model"], training_args, strategies), vars(ModelConfig(student["model"]))
+    changed = {name: value for name, value in vars(model_args).items() if value != defaults[name]}
     identity = {
-        "student": student | {name: scorer.identity()[name] for name in ("weights", "tokenizer")},
+        "student": changed | {name: scorer.identity()[name] for name in ("weights", "tokenizer")},
         "pool": _named(source),
         "held_out": _named(eval_source) | {"answer_column": answers, "checker": pilot_args.checker},
         "columns": asdict(format_args),
     }
     check_folder(Path(training_args.output_dir), identity)
-    rows = _scored(rows, scorer, training_args, source, identity["columns"], pilot_args.dry_run)
+    if not _is_scored(rows, scorer):
+        if pilot_args.dry_run:
+            raise RSRError("--dry_run needs a pool with scores: pass one that `rsr score` has written.")
+        run = {"files": data.source_files(*source), "columns": asdict(format_args)}
+        scored, share = Path(training_args.output_dir, SCORED), (training_args.process_index, training_args.world_size)
+        Job(scorer, rows, scored, run, None, *share, CARD).run()
+        PartialState().wait_for_everyone()
+        rows = data.load(str(scored))
     del scorer
     tables.without_bars()  # of the many small steps of the arms
-    training_args.model_init_kwargs = loading | {"dtype": model_args.dtype} | (training_args.model_init_kwargs or {})
-    peft, quantization = get_peft_config(model_args), get_quantization_config(model_args)
-    student = {"model": model, "peft_config": peft, "quantization_config": quantization}
     pool = Pool(rows, columns, strategies, pilot_args.num_examples, pilot_args.num_tokens)
     seeds = range(training_args.seed, training_args.seed + pilot_args.num_seeds)
     say = partial(tables.console().print, markup=False)
@@ -150,35 +150,26 @@ def _named(source: tuple[str, str | None, str]) -> dict:
     return {"files": digests_of(data.source_files(*source)), "config": source[1], "split": source[2]}
 
 
-def _make_scorer(model: str, loading: dict, args: PilotConfig, strategies: Sequence[Strategy]) -> RSRScorer:
+def _make_scorer(model: str, args: PilotConfig, strategies: Sequence[Strategy]) -> RSRScorer:
     """The scorer that `rsr score` has by default, with the trainings' length limit and the strategies' scores."""
     scores = {known_score(one.column) for one in strategies if one.column is not None} - {None, *STORED}
-    same = loading | {"assistant_only_loss": args.assistant_only_loss, "device": str(args.device)}
+    same = {name: args.model_init_kwargs[name] for name in ("revision", "trust_remote_code", "attn_implementation")}
+    same |= {"assistant_only_loss": args.assistant_only_loss, "device": str(args.device)}
     longest = RSRScorer(model, **same).max_length
     return RSRScorer(model, **same, max_length=min(longest, args.max_length or longest), scores=sorted(scores))
 
 
-def _scored(
-    pool: Dataset, scorer: RSRScorer, args: PilotConfig, source: tuple, formats: dict, dry_run: bool
-) -> Dataset:
-    """The pool with this student's scores: its own, or made now, all processes together."""
+def _is_scored(pool: Dataset, scorer: RSRScorer) -> bool:
+    """Whether the pool has scores; those of another student are an error."""
     if not len(pool):
         raise RSRError("The pool has no rows.")
-    if RSR in pool.column_names:
-        if others := set(check_one_student(pool)) - {scorer.fingerprint}:
-            raise RSRError(
-                f"The pool's scores are of another student, dtype or template ({others.pop()}; this student is "
-                f"{scorer.fingerprint}). Pass the pool without its scores to score it now, or, if these scores are "
-                f"meant, without the column {STUDENT!r}."
-            )
-        return pool
-    if dry_run:
-        raise RSRError("--dry_run needs a pool with scores: pass one that `rsr score` has written.")
-    run = {"files": data.source_files(*source), "config": source[1], "split": source[2], "columns": formats}
-    folder = Path(args.output_dir, SCORED)
-    Job(scorer, pool, folder, run, None, args.process_index, args.world_size, CARD).run()
-    PartialState().wait_for_everyone()
-    return data.load(str(folder))
+    if RSR in pool.column_names and (others := set(check_one_student(pool)) - {scorer.fingerprint}):
+        raise RSRError(
+            f"The pool's scores are of another student, dtype or template ({others.pop()}; this student is "
+            f"{scorer.fingerprint}). Pass the pool without its scores to score it now, or, if these scores are "
+            f"meant, without the column {STUDENT!r}."
+        )
+    return RSR in pool.column_names
 
 
 def _show(result: dict, folder: str) -> None:

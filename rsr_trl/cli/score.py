@@ -5,13 +5,20 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 from trl import TrlParser
 
-from rsr_trl.cli.options import DatasetArguments, FormatArguments, OutputArguments, StudentArguments, option_parser
+from rsr_trl.cli.options import (
+    DatasetArguments,
+    FormatArguments,
+    OutputArguments,
+    StudentArguments,
+    option,
+    option_parser,
+)
 from rsr_trl.rsr import RSRError
 
 
@@ -24,38 +31,26 @@ class JobArguments:
 
     _argument_group_name = "large datasets"
 
-    dataset_streaming: bool = field(
-        default=False, metadata={"help": "Read rows as they are needed, without a copy on disk; works for files too."}
+    dataset_streaming: bool = option(
+        "Read rows as they are needed, without a copy on disk; works for files too.", False
     )
-    shard: str | None = field(
-        default=None,
-        metadata={
-            "help": "i/n: score the i-th of n shares (i from 1 to n), for schedulers without torch.distributed. All go "
-            "into the same folder, in any order."
-        },
+    shard: str | None = option(
+        "i/n: score the i-th of n shares (i from 1 to n), for schedulers without torch.distributed. All go into the "
+        "same folder, in any order.",
+        None,
     )
-    shard_rows: int | None = field(
-        default=None,
-        metadata={"help": "Rows of an output file, which is also what a stop can lose; by default a minute of work."},
+    shard_rows: int | None = option(
+        "Rows of an output file, which is also what a stop can lose; by default a minute of work.", None
     )
-    on_error: Literal["null", "raise"] = field(
-        default="null",
-        metadata={
-            "help": "Rows that can't be scored get null and their reason, or stop the run before anything is scored "
-            "(all rows are tokenized first)."
-        },
+    on_error: Literal["null", "raise"] = option(
+        "Rows that can't be scored get null and their reason, or stop the run before anything is scored (all rows are "
+        "tokenized first).",
+        "null",
     )
-    dry_run: bool = field(
-        default=False, metadata={"help": "Measure a few rows, say what the run would cost, and write nothing."}
+    dry_run: bool = option("Measure a few rows, say what the run would cost, and write nothing.", False)
+    push_to_hub: str | None = option(
+        "Dataset repository, such as me/scored, to upload the result to; made private if new.", None
     )
-    push_to_hub: str | None = field(
-        default=None,
-        metadata={"help": "Dataset repository, such as me/scored, to upload the result to; made private if new."},
-    )
-
-
-class _Stopped(BaseException):
-    """The scheduler asked the process to end."""
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -77,8 +72,9 @@ def main(
 ) -> int:
     from rsr_trl import __version__, data
     from rsr_trl.cli import score_summary, tables
-    from rsr_trl.scoring.job import Job, default_shard_rows, tokenized_sample
+    from rsr_trl.scoring.job import Job
     from rsr_trl.scoring.rows import with_features
+    from rsr_trl.scoring.scorer import OF_THE_SCORE
     from rsr_trl.scoring.scores import SCORES
 
     process, num_processes = share_of(job_args.shard)
@@ -102,14 +98,13 @@ def main(
     if not job_args.dataset_streaming and not len(dataset):
         raise RSRError(f"{data_args.dataset_name!r} has no rows.")
     if job_args.dry_run:
-        examples = tokenized_sample(scorer, dataset)
-        rows = job_args.shard_rows or default_shard_rows(dataset, examples)
-        return (
-            score_summary.dry_run(scorer, dataset, examples, rows, num_processes, output_args.json) if is_main else 0
-        )
+        if is_main:
+            score_summary.dry_run(scorer, dataset, job_args.shard_rows, num_processes, output_args.json)
+        return 0
     identity = {"files": data.source_files(*source), "config": source[1], "split": source[2]}
     identity["columns"] = asdict(format_args)
-    settings = {"dtype": str(scorer.student.model.dtype)[6:], "max_length": scorer.max_length, "r_max": scorer.r_max}
+    settings = {"dtype": str(scorer.student.model.dtype)[6:], "max_length": scorer.max_length}
+    settings |= scorer.config.some(OF_THE_SCORE)
     facts = {
         "command": "score",
         "version": __version__,
@@ -125,10 +120,10 @@ def main(
             if job_args.on_error == "raise":
                 job.check_rows()
             completed = job.run(show_bar=is_main and not output_args.json)
-        except (_Stopped, KeyboardInterrupt) as stop:
+        except KeyboardInterrupt as stop:
             if is_main:
                 score_summary.print_progress(job, output_args, is_stopped=True)
-            return 128 + (signal.SIGTERM if isinstance(stop, _Stopped) else signal.SIGINT)
+            return 128 + (stop.args[0] if stop.args else signal.SIGINT)
         except FloatingPointError as error:  # the student gives NaN
             raise RSRError(str(error)) from error
     # Once for all processes: by the one that ends last.
@@ -157,10 +152,10 @@ def share_of(shard: str | None) -> tuple[int, int]:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """SIGTERM ends the work as an exception, so that unfinished files go."""
+    """SIGTERM ends the work as Ctrl-C does, so that unfinished files go."""
 
-    def stop(*_) -> None:
-        raise _Stopped
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt(number)
 
     before = signal.signal(signal.SIGTERM, stop)
     try:

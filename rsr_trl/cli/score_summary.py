@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import psutil
 import pyarrow as pa
@@ -13,25 +12,20 @@ from datasets import Dataset, IterableDataset
 from rich.console import Console
 from rich.text import Text
 
-from rsr_trl.cli import summary
 from rsr_trl.cli.options import OutputArguments
-from rsr_trl.cli.tables import Column, console, print_json, print_next, print_table
-from rsr_trl.data import PROBLEM_NAMES, STATE_FOLDER, Columns, find_columns
+from rsr_trl.cli.summary import figures
+from rsr_trl.cli.tables import Column, beside, console, print_json, print_next, print_table
+from rsr_trl.data import STATE_FOLDER, Columns, counted, find_columns
 from rsr_trl.report.format import number, share
 from rsr_trl.rsr import DIRECTION, NOISY_BELOW, RSR, SCORE_PREFIX, TOKEN_COLUMNS, RSRError
+from rsr_trl.scoring.job import Job, default_shard_rows, tokenized_sample
+from rsr_trl.scoring.scorer import RSRScorer
+from rsr_trl.scoring.tokens import TokenizedExample
+from rsr_trl.selection.table import ScoredTable
 
 
-if TYPE_CHECKING:
-    from rsr_trl.scoring.job import Job
-    from rsr_trl.scoring.scorer import RSRScorer
-    from rsr_trl.scoring.tokens import TokenizedExample
-
-
-NAMED_ROWS = 10  # rows without a score that the terminal names; JSON names more
-NAMED_REASONS = 5
-PROBLEM_ROWS = 10_000  # rows in which a problem has to come back
-PROBE_TOKENS = 200_000  # what a dry run scores at most
-PROBE_SECONDS = 20.0
+NAMED_ROWS, NAMED_REASONS = 10, 5  # that the terminal names; JSON and the column rsr_error have more
+PROBE_TOKENS, PROBE_SECONDS = 200_000, 20.0  # what a dry run scores at most
 TEACHERS = [
     Column("teacher", "teacher"),
     Column("RSR", lambda one: number(one["rsr"], 3)),
@@ -42,14 +36,13 @@ TEACHERS = [
 ]
 
 
-def finish(job: "Job", args: OutputArguments, push_to_hub: str | None) -> int:
+def finish(job: Job, args: OutputArguments, push_to_hub: str | None) -> int:
     """Say what is in the complete dataset, upload it if asked, and return the exit code."""
     scores, columns = _scores(job, args.teacher_column)
-    result = _progress(job, args) | summary.figures(scores, columns.teacher)
-    others = [name for name in scores.column_names if name.startswith(SCORE_PREFIX)]
-    not_scored = scores.data[RSR].null_count
+    result = _progress(job, args) | figures(ScoredTable.read(scores, Columns(columns.teacher)))
     result["vocab_size"] = job.scorer.student.vocab_size
-    result["undefined"] = {name: n for name in others if (n := scores.data[name].null_count - not_scored)}
+    missing = {name: scores.data[name].null_count - scores.data[RSR].null_count for name in scores.column_names}
+    result["undefined"] = {name: n for name, n in missing.items() if name.startswith(SCORE_PREFIX) and n}
     if push_to_hub:
         result["pushed_to"] = _push(args.output_dir, push_to_hub)
     if args.json:
@@ -59,49 +52,38 @@ def finish(job: "Job", args: OutputArguments, push_to_hub: str | None) -> int:
     return 0 if result["scored"] else 1
 
 
-def print_progress(job: "Job", args: OutputArguments, is_stopped: bool = False) -> None:
+def print_progress(job: Job, args: OutputArguments, is_stopped: bool = False) -> None:
     """How far the dataset is where it isn't complete, and how to go on."""
-    totals = job.totals()
+    result = _progress(job, args)
     if args.json and not is_stopped:
-        return print_json(_progress(job, args))
-    of = "an unknown number of" if totals["shards"] is None else f"{totals['shards']:,}"
-    done = f"{totals['shards_done']:,} of {of} shards are done ({totals['rows_done']:,} trajectories)"
+        return print_json(result)
+    of = "an unknown number of" if result["shards"] is None else f"{result['shards']:,}"
+    done = f"{result['shards_done']:,} of {of} shards are done ({result['rows_done']:,} trajectories)"
     if not is_stopped:
-        text = f"This share is done: {done} -> {args.output_dir}\nThe rest belongs to "
-        if totals["at_work"]:
-            text += f"other processes, which are at work on it: {', '.join(totals['at_work'])}."
-        else:
-            text += "other shares (--shard i/n) or processes that haven't run to their end."
-    elif totals["shards_done"]:
+        others = f"processes at work: {', '.join(result['at_work'])}" if result["at_work"] else "shares (--shard i/n)"
+        text = f"This share is done: {done} -> {args.output_dir}\nThe rest belongs to other {others}."
+    elif result["shards_done"]:
         text = f"Stopped: {done} in {args.output_dir}. They are kept. Run the same command again to go on."
     else:
         text = "Stopped before the first shard was done: nothing is kept. Smaller shards (--shard_rows) lose less."
     console().print(Text(f"\n{text}"))
 
 
-def _progress(job: "Job", args: OutputArguments) -> dict:
-    result = {"output_dir": args.output_dir, "max_length": job.scorer.max_length, **job.totals()}
-    for one in result["processes"].values():
-        one["tokens_per_second"] = one["tokens"] / one["seconds"] if one["seconds"] else None
-    return result
+def _progress(job: Job, args: OutputArguments) -> dict:
+    return {"output_dir": args.output_dir, "max_length": job.scorer.max_length, **job.totals()}
 
 
-def _scores(job: "Job", teacher_column: str | None) -> tuple[Dataset, Columns]:
+def _scores(job: Job, teacher_column: str | None) -> tuple[Dataset, Columns]:
     """The score columns and the teacher alone, which fit where the dataset doesn't; and the columns to go by."""
     files = [job.folder.paths(index)[0] for index in job.folder.done()]
-    there = pq.read_schema(files[0]).names
-
-    def read(names: Sequence[str], files: Sequence) -> Dataset:
-        names = [name for name in names if name in there]
-        return Dataset(
-            pa.concat_tables(pq.read_table(file, columns=names).replace_schema_metadata() for file in files)
-        )
-
+    rows = job.dataset if isinstance(job.dataset, Dataset) else Dataset(pq.read_table(files[0]))
+    columns = find_columns(rows, Columns(teacher_column, None, "none"))
     names = [name for name in job.scorer.schema if name not in TOKEN_COLUMNS]
-    scores = read([*names, teacher_column or "teacher"], files)
-    teacher = find_columns(scores, Columns(teacher_column, "none", "none")).teacher
-    beginning = read(PROBLEM_NAMES, files[: math.ceil(PROBLEM_ROWS / job.shard_rows)])
-    return scores, Columns(teacher, find_columns(beginning, Columns("none", None, "none")).problem)
+    names += [columns.teacher] if columns.teacher else []
+    scores = pa.concat_tables(pq.read_table(file, columns=names).replace_schema_metadata() for file in files)
+    if columns.teacher and scores[columns.teacher].null_count:  # it was asked for, but doesn't say enough
+        columns = Columns(None, columns.problem)
+    return Dataset(scores), columns
 
 
 def _push(output_dir: str, repo_id: str) -> str:
@@ -135,7 +117,7 @@ def _print_summary(out: Console, result: dict, columns: Columns) -> None:
             out.print("Teachers, most suitable first (means of their trajectories, in nats and tokens):")
             print_table(out, result["teachers"], TEACHERS, things="teacher")
     _print_gaps(out, result)
-    speeds = [speed for one in result["processes"].values() if (speed := one["tokens_per_second"])]
+    speeds = [one["tokens_per_second"] for one in result["processes"].values()]
     if speeds:  # none where everything was there already
         out.print(f"Speed: {' to '.join(f'{speed:,.0f}' for speed in sorted({min(speeds), max(speeds)}))} tokens/s.")
     if len(speeds) > 1:
@@ -145,7 +127,7 @@ def _print_summary(out: Console, result: dict, columns: Columns) -> None:
     if "pushed_to" in result:
         out.print(Text(f"Uploaded to {result['pushed_to']}"))
     if scored:
-        page, chosen = f"{summary.beside(folder, 'report')}.html", summary.beside(folder, "selected")
+        page, chosen = f"{beside(folder, 'report')}.html", beside(folder, "selected")
         how = ["--group_column", columns.problem] if columns.problem else ["--keep_fraction", "0.5"]
         how += ["--teacher_column", columns.teacher] if columns.teacher not in (None, "teacher") else []
         print_next(out, "rsr", "report", "--dataset_name", folder, "--output", page, label="See it")
@@ -182,50 +164,46 @@ def _print_gaps(out: Console, result: dict) -> None:
 
 
 def dry_run(
-    scorer: "RSRScorer",
+    scorer: RSRScorer,
     dataset: Dataset | IterableDataset,
-    examples: Sequence["TokenizedExample"],
-    shard_rows: int,
+    shard_rows: int | None,
     num_processes: int,
     as_json: bool,
-) -> int:
+) -> None:
     """Estimate what a run would cost, from a sample that is tokenized and partly scored. Writes nothing."""
+    examples = tokenized_sample(scorer, dataset)
     good = [example for example in examples if example.error is None]
     if not good:
         raise RSRError(f"None of {len(examples)} sampled rows can be scored, the first because {examples[0].error}.")
-    tokens, scored = (
-        sum(int(x) for x in counts) / len(examples)
-        for counts in zip(*((len(example.input_ids), example.scored.sum()) for example in good), strict=True)
-    )
+    tokens = sum(len(example.input_ids) for example in good) / len(examples)
     speed, device = _speed(scorer, good), scorer.student.device
     result = {
-        "rows": None,
         "sampled_rows": len(examples),
         "sampled_without_score": len(examples) - len(good),
         "sampled_truncated": sum(example.truncated for example in good),
         "tokens_per_row": tokens,
         "tokens_per_second": speed,
         "processes": num_processes,
-        "shard_rows": shard_rows,
-        **dict.fromkeys(("tokens", "seconds", "files", "bytes_of_token_stats")),
+        "shard_rows": shard_rows or default_shard_rows(dataset, examples),
+        **dict.fromkeys(("rows", "tokens", "seconds", "files", "bytes_of_token_stats")),
         # With the student, after the sample: it doesn't grow with rows.
         "host_bytes": psutil.Process().memory_info().rss,
         "peak_gpu_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     }
     if isinstance(dataset, Dataset):  # of a stream nobody knows how many rows there are
         rows = len(dataset)
-        result |= {"rows": rows, "tokens": round(rows * tokens), "files": -(-rows // shard_rows)}
+        result |= {"rows": rows, "tokens": round(rows * tokens), "files": -(-rows // result["shard_rows"])}
         result["seconds"] = rows * tokens / speed / num_processes
         if scorer.token_stats:  # ids, ranks, surprisals and top-1 take 16 bytes before compression
+            scored = sum(int(example.scored.sum()) for example in good) / len(examples)
             result["bytes_of_token_stats"] = round(16 * rows * scored)
     if as_json:
         print_json(result)
     else:
         _print_dry_run(console(), result)
-    return 0
 
 
-def _speed(scorer: "RSRScorer", examples: Sequence["TokenizedExample"]) -> float:
+def _speed(scorer: RSRScorer, examples: Sequence[TokenizedExample]) -> float:
     """Tokens of the rows scored in a second, other passes included, measured after a round that doesn't count."""
     scorer.score_tokenized(examples[:1])
     start, done, batch = time.perf_counter(), 0, []
@@ -235,25 +213,26 @@ def _speed(scorer: "RSRScorer", examples: Sequence["TokenizedExample"]) -> float
         if waiting >= scorer.student.max_batch_tokens or example is examples[-1]:
             scorer.score_tokenized(batch)
             done, batch = done + waiting, []
-            if done > PROBE_TOKENS or time.perf_counter() - start > PROBE_SECONDS:
-                break
+        if done > PROBE_TOKENS or time.perf_counter() - start > PROBE_SECONDS:
+            break
     return done / (time.perf_counter() - start)
 
 
 def _print_dry_run(out: Console, result: dict) -> None:
     rows = "an unknown number of" if result["rows"] is None else f"{result['rows']:,}"
-    out.print(f"\nNothing was written. From {result['sampled_rows']:,} sampled rows:", style="bold")
-    out.print(f"  {rows} rows of {result['tokens_per_row']:,.0f} tokens on average")
-    out.print(f"  {result['tokens_per_second']:,.0f} tokens/s in one process")
+    lines = [f"{rows} rows of {result['tokens_per_row']:,.0f} tokens on average"]
+    lines += [f"{result['tokens_per_second']:,.0f} tokens/s in one process"]
     if result["rows"] is not None:
-        processes = f"{result['processes']} process{'es' if result['processes'] > 1 else ''}"
-        out.print(f"  {result['tokens']:,} tokens: {result['seconds'] / 3600:,.2f} hours with {processes}")
-        out.print(f"  {result['files']:,} files of {result['shard_rows']:,} rows")
+        with_processes = f"with {result['processes']:,} processes" if result["processes"] > 1 else "with one process"
+        lines += [f"{result['tokens']:,} tokens: {result['seconds'] / 3600:,.2f} hours {with_processes}"]
+        lines += [f"{counted(result['files'], 'file')} of {counted(result['shard_rows'], 'row')}"]
     if result["bytes_of_token_stats"]:
-        out.print(f"  token statistics: about {result['bytes_of_token_stats'] / 2**30:,.2f} GiB before compression")
-    out.print(f"  memory of one process: {result['host_bytes'] / 2**30:,.1f} GiB")
+        lines += [f"token statistics: about {result['bytes_of_token_stats'] / 2**30:,.2f} GiB before compression"]
+    lines += [f"memory of one process: {result['host_bytes'] / 2**30:,.1f} GiB"]
     if result["peak_gpu_bytes"]:
-        out.print(f"  GPU memory: {result['peak_gpu_bytes'] / 2**30:,.1f} GiB at its peak on the sample")
+        lines += [f"GPU memory: {result['peak_gpu_bytes'] / 2**30:,.1f} GiB at its peak on the sample"]
     for what, text in (("sampled_without_score", "can't be scored"), ("sampled_truncated", "are cut at max_length")):
         if result[what]:
-            out.print(f"  {share(result[what], result['sampled_rows'])} of the sample {text}")
+            lines += [f"{share(result[what], result['sampled_rows'])} of the sample {text}"]
+    out.print(f"\nNothing was written. From {result['sampled_rows']:,} sampled rows:", style="bold")
+    out.print("\n".join(f"  {line}" for line in lines))

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Callable
 from html import escape
+from typing import Literal
 
 import numpy as np
 from markupsafe import Markup
@@ -26,50 +27,32 @@ from matplotlib.transforms import Bbox
 # about that of the page on a screen (see `svg.chart` in page.css).
 WIDTH = 3.95
 MAX_DOTS = 2000  # of a scatter plot
-INK, MUTED, GRID, PAPER, OTHERS = "#010101", "#010102", "#010103", "#010104", "#010105"
+INK, MUTED, GRID, OTHERS = "#010101", "#010102", "#010103", "#010104"
 SERIES = tuple(f"#0102{i:02x}" for i in range(7))
 MARKERS = "osD^vPX<>ph*"
 MAX_SERIES = len(MARKERS)  # with more, the last mark is that of all others
 RATIO_AXIS = "← more suitable  ·  RSR  ·  less suitable →"
 RATIO_UP = "← more suitable  ·  RSR"
 
-_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "paper", OTHERS: "muted"}
+_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", OTHERS: "muted"}
 _VARIABLES |= {colour: f"c{i}" for i, colour in enumerate(SERIES)}
 _STYLE = {
     "svg.fonttype": "none",  # the page's own font, and text that can be searched
-    "text.parse_math": False,
     "font.family": "sans-serif",
     "font.size": 10,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
     "grid.color": GRID,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.formatter.useoffset": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    **dict.fromkeys(("text.parse_math", "axes.spines.top", "axes.spines.right", "axes.formatter.useoffset"), False),
 }
 
 
 def draw(name: str, alt: str, height: float, plot: Callable[[Axes], None]) -> Markup:
     """
-    Draw a chart.
-
-    Args:
-        name (`str`): Unique on the page; keeps the ids of its parts apart from those of other charts.
-        alt (`str`): What it shows, for people who don't see it.
-        height (`float`): In inches.
-        plot (`Callable`): Draws on the axes.
-
-    Returns:
-        `Markup`: An `<svg>` that is safe as it is: all text in it is escaped.
+    Draw a chart, `height` inches high, as an `<svg>` that is safe as it is: all text in it is escaped. Its `name` is
+    unique on the page and keeps the ids of its parts apart from those of other charts; `alt` says what it shows.
     """
     buffer = io.StringIO()
     with rc_context(_STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
@@ -170,6 +153,14 @@ def few_ticks(axes: Axes) -> None:
     axes.locator_params(axis="x", nbins=5)
 
 
+def log_axis(axes: Axes, which: Literal["x", "y"], values: np.ndarray, margin: float = 1.15) -> tuple[float, float]:
+    """A logarithmic axis around positive values; its limits."""
+    low, high = float(values.min()) / margin, float(values.max()) * margin
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    plain_ticks(axes.xaxis if which == "x" else axes.yaxis, low, high)
+    return low, high
+
+
 def plain_ticks(axis: Axis, low: float, high: float) -> None:
     """Ticks of a logarithmic axis as plain numbers, few enough to stand beside each other."""
     steps = (1,) if high / low > 1e4 else (1, 3) if high / low > 100 else (1, 2, 5)
@@ -180,11 +171,6 @@ def plain_ticks(axis: Axis, low: float, high: float) -> None:
     axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-
-
-def log_limits(values: np.ndarray, margin: float = 1.15) -> tuple[float, float]:
-    """Limits of a logarithmic axis around positive values."""
-    return float(values.min()) / margin, float(values.max()) * margin
 
 
 def key_above(axes: Axes, columns: int = 2) -> None:

@@ -3,7 +3,7 @@
 This file knows no page.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -23,14 +23,7 @@ from rsr_trl.selection.teachers import TeacherRanking, rank_table
 
 @dataclass(frozen=True)
 class Missing:
-    """
-    A part that this dataset can't fill.
-
-    Args:
-        why (`str`): What is missing.
-        how (`str`): How to get it.
-        command (`str`, *optional*): What to type for it.
-    """
+    """A part that this dataset can't fill: what is missing, how to get it, and what to type for that."""
 
     why: str
     how: str
@@ -43,20 +36,16 @@ class Material:
     All that parts of the page are made from.
 
     Args:
-        dataset (`Dataset`): The rows themselves, for their texts and tokens.
-        table ([`ScoredTable`]): The same as arrays. Teachers are numbered from the most to the least suitable, and the
-            cost of RSR is that of the page's choice.
-        by ([`Criteria`]): What the choice on the page is made by.
-        selection ([`Selection`]): That choice.
-        ranking ([`TeacherRanking`], *optional*): Of the teachers.
-        comparison ([`Comparison`]): RSR beside the other scores that are there, and its known failure modes.
-        notes (`list[str]`): What was passed over while reading.
-        source (`str`, *optional*): Where the dataset was read from.
-        facts (`dict`): What its card says: student, settings.
-        tokenizer (*optional*): The student's; `None` where token statistics can't be read, for the reason
-            `no_tokenizer`.
-        rows (`tuple[int, ...]`): Rows to show in any case.
-        run, pilot (`Path`, *optional*): Output folders of a training run and of a pilot.
+        dataset: The rows themselves, for their texts and tokens.
+        table: The same as arrays. Teachers are numbered from the most to the least suitable, and the cost of RSR is
+            that of the page's choice.
+        by, selection: What the choice on the page is made by, and that choice.
+        ranking, comparison: Of the teachers, and of RSR with the other scores that are there.
+        notes: What was passed over while reading.
+        source, facts: Where the dataset was read from, and what its card says: student, settings.
+        tokenizer, no_tokenizer: The student's, or why there is none.
+        rows: Rows to show in any case.
+        run, pilot: Output folders of a training run and of a pilot.
     """
 
     dataset: Dataset
@@ -67,7 +56,7 @@ class Material:
     comparison: Comparison
     notes: list[str]
     source: str | None = None
-    facts: dict | None = None
+    facts: dict = field(default_factory=dict)
     tokenizer: PreTrainedTokenizerBase | None = None
     no_tokenizer: str | None = None
     rows: tuple[int, ...] = ()
@@ -77,13 +66,12 @@ class Material:
     @property
     def student(self) -> str | None:
         """Name of the student, where it is known."""
-        return (self.facts or {}).get("student")
+        return self.facts.get("student")
 
     @property
     def settings(self) -> dict:
         """What the dataset was scored with, as far as it is known."""
-        facts = self.facts or {}
-        return facts.get("settings", {}) if facts.get("command") == "score" else {}
+        return self.facts.get("settings", {}) if self.facts.get("command") == "score" else {}
 
     @property
     def r_max(self) -> float:
@@ -114,6 +102,10 @@ class Material:
         """What the rule of the page's choice would keep if it went by another cost."""
         return choose_rows(cost, self.table.tokens, self.table.problem, self.by.keep_per_group, self.by.keep_fraction)
 
+    def per_teacher(self, rows: np.ndarray) -> np.ndarray:
+        """How many of these rows (`...`: of all) are of each teacher."""
+        return np.bincount(self.table.teacher[rows], minlength=len(self.table.teachers))
+
     def row(self, row: int) -> dict:
         """What the table says of a row."""
         table = self.table
@@ -132,18 +124,7 @@ class Material:
 
 
 def read_material(dataset: Dataset, asked: Columns, prefer: Literal["low", "high"], **more) -> Material:
-    """
-    Read a scored dataset, and choose, rank and compare in it.
-
-    Args:
-        dataset (`Dataset`): Scored with [`RSRScorer`] or `rsr score`.
-        asked ([`Columns`]): Columns that the user named; the others are found by well-known names.
-        prefer (`str`): Which end of the RSR the choice keeps.
-        more: The other fields of [`Material`].
-
-    Raises:
-        `RSRError`: no rows, missing columns, no row with a finite score, or scores of different students.
-    """
+    """Read a scored dataset, and choose, rank and compare in it. `more` are the other fields of [`Material`]."""
     if not len(dataset):
         raise RSRError("The dataset has no rows, so there is nothing to report.")
     columns = find_columns(dataset, asked)
@@ -158,7 +139,9 @@ def read_material(dataset: Dataset, asked: Columns, prefer: Literal["low", "high
     comparison, ranking = _compare(table, notes), None
     if table.teacher is not None:
         ranking = _rank(table, notes)
-        table = _renumbered(table, [row["teacher"] for row in ranking.table])
+        place = {row["teacher"]: i for i, row in enumerate(ranking.table)}
+        number = np.array([place[name] for name in table.teachers])
+        table = replace(table, teachers=list(place), teacher=number[table.teacher])
     table = replace(table, prefer=table.prefer | {RSR: prefer})
     return Material(dataset, table, by, choose(table, by), ranking, comparison, notes, **more)
 
@@ -178,9 +161,3 @@ def _compare(table: ScoredTable, notes: list[str]) -> Comparison:
     except RSRError as error:
         notes.append(f"RSR isn't compared with other scores. {error}")
         return compare_table(replace(table, values={RSR: table.values[RSR]}))
-
-
-def _renumbered(table: ScoredTable, order: list) -> ScoredTable:
-    """The table with its teachers in this order."""
-    place = {name: number for number, name in enumerate(order)}
-    return replace(table, teachers=order, teacher=np.array([place[name] for name in table.teachers])[table.teacher])

@@ -39,20 +39,10 @@ def num_answers(row: Mapping) -> int:
 
 class TurnFinder:
     """
-    Finds where the assistant's turns begin among the scored tokens of a row.
+    Finds where the assistant's turns begin among the scored tokens of a row: `TurnFinder(tokenizer)(row)`.
 
-    A scored dataset doesn't store it. So the row is tokenized again, and the result counts only if it gives the very
-    ids that are stored.
-
-    Args:
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The student's, with its chat template.
-
-    Example:
-
-    ```python
-    >>> TurnFinder(tokenizer)(row)
-    [0, 41, 97]
-    ```
+    A scored dataset doesn't store it. So the row is tokenized again with the student's tokenizer and chat template,
+    and the result counts only if it gives the very ids that are stored.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
@@ -63,9 +53,6 @@ class TurnFinder:
         First token of each turn among the scored ones. A turn of which nothing is scored, such as a tool call that
         the template leaves out, isn't there. `[0]` for a single turn, and where turns can't be found: the row no
         longer is what was scored, or was scored with another chat template.
-
-        Args:
-            row (`Mapping`): A row with the columns it was scored from, and `rsr_token_ids`.
         """
         stored = [] if row[TOKEN_IDS] is None else list(row[TOKEN_IDS])
         if self._tokenize is None or not stored or num_answers(row) < 2:

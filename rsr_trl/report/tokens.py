@@ -30,16 +30,12 @@ LEVELS = {"surprisal": (0.0, 0.1, 0.5, 1.0, 2.0, 4.0), "rank": (1, 2, 3, 6, 21, 
 @dataclass(frozen=True)
 class Token:
     """
-    One scored token. Its probability is `exp(-surprisal)`.
+    One scored token: its 1-based rank, not clipped, its surprisal in nats, and the student's own most likely token in
+    its place, fit to be shown (`None` if it isn't stored).
 
-    Args:
-        text (`str`):
-            What it adds to the trajectory: the texts of all tokens joined are the scored text. Of a character whose
-            bytes are spread over several tokens, the last of them has the character and the others are empty. To draw
-            a token, take [`Token.shown`].
-        rank (`int`): 1-based place among all tokens the student could have said here; not clipped.
-        surprisal (`float`): In nats.
-        top1 (`str`, *optional*): The student's own most likely token here, fit to be shown; `None` if not stored.
+    `text` is what it adds to the trajectory: the texts of all tokens joined are the scored text. Of a character whose
+    bytes are spread over several tokens, the last of them has the character and the others are empty. To draw a token,
+    take [`Token.shown`].
     """
 
     text: str
@@ -64,13 +60,8 @@ class Token:
 @dataclass(frozen=True)
 class Sentence:
     """
-    A sentence of a trajectory: the tokens `[start, stop)` and their RSR (Eq. 7 over these tokens).
-
-    Args:
-        start (`int`): Its first token.
-        stop (`int`): The token after its last.
-        rsr (`float`): Lower suits the student better; `inf` if the student foresaw every token with certainty.
-        turn (`int`, *optional*, defaults to 1): The assistant's scored turn that it is in, counted from 1.
+    A sentence of a trajectory: the tokens `[start, stop)`, their RSR (Eq. 7; `inf` if the student foresaw every token
+    with certainty), and the assistant's scored turn that it is in, counted from 1.
     """
 
     start: int
@@ -105,21 +96,11 @@ def check_token_columns(column_names: Iterable[str]) -> None:
 
 def read_tokens(row: Mapping, tokenizer: PreTrainedTokenizerBase) -> list[Token]:
     """
-    Read the scored tokens of one row.
+    Read the scored tokens of one row with the student's tokenizer; none for a row that has no score.
 
     Several assistant turns follow each other without what stood between them, which isn't scored;
-    [`~rsr_trl.report.rows.TurnFinder`] finds where they begin.
-
-    Args:
-        row (`Mapping`): A row with the columns `rsr_token_ids`, `rsr_token_ranks`, `rsr_token_surprisals` and, if it
-            is stored, `rsr_token_top1`.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The student's.
-
-    Returns:
-        `list[Token]`: In the order of the trajectory; empty for a row that has no score.
-
-    Raises:
-        RSRError: if the columns are missing or disagree, or if ids aren't this tokenizer's.
+    [`~rsr_trl.report.rows.TurnFinder`] finds where they begin. Raises `RSRError` if the columns are missing or
+    disagree, or if ids aren't this tokenizer's.
     """
     check_token_columns(row)
     ids, ranks, surprisals = ([] if row[name] is None else list(row[name]) for name in TOKEN_STATISTICS)
@@ -193,17 +174,9 @@ def rsr_of(tokens: Sequence[Token], r_max: float) -> float:
 
 def sentences(tokens: Sequence[Token], r_max: float, turns: Sequence[int] = (0,)) -> list[Sentence]:
     """
-    Split a trajectory into sentences and give the RSR of each.
-
-    Args:
-        tokens (`Sequence[Token]`): As [`read_tokens`] gives them.
-        r_max (`float`): Ranks are clipped here.
-        turns (`Sequence[int]`, *optional*, defaults to `(0,)`): First token of each turn of the assistant, as
-            [`~rsr_trl.report.rows.TurnFinder`] finds them: a sentence ends with its turn.
-
-    Returns:
-        `list[Sentence]`: Consecutive, covering all tokens. A token over a border belongs to the sentence in which it
-        begins.
+    Split a trajectory into sentences and give the RSR of each, with ranks clipped at `r_max`. `turns` are the first
+    tokens of the assistant's turns, with which sentences end. A token over a border belongs to the sentence in which
+    it begins.
     """
     return [
         Sentence(first + start, first + stop, rsr_of(tokens[first + start : first + stop], r_max), turn)
@@ -222,14 +195,8 @@ def _borders(tokens: Sequence[Token]) -> list[int]:
 
 def load_tokenizer(dataset_name_or_path: str, name: str | None = None) -> PreTrainedTokenizerBase:
     """
-    Load the tokenizer that the tokens of a scored dataset are read with.
-
-    Args:
-        dataset_name_or_path (`str`): The scored dataset: if it is a folder of `rsr score`, its card names the student.
-        name (`str`, *optional*): Hub id or folder of the tokenizer (`--tokenizer`); by default that student's.
-
-    Raises:
-        RSRError: if no name is given and the dataset doesn't name the student, or if there is no tokenizer there.
+    Load the tokenizer that the tokens of a scored dataset are read with: the one called `name` (a Hub id or folder),
+    or that of the student which the dataset's card names. `RSRError` if neither is there.
     """
     source = name or card_facts(dataset_name_or_path).get("student")
     if source is None:

@@ -48,23 +48,16 @@ def plan_batches(
     border: int | None = None,
 ) -> list[np.ndarray]:
     """
-    Group rows into batches of at most `max_batch_tokens` tokens, longest rows first, so that running out of memory
-    shows in the first batch.
-
-    The plan depends on the lengths and the arguments alone: the same data gives the same batches on every run. A
-    single row longer than the budget makes a batch of its own.
+    Indices of each batch's rows, longest rows first so that running out of memory shows in the first batch; together
+    every row of nonzero length once. The plan depends on the arguments alone, so the same data gives the same batches.
 
     Args:
-        lengths (integer sequence of length `n`): Tokens of each row; rows of length 0 are left out.
-        max_batch_tokens (`int`): Budget of a batch, padding included.
+        lengths (integer sequence of length `n`): Tokens of each row.
+        max_batch_tokens (`int`): Budget of a batch, padding included; a longer row is a batch of its own.
         layout (`str`, *optional*, defaults to `"padded"`):
-            `"equal"` puts only rows of one length together, so nothing is computed on padding; `"padded"` fills up
-            with padding to the batch's longest row; `"packed"` lays rows one behind another (for attention that keeps
-            packed sequences apart), without padding.
+            `"equal"` puts only rows of one length together, so nothing is computed on padding; `"padded"` fills up to
+            the batch's longest row; `"packed"` lays rows end to end, for attention that keeps them apart.
         border (`int`, *optional*): Rows longer than this don't share a batch with others.
-
-    Returns:
-        list of integer arrays: indices of each batch's rows, together every row of nonzero length exactly once.
     """
     if max_batch_tokens < 1:
         raise ValueError(f"max_batch_tokens must be at least 1, got {max_batch_tokens}.")
@@ -102,18 +95,9 @@ def lay_out(
     ids: Sequence[np.ndarray], scored: Sequence[np.ndarray], layout: Layout, pad_token_id: int = 0
 ) -> dict[str, np.ndarray | int]:
     """
-    Rows as the arrays of one batch.
-
-    Args:
-        ids (sequence of integer arrays): Token ids of each row.
-        scored (sequence of bool arrays): Which tokens of each row are scored.
-        layout (`str`): `"packed"` lays the rows one behind another; any other pads on the right where they differ.
-        pad_token_id (`int`, *optional*, defaults to `0`): Id to pad with.
-
-    Returns:
-        `dict`: `input_ids` (int64) and `scored` (bool) of shape `(rows, longest)`, packed `(1, tokens)`; and where
-        needed, as models take them, `attention_mask` (rows of different lengths), or for packed rows `position_ids`,
-        which start at 0 with each row, and the borders that FlashAttention takes.
+    Rows, given by token ids and by which are scored, as the arrays of one batch: `input_ids` (int64) and `scored`
+    (bool) of shape `(rows, longest)`, or packed `(1, tokens)`. Where needed, as models take them, `attention_mask`, or
+    for packed rows `position_ids`, which start at 0 with each row, and the borders that FlashAttention takes.
     """
     lengths = np.array([len(row) for row in ids])
     if layout == "packed":

@@ -97,15 +97,8 @@ def tokenizer_fingerprint(processing_class: PreTrainedTokenizerBase) -> str:
 
 def student_fingerprint(weights: str, processing_class: PreTrainedTokenizerBase, **settings) -> str:
     """
-    Short name of a student and of the settings that change a score by more than rounding: the `rsr_student` column.
-
-    Args:
-        weights (`str`): As [`Student.weights_fingerprint`] gives it.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]): The student's tokenizer.
-        settings: `r_max`, `assistant_only_loss`, `logits_dtype`.
-
-    Returns:
-        `str`: 16 hexadecimal digits.
+    Short name of a student and of the settings that change a score by more than rounding (`r_max`,
+    `assistant_only_loss`, `logits_dtype`): 16 hexadecimal digits, the `rsr_student` column.
     """
     return _hash([DEFINITION, weights, tokenizer_fingerprint(processing_class), sorted(settings.items())])[:16]
 
@@ -113,8 +106,7 @@ def student_fingerprint(weights: str, processing_class: PreTrainedTokenizerBase,
 def checkpoint_fingerprint(model_id: str, commit_hash: str | None) -> str:
     """
     What identifies the weights behind a model id without loading them: the hub's commit, or the bytes of a local
-    folder's files (a student retrained into the same folder is another one), together with the base model of an
-    adapter.
+    folder's files (a student retrained into the same folder is another one), with those of an adapter's base model.
     """
     folder = Path(model_id)
     if not folder.is_dir():

@@ -15,10 +15,10 @@ two sums more give, with d_v = z_v - z_t and Z = 1 + sum_{v != t} exp(d_v),
 This file knows no tokens and no dataset.
 """
 
-import functools
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache, partial
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -28,14 +28,14 @@ from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 from trl.trainer.utils import maybe_gather_lm_head_ctx
 
+from rsr_trl.rsr import RSRError
+from rsr_trl.scoring.batches import TILE
+
 
 if is_peft_available():
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 
-# Positions x columns of one tile of logits. On the CPU a tile of 1M fp32 numbers stays in the caches between the
-# matrix product and the fold; a GPU wants large products.
-TILE = {"cpu": (512, 2048), "cuda": (4096, 16384)}
 # Logits of a whole pass from which compiling the fold (seconds, once a process) repays itself. Measured on the CPU,
 # where it saves half a nanosecond a logit. A GPU's is estimated: a fold not compiled moves some 20 bytes a logit.
 COMPILE_MIN_LOGITS = {"cpu": 10_000_000_000, "cuda": 1_000_000_000_000}
@@ -45,55 +45,33 @@ LOWEST = -200.0
 
 @dataclass(frozen=True)
 class TokenStats:
-    """
-    What a student says about `N` tokens.
+    """What a student says about `N` tokens: tensors of shape `(N,)`."""
 
-    Args:
-        ranks (int64 tensor of shape `(N,)`): 1-based rank of the token in the whole vocabulary, unclipped.
-        surprisals (float32 tensor of shape `(N,)`): -ln p in nats.
-        top1 (int64 tensor of shape `(N,)`, *optional*): The student's own most likely token there.
-        entropies (float32 tensor of shape `(N,)`, *optional*): -sum_v p_v ln p_v of the student's prediction, in nats.
-        sum_squares (float32 tensor of shape `(N,)`, *optional*): sum_v p_v^2 of the student's prediction.
-    """
-
-    ranks: torch.Tensor
-    surprisals: torch.Tensor
-    top1: torch.Tensor | None = None
-    entropies: torch.Tensor | None = None
-    sum_squares: torch.Tensor | None = None
+    ranks: torch.Tensor  # int64: 1-based rank of the token in the whole vocabulary, unclipped
+    surprisals: torch.Tensor  # float32: -ln p in nats
+    top1: torch.Tensor | None = None  # int64: the student's own most likely token there
+    entropies: torch.Tensor | None = None  # float32: -sum_v p_v ln p_v of the student's prediction, in nats
+    sum_squares: torch.Tensor | None = None  # float32: sum_v p_v^2 of the student's prediction
 
 
 @dataclass(frozen=True)
 class LMHead:
-    """
-    The projection of a causal language model from hidden states onto the vocabulary, as numbers rather than as a
-    module.
+    """A language model's projection from hidden states onto the vocabulary, as numbers rather than as a module."""
 
-    Args:
-        module (`torch.nn.Module`): Output embeddings: `weight` of shape `(V, H)` and `bias` of shape `(V,)` or `None`.
-        scale (`float`, *optional*, defaults to `1.0`): Factor on the logits (Cohere, Granite, Falcon-H1, ...).
-        softcap (`float`, *optional*): Logits become `softcap * tanh(logits / softcap)` (Gemma 2).
-    """
-
-    module: torch.nn.Module
-    scale: float = 1.0
-    softcap: float | None = None
+    module: torch.nn.Module  # output embeddings: `weight` of shape (V, H) and `bias` of shape (V,) or None
+    scale: float = 1.0  # factor on the logits (Cohere, Granite, Falcon-H1, ...)
+    softcap: float | None = None  # logits become softcap * tanh(logits / softcap) (Gemma 2)
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "LMHead":
-        """
-        Read the head off a model.
-
-        Raises:
-            ValueError: if the model has no plain weight matrix as its head (none at all, quantized, or LoRA on it).
-        """
+        """Read the head off a model; `RSRError` if it has no plain weight matrix (none, quantized, or LoRA on it)."""
         module = model.get_output_embeddings()
         if module is None:
-            raise ValueError(f"{type(model).__name__} has no LM head. The student must be a causal language model.")
+            raise RSRError(f"{type(model).__name__} has no LM head. The student must be a causal language model.")
         weight = getattr(module, "weight", None)
         adapted = is_peft_available() and isinstance(module, BaseTunerLayer)
         if weight is None or not weight.is_floating_point() or adapted:
-            raise ValueError(
+            raise RSRError(
                 f"The student's LM head is a {type(module).__module__}.{type(module).__name__}, not a plain "
                 "floating-point matrix. Quantize the student without `lm_head` (bitsandbytes' default), or merge "
                 "the adapter first (`model.merge_and_unload()`)."
@@ -124,24 +102,15 @@ class LMHead:
         compile: bool = False,
     ) -> TokenStats:
         """
-        Rank and surprisal of `targets` given the hidden states that predict them.
+        Rank and surprisal of the tokens `targets` (integers of shape `(N,)`), given the `hidden` states `(N, H)` that
+        predict them; NaN or infinite surprisals where the student's logits are broken.
 
-        Args:
-            hidden (tensor of shape `(N, H)`): Last hidden states, in the model's dtype.
-            targets (integer tensor of shape `(N,)`): The tokens that follow.
-            with_top1 (`bool`, *optional*, defaults to `False`): Also find the most likely token.
-            with_moments (`bool`, *optional*, defaults to `False`): Also find `entropies` and `sum_squares`.
-            logits_dtype (`str`, *optional*, defaults to `"float32"`): `"float32"` accumulates and keeps logits in
-                float32; `"model"` rounds them to the model's dtype, as `model(...).logits` does (bf16 logits tie
-                often, which makes ranks optimistic).
-            tile (pair of `int`, *optional*): Positions and columns of a tile of logits.
-            compile (`bool`, *optional*, defaults to `False`): Fold tiles by a compiled function (see [`compiles`]).
-
-        Returns:
-            [`TokenStats`] on `hidden`'s device; surprisals are NaN or infinite where the student's logits are broken.
+        `logits_dtype="float32"` accumulates and keeps logits in float32; `"model"` rounds them to the model's dtype,
+        as `model(...).logits` does (bf16 logits tie often, which makes ranks optimistic). `tile` is (positions,
+        columns); `compile` folds tiles by a compiled function (see [`compiles`]).
         """
         if logits_dtype not in ("float32", "model"):
-            raise ValueError(f'logits_dtype must be "float32" or "model", got {logits_dtype!r}.')
+            raise RSRError(f'logits_dtype must be "float32" or "model", got {logits_dtype!r}.')
         weight, bias = self.module.weight, getattr(self.module, "bias", None)
         # FSDP2 and ZeRO-3 shard the head: gather it once for all tiles, as TRL's fused head does.
         if isinstance(weight, DTensor):
@@ -151,38 +120,39 @@ class LMHead:
                 hidden = hidden.to(weight.dtype)
             rows, columns = tile or TILE.get(hidden.device.type, TILE["cuda"])
             fold = _compiled_fold() if compile else _fold
+            tiles = partial(self._tiles, weight, bias, columns, logits_dtype == "float32")
             # Without a single position, one pass over none of them gives empty results of the right kinds.
-            pieces = [
-                self._score_rows(h, t, weight, bias, columns, fold, with_top1, with_moments, logits_dtype == "float32")
-                for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
-            ]
+            pieces = []
+            for h, t in zip(hidden.split(rows), targets.to(hidden.device, torch.int64).split(rows), strict=True):
+                target_logit = self._target_logits(h, t, weight, bias, logits_dtype)
+                pieces.append(self._score_rows(h, t, target_logit, tiles, fold, with_top1, with_moments))
         return TokenStats(*(torch.cat(p) if p[0] is not None else None for p in zip(*pieces, strict=True)))
 
+    def _target_logits(self, hidden, targets, weight, bias, logits_dtype: str) -> torch.Tensor:
+        product = (hidden.float() * weight[targets].float()).sum(-1)  # (n,)
+        if bias is not None:
+            product = product + bias[targets].float()
+        return self.logits(product if logits_dtype == "float32" else product.to(weight.dtype)).float()
+
+    def _tiles(self, weight, bias, columns: int, upcast: bool, hidden) -> Iterator[tuple[int, torch.Tensor]]:
+        """First column and logits `(n, columns)` of one tile after another; the receiver may change the logits."""
+        for start in range(0, weight.shape[0], columns):
+            tile_bias = None if bias is None else bias[start : start + columns]
+            yield start, self.logits(_product(hidden, weight[start : start + columns], tile_bias, upcast))
+
+    @staticmethod
     def _score_rows(
-        self,
         hidden: torch.Tensor,  # (n, H)
         targets: torch.Tensor,  # (n,)
-        weight: torch.Tensor,  # (V, H)
-        bias: torch.Tensor | None,  # (V,)
-        columns: int,
+        target_logit: torch.Tensor,  # (n,)
+        tiles: Callable,
         fold: Callable,
         with_top1: bool,
         with_moments: bool,
-        upcast: bool,
     ) -> tuple[torch.Tensor | None, ...]:  # the fields of TokenStats, each (n,)
-        targets = targets.to(hidden.device, torch.int64)
-        wide = hidden.float() if upcast else hidden
-        target_logit = (wide.float() * weight[targets].float()).sum(-1)  # (n,)
-        if bias is not None:
-            target_logit = target_logit + bias[targets].float()
-        if not upcast:
-            target_logit = target_logit.to(weight.dtype)
-        target_logit = self.logits(target_logit).float()
-
         sums = [torch.zeros_like(target_logit) for _ in range(4 if with_moments else 2)]  # as `_fold` gives them
-        best = torch.full_like(target_logit, -torch.inf)
-        top1 = torch.zeros_like(targets)
-        for start, logits in self._tiles(hidden, wide, weight, bias, columns, upcast):
+        best, top1 = torch.full_like(target_logit, -torch.inf), torch.zeros_like(targets)
+        for start, logits in tiles(hidden):
             if with_top1:
                 value, index = logits.max(-1)
                 top1 = torch.where(value > best, index + start, top1)
@@ -201,37 +171,28 @@ class LMHead:
         overflown = torch.isinf(sums[-1])
         if overflown.any():
             # exp(z_v - z_t) overflows float32 beyond 88 nats, its square beyond 44: these rows take another way.
-            far = self._far(hidden[overflown], wide[overflown], target_logit[overflown], weight, bias, columns, upcast)
-            for found, exact in zip(stats, far, strict=False):
-                found[overflown] = exact
+            for values, exact in zip(stats, _far(hidden[overflown], target_logit[overflown], tiles), strict=False):
+                values[overflown] = exact
         surprisals, *moments = stats
         return above.long() + 1, surprisals, top1 if with_top1 else None, *(moments or (None, None))
 
-    def _tiles(self, hidden, wide, weight, bias, columns, upcast) -> Iterator[tuple[int, torch.Tensor]]:
-        """First column and logits `(n, columns)` of one tile after another; the receiver may change the logits."""
-        for start in range(0, weight.shape[0], columns):
-            tile_bias = None if bias is None else bias[start : start + columns]
-            yield start, self.logits(_product(hidden, wide, weight[start : start + columns], tile_bias, upcast))
 
-    def _far(self, hidden, wide, target_logit, weight, bias, columns, upcast) -> tuple[torch.Tensor, ...]:
-        """Surprisal, entropy and sum of squares by a running logsumexp and a second pass with it."""
-        total = torch.full_like(target_logit, -torch.inf)
-        for _, logits in self._tiles(hidden, wide, weight, bias, columns, upcast):
-            total = torch.logaddexp(total, logits.float().logsumexp(-1))
-        entropy, squares = torch.zeros_like(total), torch.zeros_like(total)
-        for _, logits in self._tiles(hidden, wide, weight, bias, columns, upcast):
-            logp = (logits.float() - total[:, None]).clamp(min=LOWEST)
-            p = logp.exp()
-            entropy -= (p * logp).sum(-1)
-            squares += (p * p).sum(-1)
-        return total - target_logit, entropy, squares
+def _far(hidden: torch.Tensor, target_logit: torch.Tensor, tiles: Callable) -> tuple[torch.Tensor, ...]:
+    """Surprisal, entropy and sum of squares by a running logsumexp and a second pass with it."""
+    total = torch.full_like(target_logit, -torch.inf)
+    for _, logits in tiles(hidden):
+        total = torch.logaddexp(total, logits.float().logsumexp(-1))
+    entropy, squares = torch.zeros_like(total), torch.zeros_like(total)
+    for _, logits in tiles(hidden):
+        logp = (logits.float() - total[:, None]).clamp(min=LOWEST)
+        p = logp.exp()
+        entropy -= (p * logp).sum(-1)
+        squares += (p * p).sum(-1)
+    return total - target_logit, entropy, squares
 
 
 def compiles(device: torch.device, num_logits: int) -> bool:
-    """
-    Whether a pass over `num_logits` logits (scored tokens x vocabulary) repays compiling, and a compiler is
-    there.
-    """
+    """Whether a pass over `num_logits` (scored tokens x vocabulary) repays compiling, and a compiler is there."""
     if num_logits < COMPILE_MIN_LOGITS.get(device.type, COMPILE_MIN_LOGITS["cuda"]):
         return False
     if device.type == "cpu":
@@ -239,16 +200,14 @@ def compiles(device: torch.device, num_logits: int) -> bool:
     return has_triton()
 
 
-def _product(
-    hidden: torch.Tensor, wide: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, upcast: bool
-) -> torch.Tensor:
+def _product(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, upcast: bool) -> torch.Tensor:
     """`hidden @ weight.T + bias` of shape `(n, columns)`, accumulated and kept in float32 if `upcast`."""
     if not upcast or weight.dtype == torch.float32:
         return linear(hidden, weight, bias)
     if hidden.is_cuda and weight.dtype in (torch.bfloat16, torch.float16):
         product = torch.mm(hidden, weight.T, out_dtype=torch.float32)  # tensor cores accumulate in float32 anyway
         return product if bias is None else product + bias
-    return linear(wide, weight.float(), None if bias is None else bias.float())
+    return linear(hidden.float(), weight.float(), None if bias is None else bias.float())
 
 
 def _fold(logits: torch.Tensor, target_logit: torch.Tensor, with_moments: bool) -> tuple[torch.Tensor, ...]:
@@ -266,7 +225,7 @@ def _fold(logits: torch.Tensor, target_logit: torch.Tensor, with_moments: bool) 
     return above, odds.sum(-1), difference.mul_(odds).sum(-1), odds.square_().sum(-1)
 
 
-@functools.cache
+@cache
 def _compiled_fold() -> Callable:
     # The number of positions changes from batch to batch: one dynamic kernel serves all.
     return torch.compile(_fold, dynamic=True)

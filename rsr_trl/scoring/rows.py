@@ -34,8 +34,7 @@ from rsr_trl.rsr import (
     score_schema,
 )
 from rsr_trl.scoring.batches import TOKENIZED_ROWS, WINDOW_TOKENS
-from rsr_trl.scoring.scored_tokens import ScoredTokens
-from rsr_trl.scoring.scores import ALL_COLUMNS
+from rsr_trl.scoring.scores import ALL_COLUMNS, ScoredTokens
 from rsr_trl.scoring.tokens import TokenizedExample
 
 
@@ -89,13 +88,9 @@ def windows(
     window_tokens: int = WINDOW_TOKENS,
 ) -> Iterator[Window]:
     """
-    Tokenize a dataset window by window, in source order; while one is looked at, the next is tokenized in a background
-    thread.
-
-    Args:
-        dataset (`Dataset`): With the columns that `tokenize` reads and no others.
-        tokenize (`Callable`): Rows to [`TokenizedExample`]s.
-        window_tokens (`int`, *optional*, defaults to 2**20): The call of `tokenize` that reaches it ends a window.
+    Tokenize a dataset that has no columns but those that `tokenize` reads, window by window, in source order. While
+    one window is looked at, the next is tokenized in a background thread. The call of `tokenize` that reaches
+    `window_tokens` ends a window.
     """
     stopped = Event()
     tokenized = _tokenized(dataset, tokenize, window_tokens, stopped)
@@ -148,11 +143,7 @@ def is_batch(texts: Mapping, text_field: str) -> bool:
 class TokenBar:
     """
     A progress bar in tokens, with tokens/s and the time left. How many tokens there are in all is estimated from the
-    rows seen so far.
-
-    Args:
-        num_rows (`int`, *optional*): Rows in all; without it no time left is shown.
-        disable (`bool`, *optional*, defaults to `False`): Whether to show nothing, but count.
+    rows seen so far and `num_rows` in all; without it no time left is shown. `disable` shows nothing, but counts.
     """
 
     def __init__(self, num_rows: int | None, disable: bool = False):
@@ -228,14 +219,8 @@ def to_table(
     fingerprint: str,
 ) -> dict[str, pa.Array]:
     """
-    The columns of a scoring pass, typed, in the order of the rows.
-
-    Args:
-        examples (sequence of [`TokenizedExample`]): All rows.
-        tokens ([`ScoredTokens`]): Their scored tokens; a row with an error has none.
-        functions (`dict`): The columns of other scores, and what computes each; NaN becomes null.
-        schema (`dict`): Types of all columns; without the `rsr_token_...` columns those are left out.
-        fingerprint (`str`): The student's.
+    The columns of a scoring pass, typed as `schema` says, in the order of the rows. `functions` compute the columns of
+    other scores, where NaN becomes null.
     """
     null = np.array([example.error is not None for example in examples], dtype=bool)
     mean_rank, mean_surprisal = tokens.means_of_rsr

@@ -26,7 +26,7 @@ from rsr_trl.scoring.fingerprint import (
     student_fingerprint,
     tokenizer_fingerprint,
 )
-from rsr_trl.scoring.other_scores import OtherScores
+from rsr_trl.scoring.passes import OtherScores
 from rsr_trl.scoring.rows import (
     TokenBar,
     Window,
@@ -90,12 +90,6 @@ class ScoringConfig:
 
     def some(self, names: Iterable[str]) -> dict[str, object]:
         return {name: getattr(self, name) for name in names}
-
-    def identity(self) -> dict[str, str | int | float | bool | None]:
-        """The settings that decide the columns, as JSON holds them."""
-        deciding = self.some(name for name in vars(self) if name not in NEUTRAL)
-        known = (str, int, float, type(None))
-        return {name: value if isinstance(value, known) else str(value) for name, value in deciding.items()}
 
 
 class RSRScorer:
@@ -303,11 +297,7 @@ class RSRScorer:
     def score_rows(self, dataset: Dataset, bar: TokenBar, first_row: int = 0) -> dict[str, pa.ChunkedArray]:
         """
         The columns that scoring adds to these rows, in their order: window by window, sorted by length within each.
-
-        Args:
-            dataset (`Dataset`): Rows to score.
-            bar ([`TokenBar`]): Counts the rows that are done.
-            first_row (`int`, *optional*, defaults to `0`): What messages call the first of the rows.
+        `bar` counts the rows that are done; messages count rows from `first_row`.
         """
         parts = []
         with closing(self.windows_of(dataset)) as windows:  # an error ends the tokenization ahead too
@@ -374,11 +364,13 @@ class RSRScorer:
     def identity(self) -> dict[str, str | int | float | bool | None]:
         """
         Everything that decides the columns: student, tokenizer with its template, and settings, as JSON holds them.
-        What is compared by the cache of `datasets.map`, by worker processes and by the manifest of a job. A named
-        student isn't loaded for it: its checkpoint counts.
+        The cache of `datasets.map`, worker processes and the manifest of a job compare it. A named student isn't
+        loaded for it: its checkpoint counts.
         """
+        settings = {name: value for name, value in vars(self.config).items() if name not in NEUTRAL}
+        plain_types = (str, int, float, type(None))
         return {
-            **self.config.identity(),
+            **{name: value if isinstance(value, plain_types) else str(value) for name, value in settings.items()},
             "definition": DEFINITION,
             "weights": self.fingerprint if self.model_id is None else self._checkpoint(),
             "tokenizer": tokenizer_fingerprint(self.processing_class),

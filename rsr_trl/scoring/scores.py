@@ -1,35 +1,108 @@
-"""The other scores of a trajectory that one pass of the student gives, and a few that need another pass.
+"""The scores of a trajectory: RSR, and others that the same pass of the student gives or that need another pass.
 
-Each is a function of [`ScoredTokens`], with its formula, direction and source in the docstring, and an entry in
-[`SCORES`]. Notation: a trajectory has K scored tokens; token k has the rank r_k (1-based), the surprisal
-s_k = -ln p_k (nats), and the student's prediction in its place has the entropy H_k (nats) and the sum of squared
-probabilities Q_k. "Low" means that the lower value is chosen first. This file knows no model and no dataset.
+Each is a function of [`ScoredTokens`] and one line of [`SCORES`]. Notation: a trajectory has K scored tokens; token k
+has the rank r_k (1-based) and the surprisal s_k = -ln p_k (nats); the student's prediction at its place has the
+entropy H_k (nats) and the sum of squared probabilities Q_k. "Low" means that the lower value is chosen first. This
+file knows no model and no dataset.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
+from xxhash import xxh3_64_intdigest
 
 from rsr_trl.rsr import (
     MEAN_CLIPPED_RANK,
     MEAN_SURPRISAL,
     NUM_TOKENS,
+    R_MAX,
     RSR,
     SCORE_PREFIX,
     STEP_SHARE,
     RSRError,
     filtered_token_rsr,
+    trajectory_means,
 )
-from rsr_trl.scoring.scored_tokens import ScoredTokens, ratio
 
 
 REJECTED_BELOW = 0.01  # student probability below which reverse speculative decoding rejects a teacher's token
-TEACHERS_OWN = 0.1  # nats a token by which the teacher has to be surer of a step than the student
 LOCAL_STEPS = 4  # steps before a step that `lalp` lets the student see
+
+
+@dataclass(frozen=True)
+class ScoredTokens:
+    """
+    The scored tokens of `n` trajectories as flat arrays, one trajectory after another, `N` tokens in all.
+
+    Args:
+        num_tokens (int array of shape `(n,)`): Scored tokens of each trajectory; 0 is allowed.
+        ranks (array of shape `(N,)`): 1-based, unclipped.
+        surprisals (array of shape `(N,)`): Nats.
+        r_max (`float`, *optional*, defaults to `100`): Ranks are clipped here.
+        token_ids, top1 (arrays of shape `(N,)`, *optional*): The tokens, and the student's most likely ones there.
+        entropies, sum_squares (arrays of shape `(N,)`, *optional*): Of the student's prediction at each place.
+        step_starts (bool array of shape `(N,)`, *optional*): Which tokens begin a reasoning step.
+        content (uint64 array of shape `(n,)`, *optional*): [`content_hash`] of each trajectory.
+        surprisals_alone (array of shape `(N,)`, *optional*): Surprisals without the prompt; NaN where the student
+            can't predict without it.
+        surprisals_local (array of shape `(N,)`, *optional*): Surprisals given only the prompt and the last 4 steps.
+    """
+
+    num_tokens: np.ndarray
+    ranks: np.ndarray
+    surprisals: np.ndarray
+    r_max: float = R_MAX
+    token_ids: np.ndarray | None = None
+    top1: np.ndarray | None = None
+    entropies: np.ndarray | None = None
+    sum_squares: np.ndarray | None = None
+    step_starts: np.ndarray | None = None
+    content: np.ndarray | None = None
+    surprisals_alone: np.ndarray | None = None
+    surprisals_local: np.ndarray | None = None
+
+    @cached_property
+    def means_of_rsr(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean clipped rank and mean surprisal of each trajectory, as [`trajectory_means`] gives them."""
+        return trajectory_means(self.ranks, self.surprisals, self.num_tokens, self.r_max)
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """Sum of per-token values `(N,)` over each trajectory: float64 of shape `(n,)`."""
+        sums, filled = np.zeros(len(self.num_tokens)), self.num_tokens > 0
+        if filled.any():  # reduceat can't express an empty segment
+            starts = (np.cumsum(self.num_tokens) - self.num_tokens)[filled]
+            sums[filled] = np.add.reduceat(np.asarray(values, np.float64), starts)
+        return sums
+
+    def means(self, values: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
+        """Mean over each trajectory's tokens, or over those `where` is true: `(n,)`, NaN where there is none."""
+        if where is None:
+            return ratio(self.sums(values), self.num_tokens)
+        return ratio(self.sums(np.where(where, values, 0.0)), self.sums(where))
+
+    def step_means(self, values: np.ndarray) -> np.ndarray:
+        """Mean over each trajectory's steps of the mean per-token value of a step: `(n,)`, NaN without a step."""
+        starts, at_starts = np.flatnonzero(self.step_starts), np.zeros(len(self.step_starts))
+        if starts.size:
+            lengths = np.diff(starts, append=len(self.step_starts))
+            at_starts[starts] = np.add.reduceat(np.asarray(values, np.float64), starts) / lengths
+        return self.means(at_starts, where=self.step_starts)
+
+
+def ratio(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
+    """Quotients, with x / 0 = inf as in RSR; 0 / 0 is NaN, which means undefined."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.divide(numerators, denominators)
+
+
+def content_hash(input_ids: np.ndarray, scored: np.ndarray) -> int:
+    """64-bit hash of a trajectory: its token ids, and which of them are scored."""
+    return xxh3_64_intdigest(np.asarray(input_ids, np.int32).tobytes() + np.asarray(scored, np.bool_).tobytes())
 
 
 # ------------------------------------------------------------------------------------------------ from the same pass
@@ -41,11 +114,10 @@ def rsr(tokens: ScoredTokens) -> np.ndarray:
 
 
 def rsr_filtered(tokens: ScoredTokens) -> np.ndarray:
-    """
-    Mean of min(r_k, r_max) / s_k over the 30% of tokens with the highest surprisal. Low. arXiv:2601.14249, Eq. 5.
-    """
-    values = [filtered_token_rsr(tokens.ranks[p], tokens.surprisals[p], r_max=tokens.r_max) for p in tokens.parts]
-    return np.array(values, dtype=np.float64)
+    """Mean of min(r_k, r_max) / s_k over the 30% of tokens with the highest s_k. Low. arXiv:2601.14249, Eq. 5."""
+    borders = np.cumsum(tokens.num_tokens)[:-1]
+    rows = zip(np.split(tokens.ranks, borders), np.split(tokens.surprisals, borders), strict=True)
+    return np.array([filtered_token_rsr(*row, r_max=tokens.r_max) for row in rows], dtype=np.float64)
 
 
 def surprisal(tokens: ScoredTokens) -> np.ndarray:
@@ -70,10 +142,7 @@ def entropy(tokens: ScoredTokens) -> np.ndarray:
 
 
 def rank_entropy(tokens: ScoredTokens) -> np.ndarray:
-    """
-    RSR with entropy in the place of surprisal, sum_k min(r_k, r_max) / sum_k H_k. Low. An ablation of
-    arXiv:2601.14249.
-    """
+    """RSR with entropy for surprisal, sum_k min(r_k, r_max) / sum_k H_k. Low. An ablation of arXiv:2601.14249."""
     return ratio(tokens.means_of_rsr[0], tokens.means(tokens.entropies))
 
 
@@ -83,7 +152,7 @@ def drop(tokens: ScoredTokens) -> np.ndarray:
     have few of the unlikely first tokens, so plain surprisal prefers them.
 
     As in the authors' public code, but for the sign (they average log-probabilities), for the step (theirs ends at
-    ". " and "? "; ours is [`split_steps`]), and for the tokens left out: one a step, as the paper says, where their
+    ". " and "? "; ours is [`split_steps`]), and for the tokens left out: one per step, as the paper says, where their
     script's default is two. Undefined (null) if every token begins a step; theirs is 0 there, the best there is.
     """
     return tokens.means(tokens.surprisals, where=~tokens.step_starts)
@@ -92,6 +161,27 @@ def drop(tokens: ScoredTokens) -> np.ndarray:
 def step_share(tokens: ScoredTokens) -> np.ndarray:
     """Share of the tokens that begin a reasoning step, F of [`casl`]. A part, not a score."""
     return tokens.means(tokens.step_starts)
+
+
+def casl(mean_surprisal: ArrayLike, drop: ArrayLike, step_share: ArrayLike) -> np.ndarray:
+    """
+    Mean surprisal corrected for the share of first tokens, M - gamma F. Low. ASLEC-CASL, arXiv:2604.06834: gamma is
+    the coefficient of F in the least-squares fit, over the pool, of M on the mean surprisal of the other tokens, the
+    mean surprisal of the first tokens, F, and a constant.
+
+    As in the authors' public code, with the differences that [`drop`] names. A number of the pool, not of one
+    trajectory: it is computed when a dataset is read, from columns of the pass, M in nats, [`drop`] and F
+    ([`step_share`]), each of shape `(n,)` as the result is: float64, NaN where one is missing.
+    """
+    mean, other, share = (np.asarray(part, np.float64) for part in (mean_surprisal, drop, step_share))
+    parts = np.stack([other, ratio(mean - (1 - share) * other, share), share], axis=1)
+    known = np.isfinite(parts).all(axis=1) & np.isfinite(mean)
+    corrected = np.full(mean.shape, np.nan)
+    if known.any():
+        centred = parts[known] - parts[known].mean(axis=0)
+        fit = np.linalg.lstsq(centred, mean[known] - mean[known].mean(), rcond=None)[0]
+        corrected[known] = mean[known] - fit[2] * share[known]
+    return corrected
 
 
 def rsd_share(tokens: ScoredTokens) -> np.ndarray:
@@ -126,9 +216,8 @@ def length(tokens: ScoredTokens) -> np.ndarray:
 
 def random(tokens: ScoredTokens) -> np.ndarray:
     """
-    Uniform in [0, 1), from a hash of the trajectory's own tokens ([`~rsr_trl.scoring.scored_tokens.content_hash`]):
-    the same in every order, batch and process; equal rows are equal. Low (it makes no difference). The control of
-    every comparison.
+    Uniform in [0, 1), from a hash of the trajectory's own tokens ([`content_hash`]): the same in every order, batch
+    and process; equal rows are equal. Low (it makes no difference). The control of every comparison.
     """
     return (tokens.content >> np.uint64(11)).astype(np.float64) / 2.0**53
 
@@ -141,7 +230,7 @@ def ifd(tokens: ScoredTokens) -> np.ndarray:
     Instruction-following difficulty: mean surprisal given the prompt / mean surprisal without it. High: the prompt
     helps little. "From Quantity to Quality", arXiv:2308.12032, whose authors keep the highest below 1.
 
-    Without the prompt the student sees the response alone (behind the beginning-of-sequence token if the tokenizer
+    Without the prompt the student sees the response alone (after the beginning-of-sequence token if the tokenizer
     writes one; without one the first token can't be predicted and counts in neither mean). Of a conversation, the
     prompt is all before the first scored token. Undefined (null) if that is no more than one token.
     """
@@ -159,59 +248,7 @@ def lalp(tokens: ScoredTokens) -> np.ndarray:
     step weighs the same, is how a public re-implementation reads the paper's Eq. 2. Of a conversation, the prompt of a
     turn is all before it.
     """
-    return tokens.means_of_steps(-tokens.step_means(tokens.surprisals_local))
-
-
-# -------------------------------------------------------------------------------------------------- with the teacher
-
-
-def provenance(tokens: ScoredTokens) -> np.ndarray:
-    """
-    Share of the steps that come from the teacher: those to which the teacher gives at least 0.1 nats a token more
-    log-probability than the student does. High. After "Where Did This Sentence Come From?", arXiv:2512.20908.
-
-    The paper traces sentences by the probabilities of teacher and student and chooses data by what stems from the
-    teacher; steps instead of sentences, the threshold and making a share of it are ours. Tokens are the student's; of
-    the teacher only the probability of the whole step counts, so its tokenizer may be another. That comes from a pass
-    of the teacher's model, and is undefined (null) where the teacher's tokens don't fall into the same steps (its
-    template writes more text, or another length limit cuts); or from the log-probabilities that a server has given
-    with the trajectory, and is undefined where those are missing or of another text ([`surprisals_of_steps`]).
-    """
-    gaps = tokens.step_means(tokens.surprisals) - tokens.teacher_steps / tokens.step_lengths
-    return tokens.means_of_steps(np.where(np.isnan(gaps), np.nan, gaps >= TEACHERS_OWN))
-
-
-# -------------------------------------------------------------------------------------------------- from the columns
-
-
-def casl(mean_surprisal: ArrayLike, drop: ArrayLike, step_share: ArrayLike) -> np.ndarray:
-    """
-    Mean surprisal corrected for the share of first tokens, M - gamma F. Low. ASLEC-CASL, arXiv:2604.06834: gamma is
-    the coefficient of F in the least-squares fit, over the pool, of M on the mean surprisal of the other tokens, the
-    mean surprisal of the first tokens, F, and a constant.
-
-    As in the authors' public code, with the differences that [`drop`] names. A number of the pool, not of one
-    trajectory: it is made when a dataset is read, from columns of the pass.
-
-    Args:
-        mean_surprisal (array of shape `(n,)`): M, in nats.
-        drop (array of shape `(n,)`): As [`drop`] gives it.
-        step_share (array of shape `(n,)`): F, as [`step_share`] gives it.
-
-    Returns:
-        float64 array of shape `(n,)`: NaN where a part is missing.
-    """
-    mean, other, share = (np.asarray(part, np.float64) for part in (mean_surprisal, drop, step_share))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        first = (mean - (1 - share) * other) / share
-    parts = np.stack([other, first, share], axis=1)
-    known = np.isfinite(parts).all(axis=1) & np.isfinite(mean)
-    corrected = np.full(mean.shape, np.nan)
-    if known.any():
-        centred = parts[known] - parts[known].mean(axis=0)
-        fit = np.linalg.lstsq(centred, mean[known] - mean[known].mean(), rcond=None)[0]
-        corrected[known] = mean[known] - fit[2] * share[known]
-    return corrected
+    return tokens.step_means(-tokens.surprisals_local)
 
 
 # -------------------------------------------------------------------------------------------------------- the scores
@@ -220,19 +257,23 @@ def casl(mean_surprisal: ArrayLike, drop: ArrayLike, step_share: ArrayLike) -> n
 @dataclass(frozen=True)
 class Score:
     """
-    One entry of [`SCORES`].
+    One line of [`SCORES`].
 
     Args:
         prefer (`"low"` or `"high"`): Which end is chosen first.
-        of (`Callable`, *optional*): [`ScoredTokens`] to values of shape `(n,)`. None for `casl`, which needs the pool.
+        of (`Callable`, *optional*): [`ScoredTokens`] to values of shape `(n,)`. `None` where scoring doesn't compute
+            it: `casl` needs the pool, and `provenance` is added by `rsr_trl.experimental.provenance`.
         needs (tuple of `str`, *optional*): Beside ranks and surprisals: `"moments"` (entropies, sums of squares),
-            `"steps"`; `"alone"` and `"local"` (another pass each), `"teacher"` (a pass of the teacher, or its
-            own log-probabilities).
+            `"steps"`, `"content"`; `"alone"` and `"local"` (another pass each); `"teacher"`.
+        stored (`str`, *optional*): Column of every scoring pass that holds it already.
+        parts (`dict`, *optional*): Columns that scoring adds instead of `score_<name>`, and what computes each.
     """
 
     prefer: Literal["low", "high"]
     of: Callable[[ScoredTokens], np.ndarray] | None
     needs: tuple[str, ...] = ()
+    stored: str | None = None
+    parts: dict[str, Callable[[ScoredTokens], np.ndarray]] | None = None
 
     @property
     def passes(self) -> bool:
@@ -241,65 +282,56 @@ class Score:
 
 
 SCORES: dict[str, Score] = {
-    "rsr": Score("low", rsr),
+    "rsr": Score("low", rsr, stored=RSR, parts={}),
     "rsr_filtered": Score("low", rsr_filtered),
-    "surprisal": Score("low", surprisal),
-    "rank": Score("low", rank),
+    "surprisal": Score("low", surprisal, stored=MEAN_SURPRISAL),
+    "rank": Score("low", rank, stored=MEAN_CLIPPED_RANK),
     "entropy": Score("low", entropy, ("moments",)),
     "rank_entropy": Score("low", rank_entropy, ("moments",)),
     "drop": Score("low", drop, ("steps",)),
-    "casl": Score("low", None, ("steps",)),
+    "casl": Score("low", None, ("steps",), parts={SCORE_PREFIX + "drop": drop, STEP_SHARE: step_share}),
     "rsd_share": Score("low", rsd_share),
     "lark": Score("high", lark, ("moments",)),
-    "length": Score("high", length),
-    "random": Score("low", random),
+    "length": Score("high", length, stored=NUM_TOKENS),
+    "random": Score("low", random, ("content",)),
     "ifd": Score("high", ifd, ("alone",)),
     "lalp": Score("high", lalp, ("steps", "local")),
-    "provenance": Score("high", provenance, ("steps", "teacher")),
+    "provenance": Score("high", None, ("steps", "teacher")),
 }
 ONE_PASS = tuple(name for name, score in SCORES.items() if not score.passes)
+STORED = {name: score.stored for name, score in SCORES.items() if score.stored}
+CASL_PARTS = (MEAN_SURPRISAL, *SCORES["casl"].parts)  # columns from which `casl` is computed
 
 
 def check_scores(names: Iterable[str] | str | None) -> tuple[str, ...]:
     """
-    Names of [`SCORES`], each once and in their order there.
-
-    Args:
-        names (iterable of `str` or `str`, *optional*): `"all"` stands for all that the same pass gives.
-
-    Raises:
-        ValueError: for a name that isn't there; the message lists those that are.
+    Names of [`SCORES`] that a scorer can add, each once and in their order there; `"all"` stands for every score
+    available from the same pass. `RSRError` for a name that isn't there, or that a scorer doesn't compute.
     """
     asked = {names} if isinstance(names, str) else set(names or ())
     if unknown := sorted(asked - set(SCORES) - {"all"}):
         raise RSRError(f"There is no score {unknown[0]!r}. There are {', '.join(SCORES)}, and 'all' of one pass.")
+    if "provenance" in asked:
+        raise RSRError(
+            "'provenance' compares the student with a teacher and is computed after scoring: score with "
+            "token_stats=True, then use rsr_trl.experimental.provenance.score_provenance (docs/scores.md)."
+        )
     return tuple(name for name in SCORES if name in asked or ("all" in asked and name in ONE_PASS))
 
 
 def column_functions(names: Iterable[str]) -> dict[str, Callable[[ScoredTokens], np.ndarray]]:
     """Columns that scoring adds for these scores, and what computes each. `rsr` is always there."""
-    found = {}
+    functions = {}
     for name in names:
-        if name == "casl":
-            found |= {SCORE_PREFIX + "drop": drop, STEP_SHARE: step_share}
-        elif name != RSR:
-            found[SCORE_PREFIX + name] = SCORES[name].of
-    return found
+        score = SCORES[name]
+        functions |= {SCORE_PREFIX + name: score.of} if score.parts is None else score.parts
+    return functions
 
 
 ALL_COLUMNS = tuple(column_functions(SCORES))
 
 
 # ------------------------------------------------------------------------------------------------ names and columns
-
-# Scores that the columns of every scoring pass say already.
-STORED = {
-    "rsr": RSR,
-    "surprisal": MEAN_SURPRISAL,
-    "rank": MEAN_CLIPPED_RANK,
-    "length": NUM_TOKENS,
-}
-CASL_PARTS = (MEAN_SURPRISAL, SCORE_PREFIX + "drop", STEP_SHARE)
 
 
 def known_score(score: str) -> str | None:
@@ -310,10 +342,8 @@ def known_score(score: str) -> str | None:
 
 def direction_of(score: str, prefer: Literal["low", "high"] | None = None) -> Literal["low", "high"]:
     """
-    Which end of a score is chosen: `prefer` if it is given, else the score's own.
-
-    Raises:
-        ValueError: for a column of the user's without `prefer`, or a `prefer` that is neither.
+    Which end of a score is chosen: `prefer` if it is given, else the score's own. `RSRError` for a user's column
+    without `prefer`, or a `prefer` that is neither.
     """
     if prefer not in ("low", "high", None):
         raise RSRError(f"prefer must be 'low' or 'high', got {prefer!r}. RSR: lower is more suitable.")
@@ -329,7 +359,7 @@ def direction_of(score: str, prefer: Literal["low", "high"] | None = None) -> Li
 
 
 def check_name(score: str, column_names: Iterable[str]) -> None:
-    """Raise `ValueError` where the name of a score is also that of another column of the dataset."""
+    """Raise `RSRError` where the name of a score is also that of another column of the dataset."""
     if score in SCORES and score != RSR and score in column_names:
         raise RSRError(
             f"score={score!r} may mean the score of that name or the dataset's own column {score!r}: pass "
@@ -340,8 +370,6 @@ def check_name(score: str, column_names: Iterable[str]) -> None:
 def columns_of(score: str) -> tuple[str, ...]:
     """Columns that may hold the values of a score, the first that is there counting; none for `casl`."""
     name = known_score(score)
-    if name is None:
-        return (score,)
-    if name == "casl":
-        return ()
-    return (SCORE_PREFIX + name, *([STORED[name]] if name in STORED else []))
+    if name in (None, "casl"):
+        return (score,) if name is None else ()
+    return (SCORE_PREFIX + name, STORED[name]) if name in STORED else (SCORE_PREFIX + name,)

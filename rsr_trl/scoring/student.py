@@ -25,7 +25,7 @@ from rsr_trl.rsr import RSRError
 from rsr_trl.scoring import fingerprint
 from rsr_trl.scoring.batches import HEAD_POSITIONS, MAX_BATCH_TOKENS, Layout, lay_out, plan_batches
 from rsr_trl.scoring.lm_head import LMHead, compiles
-from rsr_trl.scoring.scored_tokens import ScoredTokens
+from rsr_trl.scoring.scores import ScoredTokens
 from rsr_trl.scoring.tokens import TokenizedExample
 
 
@@ -43,14 +43,13 @@ def find_config_and_tokenizer(
     model_id: str, processing_class: PreTrainedTokenizerBase | None = None, **hub
 ) -> tuple[PreTrainedConfig, PreTrainedTokenizerBase]:
     """
-    Config and tokenizer of a named student, without its weights; an adapter has those of its base model.
-
-    Args:
-        model_id (`str`): Hub id or path.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): Taken instead of the student's own.
-        hub: `revision` and `trust_remote_code`, as `from_pretrained` takes them.
+    Config and tokenizer (unless one is given) of a named student, without its weights; an adapter has those of its
+    base model. `hub` is `revision` and `trust_remote_code`, as `from_pretrained` takes them.
     """
-    base = _base_model_id(model_id, hub.get("revision"))
+    base, revision = model_id, hub.get("revision")
+    is_whole = (Path(model_id) / "config.json").is_file()
+    if not is_whole and find_adapter_config_file(model_id, revision=revision) is not None:
+        base = PeftConfig.from_pretrained(model_id, revision=revision).base_model_name_or_path
     config = AutoConfig.from_pretrained(base, **hub)
     if processing_class is None:
         try:
@@ -62,13 +61,6 @@ def find_config_and_tokenizer(
     return config, processing_class
 
 
-def _base_model_id(model_id: str, revision: str | None) -> str:
-    """The model that has the config: for an adapter its base model."""
-    if (Path(model_id) / "config.json").is_file() or find_adapter_config_file(model_id, revision=revision) is None:
-        return model_id
-    return PeftConfig.from_pretrained(model_id, revision=revision).base_model_name_or_path
-
-
 def load_model(
     model_id: str,
     *,
@@ -78,14 +70,9 @@ def load_model(
     **kwargs,
 ) -> PreTrainedModel:
     """
-    Load a student from a hub id or folder; a folder with a PEFT adapter loads its base model and applies it.
-
-    Args:
-        model_id (`str`): Hub id or path.
-        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): `"auto"` takes the checkpoint's own.
-        device (`str` or `torch.device`, *optional*): By default the GPU if there is one.
-        device_map (`str` or `dict`, *optional*): Spread over devices; excludes `device`.
-        kwargs: Passed to `AutoModelForCausalLM.from_pretrained`.
+    Load a student from a hub id or folder; an adapter's folder loads its base model and applies it. It goes to the GPU
+    if there is one, unless `device` says otherwise or `device_map` spreads it. `kwargs` are passed to
+    `AutoModelForCausalLM.from_pretrained`.
     """
     if device_map is not None and device is not None:
         raise RSRError(f"Pass either device={device!r} or device_map={device_map!r}, not both.")
@@ -166,17 +153,8 @@ def on_device(arrays: dict[str, np.ndarray | int], device: torch.device) -> dict
 
 class Student:
     """
-    A live model seen as a scorer of tokens. It leaves the model as it finds it: train mode, gradients, caches, random
-    state.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): Causal language model.
-        max_batch_tokens (`int`, *optional*): Tokens of a batch, padding included.
-        logits_dtype (`str`, *optional*, defaults to `"float32"`): See [`LMHead.score`].
-
-    Raises:
-        TypeError: if `model` isn't a causal language model of transformers or PEFT.
-        RSRError: if its LM head can't be read.
+    A live causal language model seen as a scorer of tokens. It leaves the model as it finds it: train mode, gradients,
+    caches, random state. Raises `TypeError` or `RSRError` for a model that can't be scored.
     """
 
     def __init__(
@@ -237,16 +215,16 @@ class Student:
         Rank and surprisal of every scored token, computed longest example first.
 
         Args:
-            examples (sequence of [`TokenizedExample`] of length `n`): Those with an `error` have no tokens.
+            examples (sequence of [`TokenizedExample`]): Those with an `error` have no tokens.
             with_top1 (`bool`, *optional*, defaults to `False`): Also the student's most likely token at each place.
             with_moments (`bool`, *optional*, defaults to `False`): Also entropy and sum of squared probabilities.
             first_row (`int`, *optional*, defaults to `0`): What messages call the first example.
-            progress (`Callable`, *optional*): Called with the number of examples and of tokens that are done since the
-                last call.
+            progress (`Callable`, *optional*): Called with the examples and the tokens that are done since the last
+                call.
 
         Returns:
-            [`ScoredTokens`]: flat arrays, example after example in the order of `examples`; `token_ids`, `ranks` and
-            `top1` in int32, the others in float32.
+            [`ScoredTokens`]: flat arrays in the order of `examples`; `token_ids`, `ranks` and `top1` in int32, the
+            others in float32.
 
         Raises:
             RSRError: if a token id is beyond the student's vocabulary.

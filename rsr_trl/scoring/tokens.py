@@ -1,13 +1,13 @@
 """One dataset example -> the token ids that SFTTrainer trains on, and which of them are scored.
 
-Ids are those of `SFTTrainer._prepare_dataset` (TRL 1.16) to the letter; scored are the response's own tokens: the
-completion, every assistant turn of `messages`, or all of `text`, without headers, end-of-turn tokens and what comes
-from others. This file knows no model.
+Ids are those of `SFTTrainer._prepare_dataset` (TRL 1.16) to the letter. Scored are the response's own tokens: the
+completion, every assistant turn of `messages`, or all of `text`, without headers, end-of-turn tokens and what others
+say. This file knows no model.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -16,10 +16,9 @@ from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 from trl.data_utils import common_prefix_length, is_conversational_from_value, maybe_convert_to_chatml
 
-from rsr_trl.scoring.chat_spans import ChatSpans
-from rsr_trl.scoring.derived_spans import ChatTemplateError, Span
+from rsr_trl.rsr import RSRError
+from rsr_trl.scoring.chat_spans import ChatSpans, ChatTemplateError, Span
 from rsr_trl.scoring.steps import split_steps
-from rsr_trl.scoring.teacher_logprobs import read_generations, surprisals_of_steps
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
@@ -42,10 +41,6 @@ class TokenizedExample:
         error (`str`, *optional*): Why nothing is scored. `None` exactly when some position is.
         step_starts (bool array of shape `(T,)`, *optional*): Which scored tokens begin a reasoning step
             ([`split_steps`] of each response); every run of scored tokens begins with one.
-        for_teacher ([`TokenizedExample`], *optional*): The same example in a teacher's tokens.
-        teacher_steps (float64 array of shape `(S,)`, *optional*): The teacher's surprisal of each step, in sum, from
-            its own log-probabilities; `None` where there are none, or of another text.
-        teacher_fault (`str`, *optional*): What is wrong with the teacher's log-probabilities.
     """
 
     input_ids: np.ndarray
@@ -53,23 +48,28 @@ class TokenizedExample:
     truncated: bool = False
     error: str | None = None
     step_starts: np.ndarray | None = None
-    for_teacher: "TokenizedExample | None" = None
-    teacher_steps: np.ndarray | None = None
-    teacher_fault: str | None = None
 
     @classmethod
     def failed(cls, error: str) -> "TokenizedExample":
         return cls(np.empty(0, np.int32), np.empty(0, bool), error=error)
 
+    @property
+    def runs(self) -> np.ndarray:
+        """First position of each unbroken run of scored tokens, and the one after its last: ints `(runs, 2)`."""
+        return np.flatnonzero(np.diff(self.scored, prepend=False, append=False)).reshape(-1, 2)
+
 
 @dataclass
 class _Rendered:
-    """Text of one example before tokenization."""
-
     text: str
     spans: list[Span]  # character spans of the text to score
     prompt: str | None  # prompt alone: tokens in its common prefix with the text aren't scored
     conversational: bool
+
+    @property
+    def responses(self) -> list[Span]:
+        """Characters of each response. Plain text has one span, all of it: ids say which tokens are the prompt's."""
+        return self.spans if self.conversational else [(len(self.prompt or ""), end) for _, end in self.spans]
 
 
 class ExampleTokenizer:
@@ -81,22 +81,14 @@ class ExampleTokenizer:
     `chat_template_kwargs`.
 
     Args:
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the student; a fast one, since scored positions come from character offsets.
-        max_length (`int`, *optional*):
-            Longer examples are cut at the end (`truncation_mode="keep_start"`) and flagged. `None` cuts nothing.
-        assistant_only_loss (`bool`, *optional*, defaults to `False`):
-            Render conversations as SFTTrainer does under this setting: it swaps in TRL's training template where the
-            tokenizer's own has no `{% generation %}` markers. Which text is scored doesn't depend on it.
-        dataset_text_field (`str`, *optional*, defaults to `"text"`):
-            Column of the plain-text format.
-        with_steps (`bool`, *optional*, defaults to `False`):
-            Also find where reasoning steps begin.
-        teacher_logprobs_column (`str`, *optional*):
-            Column with the teacher's own log-probabilities, of which the sum over each step is taken.
-
-    Raises:
-        TypeError: if `processing_class` is a processor or a slow tokenizer.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the student; a fast one (else
+            `TypeError`), since scored positions come from character offsets.
+        max_length (`int`, *optional*): Longer examples are cut at the end (`truncation_mode="keep_start"`).
+        assistant_only_loss (`bool`, *optional*, defaults to `False`): Render conversations as SFTTrainer does under
+            this setting: it swaps in TRL's training template where the tokenizer's own has no `{% generation %}`
+            markers. Which text is scored doesn't depend on it.
+        dataset_text_field (`str`, *optional*, defaults to `"text"`): Column of the plain-text format.
+        with_steps (`bool`, *optional*, defaults to `False`): Also find where reasoning steps begin.
     """
 
     def __init__(
@@ -106,7 +98,6 @@ class ExampleTokenizer:
         assistant_only_loss: bool = False,
         dataset_text_field: str = "text",
         with_steps: bool = False,
-        teacher_logprobs_column: str | None = None,
     ):
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise TypeError(
@@ -119,13 +110,12 @@ class ExampleTokenizer:
                 "`AutoTokenizer.from_pretrained(..., use_fast=True)`."
             )
         if max_length is not None and max_length < 2:
-            raise ValueError(f"max_length must be at least 2 (a context and a token to score), got {max_length}.")
+            raise RSRError(f"max_length must be at least 2 (a context and a token to score), got {max_length}.")
         self.processing_class = processing_class
         self.max_length = max_length
         self.assistant_only_loss = assistant_only_loss
         self.dataset_text_field = dataset_text_field
         self.with_steps = with_steps
-        self.teacher_logprobs_column = teacher_logprobs_column
         self._chats: dict[str | None, ChatSpans] = {}  # by template: `chat_template_kwargs` may bring another one
 
     @cached_property  # TRL renders a few conversations to find it
@@ -137,58 +127,46 @@ class ExampleTokenizer:
         return None
 
     def check_columns(self, column_names: Iterable[str]) -> None:
-        """Raise `ValueError` unless a dataset with these columns is in a format that can be tokenized."""
+        """Raise `RSRError` unless a dataset with these columns is in a format that can be tokenized."""
         columns = list(column_names)
-        if "input_ids" in columns and not {"prompt", "messages", "conversations", self.dataset_text_field} & set(
-            columns
-        ):
-            raise ValueError(
+        in_a_format = {"prompt", "messages", "conversations", self.dataset_text_field} & set(columns)
+        if "input_ids" in columns and not in_a_format:
+            raise RSRError(
                 f"The dataset is already tokenized (columns {columns}): which tokens are the response can't be told "
                 "from ids. Pass the dataset before tokenization."
             )
         if "prompt" in columns and "completion" not in columns:
-            raise ValueError(
+            raise RSRError(
                 f"The dataset has a `prompt` column but no `completion`. Its columns are {columns}. Rename the column "
                 "with the response to `completion`, or remove `prompt` if the conversation is in `messages`."
             )
-        if not {"prompt", "messages", "conversations", self.dataset_text_field} & set(columns):
-            raise ValueError(
+        if not in_a_format:
+            raise RSRError(
                 "The dataset needs `prompt` and `completion`, `messages`, `conversations`, or a text column named "
                 f"`{self.dataset_text_field}`. Its columns are {columns}. Rename them (`dataset.rename_column`), or "
                 "use `--prompt_column` and `--completion_column` on the command line."
             )
-        if self.teacher_logprobs_column is not None and self.teacher_logprobs_column not in columns:
-            raise ValueError(
-                f"The dataset has no column {self.teacher_logprobs_column!r} (teacher_logprobs_column). Its columns "
-                f"are {columns}."
-            )
 
     def __call__(self, examples: Sequence[Mapping]) -> list[TokenizedExample]:
         """
-        Tokenize examples. An example that can't be tokenized is returned with its `error` and without tokens.
-
-        Args:
-            examples (sequence of mappings): Rows of a dataset, column name -> value.
-
-        Returns:
-            list of [`TokenizedExample`], one an example, in their order.
+        Tokenize rows of a dataset, each column name -> value, in their order. An example that can't be tokenized is
+        returned with its `error` and without tokens.
         """
-        rendered: list[_Rendered | None] = []
+        rendered: dict[int, _Rendered] = {}
         errors: dict[int, str] = {}
         for i, example in enumerate(examples):
             try:
-                rendered.append(self._render(example))
+                rendered[i] = self._render(example)
             except (ExampleError, ChatTemplateError) as error:
-                rendered.append(None)
                 errors[i] = str(error)
-        ready = [i for i, r in enumerate(rendered) if r is not None]
-        encodings = self._encode_all({i: rendered[i].text for i in ready}, rendered, errors)
-        prompts = self._encode_all({i: rendered[i].prompt for i in encodings if rendered[i].prompt}, rendered, errors)
+        texts, prompts = {}, {}
+        for conversational in (True, False):  # each in one call of the tokenizer
+            same = {i: r for i, r in rendered.items() if r.conversational == conversational}
+            texts |= self._encode({i: r.text for i, r in same.items()}, conversational, errors)
+            prompts |= self._encode({i: r.prompt for i, r in same.items() if r.prompt}, conversational, errors)
         return [
-            TokenizedExample.failed(errors[i])
-            if i in errors
-            else self._finish(rendered[i], encodings[i], prompts.get(i), example)
-            for i, example in enumerate(examples)
+            TokenizedExample.failed(errors[i]) if i in errors else self._finish(rendered[i], texts[i], prompts.get(i))
+            for i in range(len(examples))
         ]
 
     # ------------------------------------------------------------------------------------------ example -> text
@@ -204,36 +182,44 @@ class ExampleTokenizer:
                 "`conversations` must be a list of {from, value} messages (role/content go in `messages`)"
             )
         if "prompt" in example:
-            prompt, completion = example["prompt"], example["completion"]
-            if isinstance(prompt, str) and isinstance(completion, str):
-                if not completion:
-                    raise ExampleError("completion is empty")
-                # SFTTrainer gives the end-of-sequence token to the text column where there is one without it.
-                text = example.get(self.dataset_text_field)
-                takes_eos = isinstance(text, str) and not text.endswith(self._eos_token)
-                text = prompt + (completion if takes_eos else self._with_eos(completion))
-                return _Rendered(text, [(0, self._end_without_eos(text))], prompt, conversational=False)
-            if isinstance(prompt, list) and isinstance(completion, list):
-                self._check_messages(prompt, "prompt")
-                self._check_messages(completion, "completion")
-                return self._render_chat([*prompt, *completion], example, num_prompt_messages=len(prompt))
-            for name, value in (("prompt", prompt), ("completion", completion)):
-                if not isinstance(value, (str, list)):
-                    raise ExampleError(f"{name} is {_kind(value)}, expected a string or a list of messages")
-            raise ExampleError("prompt and completion must both be strings or both be lists of messages")
+            return self._render_completion(example)
         if "messages" in example:
-            self._check_messages(example["messages"], "messages")
+            _check_messages(example["messages"], "messages")
             return self._render_chat(example["messages"], example, num_prompt_messages=None)
         text = example[self.dataset_text_field]
         if not isinstance(text, str):
             raise ExampleError(f"{self.dataset_text_field} is {_kind(text)}, expected a string")
         if not text:
             raise ExampleError(f"{self.dataset_text_field} is empty")
-        text = self._with_eos(text)
-        return _Rendered(text, [(0, self._end_without_eos(text))], None, conversational=False)
+        return self._render_plain(self._with_eos(text), None)
+
+    def _render_completion(self, example: Mapping) -> _Rendered:
+        prompt, completion = example["prompt"], example["completion"]
+        for name, value in (("prompt", prompt), ("completion", completion)):
+            if not isinstance(value, (str, list)):
+                raise ExampleError(f"{name} is {_kind(value)}, expected a string or a list of messages")
+        if isinstance(prompt, list) and isinstance(completion, list):
+            _check_messages(prompt, "prompt")
+            _check_messages(completion, "completion")
+            return self._render_chat([*prompt, *completion], example, num_prompt_messages=len(prompt))
+        if isinstance(prompt, list) or isinstance(completion, list):
+            raise ExampleError("prompt and completion must both be strings or both be lists of messages")
+        if not completion:
+            raise ExampleError("completion is empty")
+        # SFTTrainer gives the end-of-sequence token to the text column where there is one without it.
+        text = example.get(self.dataset_text_field)
+        takes_eos = isinstance(text, str) and not text.endswith(self._eos_token)
+        return self._render_plain(prompt + (completion if takes_eos else self._with_eos(completion)), prompt)
+
+    def _render_plain(self, text: str, prompt: str | None) -> _Rendered:
+        return _Rendered(text, [(0, len(text.removesuffix(self._eos_token)))], prompt, conversational=False)
+
+    def _with_eos(self, text: str) -> str:
+        return text if text.endswith(self._eos_token) else text + self._eos_token
 
     def _render_chat(self, messages: list[Mapping], example: Mapping, num_prompt_messages: int | None) -> _Rendered:
-        if not any(message["role"] == "assistant" for message in messages[num_prompt_messages or 0 :]):
+        first = num_prompt_messages or 0
+        if not any(message["role"] == "assistant" for message in messages[first:]):
             raise ExampleError("no assistant message to score")
         tools = example.get("tools")
         if isinstance(tools, str):
@@ -251,79 +237,44 @@ class ExampleTokenizer:
         if template not in self._chats:
             self._chats[template] = ChatSpans(self.processing_class, template)
         chat = self._chats[template]
-        text, spans = chat(messages, kwargs, first=num_prompt_messages or 0)
+        text, spans = chat(messages, kwargs, first)
         prompt = None
         if num_prompt_messages is not None:
-            prompt = chat.render(messages[:num_prompt_messages], kwargs, add_generation_prompt=True)
+            prompt = chat.render(messages[:first], kwargs, add_generation_prompt=True)
         return _Rendered(text, spans, prompt, conversational=True)
-
-    def _check_messages(self, messages: object, column: str) -> None:
-        if not isinstance(messages, list):
-            raise ExampleError(f"{column} is {_kind(messages)}, expected a list of messages")
-        if not messages:
-            raise ExampleError(f"{column} is empty")
-        for i, message in enumerate(messages):
-            if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-                raise ExampleError(f"{column}[{i}] is not a message with a role")
-            if message["role"] not in ROLES:
-                raise ExampleError(
-                    f"{column}[{i}] has the unknown role {message['role']!r}, expected one of {', '.join(ROLES)}"
-                )
-            if not isinstance(message.get("content"), (str, list, type(None))):
-                raise ExampleError(f"{column}[{i}] has {_kind(message['content'])} as content, expected a string")
-            calls = message.get("tool_calls") or []
-            if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
-                raise ExampleError(f"{column}[{i}] has tool_calls that are not a list of calls")
-
-    def _with_eos(self, text: str) -> str:
-        return text if text.endswith(self._eos_token) else text + self._eos_token
-
-    def _end_without_eos(self, text: str) -> int:
-        return len(text.removesuffix(self._eos_token))
 
     @property
     def _eos_token(self) -> str:
         eos = self.processing_class.eos_token
         if eos is None:
-            raise ValueError(
+            raise RSRError(
                 "The tokenizer has no eos_token, which SFTTrainer appends to plain text. Set `tokenizer.eos_token`."
             )
         return eos
 
     # ------------------------------------------------------------------------------------------ text -> tokens
 
-    def _encode_all(
-        self, texts: dict[int, str], rendered: list[_Rendered | None], errors: dict[int, str]
-    ) -> dict[int, Encoding]:
-        """Encode texts by index, those that share settings in one call; what fails goes to `errors` instead."""
-        encodings: dict[int, Encoding] = {}
-        for conversational in (True, False):
-            indices = [i for i in texts if rendered[i].conversational == conversational]
-            try:
-                encodings.update(zip(indices, self._encode([texts[i] for i in indices], conversational), strict=True))
-            except (TypeError, ValueError, OverflowError):  # one bad text fails the whole call: find out which
-                for i in indices:
-                    try:
-                        encodings[i] = self._encode([texts[i]], conversational)[0]
-                    except (TypeError, ValueError, OverflowError) as error:
-                        errors[i] = f"the tokenizer can't encode it: {error}"
-        return encodings
-
-    def _encode(self, texts: list[str], conversational: bool) -> list[Encoding]:
+    def _encode(self, texts: dict[int, str], conversational: bool, errors: dict[int, str]) -> dict[int, Encoding]:
+        """Encode texts by index in one call; what fails goes to `errors` instead."""
         if not texts:
-            return []
-        # `verbose=False`: no warning on texts beyond the tokenizer's own length limit, they are cut here.
-        return self.processing_class(
-            text=texts,
-            add_special_tokens=not conversational,  # a chat template writes its own
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        ).encodings
+            return {}
+        try:
+            # `verbose=False`: no warning on texts beyond the tokenizer's own length limit, they are cut here.
+            encoded = self.processing_class(
+                text=list(texts.values()),
+                add_special_tokens=not conversational,  # a chat template writes its own
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
+        except (TypeError, ValueError, OverflowError) as error:
+            if len(texts) > 1:  # one bad text fails the whole call: find out which
+                return {k: v for i in texts for k, v in self._encode({i: texts[i]}, conversational, errors).items()}
+            errors.update(dict.fromkeys(texts, f"the tokenizer can't encode it: {error}"))
+            return {}
+        return dict(zip(texts, encoded.encodings, strict=True))
 
-    def _finish(
-        self, rendered: _Rendered, encoding: Encoding, prompt: Encoding | None, example: Mapping
-    ) -> TokenizedExample:
+    def _finish(self, rendered: _Rendered, encoding: Encoding, prompt: Encoding | None) -> TokenizedExample:
         ids = encoding.ids
         scored = np.zeros(len(ids), dtype=bool)
         for start, end in rendered.spans:
@@ -331,64 +282,52 @@ class ExampleTokenizer:
             scored[first:last] = True
         if not rendered.conversational:  # beginning- and end-of-sequence tokens that the tokenizer itself adds
             scored &= ~np.asarray(encoding.special_tokens_mask, dtype=bool)
-        num_prompt_tokens = 0
-        if rendered.prompt is not None:
-            num_prompt_tokens = 0 if prompt is None else common_prefix_length(prompt.ids, ids)
-            scored[:num_prompt_tokens] = False
+        if prompt is not None:
+            scored[: common_prefix_length(prompt.ids, ids)] = False
         scored[:1] = False
-        nothing = not scored.any()
-        truncated = self.max_length is not None and len(ids) > self.max_length
-        input_ids, scored = np.asarray(ids, dtype=np.int32)[: self.max_length], scored[: self.max_length]
+        cut = scored[: self.max_length]
         error = None
-        if nothing:
+        if not scored.any():
             error = "no token to score"
-        elif not scored.any():
+        elif not cut.any():
             error = (
                 f"cut off: the text before the response alone fills max_length={self.max_length} (whole: {len(ids)} "
                 "tokens)"
             )
-        finished = TokenizedExample(input_ids, scored, truncated, error)
-        return self._with_steps(finished, rendered, encoding, example) if self.with_steps else finished
+        steps = _step_starts(rendered, encoding, scored)[: self.max_length] if self.with_steps else None
+        return TokenizedExample(np.array(ids, np.int32)[: self.max_length], cut, len(cut) < len(ids), error, steps)
 
-    def _with_steps(
-        self, finished: TokenizedExample, rendered: _Rendered, encoding: Encoding, example: Mapping
-    ) -> TokenizedExample:
-        """The example with its steps, and with the teacher's surprisal of each where a column tells it."""
-        places = list(self._step_places(rendered, encoding))
-        scored, steps = finished.scored, np.zeros(len(encoding.ids) + 1, dtype=bool)
-        steps[[token for _, token in places]] = True
-        before = np.zeros_like(scored)
-        before[1:] = scored[:-1]
-        finished = replace(finished, step_starts=scored & (steps[: len(scored)] | ~before))
-        if self.teacher_logprobs_column is None or finished.error is not None:
-            return finished
-        # Characters at which the steps begin, as the student's tokens have them: a token is in one step only.
-        at = {token: place for place, token in reversed(places)}
-        starts = np.array([at.get(t, encoding.offsets[t][0]) for t in np.flatnonzero(finished.step_starts)])
-        stop = encoding.offsets[np.flatnonzero(scored)[-1]][1]
-        try:
-            generations = read_generations(example[self.teacher_logprobs_column])
-        except ValueError as error:
-            return replace(finished, teacher_fault=str(error))
-        sums = surprisals_of_steps(generations, rendered.text, self._responses(rendered), starts, stop)
-        return replace(finished, teacher_steps=sums)
 
-    def _responses(self, rendered: _Rendered) -> list[Span]:
-        """Characters of each response."""
-        if rendered.conversational or rendered.prompt is None:
-            return rendered.spans
-        # The span is the whole text: which tokens are the prompt's, ids tell.
-        return [(len(rendered.prompt), end) for _, end in rendered.spans]
+def _check_messages(messages: object, column: str) -> None:
+    if not isinstance(messages, list):
+        raise ExampleError(f"{column} is {_kind(messages)}, expected a list of messages")
+    if not messages:
+        raise ExampleError(f"{column} is empty")
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ExampleError(f"{column}[{i}] is not a message with a role")
+        if message["role"] not in ROLES:
+            raise ExampleError(
+                f"{column}[{i}] has the unknown role {message['role']!r}, expected one of {', '.join(ROLES)}"
+            )
+        if not isinstance(message.get("content"), (str, list, type(None))):
+            raise ExampleError(f"{column}[{i}] has {_kind(message['content'])} as content, expected a string")
+        calls = message.get("tool_calls") or []
+        if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
+            raise ExampleError(f"{column}[{i}] has tool_calls that are not a list of calls")
 
-    def _step_places(self, rendered: _Rendered, encoding: Encoding) -> Iterator[tuple[int, int]]:
-        """Characters and tokens at which the steps of the responses begin, whether they are scored or not."""
-        for begin, end in self._responses(rendered):
-            response = rendered.text[begin:end]
-            for i, (start, stop) in enumerate(split_steps(response)):
-                step = response[start:stop]
-                if i > 0:  # indentation says nothing of what comes: the first token is that of the first word
-                    start += len(step) - len(step.lstrip())
-                yield begin + start, _token_at(encoding, begin + start, len(rendered.text))
+
+def _step_starts(rendered: _Rendered, encoding: Encoding, scored: np.ndarray) -> np.ndarray:
+    """Which scored tokens begin a step: bool of shape `(T,)`. The first of a run always does."""
+    starts = np.zeros(len(scored) + 1, dtype=bool)
+    for begin, end in rendered.responses:
+        response = rendered.text[begin:end]
+        for i, (start, stop) in enumerate(split_steps(response)):
+            step = response[start:stop]
+            if i > 0:  # indentation says nothing of what comes: the first token is that of the first word
+                start += len(step) - len(step.lstrip())
+            starts[_token_at(encoding, begin + start, len(rendered.text))] = True
+    return scored & (starts[:-1] | np.diff(scored, prepend=False))
 
 
 def _tokens_of(encoding: Encoding, start: int, end: int, length: int) -> tuple[int, int]:

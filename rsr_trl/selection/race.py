@@ -24,7 +24,7 @@ from datasets.utils import are_progress_bars_disabled, disable_progress_bars, en
 from scipy.special import stdtr
 
 from rsr_trl.data import Columns, examples, read_table
-from rsr_trl.rsr import ERROR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, RSRError
+from rsr_trl.rsr import DIRECTION, ERROR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, RSRError
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.selection.table import ScoredTable, numbers
 
@@ -73,19 +73,16 @@ class TeacherRace:
 
     def __str__(self) -> str:
         question = "the order" if self.goal == "order" else f"{self.best!r} is the most suitable"
-        if self.certain:
-            head = f"Settled at {self.certainty:.0%} certainty: {question}."
-        else:
-            open_ = [row["teacher"] for row in self.table if row["status"] == "possible"]
-            head = f"Not settled at {self.certainty:.0%} certainty: {len(open_)} teachers can't be told apart yet."
+        head = f"Settled at {self.certainty:.0%} certainty: {question}."
+        if not self.certain:
+            possible = sum(row["status"] == "possible" for row in self.table)
+            head = f"Not settled at {self.certainty:.0%} certainty: {possible} teachers can't be told apart yet."
         share = self.num_trajectories / self.num_trajectories_in_pool
-        return "\n".join(
-            [
-                f"{head} RSR: lower = more suitable.",
-                f"Scored {self.num_trajectories} of {self.num_trajectories_in_pool} trajectories ({share:.0%}), "
-                f"{self.num_problems} of {self.num_problems_in_pool} problems.",
-                self.to_pandas().to_string(index=False, float_format=lambda value: f"{value:.3f}"),
-            ]
+        return (
+            f"{head} RSR: {DIRECTION}.\n"
+            f"Scored {self.num_trajectories} of {self.num_trajectories_in_pool} trajectories ({share:.0%}), "
+            f"{self.num_problems} of {self.num_problems_in_pool} problems.\n"
+            + self.to_pandas().to_string(index=False, float_format="{:.3f}".format)
         )
 
 

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ import pandas as pd
 from datasets import Dataset
 
 from rsr_trl.data import Columns, counted, examples
-from rsr_trl.rsr import ERROR, RSR, RSRError
+from rsr_trl.rsr import DIRECTION, ERROR, RSR, RSRError
 from rsr_trl.scoring.scores import direction_of
 from rsr_trl.selection.bootstrap import RatioDraws, probability_below, probability_best, resample_ratios
 from rsr_trl.selection.table import ScoredTable
@@ -60,7 +61,7 @@ class TeacherRanking:
     @property
     def judged(self) -> list[dict]:
         """Rows of the teachers that have an interval, which takes two problems or trajectories."""
-        return [row for row in self.table if row[f"{_value_name(self.score)}_low"] is not None]
+        return [row for row in self.table if row["rsr_low" if self.score == RSR else "score_low"] is not None]
 
     def verdict(self, name: Callable[[object], str] = str) -> str:
         """
@@ -109,16 +110,13 @@ class TeacherRanking:
     def __str__(self) -> str:
         hidden = ["rsr_all", "score_all"]
         shown = self.to_pandas().head(PAIRED_BEST).drop(columns=hidden, errors="ignore").dropna(axis=1, how="all")
-        on = "on unmatched problems" if self.num_problems is None else f"on {counted(self.num_problems, 'problem')}"
-        direction = "RSR: lower = more suitable"
-        if self.score != RSR:
-            direction = f"score: mean of {self.score}, {self.prefer}er first; {direction}"
-        lines = [f"{counted(len(self.table), 'teacher')} {on}, most suitable first ({direction})"]
-        lines.append(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+        on = "unmatched problems" if self.num_problems is None else counted(self.num_problems, "problem")
+        by = "" if self.score == RSR else f"score: mean of {self.score}, {self.prefer}er first; "
+        lines = [f"{counted(len(self.table), 'teacher')} on {on}, most suitable first ({by}RSR: {DIRECTION})"]
+        lines.append(shown.to_string(index=False, float_format="{:.3f}".format))
         if len(self.table) > len(shown):
             lines.append(f"... and {len(self.table) - len(shown)} more")
-        lines += [verdict] if (verdict := self.verdict()) else []
-        return "\n".join(lines + [f"Note: {note}" for note in self.notes])
+        return "\n".join([*lines, *filter(None, [self.verdict()]), *(f"Note: {note}" for note in self.notes)])
 
 
 def rank_teachers(
@@ -206,7 +204,7 @@ def rank_table(
     usable = table.scored if score == RSR else table.scored & np.isfinite(table.values[score])
     if not usable.any():
         raise RSRError(f"None of the {len(table)} rows has a score, so there is nothing to rank. {ERROR!r} says why.")
-    scored, name = table.where(usable), _value_name(score)
+    scored, name = table.where(usable), RSR if score == RSR else "score"
     notes = _notes_on_rows(scored)
     compared, num_problems, in_all = _matched(scored, notes)
     if num_problems == 1:
@@ -241,11 +239,6 @@ def rank_table(
         score=score,
         prefer=prefer,
     )
-
-
-def _value_name(score: str) -> str:
-    """Column of the ranking's table that holds the score."""
-    return "rsr" if score == RSR else "score"
 
 
 def _notes_on_rows(scored: ScoredTable) -> list[str]:
@@ -335,29 +328,23 @@ def _resample(compared: ScoredTable, score: str, confidence: float, num_draws: i
         # A generator of its own for each teacher: independent draws, which no other teacher moves.
         rng = np.random.default_rng([seed, *str(compared.teachers[t]).encode()])
         each.append(resample_ratios(top[rows, None], bottom[rows, None], num_draws, confidence, rng, on_log))
-    return RatioDraws(
-        draws=np.hstack([one.draws for one in each]),
-        low=np.concatenate([one.low for one in each]),
-        high=np.concatenate([one.high for one in each]),
-    )
+    return RatioDraws(*map(np.hstack, zip(*each, strict=True)))
 
 
 def _pairs(frame: pd.DataFrame, order: np.ndarray, costs: np.ndarray, teachers: list, name: str) -> list[dict]:
     """`costs` are the draws, lower being better; `name` the column of the frame that they are draws of."""
-    names, values = [teachers[t] for t in frame.index], frame[name].tolist()
-
-    def gap(better: float, worse: float) -> dict:
-        if name == "score":
-            return {"score_difference": worse - better}
-        return {"rsr_ratio": worse / better if np.isfinite(worse) and worse else None}
-
-    return [
-        {
-            "better": names[a],
-            "worse": names[b],
-            **gap(values[a], values[b]),
-            "probability": None if np.isnan(probability := probability_below(costs, a, b)) else probability,
-        }
-        for place, a in enumerate(order)
-        for b in order[place + 1 :]
-    ]
+    pairs, values = [], frame[name].tolist()
+    for a, b in combinations(order, 2):
+        probability = probability_below(costs, a, b)
+        gap = {"score_difference": values[b] - values[a]}
+        if name == RSR:
+            gap = {"rsr_ratio": values[b] / values[a] if np.isfinite(values[b]) and values[b] else None}
+        pairs.append(
+            {
+                "better": teachers[frame.index[a]],
+                "worse": teachers[frame.index[b]],
+                **gap,
+                "probability": None if np.isnan(probability) else probability,
+            }
+        )
+    return pairs

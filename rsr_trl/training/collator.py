@@ -27,21 +27,13 @@ MASKED_ROW = {"input_ids": [0, 0], "labels": [-100, -100], SCORED: [False, False
 
 class DrawnRows(torch.utils.data.Dataset):
     """
-    A dataset that [`RSRSampler`] can draw from when some of its draws don't train.
-
-    An index below `n` gives that row; a higher one a fully masked row of two tokens. Either has its row number in
-    `rsr_row`.
-
-    Args:
-        dataset ([`~datasets.Dataset`]): The `n` rows, tokenized.
-        num_kept (`int`): Distinct examples of an epoch; the length that the trainer reports.
-        num_draws (`int`): Draws of an epoch, padding included.
+    The `n` tokenized rows of a dataset by drawn index: one below `n` gives that row, a higher one a fully masked row
+    of two tokens; either says its number in `rsr_row`. An epoch draws `num_kept` distinct rows in `num_draws` draws.
     """
 
     def __init__(self, dataset: Dataset, num_kept: int, num_draws: int):
         self.dataset, self.num_kept = dataset, num_kept
-        # accelerate cuts what it gathers in the last batch to this length modulo the batch size. Every batch is full
-        # here.
+        # accelerate cuts what it gathers in the last batch to this length modulo the batch size: here all are full.
         self.total_dataset_length = num_draws
 
     def __len__(self) -> int:
@@ -64,9 +56,7 @@ class RSRDataCollator(DataCollatorForLanguageModeling):
 
     RSR is **lower = more suitable**: with `prefer="low"` rows above the threshold don't train. Rows without a score
     don't either. When a whole batch goes, one fully masked row of two tokens stays, so that every process still takes
-    its step.
-
-    In a plain [`~trl.SFTTrainer`] it reads the `rsr` column of a scored dataset, which needs
+    its step. In a plain [`~trl.SFTTrainer`] it reads the `rsr` column of a scored dataset, which needs
     `SFTConfig(remove_unused_columns=False)`; an evaluation dataset then needs the column too. In [`RSRSFTTrainer`] the
     threshold is applied to the live scores when a row is drawn, to training rows only.
 
@@ -143,9 +133,8 @@ class RSRDataCollator(DataCollatorForLanguageModeling):
         column = next((name for name in columns if name in example), None)
         if column is None:
             raise RSRError(
-                f"RSRDataCollator(score_threshold={self.score_threshold}) found no {' or '.join(map(repr, columns))} "
-                f"among {list(example)}. Score the dataset (the evaluation set too) and set "
-                "remove_unused_columns=False in the SFTConfig, or use RSRSFTTrainer."
+                f"RSRDataCollator found no {' or '.join(map(repr, columns))} among {list(example)}. Score the dataset "
+                "(the evaluation set too) and set remove_unused_columns=False in the SFTConfig, or use RSRSFTTrainer."
             )
         score = example[column]
         return not is_past(float("nan") if score is None else score, self.score_threshold, self.prefer)
@@ -156,21 +145,18 @@ def live_threshold(args: RSRSFTConfig, collator: Any) -> float | None:
     if collator is None or type(collator) is DataCollatorForLanguageModeling:
         return args.rsr_score_threshold
     if not isinstance(collator, RSRDataCollator):
+        name = type(collator).__name__
+        raise RSRError(f"{name} may train on rows that are masked: derive the data collator from RSRDataCollator.")
+    own, threshold = args.rsr_score_threshold, collator.score_threshold
+    if threshold is None:
+        return own
+    if (args.rsr_score, args.rsr_prefer) != (collator.score, collator.prefer) or own not in (None, threshold):
         raise RSRError(
-            f"data_collator is {type(collator).__name__}, which may train on rows that are masked: derive it from "
-            "RSRDataCollator."
+            f"{collator} has a threshold of another score, direction or value than the config, with "
+            f"rsr_score_threshold={own}, rsr_score={args.rsr_score!r} and rsr_prefer={args.rsr_prefer!r}: set them in "
+            "the config alone."
         )
-    theirs = (collator.score_threshold, collator.prefer, collator.score)
-    ours = (args.rsr_score_threshold, args.rsr_prefer, args.rsr_score)
-    if theirs[0] is None:
-        return ours[0]
-    if ours in (theirs, (None, *theirs[1:])):
-        return theirs[0]
-    of = ("", "") if theirs[2] == ours[2] else (f" of {theirs[2]!r}", f" of {ours[2]!r}")
-    raise RSRError(
-        f"The data collator has score_threshold={theirs[0]}{of[0]} and prefer={theirs[1]!r}, the config "
-        f"rsr_score_threshold={ours[0]}{of[1]} and rsr_prefer={ours[1]!r}: set them in the config alone."
-    )
+    return threshold
 
 
 def live_collator(collator: DataCollatorForLanguageModeling, online: bool) -> RSRDataCollator:

@@ -23,7 +23,7 @@ Rescoring = Literal["no", "epoch", "steps", "online"]
 def _explained_once(config: type) -> type:
     """Make the docstring's explanation of a field its help on the command line too."""
     for f in fields(config):
-        explanation = re.search(rf"^ +{f.name} \(.*\):\n((?: {{12}}.*\n)+)", config.__doc__ or "", re.MULTILINE)
+        explanation = re.search(rf"^ +{f.name} \(.*?\): (.*\n(?: {{12}}.*\n)*)", config.__doc__ or "", re.MULTILINE)
         if explanation:
             f.metadata = {"help": " ".join(explanation[1].split()).replace("`", "").replace("%", "%%")}
     return config
@@ -35,57 +35,47 @@ class RSRSFTConfig(SFTConfig):
     r"""
     Configuration class for the [`RSRSFTTrainer`].
 
-    This class includes only the parameters that are specific to RSR. For a full list of training arguments, please
-    refer to the [`~trl.SFTConfig`] and [`~transformers.TrainingArguments`] documentation. RSR is **lower = more
-    suitable**.
+    Its own parameters; the others are those of [`~trl.SFTConfig`] and [`~transformers.TrainingArguments`]. RSR is
+    **lower = more suitable**.
 
     Parameters:
         > Parameters that control the score
 
-        rsr_score (`str`, *optional*, defaults to `"rsr"`):
-            What the examples are ordered and chosen by. `"rsr"`, `"surprisal"` and `"rank"` are measured with the
-            student as it is. `"length"`, `"random"`, any other score that the dataset has (`"lark"` for its column
-            `score_lark`) and any numeric column stay as they are: they need `rsr_rescore_strategy="no"`.
-        rsr_r_max (`int`, *optional*, defaults to `100`):
-            Token ranks are clipped at this value.
-        rsr_prefer (`str`, *optional*):
-            Which end of the score comes first and is kept: `"low"` or `"high"`. By default the score's own (RSR:
-            `"low"`, the most suitable); a column of your own has none and needs it.
-        rsr_max_batch_tokens (`int`, *optional*):
-            Tokens of one batch of a scoring pass on each device, padding included. By default what suits the device.
+        rsr_score (`str`, *optional*, defaults to `"rsr"`): What the examples are ordered and chosen by. `"rsr"`,
+            `"surprisal"` and `"rank"` are measured with the student as it is. `"length"`, `"random"`, any other score
+            that the dataset has (`"lark"` for its column `score_lark`) and any numeric column stay as they are: they
+            need `rsr_rescore_strategy="no"`.
+        rsr_r_max (`int`, *optional*, defaults to `100`): Token ranks are clipped at this value.
+        rsr_prefer (`str`, *optional*): Which end of the score comes first and is kept: `"low"` or `"high"`. By default
+            the score's own (RSR: `"low"`, the most suitable); a column of your own has none and needs it.
+        rsr_max_batch_tokens (`int`, *optional*): Tokens of one batch of a scoring pass on each device, padding
+            included. By default what suits the device.
 
         > Parameters that control the order and the choice
 
-        rsr_sampling (`str`, *optional*, defaults to `"weighted"`):
-            `"weighted"` (without replacement, probability falling with the rank of the score), `"ordered"` (strictly
-            the most suitable first) or `"random"` (the order of SFTTrainer).
-        rsr_temperature (`float`, *optional*, defaults to `0.2`):
-            For `"weighted"`: share of the kept examples over which the probability falls by a factor e.
-        rsr_keep_fraction (`float`, *optional*, defaults to `1.0`):
-            Train each epoch on this share of the examples, the most suitable.
-        rsr_score_threshold (`float`, *optional*):
-            Examples whose score is past this value when they are drawn don't train. They come last in the epoch and
-            count towards its length.
-        rsr_group_column (`str`, *optional*):
-            Column that says which trajectories answer the same problem: each epoch trains on the `rsr_keep_per_group`
-            most suitable of each.
-        rsr_keep_per_group (`int`, *optional*, defaults to `1`):
-            Trajectories of each group.
+        rsr_sampling (`str`, *optional*, defaults to `"weighted"`): `"weighted"` (without replacement, probability
+            falling with the rank of the score), `"ordered"` (strictly the most suitable first) or `"random"` (the
+            order of SFTTrainer).
+        rsr_temperature (`float`, *optional*, defaults to `0.2`): For `"weighted"`: share of the kept examples over
+            which the probability falls by a factor e.
+        rsr_keep_fraction (`float`, *optional*, defaults to `1.0`): Train each epoch on this share of the examples, the
+            most suitable.
+        rsr_score_threshold (`float`, *optional*): Examples whose score is past this value when they are drawn don't
+            train. They come last in the epoch and count towards its length.
+        rsr_group_column (`str`, *optional*): Column that says which trajectories answer the same problem: each epoch
+            trains on the `rsr_keep_per_group` most suitable of each.
+        rsr_keep_per_group (`int`, *optional*, defaults to `1`): Trajectories of each group.
 
         > Parameters that control re-scoring
 
-        rsr_rescore_strategy (`str`, *optional*, defaults to `"epoch"`):
-            When to score again with the student as it is then: `"no"`, at the start of each `"epoch"`, every
-            `rsr_rescore_steps` `"steps"`, or `"online"`: in the training steps themselves, for a small part of their
-            time; the new order shows from the next epoch.
-        rsr_rescore_steps (`int` or `float`, *optional*):
-            Steps between two scoring passes for `"steps"`. Smaller than 1: a ratio of all training steps.
-        rsr_teacher_column (`str`, *optional*):
-            Column that names the teacher: the mean score of each teacher is logged.
+        rsr_rescore_strategy (`str`, *optional*, defaults to `"epoch"`): When to score again with the student as it is
+            then: `"no"`, at the start of each `"epoch"`, every `rsr_rescore_steps` `"steps"`, or `"online"`: in the
+            training steps themselves, for a small part of their time; the new order shows from the next epoch.
+        rsr_rescore_steps (`int` or `float`, *optional*): Steps between two scoring passes for `"steps"`. Smaller than
+            1: a ratio of all training steps.
+        rsr_teacher_column (`str`, *optional*): Names the teacher: the mean score of each teacher is logged.
 
-    > [!NOTE]
-    > These parameters have default values different from [`~trl.SFTConfig`]:
-    > - `bf16`: Defaults to `True` only where a bf16 GPU is used; elsewhere training runs in fp32.
+    `bf16` defaults to `True` only where a bf16 GPU is used; elsewhere training runs in fp32.
     """
 
     rsr_score: str = "rsr"
@@ -132,30 +122,18 @@ class RSRSFTConfig(SFTConfig):
     def _wrong_for_ordering(self) -> Iterator[str]:
         """What of SFTConfig doesn't go together with an order by score, and what to set."""
         if self.packing:
-            yield (
-                "packing=True puts several examples into one row, which then have no order of their own: set "
-                "packing=False (padding_free=True saves the padding)."
-            )
+            yield "packing=True puts examples into one row: set packing=False (padding_free=True saves the padding)."
         eval_packing = self.packing if self.eval_packing is None else self.eval_packing
         if eval_packing and self.eval_strategy != IntervalStrategy.NO:
             yield "eval_packing=True isn't supported: set eval_packing=False."
         if (strategy := self.train_sampling_strategy) != "random":
-            yield (
-                f"train_sampling_strategy={strategy!r} contradicts ordering by score: leave it at 'random' and set "
-                "rsr_sampling."
-            )
+            yield f"train_sampling_strategy={strategy!r} is another order: leave it at 'random' and set rsr_sampling."
         if self.truncation_mode != "keep_start":
             yield "truncation_mode='keep_end' scores other tokens than RSRScorer: set truncation_mode='keep_start'."
         if (self.dataset_kwargs or {}).get("skip_prepare_dataset"):
-            yield (
-                "dataset_kwargs={'skip_prepare_dataset': True} leaves unknown which tokens are the response: pass the "
-                "dataset before tokenization."
-            )
+            yield "skip_prepare_dataset=True hides which tokens are the response: pass data before tokenization."
         if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
-            yield (
-                "accelerator_config's split_batches and dispatch_batches change which process draws what: leave them "
-                "unset."
-            )
+            yield "split_batches and dispatch_batches of accelerator_config change who draws what: leave them unset."
 
     def _wrong_for_scoring(self) -> Iterator[str]:
         """What of the `rsr_` settings doesn't go together, or is out of range."""
@@ -165,8 +143,7 @@ class RSRSFTConfig(SFTConfig):
             if value is not None and not value >= 1:
                 yield f"{name} must be 1 or more, got {value}."
         if strategy not in get_args(Rescoring):
-            choices = ", ".join(map(repr, get_args(Rescoring)))
-            yield f"rsr_rescore_strategy must be one of {choices}, got {strategy!r}."
+            yield f"rsr_rescore_strategy must be one of {str(get_args(Rescoring))[1:-1]}, got {strategy!r}."
         if steps is not None and (not steps > 0 or (steps >= 1 and steps != int(steps))):
             yield f"rsr_rescore_steps must be a whole number, or a ratio in (0, 1), got {steps}."
         if self.rsr_group_column is None and self.rsr_keep_per_group != 1:
@@ -181,12 +158,9 @@ class RSRSFTConfig(SFTConfig):
                 "num_train_epochs or set rsr_rescore_strategy='steps'."
             )
         if strategy == "online" and self.torch_compile:
-            yield (
-                "rsr_rescore_strategy='online' reads hidden states that torch_compile=True hides: set "
-                "rsr_rescore_strategy='epoch' or torch_compile=False."
-            )
+            yield "rsr_rescore_strategy='online' reads what torch_compile=True hides: set torch_compile=False."
         if strategy != "no" and known_score(self.rsr_score) not in LIVE:
             yield (
-                f"rsr_score={self.rsr_score!r} isn't measured while training (those that are: {', '.join(LIVE)}), so "
-                "it can't be measured again: set rsr_rescore_strategy='no'."
+                f"rsr_score={self.rsr_score!r} isn't measured while training (those that are: {', '.join(LIVE)}): set "
+                "rsr_rescore_strategy='no'."
             )

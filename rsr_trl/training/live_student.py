@@ -29,20 +29,18 @@ from rsr_trl.training.prepare import SCORED
 
 logger = logging.get_logger(__name__)
 
+Measured = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows (int64), mean clipped rank, mean surprisal (float64)
+
 
 def add_rsr_head(model: PreTrainedModel) -> list[TokenStats]:
     """
-    Patch `model.forward` on the instance, as TRL's `add_fused_lm_head` does, so that it takes `rsr_targets`.
-
-    `rsr_targets` of shape `(batch, sequence)` holds the token id where a token is scored and -100 elsewhere.
+    Patch `model.forward` on the instance, as TRL's `add_fused_lm_head` does before, so that it takes `rsr_targets` of
+    shape `(batch, sequence)`: the token id where a token is scored and -100 elsewhere. Not after the model is wrapped.
 
     - `model(..., rsr_targets=targets, rsr_only=True)` runs the backbone, and the LM head on scored positions alone. It
-      returns `{"ranks", "surprisals"}` of the `N` scored tokens, row after row: int64 and float32 tensors of shape
-      `(N,)`.
+      returns `{"ranks", "surprisals"}` of the `N` scored tokens, row after row: int64 and float32 of shape `(N,)`.
     - `model(..., rsr_targets=targets, fused_lm_head=True)` is the training forward. It scores the hidden states that
-      it makes anyway and leaves the result in the list that this function returns: take it out before the next.
-
-    Call it before the model is wrapped, and after TRL's own patch.
+      it computes anyway and leaves the result in the list that this function returns: take it out before the next.
     """
     inner, measured = model.forward, []
 
@@ -98,16 +96,12 @@ def undisturbed(model: torch.nn.Module, optimizer: AcceleratedOptimizer) -> Iter
 def token_means(
     ranks: torch.Tensor, surprisals: torch.Tensor, num_scored: Sequence[int], r_max: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Mean clipped rank and mean surprisal of each row, float64, from the scored tokens of all rows, row after row.
-
-    A row of broken logits is NaN: the table refuses it on all processes together, where an error here would leave the
-    others waiting.
-    """
+    """Mean clipped rank and mean surprisal of each row, float64, from the scored tokens of all rows in sequence."""
     ranks, surprisals = ranks.cpu().numpy(), surprisals.double().cpu().numpy()
     num_scored = np.asarray(num_scored, dtype=np.int64)
     finite = np.isfinite(surprisals)
     means = trajectory_means(ranks, np.where(finite, surprisals, 0.0), num_scored, r_max)
+    # Broken logits give NaN. The table refuses it on all processes; an error here would leave the others waiting.
     broken = np.repeat(np.arange(num_scored.size), num_scored)[~finite]
     means[0][broken] = means[1][broken] = np.nan
     return means
@@ -119,52 +113,23 @@ class ScoringPass:
 
     Args:
         model ([`~transformers.PreTrainedModel`]): The student, neither wrapped nor with an adapter.
-        accelerator ([`~accelerate.Accelerator`]): Of the trainer.
-        dataset ([`~datasets.Dataset`]): Prepared rows, with `input_ids` and `rsr_scored`.
-        lengths (int array of shape `(n,)`): Tokens of each row.
-        r_max (`float`): Ranks are clipped at this value.
-        pad_token_id (`int`): Id to pad with.
-        max_batch_tokens (`int`, *optional*): Tokens of a batch, padding included. By default what suits the device.
-        can_pack (`bool`, *optional*, defaults to `True`): Whether rows may lie one behind another. Not with prompt
-            learning, whose virtual tokens would belong to the first of them alone.
-        progress (`bool`, *optional*, defaults to `True`): Whether to show a bar.
-
-    Attributes:
-        layout (`str`): How rows lie in a batch, see [`~rsr_trl.scoring.student.best_layout`].
+        dataset ([`~datasets.Dataset`]), lengths (int array): Prepared rows with `rsr_scored`, and tokens of each.
+        args ([`RSRSFTConfig`]): Says where ranks are clipped, the tokens of a batch and whether to show a bar.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        accelerator: Accelerator,
-        dataset: Dataset,
-        lengths: np.ndarray,
-        r_max: float,
-        pad_token_id: int,
-        max_batch_tokens: int | None = None,
-        can_pack: bool = True,
-        progress: bool = True,
-    ):
-        self.accelerator, self.lengths, self.r_max, self.pad_token_id = accelerator, lengths, r_max, pad_token_id
-        self._rows = dataset.select_columns(["input_ids", SCORED]).with_format("numpy")
-        self.max_batch_tokens = max_batch_tokens or default_batch_tokens(accelerator.device)
+    def __init__(self, model, accelerator: Accelerator, dataset: Dataset, lengths, args, pad_token_id: int):
+        self.accelerator, self.lengths, self.args, self.pad_token_id = accelerator, lengths, args, pad_token_id
+        self.max_batch_tokens = args.rsr_max_batch_tokens or default_batch_tokens(accelerator.device)
         self.layout, self._border = best_layout(model, accelerator.device), length_border(model)
-        if self.layout == "packed" and not can_pack:
-            self.layout = "padded"
-        self._progress = progress and accelerator.is_main_process
+        self._rows = dataset.select_columns(["input_ids", SCORED]).with_format("numpy")
 
     def plan(self, rows: np.ndarray) -> list[np.ndarray]:
         """Batches in which these rows are scored, the same on every process."""
         batches = plan_batches(self.lengths[rows], self.max_batch_tokens, self.layout, self._border)
         return [rows[batch] for batch in batches]
 
-    def __call__(
-        self, model: torch.nn.Module, optimizer: AcceleratedOptimizer, rows: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """
-        What [`ScoringPass.score`] gives for these rows. Neither weights nor modes nor random numbers change. Where the
-        memory is too small, the batches are halved, for later passes as well.
-        """
+    def __call__(self, model: torch.nn.Module, optimizer: AcceleratedOptimizer, rows: np.ndarray) -> Measured:
+        """Score these rows; weights, modes and random numbers stay. Batches shrink until they fit the memory."""
         # Compiled for training batches, it would be compiled again for every shape of a scoring batch.
         model = model._orig_mod if is_compiled_module(model) else model
         while True:
@@ -173,8 +138,7 @@ class ScoringPass:
                 with undisturbed(model, optimizer):
                     return self.score(model, batches)
             except torch.OutOfMemoryError as error:
-                # Several processes work in step: one alone can't start again. And no batch is smaller than its longest
-                # row.
+                # Several processes work in step: one alone can't start again. No batch is below its longest row.
                 if self.accelerator.num_processes > 1 or self.lengths[batches[0][0]] >= self.max_batch_tokens:
                     longest = max(self.lengths[batch].sum() for batch in batches)
                     error.add_note(
@@ -189,19 +153,13 @@ class ScoringPass:
                 "next time."
             )
 
-    def score(
-        self, model: torch.nn.Module, batches: Sequence[Sequence[int]]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """
-        Score the rows of these batches, the same on every process, with the model as the trainer wrapped it.
-
-        Returns:
-            Rows (int64), mean clipped rank and mean surprisal (float64), batch after batch, equal on every process.
-        """
+    def score(self, model: torch.nn.Module, batches: Sequence[Sequence[int]]) -> Measured:
+        """Score the rows of these batches with the model as the trainer wrapped it: the same on every process."""
         rows = np.concatenate([np.asarray(batch, dtype=np.int64) for batch in batches])
         starts, means = np.cumsum([0, *map(len, batches)]), np.zeros((2, rows.size))
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        bar = tqdm(total=rows.size, desc="Scoring", unit=" rows", disable=not self._progress)
+        hidden = self.args.disable_tqdm or not self.accelerator.is_main_process
+        bar = tqdm(total=rows.size, desc="Scoring", unit=" rows", disable=hidden)
         with torch.no_grad(), self.accelerator.autocast(), bar:
             for first in range(0, len(batches), world):
                 number = first + rank
@@ -213,9 +171,8 @@ class ScoringPass:
                 stats = model(**on_device(arrays, self.accelerator.device), rsr_only=True)
                 if number < len(batches):
                     num_scored = [int(mask.sum()) for mask in given[SCORED]]
-                    means[:, starts[number] : starts[number + 1]] = token_means(
-                        stats["ranks"], stats["surprisals"], num_scored, self.r_max
-                    )
+                    part, found = slice(*starts[number : number + 2]), (stats["ranks"], stats["surprisals"])
+                    means[:, part] = token_means(*found, num_scored, self.args.rsr_r_max)
                 bar.update(int(starts[min(first + world, len(batches))] - starts[first]))
         if world > 1:
             means = self.accelerator.reduce(torch.from_numpy(means).to(self.accelerator.device), "sum").cpu().numpy()

@@ -11,8 +11,7 @@ from datasets import Dataset, Features, List, Value
 
 from rsr_trl.data import read_table
 from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, STUDENT, RSRError
-from rsr_trl.scoring.scored_tokens import ScoredTokens, content_hash
-from rsr_trl.scoring.scores import check_name, known_score, random
+from rsr_trl.scoring.scores import ScoredTokens, check_name, content_hash, known_score, random
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from rsr_trl.selection.table import labels, numbers, read_score
 from rsr_trl.training.config import RSRSFTConfig
@@ -21,16 +20,15 @@ from rsr_trl.training.live_table import LIVE, ScoreTable
 
 SCORED = "rsr_scored"  # bool per token: whether it is scored
 SOURCE_ROW = "rsr_source_row"  # number of the row in the dataset that the user passed
+OWN_SCORES = {STUDENT, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS}  # columns of a dataset that brings its scores
 OF_TOKENS = ("length", "random")  # scores that a row's own tokens give
 
 
 def check_train_dataset(dataset: Any, args: RSRSFTConfig) -> None:
     """Raise for what can't be ordered by score, before anything is loaded or tokenized."""
     if not isinstance(dataset, Dataset):
-        raise TypeError(
-            f"train_dataset is {type(dataset).__name__}: ordering by score needs all examples at hand. Pass a "
-            "datasets.Dataset (load it without streaming)."
-        )
+        kind = type(dataset).__name__
+        raise TypeError(f"train_dataset is {kind}: pass a datasets.Dataset, loaded without streaming.")
     if len(dataset) == 0:
         raise RSRError("train_dataset is empty.")
     if images := {"image", "images"} & set(dataset.column_names):
@@ -49,25 +47,12 @@ def labels_of(dataset: Dataset, column: str | None) -> tuple[np.ndarray, list] |
 
 def add_scored_column(dataset: Dataset, tokenizer: ExampleTokenizer, num_proc: int | None) -> Dataset:
     """
-    Add to each example which of its tokens are scored, before SFTTrainer tokenizes it.
-
-    Args:
-        dataset ([`~datasets.Dataset`]): Examples in any text format of SFTTrainer.
-        tokenizer ([`ExampleTokenizer`]): With the settings of the trainer's config.
-        num_proc (`int`, *optional*): Processes to tokenize with.
-
-    Returns:
-        The dataset with `rsr_scored` (a bool per token; empty where the example can't be scored) and `rsr_source_row`.
-
-    Raises:
-        RSRError: if no text format is recognised, or the dataset is tokenized already.
+    Add `rsr_scored` (a bool per token; empty where the example can't be scored) and `rsr_source_row` to examples in
+    any text format of SFTTrainer, before it tokenizes them.
     """
     tokenizer.check_columns(dataset.column_names)
     if "input_ids" in dataset.column_names:
-        raise RSRError(
-            "The train dataset is already tokenized (it has `input_ids`): which tokens are the response can't be told "
-            "from ids. Pass the dataset before tokenization."
-        )
+        raise RSRError("The train dataset is already tokenized, which hides the response: pass it before that.")
     return dataset.map(
         _scored_of,
         batched=True,
@@ -85,35 +70,22 @@ def _scored_of(batch: dict[str, list], indices: list[int], tokenizer: ExampleTok
 
 
 def check_prepared(dataset: Dataset, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Check rows that SFTTrainer prepared before the first step, and measure them.
-
-    Returns:
-        Two int64 arrays of shape `(n,)`: tokens and scored tokens of each row.
-
-    Raises:
-        RSRError: if no row is left, scored positions don't fit the token ids, no row has a scored token, or a token
-            id is not below `vocab_size`, the student's.
-    """
+    """Check what SFTTrainer prepared. Returns tokens and scored tokens of each row: int64 arrays of shape `(n,)`."""
     if len(dataset) == 0:
-        raise RSRError(
-            "No example is left to train on: SFTTrainer drops rows whose prompt alone fills max_length. Raise "
-            "max_length."
-        )
+        raise RSRError("No example is left: SFTTrainer drops rows whose prompt alone fills max_length. Raise it.")
     lengths, num_scored, highest = [], [], 0
     for batch in dataset.select_columns(["input_ids", SCORED]).with_format("arrow").iter(1000):
         ids, scored = (batch[name].combine_chunks() for name in ("input_ids", SCORED))
         highest = max(highest, pc.max(ids.flatten()).as_py())
-        lengths.append(pc.list_value_length(ids).to_numpy())
-        of_mask = pc.list_value_length(scored).to_numpy()
-        if (wrong := np.flatnonzero((of_mask != lengths[-1]) & (of_mask > 0))).size:
+        of_ids, of_mask = (pc.list_value_length(column).to_numpy() for column in (ids, scored))
+        if (wrong := np.flatnonzero((of_mask != of_ids) & (of_mask > 0))).size:
             raise RSRError(
-                f"Example {sum(map(len, num_scored)) + wrong[0]} has {lengths[-1][wrong[0]]} tokens in SFTTrainer and "
+                f"Example {sum(map(len, lengths)) + wrong[0]} has {of_ids[wrong[0]]} tokens in SFTTrainer and "
                 f"{of_mask[wrong[0]]} in RSRScorer: the two tokenize this format differently. Please report it."
             )
-        total = np.concatenate([[0], np.cumsum(scored.flatten().to_numpy(zero_copy_only=False))])
-        ends = np.cumsum(of_mask)
-        num_scored.append(total[ends] - total[ends - of_mask])
+        lengths.append(of_ids)
+        rows_of_scored = pc.list_parent_indices(scored).filter(scored.flatten())
+        num_scored.append(np.bincount(rows_of_scored, minlength=len(scored)))
     if highest >= vocab_size:
         raise RSRError(
             f"The tokenizer gives token id {highest}, but the student knows {vocab_size} ids only. Pass the student's "
@@ -125,8 +97,8 @@ def check_prepared(dataset: Dataset, vocab_size: int) -> tuple[np.ndarray, np.nd
     return lengths, num_scored
 
 
-def empty_table(dataset: Dataset, score: str, num_scored: np.ndarray) -> ScoreTable:
-    """A table of prepared rows with `num_scored` tokens each: not yet measured, with the values of a static score."""
+def unmeasured(dataset: Dataset, score: str, num_scored: np.ndarray) -> ScoreTable:
+    """A table of prepared rows with `num_scored` tokens each, with the values of a score that isn't live."""
     name = known_score(score)
     if name in LIVE:
         return ScoreTable(num_scored, score)
@@ -140,15 +112,9 @@ def empty_table(dataset: Dataset, score: str, num_scored: np.ndarray) -> ScoreTa
     return ScoreTable(num_scored, score, np.where(num_scored > 0, values, np.nan))
 
 
-def brings_scores(dataset: Dataset) -> bool:
-    """Whether the dataset has the columns of a scoring pass."""
-    return {STUDENT, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS} <= set(dataset.column_names)
-
-
-def table_of_scores(dataset: Dataset, empty: ScoreTable, student: str) -> ScoreTable | None:
-    """The dataset's own scores, if they are of the student with this fingerprint and of the table's tokens."""
+def with_own_scores(dataset: Dataset, table: ScoreTable, student: str) -> ScoreTable | None:
+    """The table with the dataset's own scores, if they are of the student with this fingerprint and of its tokens."""
     data = read_table(dataset, [STUDENT, NUM_TOKENS])
-    same_tokens = np.array_equal(numbers(data, NUM_TOKENS), empty.num_tokens)
-    if not same_tokens or data[STUDENT].unique().to_pylist() != [student]:
-        return None
-    return ScoreTable.from_dataset(dataset, empty.score, empty.static)
+    same_tokens = np.array_equal(numbers(data, NUM_TOKENS), table.num_tokens)
+    same = same_tokens and data[STUDENT].unique().to_pylist() == [student]
+    return ScoreTable.from_dataset(dataset, table.score, table.static) if same else None

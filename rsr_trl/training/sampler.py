@@ -35,13 +35,10 @@ def check_order(
 ) -> None:
     """Check the options that [`RSRSampler`] and, with the prefix `rsr_`, the trainer's config share."""
     if sampling not in get_args(Sampling):
-        choices = ", ".join(map(repr, get_args(Sampling)))
-        raise RSRError(f"{prefix}sampling must be one of {choices}, got {sampling!r}.")
+        raise RSRError(f"{prefix}sampling must be one of {str(get_args(Sampling))[1:-1]}, got {sampling!r}.")
     if not 0 < temperature < float("inf"):
-        raise RSRError(
-            f"{prefix}temperature must be above 0 and finite, got {temperature}: set {prefix}sampling='ordered' or "
-            "'random' for the two ends."
-        )
+        ends = f"set {prefix}sampling='ordered' or 'random' for the two ends"
+        raise RSRError(f"{prefix}temperature must be above 0 and finite, got {temperature}: {ends}.")
     if not 0 < keep_fraction <= 1:
         raise RSRError(f"{prefix}keep_fraction must be in (0, 1], got {keep_fraction}.")
     if not keep_per_group >= 1:
@@ -56,22 +53,18 @@ class RSRSampler(Sampler[int]):
 
     RSR is **lower = more suitable**, and the default puts the lowest first. The length is constant, however the scores
     change in between. Rows without a score (for RSR: without a scored token) come last and are never chosen by
-    `keep_fraction` or `groups`.
-
-    Where `pad_to_multiple_of` or `score_threshold` is set, some draws don't train: a row past the threshold is drawn
-    as `n + row` and padding as `2 * n`, which only [`DrawnRows`] understands (a plain dataset of `n` rows raises
-    `IndexError`).
+    `keep_fraction` or `groups`. Where `pad_to_multiple_of` or `score_threshold` is set, some draws don't train: a row
+    past the threshold is drawn as `n + row` and padding as `2 * n`, which only [`DrawnRows`] understands (a plain
+    dataset of `n` rows raises `IndexError`).
 
     Args:
         table ([`ScoreTable`]): Scores of all `n` examples.
-        sampling (`"weighted"`, `"ordered"` or `"random"`, *optional*, defaults to `"weighted"`):
-            `"weighted"` draws without replacement with a probability that falls with the rank of the score: a bias
-            towards suitable examples that still mixes them. `"ordered"` is strictly the most suitable first: a
-            curriculum, ties broken by seed and epoch. `"random"` is the order of `SFTTrainer`: scores then only
-            choose.
-        temperature (`float`, *optional*, defaults to `0.2`):
-            For `"weighted"`: the share of the kept examples over which the probability falls by a factor e. Small
-            values come near `"ordered"`, large ones near `"random"`.
+        sampling (`str`, *optional*, defaults to `"weighted"`): `"weighted"` draws without replacement with a
+            probability that falls with the rank of the score: a bias towards suitable examples that still mixes them.
+            `"ordered"` is strictly the most suitable first: a curriculum, ties broken by seed and epoch. `"random"`
+            is the order of `SFTTrainer`: scores then only choose.
+        temperature (`float`, *optional*, defaults to `0.2`): For `"weighted"`: the share of the kept examples over
+            which the probability falls by a factor e. Small values come near `"ordered"`, large ones near `"random"`.
         prefer (`"low"` or `"high"`, *optional*): Which end of the table's score comes first. By default the score's
             own (RSR: `"low"`); a column of your own has none and needs it.
         keep_fraction (`float`, *optional*, defaults to `1.0`): Share in (0, 1] of the scored examples that an epoch
@@ -100,7 +93,7 @@ class RSRSampler(Sampler[int]):
     def __init__(
         self,
         table: ScoreTable,
-        sampling: Literal["weighted", "ordered", "random"] = "weighted",
+        sampling: Sampling = "weighted",
         temperature: float = 0.2,
         prefer: Literal["low", "high"] | None = None,
         keep_fraction: float = 1.0,
@@ -112,9 +105,7 @@ class RSRSampler(Sampler[int]):
         live: bool = True,
     ):
         if not isinstance(table, ScoreTable):
-            raise TypeError(
-                f"RSRSampler draws by a ScoreTable, got {type(table).__name__}: pass ScoreTable.from_dataset(dataset)."
-            )
+            raise TypeError(f"RSRSampler needs ScoreTable.from_dataset(dataset), got {type(table).__name__}.")
         if len(table) == 0:
             raise RSRError("The score table is empty: there is nothing to draw.")
         check_order(sampling, temperature, keep_fraction, keep_per_group, groups is not None)
@@ -200,9 +191,9 @@ class RSRSampler(Sampler[int]):
         """Take over a saved state: the next iteration of the same epoch repeats its draws, then goes on."""
         if state["scores"].numel() != len(self.table) or state["stream"].numel() > self.num_kept:
             raise RSRError(
-                f"The saved order is of {state['scores'].numel()} rows and has {state['stream'].numel()} draws, this "
-                f"sampler has {len(self.table)} rows and draws {self.num_kept}. Resume with the dataset and the "
-                "choice (keep_fraction, group_column, keep_per_group) of the run that saved it."
+                f"The saved order is of {state['scores'].numel()} rows with {state['stream'].numel()} draws, this one "
+                f"of {len(self.table)} rows with {self.num_kept}. Resume with the same dataset, keep_fraction, "
+                "group_column and keep_per_group."
             )
         self.epoch = self._restored_epoch = int(state["epoch"])
         self._begin()

@@ -1,6 +1,6 @@
 """SFTTrainer that trains first on what suits the student now, and looks again as the student changes.
 
-Here is only what has to be in a subclass of SFTTrainer, whose the loop and the loss are. `live_scores.py` decides when
+Here is only what has to be in a subclass of SFTTrainer: loop and loss are SFTTrainer's. `live_scores.py` decides when
 to score, `live_student.py` how, `sampler.py` the order.
 """
 
@@ -11,32 +11,20 @@ from dataclasses import fields
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
-from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from rsr_trl.rsr import CITATION, RSRError
-from rsr_trl.scoring.fingerprint import student_fingerprint
-from rsr_trl.scoring.student import Student
+from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.tokens import ExampleTokenizer
+from rsr_trl.training import prepare
 from rsr_trl.training.collator import NUM_SCORED, ROW, DrawnRows, live_collator, live_threshold
 from rsr_trl.training.config import RSRSFTConfig
-from rsr_trl.training.history import card_section
 from rsr_trl.training.live_scores import LiveScores, ScoreCallback
-from rsr_trl.training.live_student import ScoringPass, add_rsr_head, token_means
+from rsr_trl.training.live_student import Measured, ScoringPass, add_rsr_head, token_means
 from rsr_trl.training.live_table import ScoreTable
-from rsr_trl.training.prepare import (
-    SCORED,
-    add_scored_column,
-    brings_scores,
-    check_prepared,
-    check_train_dataset,
-    empty_table,
-    table_of_scores,
-)
-from rsr_trl.training.sampler import RSRSampler
 
 
 logger = logging.get_logger(__name__)
@@ -53,28 +41,22 @@ class RSRSFTTrainer(SFTTrainer):
     Example:
 
     ```python
-    >>> from rsr_trl import RSRSFTConfig, RSRSFTTrainer
-
     >>> args = RSRSFTConfig(output_dir="out", rsr_group_column="problem_id")  # best-of-n, chosen again each epoch
-    >>> trainer = RSRSFTTrainer("Qwen/Qwen3-0.6B", args=args, train_dataset=dataset)
-    >>> trainer.train()
+    >>> RSRSFTTrainer("Qwen/Qwen3-0.6B", args=args, train_dataset=dataset).train()
     ```
 
     Args:
-        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Student, as in [`~trl.SFTTrainer`].
-        args ([`RSRSFTConfig`] or [`~trl.SFTConfig`], *optional*):
-            Configuration. A plain SFTConfig gets the default `rsr_` settings.
-        data_collator ([`RSRDataCollator`], *optional*):
-            TRL's own collator or an [`RSRDataCollator`], whose `score_threshold` then applies to live scores.
-        train_dataset ([`~datasets.Dataset`]):
-            Any text format of [`~trl.SFTTrainer`], before tokenization.
-        kwargs:
-            Everything else that [`~trl.SFTTrainer`] takes.
+        model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]): Student, as in [`~trl.SFTTrainer`].
+        args ([`RSRSFTConfig`] or [`~trl.SFTConfig`], *optional*): A plain SFTConfig gets the default `rsr_` settings.
+        data_collator ([`RSRDataCollator`], *optional*): TRL's own or ours, whose `score_threshold` then applies to
+            live scores.
+        train_dataset ([`~datasets.Dataset`]): Any text format of [`~trl.SFTTrainer`], before tokenization.
+        kwargs: Everything else that [`~trl.SFTTrainer`] takes.
 
     Attributes:
-        scores ([`LiveScores`]): Table, order and history of the training.
-        scoring ([`ScoringPass`]): What scores rows with the student as it is.
+        table ([`ScoreTable`]): The live scores, one row for each row of `trainer.train_dataset`.
+        scores ([`LiveScores`]), scoring ([`ScoringPass`]): What decides when to score and in which order, and what
+            scores rows with the student as it is.
     """
 
     _tag_names = ["trl", "sft", "rsr"]
@@ -87,99 +69,64 @@ class RSRSFTTrainer(SFTTrainer):
     }
 
     # TRL calls, in this order: in SFTTrainer.__init__ `_prepare_dataset` (train, then eval); in train()
-    # `get_train_dataloader`, `_load_optimizer_and_scheduler` and on_train_begin (the first scores); each epoch
-    # on_epoch_begin (scores again, starts the order) before the loader draws, one batch ahead; each step `compute_loss`
-    # (online scores) and on_step_end (scores again), then logs and `_save_optimizer_and_scheduler`; on_epoch_end.
+    # `get_train_dataloader`, `_load_optimizer_and_scheduler`, on_train_begin (the first scores); each epoch
+    # on_epoch_begin (scores again, starts the order) before the loader draws, one batch ahead; each step
+    # `compute_loss` (online scores), on_step_end (scores again), logs, `_save_optimizer_and_scheduler`; on_epoch_end.
     def __init__(self, model, args=None, data_collator=None, train_dataset=None, *positional, **kwargs):
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
             args = RSRSFTConfig(f"{name.split('/')[-1]}-RSR-SFT")
         elif not isinstance(args, RSRSFTConfig):
             args = RSRSFTConfig.from_sft_config(args)
-        check_train_dataset(train_dataset, args)
-        threshold = live_threshold(args, data_collator)
+        prepare.check_train_dataset(train_dataset, args)
+        args.rsr_score_threshold = live_threshold(args, data_collator)
         super().__init__(model, args, data_collator, train_dataset, *positional, **kwargs)
         parallel = self.accelerator.parallelism_config
         if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or parallel.sp_enabled):
-            raise RSRError(
-                "Tensor, context and sequence parallelism split what one score is made from and aren't supported: set "
-                "tp_size=cp_size=sp_size=1."
-            )
+            raise RSRError("Tensor, context and sequence parallelism aren't supported: set tp_size=cp_size=sp_size=1.")
+        self.data_collator = live_collator(self.data_collator, args.rsr_rescore_strategy == "online")
         vocab_size = self.model.config.get_text_config().vocab_size
-        lengths, num_scored = check_prepared(self.train_dataset, vocab_size)
+        lengths, num_scored = prepare.check_prepared(self.train_dataset, vocab_size)
         if unscored := int((num_scored == 0).sum()):
             logger.warning(f"{unscored} of {len(num_scored)} examples have no token to score: they come last.")
         adapted = is_peft_model(self.model)
         student = self.model.get_base_model() if adapted else self.model
         virtual_tokens = adapted and self.model.active_peft_config.is_prompt_learning
-        self.data_collator = live_collator(self.data_collator, args.rsr_rescore_strategy == "online")
-        self.scoring = ScoringPass(
-            student,
-            self.accelerator,
-            self.train_dataset,
-            lengths,
-            r_max=args.rsr_r_max,
-            pad_token_id=self.data_collator.pad_token_id,
-            max_batch_tokens=args.rsr_max_batch_tokens,
-            can_pack=not virtual_tokens,
-            progress=not args.disable_tqdm,
-        )
-        self.scores = LiveScores(
-            self._first_table(num_scored, virtual_tokens),
-            self.train_dataset,
-            lengths,
-            args,
-            threshold,
-            self.accelerator,
-            # Both are wrapped in train().
-            measure=lambda rows: self.scoring(self.model_wrapped, self.optimizer, rows),
-            log=self._log_with_next,
-        )
+        shared = (self.accelerator, self.train_dataset, lengths, args)
+        self.scoring = ScoringPass(student, *shared, self.data_collator.pad_token_id)
+        if virtual_tokens and self.scoring.layout == "packed":  # they would belong to the first of packed rows alone
+            self.scoring.layout = "padded"
+        self.table = self._first_table(num_scored, virtual_tokens)
+        self.scores = LiveScores(self.table, *shared, measure=self._measure, log=self._log_with_next)
         self._scored_in_forward = add_rsr_head(student)
         self.add_callback(ScoreCallback(self.scores))
 
-    @property
-    def table(self) -> ScoreTable:
-        """The live scores, one row for each row of `trainer.train_dataset`."""
-        return self.scores.table
-
     def rescore(self, rows: np.ndarray | None = None) -> None:
         """
-        Score rows with the student as it is now and write the table. Collective: every process calls it, inside
-        `train()`.
-
-        Nothing else changes: not the weights, not their mode, not a random number.
-
-        Args:
-            rows (int array, *optional*): Rows of `trainer.train_dataset`; all of them by default.
+        Score rows of `trainer.train_dataset` (all by default) with the student as it is now and write the table.
+        Collective: every process calls it, inside `train()`. Neither weights nor modes nor random numbers change.
         """
-        self.scores.rescore(self.state.global_step, rows)
+        self.scores.rescore(self.state.global_step, slice(None) if rows is None else rows)
 
     def _first_table(self, num_scored: np.ndarray, virtual_tokens: bool) -> ScoreTable:
         """With the dataset's own scores if they are of this very student and of the same tokens."""
-        empty = empty_table(self.train_dataset, self.args.rsr_score, num_scored)
-        if virtual_tokens or not brings_scores(self.train_dataset):
-            return empty  # with prompt learning it is another student than its base from the start
+        table = prepare.unmeasured(self.train_dataset, self.args.rsr_score, num_scored)
+        if virtual_tokens or not prepare.OWN_SCORES.issubset(self.train_dataset.column_names):
+            return table  # with prompt learning it is another student than its base from the start
         own = [None]
         if self.accelerator.is_main_process:  # the others may not have weights yet (FSDP)
-            own[0] = student_fingerprint(
-                Student(self.model).weights_fingerprint(),
-                self._tokenizer,
-                r_max=self.args.rsr_r_max,
-                assistant_only_loss=self.args.assistant_only_loss,
-                logits_dtype="float32",
-            )
+            settings = {"r_max": self.args.rsr_r_max, "assistant_only_loss": self.args.assistant_only_loss}
+            own[0] = RSRScorer(self.model, self._tokenizer, **settings).fingerprint
         broadcast_object_list(own)
-        table = table_of_scores(self.train_dataset, empty, own[0])
-        if table is not None:
-            return table
+        if (scored := prepare.with_own_scores(self.train_dataset, table, own[0])) is not None:
+            return scored
         # Who never scores in between has counted on the dataset's own.
         say = logger.warning if self.args.rsr_rescore_strategy == "no" else logger.info
         say(
             f"The train dataset's scores aren't of this student as it is here, in {str(self.model.dtype)[6:]}, over "
             "the same tokens: it is scored again. (`rsr score --dtype` says in which dtype it scores.)"
         )
-        return empty
+        return table
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
         if dataset_name == "train":
@@ -192,30 +139,22 @@ class RSRSFTTrainer(SFTTrainer):
                         lambda example: {"text": formatting_func(example)}, num_proc=args.dataset_num_proc
                     )
                     formatting_func = None
-                dataset = add_scored_column(dataset, tokenizer, args.dataset_num_proc)
+                dataset = prepare.add_scored_column(dataset, tokenizer, args.dataset_num_proc)
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        ours = [ROW, SCORED] if self.args.rsr_rescore_strategy == "online" else [ROW]
+        ours = [ROW, prepare.SCORED] if self.args.rsr_rescore_strategy == "online" else [ROW]
         self._signature_columns += [name for name in ours if name not in self._signature_columns]
 
     def get_train_dataloader(self) -> DataLoader:
-        sampler = self._get_train_sampler()
+        sampler = self.scores.start_sampler(self._train_batch_size)
         rows = self._remove_unused_columns(self.train_dataset, description="training")
-        return self._get_dataloader(
-            dataset=DrawnRows(rows, sampler.num_kept, len(sampler)),
-            description="Training",
-            batch_size=self._train_batch_size,
-            sampler_fn=lambda _: sampler,
-            is_training=True,
-        )
-
-    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> RSRSampler:
-        return self.scores.start_sampler(self._train_batch_size)
+        rows = DrawnRows(rows, sampler.num_kept, len(sampler))
+        return self._get_dataloader(rows, "Training", self._train_batch_size, lambda _: sampler, is_training=True)
 
     def compute_loss(self, model, inputs, *args, **kwargs):
-        row, num_scored, scored = (inputs.pop(name, None) for name in (ROW, NUM_SCORED, SCORED))
+        row, num_scored, scored = (inputs.pop(name, None) for name in (ROW, NUM_SCORED, prepare.SCORED))
         if scored is None:
             return super().compute_loss(model, inputs, *args, **kwargs)
         inputs["rsr_targets"] = inputs["input_ids"].masked_fill(~scored, -100)
@@ -224,6 +163,9 @@ class RSRSFTTrainer(SFTTrainer):
         means = token_means(stats.ranks, stats.surprisals, num_scored.cpu(), self.args.rsr_r_max)
         self.scores.add_online(row.cpu().numpy(), *means)
         return loss
+
+    def _measure(self, rows: np.ndarray) -> Measured:
+        return self.scoring(self.model_wrapped, self.optimizer, rows)  # both are wrapped in train()
 
     def _log_with_next(self, values: dict[str, float]) -> None:
         for name, value in values.items():
@@ -244,7 +186,7 @@ class RSRSFTTrainer(SFTTrainer):
         super().create_model_card(*args, **kwargs)
         if self.is_world_process_zero():
             names = [f.name for f in fields(self.args) if f.name.startswith("rsr_")]
-            section = card_section({name: getattr(self.args, name) for name in names}, self.scores.summary())
+            section = _card_section({name: getattr(self.args, name) for name in names}, self.scores.summary())
             with open(os.path.join(self.args.output_dir, "README.md"), "a", encoding="utf-8") as card:
                 card.write("\n" + section)
 
@@ -255,3 +197,18 @@ class RSRSFTTrainer(SFTTrainer):
             # Gloo's threads let go of their last tensors after the collective has returned, and need the interpreter
             # for it: a process that exits in that moment aborts (pytorch/pytorch#179291).
             time.sleep(1)
+
+
+def _card_section(settings: dict[str, object], summary: dict[str, float]) -> str:
+    """How the data was scored and chosen, and the scores at the end."""
+    lines = [
+        "## How the training data was scored\n",
+        "Each trajectory has a Rank-Surprisal Ratio (RSR) of this student: clipped token ranks over surprisals. "
+        "**Lower means more suitable.**\n",
+        "| setting | value |\n|---|---|",
+        *(f"| {name} | `{value}` |" for name, value in settings.items()),
+    ]
+    if summary:
+        lines.append("\n| score at the end of training | value (RSR: lower = more suitable) |\n|---|---|")
+        lines += [f"| {name.removeprefix('rsr/')} | {value:.4g} |" for name, value in summary.items()]
+    return "\n".join(lines) + "\n"

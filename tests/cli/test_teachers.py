@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from rsr_trl.cli import select, teachers
 from rsr_trl.cli.options import parse
+from rsr_trl.rsr import RSRError
 
 
 def run(*argv):
@@ -202,5 +203,5 @@ def test_with_a_student_it_can_score_all(gsm8k_path, gsm8k_student, capsys):
     ],
 )
 def test_contradictions(pool_path, argv, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(RSRError, match=message):
         run("--dataset_name", pool_path, *argv)

@@ -21,11 +21,14 @@ def test_visible(text, shown):
     assert visible(text) == shown
 
 
-def test_names_are_one_short_line_that_hides_nothing():
-    assert name("Qwen3-8B") == "Qwen3-8B"
-    assert name(7) == "7"
-    assert name("a\n\tb") == "a  b"
-    assert name("evil\u202egnp.exe") == "evil\\u202egnp.exe"
+@pytest.mark.parametrize(
+    "value, text", [("Qwen3-8B", "Qwen3-8B"), (7, "7"), ("a\n\tb", "a  b"), ("e\u202egnp.exe", "e\\u202egnp.exe")]
+)
+def test_names_are_one_line_that_hides_nothing(value, text):
+    assert name(value) == text
+
+
+def test_long_names_are_shortened():
     long = name("x" * 1_000_000 + "end")
     assert len(long) <= 60 and long.startswith("xx") and "…" in long and long.endswith("end")
 
@@ -36,25 +39,19 @@ def test_prose_keeps_its_lines_and_says_what_is_left_out():
     assert prose("\x1b[31m", 9) == "␛[31m"
 
 
-@pytest.mark.parametrize(
-    "value, text", [(None, "–"), (float("nan"), "–"), (float("inf"), "∞"), (1234.567, "1,234.57"), (0.0, "0.00")]
-)
-def test_numbers(value, text):
-    assert number(value) == text
+NOTHING, INFINITE = (float("nan"), "–"), (float("inf"), "∞")
 
 
 @pytest.mark.parametrize(
-    "value, text", [(2.345, "2.35"), (805.19, "805"), (12_345.6, ">9,999"), (float("inf"), "∞"), (float("nan"), "–")]
+    "function, cases",
+    [
+        (number, [(None, "–"), NOTHING, INFINITE, (1234.567, "1,234.57"), (0.0, "0.00")]),
+        (ratio, [NOTHING, INFINITE, (2.345, "2.35"), (805.19, "805"), (12_345.6, ">9,999")]),
+        (percent, [(None, "–"), NOTHING, (0.0, "0%"), (0.001, "<1%"), (0.254, "25%"), (0.996, ">99%"), (1.0, "100%")]),
+    ],
 )
-def test_ratios_stay_short(value, text):
-    assert ratio(value) == text
-
-
-@pytest.mark.parametrize(
-    "value, text", [(None, "–"), (0.0, "0%"), (0.001, "<1%"), (0.996, ">99%"), (1.0, "100%"), (0.254, "25%")]
-)
-def test_percent_never_rounds_to_none_or_all(value, text):
-    assert percent(value) == text
+def test_numbers_stay_short_and_never_round_to_none_or_all(function, cases):
+    assert [function(value) for value, _ in cases] == [text for _, text in cases]
 
 
 @pytest.mark.parametrize("part, whole, text", [(0, 10, "0 (0%)"), (1, 2400, "1 (<1%)"), (1200, 2400, "1,200 (50%)")])

@@ -9,9 +9,8 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM
 
 from rsr_trl import RSRScorer
-from rsr_trl.rsr import trajectory_rsr
 from rsr_trl.scoring.student import Student
-from tests.scoring.test_student import assert_true, examples_of, model_of
+from tests.scoring.students import assert_true, build, examples_of, rsr_of
 
 
 peft = pytest.importorskip("peft")
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 
 def adapted(spread: float = 0.3, tied: bool = False, **lora) -> "peft.PeftModel":
     """A LoRA whose weights are not the zeros that it starts from."""
-    base, config = model_of("Qwen3", tie_word_embeddings=tied), {"target_modules": ["q_proj", "up_proj"]} | lora
+    base, config = build("qwen3", tie_word_embeddings=tied), {"target_modules": ["q_proj", "up_proj"]} | lora
     with torch.random.fork_rng():
         torch.manual_seed(1)
         model = peft.get_peft_model(base, peft.LoraConfig(**config))
@@ -31,8 +30,7 @@ def adapted(spread: float = 0.3, tied: bool = False, **lora) -> "peft.PeftModel"
 
 
 def rsr(model: torch.nn.Module) -> list[float]:
-    scores = dict(Student(model).score(examples_of()))
-    return [trajectory_rsr(scores[i].ranks, scores[i].surprisals) for i in sorted(scores)]
+    return rsr_of(Student(model).score(examples_of()))
 
 
 @pytest.mark.parametrize(
@@ -50,14 +48,14 @@ def rsr(model: torch.nn.Module) -> list[float]:
 )
 def test_equals_the_definition(config):
     model, examples = adapted(**config), examples_of()
-    assert_true(model, examples, dict(Student(model).score(examples)))
-    assert not np.allclose(rsr(model), rsr(model_of("Qwen3", tie_word_embeddings="tied" in config)), rtol=1e-3)
+    assert_true(model, examples, Student(model).score(examples))
+    assert not np.allclose(rsr(model), rsr(build("qwen3", tie_word_embeddings="tied" in config)), rtol=1e-3)
 
 
 def test_switched_off_it_is_the_base_model_again():
     model = adapted()
     with model.disable_adapter():
-        np.testing.assert_allclose(rsr(model), rsr(model_of("Qwen3", tie_word_embeddings=False)), rtol=1e-6)
+        np.testing.assert_allclose(rsr(model), rsr(build("qwen3", tie_word_embeddings=False)), rtol=1e-6)
 
 
 def test_merged_scores_are_the_same():
@@ -74,13 +72,13 @@ def test_an_adapter_on_the_head(spread):
 def test_prompt_tuning():
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)
     with pytest.raises(ValueError, match="Prompt-learning PEFT adapters .* can't be scored. Use LoRA"):
-        Student(peft.get_peft_model(model_of("Qwen3"), config))
+        Student(peft.get_peft_model(build("qwen3"), config))
 
 
 class TestFingerprint:
     def test_says_which_adapter_acts_and_how_strongly(self):
         model = adapted()
-        prints = {"on": Student(model).weights_fingerprint(), "base": Student(model_of("Qwen3")).weights_fingerprint()}
+        prints = {"on": Student(model).weights_fingerprint(), "base": Student(build("qwen3")).weights_fingerprint()}
         with model.disable_adapter():
             prints["off"] = Student(model).weights_fingerprint()
         model.add_adapter("other", peft.LoraConfig(target_modules=["q_proj", "up_proj"]))

@@ -2,8 +2,7 @@
 
 import pytest
 
-from rsr_trl.scoring.chat_spans import ChatSpans
-from rsr_trl.scoring.derived_spans import ChatTemplateError
+from rsr_trl.scoring.chat_spans import ChatSpans, ChatTemplateError
 from tests.conftest import CHATML
 from tests.scoring import renderers
 from tests.scoring.awkward import Author

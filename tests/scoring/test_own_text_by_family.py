@@ -2,8 +2,7 @@
 
 import pytest
 
-from rsr_trl.scoring.chat_spans import ChatSpans
-from rsr_trl.scoring.derived_spans import ChatTemplateError
+from rsr_trl.scoring.chat_spans import ChatSpans, ChatTemplateError
 from tests.scoring.conversations import (
     REASONING,
     SINGLE,

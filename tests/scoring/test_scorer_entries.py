@@ -5,12 +5,7 @@ import logging
 import numpy as np
 import pyarrow as pa
 import pytest
-from datasets import (
-    Dataset,
-    DatasetDict,
-    Features,
-    IterableDatasetDict,
-)
+from datasets import Dataset, DatasetDict, Features, IterableDatasetDict
 
 from rsr_trl import RSRScorer
 from rsr_trl.rsr import (
@@ -48,13 +43,7 @@ SHAPES = {
         {"prompt": messages(r)[:1], "completion": messages(r)[1:], "n": [r["id"]]} for r in ROWS
     ],
     "conversations": [
-        {
-            "conversations": [
-                {"from": "user", "value": row["prompt"]},
-                {"from": "assistant", "value": row["completion"] or "?"},
-            ]
-        }
-        for row in ROWS
+        {"conversations": [{"from": m["role"], "value": m["content"]} for m in messages(row)]} for row in ROWS
     ],
 }
 
@@ -67,6 +56,10 @@ def scorer(tiny_student, tiny_tokenizer) -> RSRScorer:
 @pytest.fixture
 def scorer_with_tokens(tiny_student, tiny_tokenizer) -> RSRScorer:
     return RSRScorer(tiny_student(), tiny_tokenizer, token_stats=True)
+
+
+def warnings_of(caplog) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name.startswith("rsr_trl")]
 
 
 def assert_same(found, expected: Dataset) -> None:
@@ -135,27 +128,25 @@ class TestNulls:
         assert scored[TOKEN_RANKS][0] == [] and len(scored[TOKEN_RANKS][1100]) == 2
         assert scored.features == scorer_with_tokens.score(dataset).features
 
-    def test_all_rows_are_null(self, scorer):
-        scored = Dataset.from_list(ROWS).select([0, 3]).map(scorer)
+    @pytest.mark.parametrize(("rows", "batched"), [([0, 3], False), ([1, 2], True)], ids=["all", "none"])
+    def test_all_rows_are_null_or_none_is(self, scorer, rows, batched):
+        scored = Dataset.from_list(ROWS).select(rows).map(scorer, batched=batched)
         assert scored.features[RSR].dtype == "float64" and scored.features[ERROR].dtype == "string"
-        assert scored[RSR] == [None, None]
-
-    def test_no_row_is_null(self, scorer):
-        scored = Dataset.from_list(ROWS).select([1, 2]).map(scorer, batched=True)
-        assert scored.features[ERROR].dtype == "string" and scored[ERROR] == [None, None]
+        assert [value is None for value in scored[RSR]] == [error is not None for error in scored[ERROR]]
+        assert [value is None for value in scored[RSR]] == [not batched] * 2
 
     def test_are_warned_of_once_by_map_and_counted_by_score(self, scorer, caplog):
         dataset = Dataset.from_list(ROWS)
         with caplog.at_level(logging.WARNING):
             dataset.map(scorer)
-        assert [record.getMessage() for record in caplog.records if record.name.startswith("rsr_trl")] == [
+        assert warnings_of(caplog) == [
             "So far, 1 of 1 rows couldn't be scored: their rsr is null, rsr_error says why (completion is empty). "
             "Shown once; count the columns at the end of map."
         ]
         caplog.clear()
         with caplog.at_level(logging.WARNING):
             scorer.score(dataset.select([1, 0, 2, 3]))
-        assert [record.getMessage() for record in caplog.records if record.name.startswith("rsr_trl")] == [
+        assert warnings_of(caplog) == [
             "2 of 4 rows couldn't be scored: their rsr is null, rsr_error says why (row 1: completion is empty)."
         ]
 

@@ -40,6 +40,15 @@ class Truth:
     def sum_squares(self) -> np.ndarray:
         return self.logits.softmax(1).square().sum(1).numpy()
 
+    def assert_stats(self, stats, rounding: float, decided: float = 0.9, atol: float = 1e-5) -> None:
+        """All that the head says of these places; `rounding` is that of a logit."""
+        self.assert_ranks(stats.ranks, rounding, decided)
+        np.testing.assert_allclose(stats.surprisals, self.surprisals, rtol=1e-5, atol=atol)
+        if stats.top1 is not None:
+            self.assert_top1(stats.top1, rounding)
+        if stats.entropies is not None:
+            self.assert_moments(stats)
+
     def assert_moments(self, stats, atol: float = 2e-5) -> None:
         np.testing.assert_allclose(stats.entropies, self.entropies, rtol=1e-5, atol=atol)
         np.testing.assert_allclose(stats.sum_squares, self.sum_squares, rtol=1e-4, atol=1e-7)

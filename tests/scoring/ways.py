@@ -1,6 +1,8 @@
 """The three ways by which `ChatSpans` finds spans, one at a time."""
 
-from rsr_trl.scoring.chat_spans import ChatSpans
+from unittest.mock import patch
+
+from rsr_trl.scoring.chat_spans import ChatSpans, DerivedSpans
 
 
 def own_texts(chat: ChatSpans, messages: list[dict], first: int = 0, **kwargs) -> list[str]:
@@ -15,9 +17,15 @@ def without_markers(chat: ChatSpans) -> ChatSpans:
     return chat
 
 
+class _TurnByTurn(ChatSpans):
+    def __call__(self, *args):
+        with patch.object(DerivedSpans, "_between_anchors", lambda *_: None):
+            return super().__call__(*args)
+
+
 def turn_by_turn(chat: ChatSpans) -> ChatSpans:
     """Makes the spans come from variants of the conversation, turn by turn."""
-    chat._derived._between_anchors = lambda *args: None
+    chat.__class__ = _TurnByTurn
     return without_markers(chat)
 
 

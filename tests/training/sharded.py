@@ -5,6 +5,7 @@ Scores rows with a student under FSDP2 on CPU: one process of `torchrun ... shar
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ def rows() -> Dataset:
     return Dataset.from_dict({"input_ids": ids, "rsr_scored": [[i > 1 for i in range(length)] for length in lengths]})
 
 
+ARGS = SimpleNamespace(rsr_r_max=100, rsr_max_batch_tokens=None, disable_tqdm=True)
 BATCHES = [[0], [1, 2], [3, 4]]
 
 
@@ -40,7 +42,7 @@ def score(student: str, shard: bool) -> dict:
         fully_shard(model)
         assert isinstance(model.get_output_embeddings().weight, DTensor)
     lengths = np.array([len(ids) for ids in rows()["input_ids"]])
-    measured = ScoringPass(model, accelerator, rows(), lengths, 100, pad_token_id=0).score(model, BATCHES)
+    measured = ScoringPass(model, accelerator, rows(), lengths, ARGS, pad_token_id=0).score(model, BATCHES)
     # The training forward, which leaves its scores in the head.
     ids = torch.tensor([rows()[0]["input_ids"]])
     targets = ids.masked_fill(torch.arange(9) < 2, -100)

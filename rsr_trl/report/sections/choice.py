@@ -88,9 +88,7 @@ def _way(material: Material, name: str, options: str | None, rows: np.ndarray) -
 
 def _composition(material: Material, drawn: int) -> Markup:
     table = material.table
-    count, chosen = (
-        np.bincount(table.teacher[rows], minlength=len(table.teachers)) for rows in (..., material.chosen)
-    )
+    count, chosen = material.per_teacher(...), material.per_teacher(material.chosen)
     before, after = 100 * count / len(table), 100 * chosen / max(1, chosen.sum())
     order = np.argsort(-after, kind="stable")[:drawn]
     names = [label(table.teachers[i]) for i in order]

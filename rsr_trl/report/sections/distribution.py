@@ -5,19 +5,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from scipy.stats import binomtest
 
-from rsr_trl.report.charts import (
-    INK,
-    MUTED,
-    RATIO_AXIS,
-    RATIO_UP,
-    SERIES,
-    draw,
-    log_limits,
-    mark,
-    name_lines,
-    plain_ticks,
-    sample,
-)
+from rsr_trl.report.charts import INK, MUTED, RATIO_AXIS, RATIO_UP, SERIES, draw, log_axis, mark, name_lines, sample
 from rsr_trl.report.format import label
 from rsr_trl.report.material import Material, Missing
 from rsr_trl.selection.compare import correct_first, rank_correlation
@@ -77,9 +65,7 @@ def _ratio_axis(axes: Axes, which: str, values: np.ndarray) -> None:
     """A logarithmic axis for the RSR where it is skewed."""
     low, high = np.quantile(values, [0.05, 0.95])
     if low > 0 and high / low > SKEWED and values.min() > 0:
-        limits = log_limits(values)
-        axes.set(**{f"{which}scale": "log", f"{which}lim": limits})
-        plain_ticks(axes.xaxis if which == "x" else axes.yaxis, *limits)
+        log_axis(axes, which, values)
 
 
 def _against_length(axes: Axes, material: Material, rows: np.ndarray, drawn: np.ndarray) -> None:
@@ -90,9 +76,7 @@ def _against_length(axes: Axes, material: Material, rows: np.ndarray, drawn: np.
     place = np.clip(np.searchsorted(edges, tokens, side="right") - 1, 0, max(0, len(edges) - 2))
     middles = [(np.median(tokens[place == i]), np.median(ratio[place == i])) for i in np.unique(place)]
     axes.plot(*zip(*middles, strict=True), color=INK, linewidth=1.6, marker="D", markersize=5)
-    limits = log_limits(tokens)
-    axes.set(xscale="log", xlim=limits)
-    plain_ticks(axes.xaxis, *limits)
+    log_axis(axes, "x", tokens)
     _ratio_axis(axes, "y", ratio)
     axes.set_xlabel("scored tokens")
     axes.set_ylabel(RATIO_UP)
@@ -101,11 +85,8 @@ def _against_length(axes: Axes, material: Material, rows: np.ndarray, drawn: np.
 def _correctness(material: Material) -> dict | Missing:
     column, correct = material.table.columns.correct, material.table.correct
     if correct is None:
-        return Missing(
-            "No column says which trajectories are correct.",
-            "Name a boolean column:",
-            "rsr report --correctness_column COLUMN ...",
-        )
+        why = "No column says which trajectories are correct."
+        return Missing(why, "Name a boolean column:", "rsr report --correctness_column COLUMN ...")
     known = material.finite & ~np.isnan(correct)
     if not known.any():
         return Missing(f"Column {column!r} is null wherever there is a score.", "Fill it in and write the page again.")

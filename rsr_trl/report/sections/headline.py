@@ -1,7 +1,5 @@
 """What the page says, in a few sentences."""
 
-import numpy as np
-
 from rsr_trl.data import counted, is_selection
 from rsr_trl.report.format import name, number, percent
 from rsr_trl.report.material import Material
@@ -55,7 +53,7 @@ def _choice(material: Material) -> str:
     )
     if table.teacher is None:
         return f"{text}."
-    count = np.bincount(after.teacher, minlength=len(table.teachers))
+    count = material.per_teacher(chosen)
     most = int(count.argmax())
     share, was = count[most] / count.sum(), (table.teacher == most).mean()
     return f"{text}; {percent(share)} of what is kept comes from {name(table.teachers[most])} ({percent(was)} before)."

@@ -75,12 +75,8 @@ def _facts(material: Material) -> Iterator[tuple[str, str]]:
     cut = int((table.truncated & table.scored).sum())
     yield "Cut at the length limit", f"{counted(cut, 'trajectory')} ({percent(cut / scored)} of the scored)"
     yield "Without a score", counted(len(table) - scored, "trajectory")
-    columns = table.columns
-    for title, column in (
-        ("Teachers", columns.teacher),
-        ("Problems", columns.problem),
-        ("Correctness", columns.correct),
-    ):
+    columns = (table.columns.teacher, table.columns.problem, table.columns.correct)
+    for title, column in zip(("Teachers", "Problems", "Correctness"), columns, strict=True):
         yield title, f"column {name(column)}" if column else "no column"
     if material.ranking is not None:
         method = "studentised bootstrap (Student's t under 10 problems), 1,000 draws, seed 0"

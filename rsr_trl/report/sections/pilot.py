@@ -1,11 +1,11 @@
 """What a pilot found: each way to choose beside its control, after training on a small budget."""
 
 import json
-from pathlib import Path
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from rsr_trl.pilot.verdict import METRICS, Metric
 from rsr_trl.report.charts import INK, MUTED, SERIES, draw, name_lines
 from rsr_trl.report.format import label
 from rsr_trl.report.material import Material, Missing
@@ -13,55 +13,34 @@ from rsr_trl.rsr import RSRError
 
 
 RESULT = "pilot.json"  # of a pilot's folder, once it is done
-# Of a metric: its name, the unit of differences, the factor that gives it, digits, and which end is better.
-METRICS = {
-    "correct": {"title": "Accuracy", "unit": "percentage points", "factor": 100, "digits": 1, "better": "better →"},
-    "loss": {
-        "title": "Loss on held-out references",
-        "unit": "nats per token",
-        "factor": 1,
-        "digits": 4,
-        "better": "← better",
-    },
-}
 
 
 def view(material: Material) -> dict | Missing:
     if material.pilot is None:
-        return Missing(
-            "No pilot yet. Only training shows which choice teaches better.",
-            "Run `rsr pilot`, then add its folder:",
-            "rsr report --pilot OUTPUT_DIR ...",
-        )
-    result = _read(material.pilot)
-    measured = []
-    for name, metric in METRICS.items():
-        if rows := [row for row in result["table"] if row["metric"] == name]:
-            measured.append({**metric, "rows": rows, "chart": _draw(name, metric, rows)})
-    return {**result, "folder": material.pilot, "metrics": measured}
+        why = "No pilot yet. Only training shows which choice teaches better."
+        return Missing(why, "Run `rsr pilot`, then add its folder:", "rsr report --pilot OUTPUT_DIR ...")
+    if not (file := material.pilot / RESULT).is_file():
+        raise RSRError(f"There is no {RESULT} in {str(material.pilot)!r}: `rsr pilot` writes it when it is done.")
+    result, measured = json.loads(file.read_text(encoding="utf-8")), []
+    for metric in METRICS:
+        if rows := [row for row in result["table"] if row["metric"] == metric.name]:
+            better = "better →" if metric.higher_is_better else "← better"
+            chart = _draw(metric, better, rows)
+            measured.append({"metric": metric, "better": better, "rows": rows, "chart": chart})
+    return {**result, "folder": material.pilot, "measured": measured}
 
 
-def _read(folder: Path) -> dict:
-    file = folder / RESULT
-    if not file.is_file():
-        raise RSRError(
-            f"There is no {RESULT} in {str(folder)!r}: `rsr pilot` writes it to its output folder when it is done."
-        )
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _draw(name: str, metric: dict, rows: list[dict]) -> Markup:
-    factor = metric["factor"]
-
+def _draw(metric: Metric, better: str, rows: list[dict]) -> Markup:
     def plot(axes: Axes) -> None:
         axes.axvline(0, color=MUTED, linewidth=1)
         for place, row in enumerate(rows):
-            axes.plot([factor * row["low"], factor * row["high"]], [place, place], color=INK, linewidth=1.4)
+            low, mean, high = (metric.factor * row[name] for name in ("low", "mean", "high"))
+            axes.plot([low, high], [place, place], color=INK, linewidth=1.4)
             # Filled: the interval excludes zero.
             style = {"fillstyle": "none" if row["better"] is None else "full", "color": SERIES[0], "marker": "o"}
-            axes.plot([factor * row["mean"]], [place], markersize=8, linestyle="none", **style)
+            axes.plot([mean], [place], markersize=8, linestyle="none", **style)
         name_lines(axes, [f"{label(row['strategy'])}\nover {label(row['control'])}" for row in rows])
-        axes.set_xlabel(f"difference, {metric['unit']}  ·  {metric['better']}")
+        axes.set_xlabel(f"difference, {metric.unit}  ·  {better}")
 
-    alt = f"{metric['title']}: differences to the control"
-    return draw(f"pilot-{name}", alt, 1.2 + 0.45 * max(2, len(rows)), plot)
+    alt = f"{metric.label.capitalize()}: differences to the control"
+    return draw(f"pilot-{metric.name}", alt, 1.2 + 0.45 * max(2, len(rows)), plot)

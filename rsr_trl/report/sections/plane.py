@@ -3,7 +3,7 @@
 import numpy as np
 from matplotlib.axes import Axes
 
-from rsr_trl.report.charts import INK, MUTED, draw, each_series, legend, log_limits, mark, plain_ticks, sample
+from rsr_trl.report.charts import INK, MUTED, draw, each_series, legend, log_axis, mark, sample
 from rsr_trl.report.material import Material
 from rsr_trl.selection.failure_modes import near_guessing
 
@@ -16,10 +16,7 @@ def view(material: Material) -> dict:
     rows = np.flatnonzero(material.finite & (table.surprisal > 0))
     drawn = sample(rows)
     guesses = near_guessing(table.rank, table.surprisal)
-    alt = (
-        "Mean surprisal against mean clipped rank of each trajectory, with lines of equal RSR and the line of pure "
-        "guessing"
-    )
+    alt = "Mean surprisal against mean clipped rank of each trajectory, with lines of equal RSR and of pure guessing"
     return {
         "chart": draw("plane", alt, 4.4, lambda axes: _plot(axes, material, drawn)),
         "legend": legend(table.teachers),
@@ -36,8 +33,8 @@ def _plot(axes: Axes, material: Material, rows: np.ndarray) -> None:
     x, y = table.surprisal[rows], table.rank[rows]
     teacher = np.zeros(len(rows), dtype=np.int64) if table.teacher is None else table.teacher[rows]
     num_teachers = max(1, len(table.teachers))
-    (low, high), (bottom, top) = log_limits(x), log_limits(y)
-    _lines(axes, material.rsr[rows], (low, high), (bottom, top))
+    low, high = log_axis(axes, "x", x)
+    _lines(axes, material.rsr[rows], (low, high), log_axis(axes, "y", y))
     words = np.exp(np.geomspace(low, min(high, 50), 200))
     axes.plot(np.log(words), (words + 1) / 2, color=INK, linestyle=":", linewidth=1.8)
     groups = each_series(teacher, num_teachers)
@@ -47,9 +44,6 @@ def _plot(axes: Axes, material: Material, rows: np.ndarray) -> None:
     ring = {"markersize": 9, "fillstyle": "none", "color": INK, "markeredgewidth": 0.9}
     for i, own in enumerate(groups):
         axes.plot(x[own & chosen], y[own & chosen], "o", gid=f"series-{i}", **ring)
-    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(bottom, top))
-    plain_ticks(axes.xaxis, low, high)
-    plain_ticks(axes.yaxis, bottom, top)
     axes.grid(visible=False)
     axes.set_xlabel("mean surprisal, nats  ·  more to learn →")
     axes.set_ylabel("← close to the student  ·  mean clipped rank")

@@ -1,6 +1,7 @@
 """One problem: what each teacher wrote, side by side, and which of it selection keeps and why."""
 
 import numpy as np
+import pandas as pd
 
 from rsr_trl.report.format import number, prose
 from rsr_trl.report.material import Material, Missing
@@ -51,14 +52,10 @@ def _which(material: Material) -> int:
     table = material.table
     if material.rows:
         return int(table.problem[material.rows[0]])
-    number, ratio = table.problem[material.finite], material.rsr[material.finite]
-    size = np.bincount(number, minlength=len(table.problems))
-    lowest, highest = np.full(len(size), np.inf), np.full(len(size), -np.inf)
-    np.minimum.at(lowest, number, ratio)
-    np.maximum.at(highest, number, ratio)
-    full = np.flatnonzero(size == size.max())
-    spread = highest[full] - lowest[full]
-    return int(full[np.argsort(spread, kind="stable")[(len(full) - 1) // 2]])
+    ratio = pd.Series(material.rsr[material.finite])
+    problems = ratio.groupby(table.problem[material.finite]).agg(["size", "min", "max"])
+    full = problems[problems["size"] == problems["size"].max()]
+    return int((full["max"] - full["min"]).sort_values(kind="stable").index[(len(full) - 1) // 2])
 
 
 def _reason(material: Material, order: np.ndarray) -> str:

@@ -16,11 +16,7 @@ REACH = 2.0
 def view(material: Material) -> dict | Missing:
     ranking = material.ranking
     if ranking is None:
-        return Missing(
-            "No column names the teacher of each trajectory.",
-            "Name one:",
-            "rsr report --teacher_column COLUMN ...",
-        )
+        return Missing("No column names the teacher.", "Name one:", "rsr report --teacher_column COLUMN ...")
     rows = [row for row in ranking.table if row["rsr"] is not None][:MAX_DRAWN]
     alt = "RSR of each teacher with its interval, most suitable on top: " + "; ".join(
         f"{label(row['teacher'])} {row['rsr']:.2f}" for row in rows[:12]

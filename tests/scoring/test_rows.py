@@ -7,12 +7,13 @@ import pytest
 from datasets import Dataset
 
 from rsr_trl import RSRScorer
-from rsr_trl.scoring import windows as windows_module
+from rsr_trl.scoring import rows as rows_module
+from rsr_trl.scoring.batches import TOKENIZED_ROWS
+from rsr_trl.scoring.rows import TokenBar, windows
 from rsr_trl.scoring.tokens import TokenizedExample
-from rsr_trl.scoring.windows import CHUNK, TokenBar, windows
 
 
-LENGTHS = [int(n) for n in np.random.default_rng(0).integers(1, 50, 5 * CHUNK + 7)]
+LENGTHS = [int(n) for n in np.random.default_rng(0).integers(1, 50, 5 * TOKENIZED_ROWS + 7)]
 
 
 def tokenize(rows: list[dict]) -> list[TokenizedExample]:
@@ -62,7 +63,7 @@ def test_scores_are_the_same_in_small_windows(tiny_student, tiny_tokenizer, monk
     rows = [{"prompt": f"{n}? ", "completion": "so " * (n % 40)} for n in LENGTHS]
     scorer = RSRScorer(tiny_student(), tiny_tokenizer, token_stats=True)
     whole = scorer.score(Dataset.from_list(rows))
-    monkeypatch.setattr(windows_module.windows, "__defaults__", (1000,))
+    monkeypatch.setattr(rows_module.windows, "__defaults__", (1000,))
     parts = scorer.score(Dataset.from_list(rows))
     np.testing.assert_allclose(
         np.array(parts["rsr"][:], dtype=float), np.array(whole["rsr"][:], dtype=float), rtol=1e-5

@@ -1,0 +1,1 @@
+"""Neighbours of the product that still change, one per file; nothing else here imports them."""
