@@ -136,7 +136,7 @@ def test_swapping_the_arms_turns_the_interval_around_and_a_problem_s_ease_cancel
 @pytest.mark.parametrize(
     ("ours", "theirs", "message"),
     [
-        (np.zeros((2, 3)), np.zeros((2, 4)), "one shape"),
+        (np.zeros((2, 3)), np.zeros((2, 4)), "broadcast"),
         (np.zeros((2, 1)), np.zeros((2, 1)), "two at least"),
         (np.full((2, 3), np.nan), np.zeros((2, 3)), "finite"),
     ],
