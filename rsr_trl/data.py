@@ -39,11 +39,6 @@ STATE_FOLDER = ".rsr"  # there: how far scoring is
 COMPLETE = "complete.json"  # in the state folder, once every row is there
 FACTS = "rsr_trl"  # of a dataset card's metadata: what wrote the data, with which student and settings
 
-# Columns that are taken for what their names say where none is named.
-TEACHER_NAMES = ("teacher",)
-PROBLEM_NAMES = ("problem_id", "question_id", "prompt_id", "problem", "question", "prompt")
-CORRECT_NAMES = ("correct", "is_correct")
-
 _NOT_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
 
@@ -132,13 +127,14 @@ def _check_none_left_out(folder: Path, config: str | None) -> None:
         )
 
 
-def read_table(dataset: Dataset, names: Iterable[str | None]) -> pa.Table:
+def read_table(dataset: Dataset, names: Iterable[str | None], option: str | None = None) -> pa.Table:
     """
     Read the named columns of `dataset` at once, in the dataset's own order.
 
     Args:
         dataset (`Dataset`): Any format set on it is ignored.
         names (iterable of `str` or `None`): Columns to read; `None` entries are skipped.
+        option (`str`, *optional*): Option that names them, for the message about one that isn't there.
 
     Raises:
         `TypeError` for anything but a [`~datasets.Dataset`]; `RSRError` for a column that isn't there.
@@ -154,7 +150,8 @@ def read_table(dataset: Dataset, names: Iterable[str | None]) -> pa.Table:
             hint = f" Did you mean {close[0]!r}?" if close else ""
             if name in SCORE_COLUMNS:
                 hint = " Score it first with RSRScorer(student).score(dataset) or `rsr score`."
-            raise RSRError(f"The dataset has no column {name!r}; its columns are {dataset.column_names}.{hint}")
+            what = f"{option}: the dataset" if option else "The dataset"
+            raise RSRError(f"{what} has no column {name!r}; its columns are {dataset.column_names}.{hint}")
     table = dataset.data.table.select(wanted)
     # A shuffled or filtered dataset is an index over its table. Reading through it gathers row by row, and leaves one
     # chunk per row: one take of the few columns wanted is more than ten times faster.
@@ -191,22 +188,16 @@ def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
 
     Args:
         dataset (`Dataset`): Scored or not.
-        asked ([`Columns`], *optional*): Names given by the user. `"none"` means that no column is to be taken.
-
-    Raises:
-        RSRError: for a name that isn't a column.
+        asked ([`Columns`], *optional*): Names given by the user; `RSRError` for one that isn't a column. `"none"`
+            means that no column is to be taken.
     """
     asked, notes = asked or Columns(), []
 
     def find(option: str, given: str | None, known: tuple[str, ...], usable: Callable[[str], bool]) -> str | None:
-        if given is None:
-            return next((name for name in known if name in dataset.column_names and usable(name)), None)
-        if given == "none":
-            return None
-        try:
-            return read_table(dataset, [given]).column_names[0]
-        except RSRError as error:
-            raise RSRError(f"{option}: {error}") from None
+        if given not in (None, "none"):
+            return read_table(dataset, [given], option).column_names[0]
+        known = known if given is None else ()
+        return next((name for name in known if name in dataset.column_names and usable(name)), None)
 
     def names_groups(name: str) -> bool:
         column = read_table(dataset, [name])[name]
@@ -219,12 +210,14 @@ def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
     def repeats(name: str) -> bool:
         return names_groups(name) and pc.count_distinct(read_table(dataset, [name])[name]).as_py() < len(dataset)
 
+    def says_true_or_false(name: str) -> bool:
+        return dataset.features[name] == Value("bool")
+
+    problems = ("problem_id", "question_id", "prompt_id", "problem", "question", "prompt")
     return Columns(
-        teacher=find("teacher_column", asked.teacher, TEACHER_NAMES, names_groups),
-        problem=find("problem_column", asked.problem, PROBLEM_NAMES, repeats),
-        correct=find(
-            "correctness_column", asked.correct, CORRECT_NAMES, lambda name: dataset.features[name] == Value("bool")
-        ),
+        teacher=find("teacher_column", asked.teacher, ("teacher",), names_groups),
+        problem=find("problem_column", asked.problem, problems, repeats),
+        correct=find("correctness_column", asked.correct, ("correct", "is_correct"), says_true_or_false),
         notes=notes,
     )
 
@@ -332,12 +325,7 @@ def _prepend_system(messages: list[dict], system_prompt: str) -> list[dict]:
 
 
 def source_files(dataset_name: str, config: str | None = None, split: str = "train") -> list[str]:
-    """
-    The files that [`load`] reads: paths, or addresses on the Hub, which name the commit.
-
-    Args:
-        dataset_name, config, split: As [`load`] takes them.
-    """
+    """The files that [`load`] reads with these arguments: paths, or addresses on the Hub, which name the commit."""
     path = Path(dataset_name).expanduser()
     if path.is_file():
         return [str(path)]
@@ -363,12 +351,9 @@ def dataset_card(card: str | Path, version: str | None = None, facts: dict | Non
     config = {"config_name": "default", "data_files": [{"split": "train", "path": f"{DATA_FOLDER}/train-*.parquet"}]}
     configs = {"configs": [{**config, "description": version}]} if version else {}
     data = DatasetCardData(tags=["rsr-trl"], **configs, **{FACTS: facts or {}})
-    template = (
-        card.read_text(encoding="utf-8") if isinstance(card, Path) else "---\n{{ card_data }}\n---\n\n{{ text }}"
-    )
-    text = None if isinstance(card, Path) else card.strip()
-    made = DatasetCard.from_template(data, template_str=template, text=text, facts=facts or {}, citation=CITATION)
-    return f"{made.content}\n"
+    if isinstance(card, Path):
+        return f"{DatasetCard.from_template(data, card, facts=facts or {}, citation=CITATION).content}\n"
+    return f"---\n{data.to_yaml()}\n---\n\n{card.strip()}\n"
 
 
 def card_facts(source: str | Path | None) -> dict:
@@ -405,16 +390,10 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
     foreign = [name for name in found if name not in ("README.md", DATA_FOLDER, STATE_FOLDER)]
     inside = output_dir.glob(f"{DATA_FOLDER}/*")
     foreign += [f"{DATA_FOLDER}/{file.name}" for file in inside if file.suffix != ".parquet" and file.name[0] != "."]
-    if found and not foreign and not _is_ours(output_dir):
-        raise RSRError(
-            f"{str(output_dir)!r} holds a dataset that wasn't written by rsr-trl, so it is not overwritten. Choose "
-            "another output_dir."
-        )
-    if foreign:
-        raise RSRError(
-            f"{str(output_dir)!r} holds other things than a scored dataset (first: {foreign[0]}), so it is not "
-            "overwritten. Choose another output_dir."
-        )
+    if found and (foreign or not _is_ours(output_dir)):
+        what = f"holds other things than a scored dataset (first: {foreign[0]})" if foreign else ""
+        what = what or "holds a dataset that wasn't written by rsr-trl"
+        raise RSRError(f"{str(output_dir)!r} {what}, so it is not overwritten. Choose another output_dir.")
 
 
 def _is_ours(folder: Path) -> bool:

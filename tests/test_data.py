@@ -295,7 +295,7 @@ class TestFindColumns:
             ("correctness_column", Columns(correct="corect")),
         ):
             with pytest.raises(
-                RSRError, match=f"^{option}: The dataset has no column '{asked.names[0]}'.* Did you mean"
+                RSRError, match=f"^{option}: the dataset has no column '{asked.names[0]}'.* Did you mean"
             ):
                 find_columns(Dataset.from_dict(self.ROWS), asked)
 

@@ -9,7 +9,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from rich.console import Console
 from rich.text import Text
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import ModelConfig, TrlParser
 
 from rsr_trl import data
 from rsr_trl.cli import tables
@@ -18,9 +18,9 @@ from rsr_trl.cli.options import (
     FormatArguments,
     JsonArguments,
     TeacherArguments,
-    check_student_exists,
     option,
     option_parser,
+    student_to_train,
 )
 from rsr_trl.cli.tables import Column
 from rsr_trl.pilot.answers import load_checker
@@ -108,9 +108,7 @@ def main(
     training_args: PilotConfig,
     model_args: ModelConfig,
 ) -> int:
-    if model_args.model_name_or_path is None:
-        raise RSRError("Say which student to try it on: model_name_or_path.")
-    check_student_exists(model_args.model_name_or_path)
+    student = student_to_train(model_args, training_args)
     folder, strategies, out = Path(training_args.output_dir), parse_strategies(pilot_args.strategies), tables.console()
     check_folder(folder, {})
     if pilot_args.json or training_args.process_index:
@@ -148,7 +146,7 @@ def main(
     del scorer
     tables.without_bars()  # of the many small steps of the arms
     pool = Pool(rows, columns, strategies, pilot_args.num_examples, pilot_args.num_tokens)
-    arms = Arms(_student(model_args, training_args), training_args, pool, held_out)
+    arms = Arms(student, training_args, pool, held_out)
     seeds = range(training_args.seed, training_args.seed + pilot_args.num_seeds)
     pilot = Pilot(arms, strategies, seeds, folder, identity, say=lambda line: out.print(line, markup=False))
     try:
@@ -197,22 +195,6 @@ def _is_scored(pool: Dataset, scorer: RSRScorer) -> bool:
             f"meant, without the column {STUDENT!r}."
         )
     return RSR in pool.column_names
-
-
-def _student(model_args: ModelConfig, training_args: PilotConfig) -> dict:
-    """The student as SFTTrainer takes it: every arm loads its own."""
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "trust_remote_code": training_args.trust_remote_code,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
-    return {
-        "model": model_args.model_name_or_path,
-        "quantization_config": get_quantization_config(model_args),
-        "peft_config": get_peft_config(model_args),
-    }
 
 
 def _show(out: Console, result: dict, folder: Path) -> None:

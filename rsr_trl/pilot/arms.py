@@ -47,60 +47,56 @@ class Arms:
 
     def check(self, strategy: Strategy, seed: int) -> None:
         """Raise `RSRError` for what can't be trained, before anything is."""
-        rows = self.choose(strategy, seed)
-        if strategy.renewed and self._num_epochs(len(rows[0])) < 2:
+        self.choose(strategy, seed)
+        if strategy.renewed and self._schedule(self.pool.num_examples)[1] < 2:
             raise RSRError(f"{strategy.name} chooses again in each epoch: raise num_train_epochs above 1.")
         if strategy.renewed and self.args.max_steps <= 0 and self.args.num_train_epochs % 1:
             raise RSRError(f"{strategy.name} needs whole epochs, got num_train_epochs={self.args.num_train_epochs}.")
 
-    def _num_steps(self, num_examples: int) -> int:
-        epochs = self.args.num_train_epochs
-        return self.args.max_steps if self.args.max_steps > 0 else math.ceil(epochs * self._epoch_steps(num_examples))
-
-    def _num_epochs(self, num_examples: int) -> int:
-        """Epochs that are begun."""
-        return math.ceil(self._num_steps(num_examples) / self._epoch_steps(num_examples))
-
-    def _epoch_steps(self, num_examples: int) -> int:
-        return math.ceil(num_examples / self.args.batch)
+    def _schedule(self, num_examples: int) -> tuple[int, int]:
+        """Steps of a training on so many examples, and epochs that are begun."""
+        per_epoch, steps = math.ceil(num_examples / self.args.batch), self.args.max_steps
+        steps = steps if steps > 0 else math.ceil(self.args.num_train_epochs * per_epoch)
+        return steps, math.ceil(steps / per_epoch)
 
     def choose(self, strategy: Strategy, seed: int) -> list[np.ndarray]:
         """Rows of the pool that an arm trains on, as [`Pool.choose`] gives them."""
         count = self.pool.num_examples
-        return self.pool.choose(strategy, seed, 1 if count is None else self._num_epochs(count))
+        return self.pool.choose(strategy, seed, self._schedule(count)[1] if count else 1)
 
     def run(self, arm: Arm) -> dict:
         """Train and measure. On several processes all call it, and all get the record of the arm."""
-        started = time.perf_counter()
+        started, is_trained = time.perf_counter(), arm.strategy is not None
         strategy = arm.strategy or Strategy("before")  # which needs some rows to make a trainer
         rows = self.choose(strategy, arm.seed)
+        chosen = np.concatenate(rows) if is_trained and strategy.name != RESCORED else None
         with tempfile.TemporaryDirectory() as folder:
             trainer = self._trainer(strategy, arm.seed, rows, folder)
-            watch = _Watch(self.held_out, trainer)
-            if arm.strategy is not None:
+            watch, state = _Watch(self.held_out, trainer), trainer.state
+            if is_trained:
                 trainer.add_callback(watch)
                 trainer.train()
-            train_seconds, state = time.perf_counter() - started, trainer.state
+                state = trainer.state
+            train_seconds = time.perf_counter() - started
             batch_size, autocast = self.args.per_device_eval_batch_size, trainer.accelerator.autocast
             problems = self.held_out.measure(trainer.model, trainer.processing_class, batch_size, autocast)
             _free(trainer)
-        means = {name: mean_of(problems, name) for name in ("correct", "loss")}
-        if means["loss"] is not None:
-            watch.losses.append({"step": state.global_step, "loss": means["loss"]})
-        record = {"strategy": None, "seed": arm.seed, "examples": 0, "tokens": 0, "teachers": None}
-        if arm.strategy is not None:
-            record |= {"strategy": strategy.name, "examples": self._num_examples(strategy, rows), "tokens": None}
-        if arm.strategy is not None and strategy.name != RESCORED:  # of which nobody knows what it chose
-            chosen = np.concatenate(rows)
-            record["tokens"] = round(state.epoch * float(self.pool.table.tokens[chosen].sum()))
-            record["teachers"] = self.pool.count_teachers(chosen)
-        return record | {
+        correct, loss = (_mean([problem[metric] for problem in problems]) for metric in ("correct", "loss"))
+        tokens = None if chosen is None else round(state.epoch * float(self.pool.table.tokens[chosen].sum()))
+        return {
+            "strategy": strategy.name if is_trained else None,
+            "seed": arm.seed,
+            "examples": self.pool.num_examples or len(rows[0]) if is_trained else 0,
+            "tokens": tokens if is_trained else 0,  # over all epochs; unknown for a choice that is made in training
+            "teachers": None if chosen is None else self.pool.count_teachers(chosen),
             "steps": state.global_step,
             "seconds": round(time.perf_counter() - started, 3),
             "train_seconds": round(train_seconds, 3),
             "train_loss": [{"step": log["step"], "loss": log["loss"]} for log in state.log_history if "loss" in log],
-            "held_out_loss": watch.losses,  # at the end of each epoch; the last is that of the finished student
-            **means,
+            # At the end of each epoch; the last is that of the finished student.
+            "held_out_loss": watch.losses + ([] if loss is None else [{"step": state.global_step, "loss": loss}]),
+            "correct": correct,
+            "loss": loss,
             "problems": problems,
         }
 
@@ -108,14 +104,13 @@ class Arms:
         """What `arms` will cost: by a few steps of `trial`, and the measured seconds of an evaluation."""
         step, start = self._trial(trial)
         rows, tokens, seconds = self.choose(*trial), self.pool.table.tokens, 0.0
-        usual, steps_per_arm = tokens[rows[0]].mean(), self._num_steps(len(rows[0]))
+        usual, steps_per_arm = tokens[rows[0]].mean(), self._schedule(len(rows[0]))[0]
         for strategy, seed in arms:
             rows = self.choose(strategy, seed)
-            steps = self._num_steps(self._num_examples(strategy, rows))
+            steps, epochs = self._schedule(self.pool.num_examples or len(rows[0]))
             seconds += start + step * steps * float(tokens[np.concatenate(rows)].mean() / usual)
             if strategy.name == RESCORED:
-                batches = float(tokens[rows[0]].sum() / usual) / self.args.batch
-                seconds += FORWARD * step * batches * self._num_epochs(self.pool.num_examples)
+                seconds += FORWARD * step * epochs * float(tokens[rows[0]].sum() / usual) / self.args.batch
         return {
             "arms": len(arms),
             "steps_per_arm": steps_per_arm,
@@ -128,35 +123,30 @@ class Arms:
     def _trial(self, arm: Arm) -> tuple[float, float]:
         """Train a few steps and throw the student away: seconds of a step without the first, and of getting ready."""
         with tempfile.TemporaryDirectory() as folder:
-            started = time.perf_counter()
+            started, watch = time.perf_counter(), _Watch()
             trainer = self._trainer(*arm, self.choose(*arm), folder, max_steps=TRIAL_STEPS)
-            trainer.add_callback(watch := _Watch())
+            trainer.add_callback(watch)
             trainer.train()
             seconds = time.perf_counter() - started
             _free(trainer)
         step = float(np.median(np.diff(watch.ends)[1:]))
         return step, max(0.0, seconds - step * TRIAL_STEPS)
 
-    def _num_examples(self, strategy: Strategy, rows: list[np.ndarray]) -> int:
-        return self.pool.num_examples if strategy.name == RESCORED else len(rows[0])
-
-    def _trainer(
-        self, strategy: Strategy, seed: int, rows: list[np.ndarray], folder: str, **changes
-    ) -> SFTTrainer | RSRSFTTrainer:
-        count, column = self._num_examples(strategy, rows), self.pool.table.columns.problem
+    def _trainer(self, strategy: Strategy, seed: int, rows: list[np.ndarray], folder: str, **changes) -> SFTTrainer:
         trainer_class, config_class, own = SFTTrainer, SFTConfig, {}
         if strategy.name == RESCORED:
-            trainer_class, config_class = RSRSFTTrainer, RSRSFTConfig
+            trainer_class, config_class, column = RSRSFTTrainer, RSRSFTConfig, self.pool.table.columns.problem
             own = {"rsr_rescore_strategy": "epoch", "rsr_sampling": "random", "rsr_group_column": column}
-            own |= {} if column else {"rsr_keep_fraction": count / len(self.pool.dataset)}
-        elif strategy.renewed:
-            # One choice after another in one long epoch, with the steps of as many epochs of one choice each.
-            own = {"train_sampling_strategy": "sequential", "max_steps": self._num_steps(count)}
-        elif strategy.ordered:
+            if column is None:
+                own["rsr_keep_fraction"] = self.pool.num_examples / len(self.pool.table)
+        elif strategy.renewed or strategy.ordered:
             own = {"train_sampling_strategy": "sequential"}
+        if strategy.renewed and strategy.name != RESCORED:
+            # One choice after another in one long epoch, with the steps of as many epochs of one choice each.
+            own["max_steps"] = self._schedule(len(rows[0]))[0]
         recipe = {f.name: getattr(self.args, f.name) for f in fields(config_class) if f.init}
         args = config_class(**recipe | {"output_dir": folder, "seed": seed} | own | changes)
-        dataset = self.pool.trainable(np.concatenate(rows))
+        dataset = self.pool.dataset.select(np.concatenate(rows))
         set_seed(seed)  # an adapter begins at random
         trainer = trainer_class(args=args, train_dataset=dataset, **self.student)
         if dropped := len(dataset) - len(trainer.train_dataset):
@@ -170,9 +160,8 @@ class Arms:
         return trainer
 
 
-def mean_of(problems: Sequence[dict], metric: str) -> float | None:
-    """Mean of a metric over the problems; `None` where it wasn't measured."""
-    return None if problems[0][metric] is None else float(np.mean([problem[metric] for problem in problems]))
+def _mean(values: list) -> float | None:
+    return None if values[0] is None else float(np.mean(values))
 
 
 def _free(trainer: SFTTrainer) -> None:

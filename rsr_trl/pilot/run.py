@@ -5,8 +5,8 @@ An arm's file is written whole when the arm is done, so a pilot that was killed 
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,12 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
-from xxhash import xxh3_128
+from xxhash import xxh3_64_hexdigest
 
 from rsr_trl.pilot.arms import Arm, Arms
+from rsr_trl.pilot.differences import CONFIDENCE
 from rsr_trl.pilot.strategies import Strategy
-from rsr_trl.pilot.verdict import CONFIDENCE, compare, lopsided, sentences
+from rsr_trl.pilot.verdict import compare, lopsided, sentences
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring.shards import differences, read_json, write_json
 
@@ -56,21 +57,20 @@ class Pilot:
         for arm in self.plan[1:]:
             arms.check(*arm)
         budget = {"examples": arms.pool.num_examples, "tokens": arms.pool.num_tokens}
-        settings = {
-            **identity,
+        settings = identity | {
             "recipe": arms.args.recipe(),
             "budget": {name: value for name, value in budget.items() if value is not None},
             "max_new_tokens": arms.held_out.max_new_tokens,
             "group_column": arms.pool.table.columns.problem,
         }
         self.settings = json.loads(json.dumps(settings))
-        self._run = xxh3_128(json.dumps(self.settings, sort_keys=True).encode()).hexdigest()[:16]
+        self._run = xxh3_64_hexdigest(json.dumps(self.settings, sort_keys=True).encode())
 
     def run(self, dry_run: bool = False) -> dict:
         """Run what isn't done, and return what `pilot.json` then holds; with `dry_run` only measure the cost."""
         if dry_run:
             return self._cost(self.plan[1:], self.arms.run(Arm()))
-        with self._owned() if self.is_main else nullcontext():
+        with self._lock() if self.is_main else nullcontext():
             files = {arm: read_json(self._file(arm)) for arm in self.plan if self.is_main}
             done = {arm: record for arm, record in files.items() if record.get("run") == self._run}
             records, cost = broadcast_object_list([done])[0], None
@@ -86,22 +86,16 @@ class Pilot:
                 write_json(self.folder / RESULT, result)
         return result
 
-    @contextmanager
-    def _owned(self) -> Iterator[None]:
+    def _lock(self):
         """The folder, for this pilot alone."""
         check_folder(self.folder, self.settings)
         (self.folder / ARMS).mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / LOCK)
         try:
-            lock.acquire(timeout=0)
+            lock = FileLock(self.folder / LOCK).acquire(timeout=0)
         except Timeout:
             raise RSRError(f"Another pilot is at work in {str(self.folder)!r}: wait, or choose another.") from None
-        try:
-            write_json(self.folder / SETTINGS, self.settings)
-            yield
-        finally:
-            (self.folder / LOCK).unlink(missing_ok=True)
-            lock.release()
+        write_json(self.folder / SETTINGS, self.settings)
+        return lock
 
     def _file(self, arm: Arm) -> Path:
         return self.folder / ARMS / f"{arm.file_name}.json"
@@ -118,7 +112,7 @@ class Pilot:
 
     def _cost(self, left: Sequence[Arm], before: dict) -> dict:
         """The cost of what is left, said before it is paid."""
-        cost = self.arms.cost(left, Arm(self.strategies[0], self.seeds[0]), before["seconds"])
+        cost = self.arms.cost(left, self.plan[1], before["seconds"])
         self.say(
             f"Cost: {cost['arms']} trainings of about {cost['steps_per_arm']} steps of "
             f"{cost['seconds_per_step']:.3g} s (measured), and {cost['evaluation_seconds_per_arm']:.3g} s each to "
@@ -128,21 +122,15 @@ class Pilot:
 
     def _sum_up(self, records: dict[Arm, dict], cost: dict | None) -> dict:
         by_strategy = {one.name: [records[Arm(one, seed)] for seed in self.seeds] for one in self.strategies}
-        table, pool, arms = compare(by_strategy, self.strategies), self.arms.pool, []
-        for arm in self.plan:
-            arms.append({name: value for name, value in records[arm].items() if name != "problems"})
+        table, pool = compare(by_strategy, self.strategies), self.arms.pool
         return {
             "settings": self.settings,
             "strategies": [strategy._asdict() for strategy in self.strategies],
             "seeds": self.seeds,
             "confidence": CONFIDENCE,
-            "pool": {
-                "trajectories": len(pool.dataset),
-                "left_out": pool.left_out,
-                "problems": None if pool.groups is None else pool.num_groups,
-            },
+            "pool": {"trajectories": len(pool.table), "left_out": pool.left_out, "problems": pool.num_problems},
             "cost": cost,
-            "arms": arms,
+            "arms": [{k: v for k, v in records[arm].items() if k != "problems"} for arm in self.plan],
             "table": table,
             "verdict": sentences(table),
             "notes": self._notes(records, by_strategy),
@@ -151,14 +139,13 @@ class Pilot:
     def _notes(self, records: dict[Arm, dict], by_strategy: dict[str, list[dict]]) -> list[str]:
         """What would make the verdict worth less."""
         notes, pool, before = [], self.arms.pool, records[Arm()]["loss"]
-        if before is not None:
-            after = np.mean([record["loss"] for record in by_strategy["random"]])
-            if after >= before:
-                notes.append(
-                    f"Training on random choices didn't lower the held-out loss ({before:.4f} -> {after:.4f}): train "
-                    "longer, with another learning_rate, or look at whether the references are of the kind that the "
-                    "pool teaches."
-                )
+        after = None if before is None else np.mean([record["loss"] for record in by_strategy["random"]])
+        if after is not None and after >= before:
+            notes.append(
+                f"Training on random choices didn't lower the held-out loss ({before:.4f} -> {after:.4f}): train "
+                "longer, with another learning_rate, or look at whether the references are of the kind that the pool "
+                "teaches."
+            )
         cut = [problem["cut"] for record in records.values() for problem in record["problems"]]
         if cut[0] is not None and np.mean(cut) > CUT_SHARE:
             limit = self.arms.held_out.max_new_tokens
@@ -167,9 +154,9 @@ class Pilot:
             notes += lopsided(strategy, by_strategy)
         if pool.left_out:
             notes.append(f"{pool.left_out:,} trajectories of the pool have no score and were left out.")
-        if len(self.seeds) > 1 and pool.groups is None:
+        if len(self.seeds) > 1 and pool.num_problems is None:
             notes.append("Without group_column a strategy chooses the same for all seeds: they differ in order only.")
-        elif len(self.seeds) > 1 and pool.num_examples == pool.num_groups:
+        elif len(self.seeds) > 1 and pool.num_examples == pool.num_problems:
             notes.append("Every seed trains on all of the pool's problems: seeds differ in order only.")
         return notes
 

@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rsr_trl.pilot.differences import difference
+from rsr_trl.pilot.differences import CONFIDENCE, difference
 from rsr_trl.pilot.strategies import Strategy
 
 
-CONFIDENCE = 0.95  # of the intervals
 UNEVEN = 1.5  # times the tokens of the control
 ONE_TEACHER = 0.6  # share of a strategy's choices
 
@@ -53,7 +52,7 @@ def compare(records: dict[str, list[dict]], strategies: Sequence[Strategy]) -> l
                 np.array([[problem[metric.name] for problem in record["problems"]] for record in records[name]], float)
                 for name in (strategy.name, strategy.control)
             )
-            result = difference(ours, theirs, CONFIDENCE, bounded=metric.name == "correct")
+            result = difference(ours, theirs, bounded=metric.name == "correct")
             row = {
                 "strategy": strategy.name,
                 "control": strategy.control,

@@ -13,7 +13,7 @@ explode. There the logarithm is taken to be Student-t with `units - 1` degrees o
 same standard error, for draws and intervals alike. A single unit tells nothing about the next: it has no draws.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -24,16 +24,8 @@ _BLOCK = 2**21  # numbers held at once: small enough for a processor's cache
 _LARGE = 10_000  # units from which counting draw by draw beats counting a block at once
 
 
-@dataclass(frozen=True)
-class RatioDraws:
-    """
-    Resampled ratios.
-
-    Args:
-        draws (float array of shape `(num_draws, teachers)`): Ratio of each teacher in each draw; `nan` for a single
-            unit.
-        low, high (float arrays of shape `(teachers,)`): Interval; `nan` where there are too few units for one.
-    """
+class RatioDraws(NamedTuple):
+    """Resampled ratios of shape `(num_draws, teachers)` and their intervals; `nan` where there are too few units."""
 
     draws: np.ndarray
     low: np.ndarray

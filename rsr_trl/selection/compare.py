@@ -184,7 +184,8 @@ def compare_table(
     if not by_problem and keep_fraction is None:
         keep_fraction = KEEP_FRACTION
     group_column = table.columns.problem if by_problem else None
-    rule = Criteria(group_column=group_column, keep_per_group=keep_per_group, keep_fraction=keep_fraction)
+    Criteria(group_column, keep_per_group, keep_fraction)  # raises where they are out of range
+    several = f" --keep_per_group {keep_per_group}" if keep_per_group > 1 else ""
 
     def choice(rows: ScoredTable, score: str) -> np.ndarray:
         """What `rsr select` would choose: bool array of shape `(rows,)`."""
@@ -204,27 +205,26 @@ def compare_table(
             "name": name,
             "prefer": rows.prefer[name],
             "rank_correlation": _number(correlation[j, 0]),
-            "overlap": _number(overlap[j, 0]),
+            "overlap": float(overlap[j, 0]),
             "teacher_agreement": _number(orders[j, 0]),
             "length_correlation": _number(correlation[j, -1]),
             "length_r2": _number(correlation[j, -1] ** 2),
             **_correctness(rows, costs[:, j], kept[:, j]),
-            "chosen_tokens": _number(rows.tokens[kept[:, j]].mean()),
-            **_top_teacher(rows, kept[:, j]),
+            **_chosen(rows, kept[:, j]),
         }
         for j, name in enumerate(rows.values)
     ]
     scored = table.where(np.isfinite(table.cost(RSR)))
     return Comparison(
         scores=scores,
-        rank_correlation=_matrix(correlation[:-1, :-1]),
-        overlap=_matrix(overlap),
+        rank_correlation=[list(map(_number, row)) for row in correlation[:-1, :-1]],
+        overlap=overlap.tolist(),
         chance_overlap=chance,
         teachers=teachers,
-        teacher_agreement=_matrix(orders),
+        teacher_agreement=[list(map(_number, row)) for row in orders],
         findings=[*look_at_rows(scored, choice(scored, RSR)), *look_at_scores(scores, chance, len(rows))],
         notes=notes,
-        rule=_in_words(rule),
+        rule=f"--group_column {group_column}{several}" if by_problem else f"--keep_fraction {keep_fraction:g}",
         num_rows=len(table),
         num_compared=len(rows),
         num_problems=None if rows.problem is None else len(np.unique(rows.problem)),
@@ -240,8 +240,8 @@ def _comparable(table: ScoredTable, notes: list[str]) -> np.ndarray:
     if not together.any():
         most = max(missing, key=missing.get)
         raise RSRError(
-            f"None of the {len(table)} rows has a finite value of every score ({most!r} lacks most, in {missing[most]} "
-            f"rows), so there is nothing to compare. {ERROR!r} may say why; or leave that score out."
+            f"None of the {len(table)} rows has a finite value of every score ({most!r} lacks most, in "
+            f"{missing[most]} rows), so there is nothing to compare. {ERROR!r} may say why; or leave that score out."
         )
     if not together.all():
         lacking = ", ".join(f"{name} in {count:,}" for name, count in missing.items() if count)
@@ -250,14 +250,6 @@ def _comparable(table: ScoredTable, notes: list[str]) -> np.ndarray:
             f"finite: {lacking}."
         )
     return together
-
-
-def _in_words(rule: Criteria) -> str:
-    """The rule as options of `rsr select`."""
-    if rule.keep_fraction is not None:
-        return f"--keep_fraction {rule.keep_fraction:g}"
-    more = f" --keep_per_group {rule.keep_per_group}" if rule.keep_per_group > 1 else ""
-    return f"--group_column {rule.group_column}{more}"
 
 
 def _teachers(rows: ScoredTable, costs: np.ndarray, notes: list[str]) -> tuple[list[dict], np.ndarray, int | None]:
@@ -299,22 +291,18 @@ def _correctness(rows: ScoredTable, cost: np.ndarray, kept: np.ndarray) -> dict:
     if rows.correct is None:
         return dict.fromkeys(names)
     known = ~np.isnan(rows.correct)
-    problem = None if rows.problem is None else rows.problem[known]
-    share, low, high = correct_first(cost[known], rows.correct[known] == 1, problem)
+    first = correct_first(cost[known], rows.correct[known] == 1, None if rows.problem is None else rows.problem[known])
     accuracy = rows.correct[known & kept].mean() if (known & kept).any() else np.nan
-    return dict(zip(names, map(_number, (share, low, high, accuracy)), strict=True))
+    return dict(zip(names, map(_number, (*first, accuracy)), strict=True))
 
 
-def _top_teacher(rows: ScoredTable, kept: np.ndarray) -> dict:
-    if rows.teacher is None:
-        return {"chosen_top_teacher": None, "chosen_top_teacher_share": None}
-    count = np.bincount(rows.teacher[kept], minlength=len(rows.teachers))
-    most = int(count.argmax())
-    return {"chosen_top_teacher": rows.teachers[most], "chosen_top_teacher_share": float(count[most] / count.sum())}
-
-
-def _matrix(values: np.ndarray) -> list[list[float | None]]:
-    return [[_number(value) for value in row] for row in values]
+def _chosen(rows: ScoredTable, kept: np.ndarray) -> dict:
+    top, share = None, None
+    if rows.teacher is not None:
+        count = np.bincount(rows.teacher[kept])
+        top, share = rows.teachers[count.argmax()], float(count.max() / count.sum())
+    tokens = _number(rows.tokens[kept].mean())
+    return {"chosen_tokens": tokens, "chosen_top_teacher": top, "chosen_top_teacher_share": share}
 
 
 def _number(value: float) -> float | None:

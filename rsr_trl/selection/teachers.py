@@ -328,11 +328,7 @@ def _resample(compared: ScoredTable, score: str, confidence: float, num_draws: i
         # A generator of its own for each teacher: independent draws, which no other teacher moves.
         rng = np.random.default_rng([seed, *str(compared.teachers[t]).encode()])
         each.append(resample_ratios(top[rows, None], bottom[rows, None], num_draws, confidence, rng, on_log))
-    return RatioDraws(
-        draws=np.hstack([one.draws for one in each]),
-        low=np.concatenate([one.low for one in each]),
-        high=np.concatenate([one.high for one in each]),
-    )
+    return RatioDraws(*map(np.hstack, zip(*each, strict=True)))
 
 
 def _pairs(frame: pd.DataFrame, order: np.ndarray, costs: np.ndarray, teachers: list, name: str) -> list[dict]:

@@ -17,8 +17,7 @@ from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from rsr_trl.rsr import CITATION, RSRError
-from rsr_trl.scoring.fingerprint import student_fingerprint
-from rsr_trl.scoring.student import Student
+from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from rsr_trl.training import prepare
 from rsr_trl.training.collator import NUM_SCORED, ROW, DrawnRows, live_collator, live_threshold
@@ -117,8 +116,7 @@ class RSRSFTTrainer(SFTTrainer):
         own = [None]
         if self.accelerator.is_main_process:  # the others may not have weights yet (FSDP)
             settings = {"r_max": self.args.rsr_r_max, "assistant_only_loss": self.args.assistant_only_loss}
-            weights = Student(self.model).weights_fingerprint()
-            own[0] = student_fingerprint(weights, self._tokenizer, **settings, logits_dtype="float32")
+            own[0] = RSRScorer(self.model, self._tokenizer, **settings).fingerprint
         broadcast_object_list(own)
         if (scored := prepare.with_own_scores(self.train_dataset, table, own[0])) is not None:
             return scored

@@ -2,11 +2,12 @@ import json
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import DatasetDict
 from scipy.stats import binomtest, mannwhitneyu, rankdata, spearmanr
 
-from rsr_trl.rsr import RSRError, dataset_rsr
+from rsr_trl.rsr import RSRError
 from rsr_trl.selection.choose import select_trajectories
 from rsr_trl.selection.compare import (
     chance_overlap,
@@ -38,15 +39,12 @@ def pool():
 
 
 def usable(dataset):
-    """Rows as dicts that have a finite value of all scores, with their scores turned to lower = more suitable."""
-    rows = [row for row in dataset if row["rsr"] is not None and not np.isnan(row["rsr"])]
-    rows = [row for row in rows if row["quality"] is not None]
-    costs = {
-        "rsr": [row["rsr"] for row in rows],
-        "surprisal": [row["rsr_mean_surprisal"] for row in rows],
-        "quality": [-row["quality"] for row in rows],
-    }
-    return rows, costs
+    """Frames of the rows that have a finite value of all scores, and of their scores as costs."""
+    frame = dataset.to_pandas().dropna(subset=["rsr", "quality"]).reset_index(drop=True)
+    costs = pd.DataFrame(
+        {"rsr": frame.rsr, "surprisal": frame.rsr_mean_surprisal, "quality": -frame.quality.astype(float)}
+    )
+    return frame, costs
 
 
 def compared(dataset, **options):
@@ -74,17 +72,15 @@ def naive_pairs(cost, correct, group):
 
 class TestAgainstLoops:
     def test_rank_correlation_within_problems(self, pool):
-        rows, costs = usable(pool)
-        truth = naive_within(np.array(list(costs.values())).T, np.array([row["problem_id"] for row in rows]))
-        result = compared(pool)
+        frame, costs = usable(pool)
+        truth, result = naive_within(costs.to_numpy(), frame.problem_id.to_numpy()), compared(pool)
         assert [score["name"] for score in result.scores] == ["rsr", "surprisal", "quality"]
         np.testing.assert_allclose(result.rank_correlation, truth)
         assert [score["rank_correlation"] for score in result.scores] == pytest.approx(truth[0].tolist())
 
     def test_rank_correlation_and_length_without_problems(self, pool):
-        rows, costs = usable(pool)
-        tokens = [row["rsr_num_tokens"] for row in rows]
-        truth = spearmanr(np.array([*costs.values(), tokens]).T).statistic
+        frame, costs = usable(pool)
+        truth = spearmanr(costs.assign(tokens=frame.rsr_num_tokens)).statistic
         result = compared(pool, problem_column=None)
         np.testing.assert_allclose(result.rank_correlation, truth[:3, :3])
         for score, row in zip(result.scores, truth, strict=False):
@@ -121,38 +117,28 @@ class TestAgainstLoops:
         assert result.rule == words
 
     def test_correct_first_within_problems(self, pool):
-        rows, costs = usable(pool)
-        known = np.array([row["correct"] is not None for row in rows])
-        correct, problem = (np.array([row[name] for row in rows])[known] for name in ("correct", "problem_id"))
+        frame, costs = usable(pool)
+        known = frame.correct.notna()
         for score in compared(pool).scores:
-            truth = naive_pairs(np.array(costs[score["name"]])[known], correct == 1, problem)
+            correct, problem = (frame[name][known].to_numpy() for name in ("correct", "problem_id"))
+            truth = naive_pairs(costs[score["name"]][known].to_numpy(), correct == True, problem)  # noqa: E712
             assert score["correct_first"] == pytest.approx(truth)
             assert score["correct_first_low"] < score["correct_first"] < score["correct_first_high"]
 
     def test_teachers_on_the_problems_that_all_have(self, pool):
-        rows, costs = usable(pool)
-        has = {row["problem_id"]: set() for row in rows}
-        for row in rows:
-            has[row["problem_id"]].add(row["teacher"])
-        shared = [i for i, row in enumerate(rows) if len(has[row["problem_id"]]) == 4]
-        values = {}
-        for name in ("t0", "t1", "t2", "t3"):
-            mine = [rows[i] for i in shared if rows[i]["teacher"] == name]
-            rank, surprisal, quality = (
-                np.array([row[column] for row in mine])
-                for column in ("rsr_mean_clipped_rank", "rsr_mean_surprisal", "quality")
-            )
-            values[name] = (dataset_rsr(rank, surprisal), surprisal.mean(), quality.mean())
+        frame, _ = usable(pool)
+        frame = frame[frame.groupby("problem_id").teacher.transform("nunique") == 4]
+        means = frame.groupby("teacher")[["rsr_mean_clipped_rank", "rsr_mean_surprisal", "quality"]].mean()
+        values = means.assign(rsr_mean_clipped_rank=means.rsr_mean_clipped_rank / means.rsr_mean_surprisal)  # Eq. 9
         result = compared(pool)
-        assert result.num_shared_problems == len({rows[i]["problem_id"] for i in shared}) < 30
-        table = {row["teacher"]: row for row in result.teachers}
-        assert [row["teacher"] for row in result.teachers] == sorted(values, key=lambda name: values[name][0])
-        costs = np.array(list(values.values())) * [1, 1, -1]
-        places = rankdata(costs.round(9), method="min", axis=0)
-        for (name, truth), place in zip(values.items(), places, strict=True):
-            assert list(table[name]["values"].values()) == pytest.approx(list(truth))
-            assert list(table[name]["places"].values()) == place.tolist()
-            assert table[name]["trajectories"] == result.num_shared_problems
+        assert result.num_shared_problems == frame.problem_id.nunique() < 30
+        assert [row["teacher"] for row in result.teachers] == list(values.index[np.argsort(values.iloc[:, 0])])
+        costs = values.to_numpy() * [1, 1, -1]
+        places = pd.DataFrame(rankdata(costs.round(9), method="min", axis=0), values.index)
+        for row in result.teachers:
+            assert list(row["values"].values()) == pytest.approx(values.loc[row["teacher"]].tolist())
+            assert list(row["places"].values()) == places.loc[row["teacher"]].tolist()
+            assert row["trajectories"] == result.num_shared_problems
         np.testing.assert_allclose(result.teacher_agreement, spearmanr(costs).statistic)
 
 
