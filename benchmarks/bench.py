@@ -92,14 +92,14 @@ def make_parser(prog: str | None = None) -> TrlParser:
 def main(args: BenchArguments) -> int:
     import torch
 
-    from rsr_trl.cli import summary
+    from rsr_trl.cli import tables
 
     model = load_student(args)
     if args.trainer:
         return _bench_trainer(args, model)
     rows = load_rows(args)
     ways = make_ways(args, model, rows)
-    out = summary.console()
+    out = tables.console()
     for name, run in ways.items():  # a round that doesn't count: compiling, caches, allocators
         with out.status(f"warming up: {name}"):
             run()
@@ -133,7 +133,7 @@ def main(args: BenchArguments) -> int:
         "arguments": asdict(args),
     }
     if args.json:
-        summary.print_json(result)
+        tables.print_json(result)
     else:
         _print(out, result)
     return 0
@@ -145,7 +145,8 @@ def _bench_trainer(args: BenchArguments, model: "PreTrainedModel") -> int:
     from transformers import AutoTokenizer
 
     from benchmarks.overhead import measure_overheads
-    from rsr_trl.cli import summary
+    from rsr_trl.cli import tables
+    from rsr_trl.cli.tables import Column, print_table
     from rsr_trl.demo import STUDENT_PATH
     from rsr_trl.demo.teachers import make_pool
 
@@ -181,37 +182,44 @@ def _bench_trainer(args: BenchArguments, model: "PreTrainedModel") -> int:
         for what, (ours, theirs) in pairs.items()
     }
     if args.json:
-        summary.print_json({"seconds": seconds, "ratios": ratios, "arguments": asdict(args)})
+        tables.print_json({"seconds": seconds, "ratios": ratios, "arguments": asdict(args)})
         return 0
-    out = summary.console()
-    table = summary.plain_table("what", "median", "spread", "measured")
-    for what, values in ratios.items():
-        spread = f"{values[0]:.2f}-{values[-1]:.2f}x"
-        summary.add_row(table, what, f"{median(values):.2f}x", spread, str(len(values)))
-    out.print(table)
+    out = tables.console()
+    columns = (
+        Column("what", lambda item: item[0]),
+        Column("median", lambda item: f"{median(item[1]):.2f}x"),
+        Column("spread", lambda item: f"{item[1][0]:.2f}-{item[1][-1]:.2f}x"),
+        Column("measured", lambda item: len(item[1])),
+    )
+    print_table(out, list(ratios.items()), columns)
     unit = "CPU seconds" if model.device.type == "cpu" else "seconds"
     out.print(f"Median {unit}: " + ", ".join(f"{name} {median(values):.3f}" for name, values in seconds.items()))
     return 0
 
 
 def _print(out, result: dict) -> None:
-    from rsr_trl.cli.summary import add_row, plain_table
+    from rsr_trl.cli.tables import Column, print_table
 
+    def memory(way: str) -> str:
+        peak = result["peak_bytes_above_weights"][way]
+        return "unknown" if peak is None else f"{peak / 2**20:,.0f} MiB"
+
+    def ratio(way: str) -> str:
+        ratios = result["time_ratio"].get(way)
+        return "" if ratios is None else f"{median(ratios):.2f}x ({ratios[0]:.2f}-{ratios[-1]:.2f})"
+
+    seconds = result["seconds"]
     out.print(f"\n{result['device']}, torch {result['torch']}, {result['arguments']['dtype']}")
     out.print(f"{result['rows']:,} rows, {result['tokens']:,} tokens, {result['scored_tokens']:,} of them scored")
-    table = plain_table("way", "seconds", "spread", "tokens/s", "peak memory", "rsr_trl takes")
-    for name, times in result["seconds"].items():
-        memory, ratios = result["peak_bytes_above_weights"][name], result["time_ratio"].get(name)
-        add_row(
-            table,
-            name,
-            f"{median(times):.2f}",
-            f"{min(times):.2f}-{max(times):.2f}",
-            f"{result['tokens_per_second'][name]:,.0f}",
-            "unknown" if memory is None else f"{memory / 2**20:,.0f} MiB",
-            "" if ratios is None else f"{median(ratios):.2f}x ({ratios[0]:.2f}-{ratios[-1]:.2f})",
-        )
-    out.print(table)
+    columns = (
+        Column("way", str),
+        Column("seconds", lambda way: f"{median(seconds[way]):.2f}"),
+        Column("spread", lambda way: f"{min(seconds[way]):.2f}-{max(seconds[way]):.2f}"),
+        Column("tokens/s", lambda way: f"{result['tokens_per_second'][way]:,.0f}"),
+        Column("peak memory", memory),
+        Column("rsr_trl takes", ratio),
+    )
+    print_table(out, list(seconds), columns)
     out.print("Medians over the rounds; peak memory is above the weights.")
 
 

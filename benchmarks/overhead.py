@@ -4,6 +4,7 @@ import copy
 import tempfile
 import time
 
+import numpy as np
 import torch
 from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
@@ -13,7 +14,7 @@ from rsr_trl.scoring.batches import lay_out
 from rsr_trl.scoring.lm_head import LMHead
 from rsr_trl.scoring.student import on_device
 from rsr_trl.training.config import RSRSFTConfig
-from rsr_trl.training.epoch_rows import SCORED
+from rsr_trl.training.prepare import SCORED
 from rsr_trl.training.trainer import RSRSFTTrainer
 
 
@@ -109,9 +110,9 @@ def _bare_forward(trainer: RSRSFTTrainer) -> None:
     weight = LMHead.of(model).module.weight
     rows = trainer.train_dataset.select_columns(["input_ids", SCORED]).with_format("numpy")
     with trainer.accelerator.autocast():
-        for batch in trainer.plan():
+        for batch in trainer.scoring.plan(np.flatnonzero(trainer.table.num_tokens)):
             taken = rows[batch.tolist()]
-            arrays = lay_out(taken["input_ids"], taken[SCORED], trainer.layout)
+            arrays = lay_out(taken["input_ids"], taken[SCORED], trainer.scoring.layout)
             tensors = on_device(arrays, device)
             scored = tensors.pop("scored")
             hidden = model.base_model(use_cache=False, **tensors).last_hidden_state[:, :-1][scored[:, 1:]]

@@ -17,7 +17,7 @@ _HOME = {
     "RSRSFTTrainer": "training.trainer",
     "RSRSampler": "training.sampler",
     "RSRScorer": "scoring.scorer",
-    "ScoreTable": "training.score_table",
+    "ScoreTable": "training.live_table",
     "compare_scores": "selection.compare",
     "dataset_rsr": "rsr",
     "filtered_token_rsr": "rsr",
@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from rsr_trl.selection.teachers import rank_teachers
     from rsr_trl.training.collator import RSRDataCollator
     from rsr_trl.training.config import RSRSFTConfig
+    from rsr_trl.training.live_table import ScoreTable
     from rsr_trl.training.sampler import RSRSampler
-    from rsr_trl.training.score_table import ScoreTable
     from rsr_trl.training.trainer import RSRSFTTrainer
 
 

@@ -5,7 +5,7 @@ This file knows no model and no tokenizer.
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,7 +27,7 @@ from datasets import load_from_disk as _load_from_disk
 from datasets.exceptions import DatasetsError
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from rsr_trl.rsr import SCORE_COLUMNS, RSRError
+from rsr_trl.rsr import CITATION, SCORE_COLUMNS, RSRError
 
 
 READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -38,11 +38,6 @@ DATA_FOLDER = "data"  # of a folder that `rsr score` or `rsr select` has written
 STATE_FOLDER = ".rsr"  # there: how far scoring is
 COMPLETE = "complete.json"  # in the state folder, once every row is there
 FACTS = "rsr_trl"  # of a dataset card's metadata: what wrote the data, with which student and settings
-
-# Columns that are taken for what their names say where none is named.
-TEACHER_NAMES = ("teacher",)
-PROBLEM_NAMES = ("problem_id", "question_id", "prompt_id", "problem", "question", "prompt")
-CORRECT_NAMES = ("correct", "is_correct")
 
 _NOT_DATA = {"config.json", "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 
@@ -62,7 +57,7 @@ def load(
         streaming (`bool`, *optional*, defaults to `False`): Whether to read rows as they are needed.
 
     Raises:
-        ValueError: If nothing readable is there, if files of a folder would silently be left out, or if the split or
+        RSRError: If nothing readable is there, if files of a folder would silently be left out, or if the split or
             configuration doesn't exist (the message names those that do).
     """
     path = Path(dataset_name).expanduser()
@@ -132,13 +127,14 @@ def _check_none_left_out(folder: Path, config: str | None) -> None:
         )
 
 
-def read_table(dataset: Dataset, names: Iterable[str | None]) -> pa.Table:
+def read_table(dataset: Dataset, names: Iterable[str | None], option: str | None = None) -> pa.Table:
     """
     Read the named columns of `dataset` at once, in the dataset's own order.
 
     Args:
         dataset (`Dataset`): Any format set on it is ignored.
         names (iterable of `str` or `None`): Columns to read; `None` entries are skipped.
+        option (`str`, *optional*): Option that names them, for the message about one that isn't there.
 
     Raises:
         `TypeError` for anything but a [`~datasets.Dataset`]; `RSRError` for a column that isn't there.
@@ -154,10 +150,11 @@ def read_table(dataset: Dataset, names: Iterable[str | None]) -> pa.Table:
             hint = f" Did you mean {close[0]!r}?" if close else ""
             if name in SCORE_COLUMNS:
                 hint = " Score it first with RSRScorer(student).score(dataset) or `rsr score`."
-            raise RSRError(f"The dataset has no column {name!r}; its columns are {dataset.column_names}.{hint}")
+            what = f"{option}: the dataset" if option else "The dataset"
+            raise RSRError(f"{what} has no column {name!r}; its columns are {dataset.column_names}.{hint}")
     table = dataset.data.table.select(wanted)
     # A shuffled or filtered dataset is an index over its table. Reading through it gathers row by row, and leaves one
-    # chunk a row: one take of the few columns wanted is more than ten times faster.
+    # chunk per row: one take of the few columns wanted is more than ten times faster.
     return table if dataset._indices is None else table.take(dataset._indices.column(0))
 
 
@@ -191,16 +188,15 @@ def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
 
     Args:
         dataset (`Dataset`): Scored or not.
-        asked ([`Columns`], *optional*): Names given by the user. `"none"` means that no column is to be taken.
-
-    Raises:
-        RSRError: for a name that isn't a column.
+        asked ([`Columns`], *optional*): Names given by the user; `RSRError` for one that isn't a column. `"none"`
+            means that no column is to be taken.
     """
     asked, notes = asked or Columns(), []
 
-    def find(given: str | None, known: tuple[str, ...], usable) -> str | None:
-        if given is not None:
-            return None if given == "none" else read_table(dataset, [given]).column_names[0]
+    def find(option: str, given: str | None, known: tuple[str, ...], usable: Callable[[str], bool]) -> str | None:
+        if given not in (None, "none"):
+            return read_table(dataset, [given], option).column_names[0]
+        known = known if given is None else ()
         return next((name for name in known if name in dataset.column_names and usable(name)), None)
 
     def names_groups(name: str) -> bool:
@@ -208,16 +204,20 @@ def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
         if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
             return False
         if column.null_count:
-            notes.append(f"Column {name!r} is null in {column.null_count:,} rows, so it isn't used.")
+            notes.append(f"Column {name!r} is null in {counted(column.null_count, 'row')}, so it isn't used.")
         return not column.null_count
 
     def repeats(name: str) -> bool:
         return names_groups(name) and pc.count_distinct(read_table(dataset, [name])[name]).as_py() < len(dataset)
 
+    def says_true_or_false(name: str) -> bool:
+        return dataset.features[name] == Value("bool")
+
+    problems = ("problem_id", "question_id", "prompt_id", "problem", "question", "prompt")
     return Columns(
-        teacher=find(asked.teacher, TEACHER_NAMES, names_groups),
-        problem=find(asked.problem, PROBLEM_NAMES, repeats),
-        correct=find(asked.correct, CORRECT_NAMES, lambda name: dataset.features[name] == Value("bool")),
+        teacher=find("teacher_column", asked.teacher, ("teacher",), names_groups),
+        problem=find("problem_column", asked.problem, problems, repeats),
+        correct=find("correctness_column", asked.correct, ("correct", "is_correct"), says_true_or_false),
         notes=notes,
     )
 
@@ -248,7 +248,7 @@ def as_trl_format(
         `completion`, `messages`, `conversations`, `text`) step aside as `source_<name>`.
 
     Raises:
-        ValueError: If a named column doesn't exist, or a row can't be wrapped (the message names it). Null stays null.
+        RSRError: If a named column doesn't exist, or a row can't be wrapped (the message names it). Null stays null.
     """
     names = {"prompt": prompt_column, "completion": completion_column, "messages": messages_column}
     names = {target: column for target, column in names.items() if column is not None}
@@ -325,12 +325,7 @@ def _prepend_system(messages: list[dict], system_prompt: str) -> list[dict]:
 
 
 def source_files(dataset_name: str, config: str | None = None, split: str = "train") -> list[str]:
-    """
-    The files that [`load`] reads: paths, or addresses on the Hub, which name the commit.
-
-    Args:
-        dataset_name, config, split: As [`load`] takes them.
-    """
+    """The files that [`load`] reads with these arguments: paths, or addresses on the Hub, which name the commit."""
     path = Path(dataset_name).expanduser()
     if path.is_file():
         return [str(path)]
@@ -341,12 +336,13 @@ def source_files(dataset_name: str, config: str | None = None, split: str = "tra
     return sorted(file for name, part in files.items() if str(name) in wanted or "all" in wanted for file in part)
 
 
-def dataset_card(text: str, version: str | None = None, facts: dict | None = None) -> str:
+def dataset_card(card: str | Path, version: str | None = None, facts: dict | None = None) -> str:
     """
     The `README.md` of a folder with scored data: facts for programs in its metadata, text for people below.
 
     Args:
-        text (`str`): In Markdown.
+        card (`str` or `Path`): Text in Markdown; or the path of a Jinja template of a whole card (see
+            [`~huggingface_hub.DatasetCard.from_template`]), which gets `facts` and `citation`.
         version (`str`, *optional*): Names the content of a folder that is still written to. `load_dataset` caches a
             folder whose card names data files by the folder's own name and the header: without this it would go on
             giving the rows of another folder, or of an earlier time.
@@ -355,7 +351,9 @@ def dataset_card(text: str, version: str | None = None, facts: dict | None = Non
     config = {"config_name": "default", "data_files": [{"split": "train", "path": f"{DATA_FOLDER}/train-*.parquet"}]}
     configs = {"configs": [{**config, "description": version}]} if version else {}
     data = DatasetCardData(tags=["rsr-trl"], **configs, **{FACTS: facts or {}})
-    return f"---\n{data.to_yaml()}\n---\n\n{text.strip()}\n"
+    if isinstance(card, Path):
+        return f"{DatasetCard.from_template(data, card, facts=facts or {}, citation=CITATION).content}\n"
+    return f"---\n{data.to_yaml()}\n---\n\n{card.strip()}\n"
 
 
 def card_facts(source: str | Path | None) -> dict:
@@ -378,7 +376,7 @@ def is_selection(source: str | Path | None) -> bool:
 
 def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
     """
-    Raise `ValueError` if [`write_scored`] would refuse `output_dir`: call it before the work, not after.
+    Raise `RSRError` if [`write_scored`] would refuse `output_dir`: call it before the work, not after.
 
     With `overwrite`, only a folder that this package has written is replaced, never one that holds anything else: a
     dataset of another origin may have the same files.
@@ -392,16 +390,10 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
     foreign = [name for name in found if name not in ("README.md", DATA_FOLDER, STATE_FOLDER)]
     inside = output_dir.glob(f"{DATA_FOLDER}/*")
     foreign += [f"{DATA_FOLDER}/{file.name}" for file in inside if file.suffix != ".parquet" and file.name[0] != "."]
-    if found and not foreign and not _is_ours(output_dir):
-        raise RSRError(
-            f"{str(output_dir)!r} holds a dataset that wasn't written by rsr-trl, so it is not overwritten. Choose "
-            "another output_dir."
-        )
-    if foreign:
-        raise RSRError(
-            f"{str(output_dir)!r} holds other things than a scored dataset (first: {foreign[0]}), so it is not "
-            "overwritten. Choose another output_dir."
-        )
+    if found and (foreign or not _is_ours(output_dir)):
+        what = f"holds other things than a scored dataset (first: {foreign[0]})" if foreign else ""
+        what = what or "holds a dataset that wasn't written by rsr-trl"
+        raise RSRError(f"{str(output_dir)!r} {what}, so it is not overwritten. Choose another output_dir.")
 
 
 def _is_ours(folder: Path) -> bool:
@@ -410,7 +402,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def check_not_read(sources: Iterable[str | Path], output_dir: str | Path) -> None:
-    """Raise `ValueError` if a file or folder that is read lies in the folder that is to be written."""
+    """Raise `RSRError` if a file or folder that is read lies in the folder that is to be written."""
     target = Path(output_dir).expanduser().resolve()
     for source in sources:
         path = Path(source).expanduser()
@@ -419,7 +411,7 @@ def check_not_read(sources: Iterable[str | Path], output_dir: str | Path) -> Non
 
 
 def write_scored(
-    dataset: Dataset, output_dir: str | Path, card: str, overwrite: bool = False, facts: dict | None = None
+    dataset: Dataset, output_dir: str | Path, card: str | Path, overwrite: bool = False, facts: dict | None = None
 ) -> None:
     """
     Write a scored dataset as a folder that [`load`], `datasets.load_dataset` and `trl sft` read: `data/*.parquet` and
@@ -428,7 +420,7 @@ def write_scored(
     Args:
         dataset (`Dataset`): What to write.
         output_dir (`str` or `Path`): Folder to make. It must be absent or empty.
-        card (`str`): Text of its `README.md`, in Markdown.
+        card (`str` or `Path`): As [`dataset_card`] takes it.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace an earlier scored dataset there.
         facts (`dict`, *optional*): As [`dataset_card`] takes them.
     """

@@ -3,11 +3,26 @@ import os
 
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset, List, Value, load_dataset
+from huggingface_hub import DatasetCard
 
-from rsr_trl.data import as_trl_format, check_output_dir, load, source_files, write_scored
+from rsr_trl.data import (
+    Columns,
+    as_trl_format,
+    card_facts,
+    check_output_dir,
+    counted,
+    dataset_card,
+    find_columns,
+    is_selection,
+    load,
+    source_files,
+    write_scored,
+)
+from rsr_trl.rsr import RSRError
 
 
 ROWS = [{"prompt": f"question {i}", "completion": f"answer {i}", "teacher": "t"} for i in range(4)]
+CHAT = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 
 
 def _write(path, rows=ROWS):
@@ -26,15 +41,11 @@ class TestLoad:
     def test_file(self, tmp_path, suffix):
         assert load(_write(tmp_path / f"rows{suffix}")).to_list() == ROWS
 
-    def test_slice(self, tmp_path):
-        assert load(_write(tmp_path / "rows.jsonl"), split="train[1:3]").to_list() == ROWS[1:3]
-
-    def test_streaming(self, tmp_path):
-        dataset = load(_write(tmp_path / "rows.jsonl"), streaming=True)
-        assert isinstance(dataset, IterableDataset) and list(dataset) == ROWS
-
-    def test_changed_file_is_read_anew(self, tmp_path):
-        load(_write(tmp_path / "rows.jsonl"))
+    def test_part_or_stream_of_a_file_that_changes(self, tmp_path):
+        path = _write(tmp_path / "rows.jsonl")
+        assert load(path, split="train[1:3]").to_list() == ROWS[1:3]
+        stream = load(path, streaming=True)
+        assert isinstance(stream, IterableDataset) and list(stream) == ROWS
         assert len(load(_write(tmp_path / "rows.jsonl", ROWS[:1]))) == 1
 
     def test_folder_of_files(self, tmp_path):
@@ -53,14 +64,10 @@ class TestLoad:
     def test_no_file_of_a_folder_is_left_out_silently(self, tmp_path, other):
         _write(tmp_path / "train.jsonl")
         _write(tmp_path / other)
-        with pytest.raises(ValueError, match=f"1 data files .* left out .*{other}"):
+        with pytest.raises(RSRError, match=f"1 data files .* left out .*{other}"):
             load(str(tmp_path))
-
-    def test_folder_that_says_itself_which_files_it_means(self, tmp_path):
-        _write(tmp_path / "train.jsonl")
-        _write(tmp_path / "more.jsonl")
         card = "---\nconfigs:\n- config_name: default\n  data_files: train.jsonl\n---\n"
-        (tmp_path / "README.md").write_text(card)
+        (tmp_path / "README.md").write_text(card)  # which files it means is said
         assert len(load(str(tmp_path))) == 4
 
     @pytest.mark.parametrize("streaming", [False, True])
@@ -69,11 +76,8 @@ class TestLoad:
         assert list(load(str(tmp_path / "one"), streaming=streaming)) == ROWS
         DatasetDict(test=Dataset.from_list(ROWS[:1])).save_to_disk(tmp_path / "splits")
         assert list(load(str(tmp_path / "splits"), split="test", streaming=streaming)) == ROWS[:1]
-
-    def test_saved_split_keeps_its_name(self, tmp_path):
-        dataset = DatasetDict(test=Dataset.from_list(ROWS))["test"]
-        Dataset(dataset.data, split="test").save_to_disk(tmp_path)
-        assert len(load(str(tmp_path))) == len(load(str(tmp_path), split="test")) == 4
+        Dataset(Dataset.from_list(ROWS).data, split="test").save_to_disk(tmp_path / "named")
+        assert len(load(str(tmp_path / "named"))) == len(load(str(tmp_path / "named"), split="test")) == 4
 
     @pytest.mark.parametrize(
         "name, message",
@@ -96,22 +100,20 @@ class TestLoad:
         (tmp_path / "broken.jsonl").write_text('{"prompt": \n')
         (tmp_path / "broken.parquet").write_text("no parquet")
         (tmp_path / "folder").mkdir()
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(RSRError, match=message):
             load(name)
 
     def test_unknown_split_names_the_real_ones(self, tmp_path):
-        with pytest.raises(ValueError, match=r"'dev'.*\['train'\]"):
+        with pytest.raises(RSRError, match=r"'dev'.*\['train'\]"):
             load(_write(tmp_path / "rows.jsonl"), split="dev")
         DatasetDict(a=Dataset.from_list(ROWS), b=Dataset.from_list(ROWS)).save_to_disk(tmp_path / "splits")
-        with pytest.raises(ValueError, match="'train'; it has a, b"):
+        with pytest.raises(RSRError, match="'train'; it has a, b"):
             load(str(tmp_path / "splits"))
         Dataset.from_list(ROWS).save_to_disk(tmp_path / "one")
-        with pytest.raises(ValueError, match="without splits"):
+        with pytest.raises(RSRError, match="without splits"):
             load(str(tmp_path / "one"), split="test")
-
-    def test_configuration_of_a_single_file(self, tmp_path):
-        with pytest.raises(ValueError, match="no configuration 'main'"):
-            load(_write(tmp_path / "rows.jsonl"), config="main")
+        with pytest.raises(RSRError, match="no configuration 'main'"):
+            load(str(tmp_path / "rows.jsonl"), config="main")
 
     def test_conversations_with_tools(self, airline_rows, shared):
         dataset = load(str(shared / "data" / "airline_tools_5_agents.jsonl"))
@@ -119,34 +121,26 @@ class TestLoad:
         assert dataset[7]["messages"] == airline_rows[7]["messages"]
 
 
-class TestSourceFiles:
-    def test_files_are_those_of_the_split(self, tmp_path):
-        train, test = _write(tmp_path / "train.jsonl"), _write(tmp_path / "test.jsonl")
-        assert source_files(train) == [train]
-        for split, expected in {"train": [train], "test[:2]": [test], "train+test": [test, train]}.items():
-            assert source_files(str(tmp_path), split=split) == expected
-
-    def test_folder_from_save_to_disk(self, tmp_path):
-        Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
-        (file,) = source_files(str(tmp_path / "saved"))
-        assert file.endswith(".arrow")
+def test_source_files_are_those_of_the_split(tmp_path):
+    train, test = _write(tmp_path / "train.jsonl"), _write(tmp_path / "test.jsonl")
+    assert source_files(train) == [train]
+    for split, expected in {"train": [train], "test[:2]": [test], "train+test": [test, train]}.items():
+        assert source_files(str(tmp_path), split=split) == expected
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    (file,) = source_files(str(tmp_path / "saved"))
+    assert file.endswith(".arrow")
 
 
 class TestAsTrlFormat:
-    def test_nothing_asked_nothing_changed(self):
-        dataset = Dataset.from_list(ROWS)
-        assert as_trl_format(dataset) is dataset
-
     def test_columns_are_renamed_and_others_step_aside(self):
-        dataset = Dataset.from_list([{"question": "q", "prompt": "templated q", "answer": "a", "text": "t", "id": 1}])
-        dataset = as_trl_format(dataset, prompt_column="question", completion_column="answer")
-        expected = {"prompt": "q", "source_prompt": "templated q", "completion": "a", "source_text": "t", "id": 1}
-        assert dataset.to_list() == [expected]
-
-    def test_messages_column(self):
-        chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
-        dataset = as_trl_format(Dataset.from_list([{"dialogue": chat, "prompt": "q"}]), messages_column="dialogue")
-        assert dataset.to_list() == [{"messages": chat, "source_prompt": "q"}]
+        row = {"question": "q", "prompt": "templated q", "answer": "a", "text": "t", "dialogue": CHAT, "id": 1}
+        dataset = Dataset.from_list([row])
+        assert as_trl_format(dataset) is dataset
+        kept = {"source_prompt": "templated q", "source_text": "t", "id": 1}
+        (pair,) = as_trl_format(dataset, prompt_column="question", completion_column="answer")
+        assert pair == {**kept, "prompt": "q", "completion": "a", "dialogue": CHAT}
+        (chat,) = as_trl_format(dataset, messages_column="dialogue")
+        assert chat == {**kept, "messages": CHAT, "question": "q", "answer": "a"}
 
     @pytest.mark.parametrize("iterable", [False, True])
     def test_as_chat(self, iterable):
@@ -164,22 +158,19 @@ class TestAsTrlFormat:
         assert dataset.features["completion"] == List({"role": Value("string"), "content": Value("string")})
 
     def test_column_of_nothing_but_null_has_the_type_of_a_chat(self):
-        chat = {"prompt": [{"role": "user", "content": "q"}], "completion": [{"role": "assistant", "content": "a"}]}
+        chat = {"prompt": CHAT[:1], "completion": CHAT[1:]}
         chats = Dataset.from_list([chat])
         for given in (chats, chats.to_iterable_dataset()):
             assert list(as_trl_format(given, as_chat=True)) == [chat], "chats stay as they are"
         dataset = as_trl_format(Dataset.from_list([{"prompt": "q", "completion": None}]), as_chat=True)
         assert dataset.features["completion"] == dataset.features["prompt"]
 
-    def test_system_prompt_before_messages(self):
-        chat = [{"role": "user", "content": "q"}]
-        dataset = as_trl_format(Dataset.from_list([{"messages": chat}]), system_prompt="s")
-        assert dataset[0]["messages"] == [{"role": "system", "content": "s"}, *chat]
-
-    def test_system_prompt_keeps_the_shape_of_tool_calls(self, airline_rows, shared):
+    def test_system_prompt_before_messages(self, airline_rows, shared):
+        dataset = as_trl_format(Dataset.from_list([{"messages": CHAT}]), system_prompt="s")
+        assert dataset[0]["messages"] == [{"role": "system", "content": "s"}, *CHAT]
         dataset = load(str(shared / "data" / "airline_tools_5_agents.jsonl"), split="train[:3]")
-        dataset = dataset.map(lambda row: {"messages": row["messages"][1:]})
-        dataset = as_trl_format(dataset, system_prompt="s")
+        dataset = as_trl_format(dataset.map(lambda row: {"messages": row["messages"][1:]}), system_prompt="s")
+        # The shape of tool calls stays.
         assert dataset[2]["messages"] == [{"role": "system", "content": "s"}, *airline_rows[2]["messages"][1:]]
 
     @pytest.mark.parametrize(
@@ -195,7 +186,7 @@ class TestAsTrlFormat:
         ],
     )
     def test_what_does_not_fit_is_said(self, row, options, message):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(RSRError, match=message):
             as_trl_format(Dataset.from_list([row]), **options)
 
 
@@ -212,25 +203,23 @@ class TestWriteScored:
         assert (tmp_path / "new" / "out" / "README.md").read_text().endswith("# Rows\n")
         assert os.listdir(tmp_path / "new") == ["out"]
 
-    def test_selected_rows_are_the_rows_written(self, tmp_path):
-        write_scored(Dataset.from_list(ROWS).select([2, 0]), tmp_path / "out", card="")
-        assert load(str(tmp_path / "out")).to_list() == [ROWS[2], ROWS[0]]
-
     def test_refuses_what_is_there_unless_it_is_its_own(self, tmp_path):
         out = tmp_path / "out"
         write_scored(Dataset.from_list(ROWS), out, card="first")
-        with pytest.raises(ValueError, match="isn't empty"):
+        with pytest.raises(RSRError, match="isn't empty"):
             write_scored(Dataset.from_list(ROWS[:1]), out, card="second")
         assert len(load(str(out))) == 4
         write_scored(Dataset.from_list(ROWS[:1]), out, card="second", overwrite=True)
         assert len(load(str(out))) == 1 and "second" in (out / "README.md").read_text()
-        assert os.listdir(tmp_path) == ["out"]
+        write_scored(Dataset.from_list(ROWS).select([2, 0]), out, card="", overwrite=True)
+        write_scored(load(str(out)).select([1]), out, card="", overwrite=True)  # made from what it replaces
+        assert load(str(out)).to_list() == [ROWS[0]] and os.listdir(tmp_path) == ["out"]
 
     @pytest.mark.parametrize("foreign", ["thesis.tex", "data/raw.csv", ".git/config"])
     def test_never_overwrites_anything_else(self, tmp_path, foreign):
         (tmp_path / "out" / foreign).parent.mkdir(parents=True)
         (tmp_path / "out" / foreign).touch()
-        with pytest.raises(ValueError, match=f"first: {foreign.split('/config')[0]}"):
+        with pytest.raises(RSRError, match=f"first: {foreign.split('/config')[0]}"):
             check_output_dir(tmp_path / "out", overwrite=True)
 
     def test_never_overwrites_a_dataset_of_another_origin(self, tmp_path):
@@ -240,16 +229,10 @@ class TestWriteScored:
         for card in (None, "---\ntags:\n- math\n---\n# Written beside rsr-trl, not by it\n"):
             if card is not None:
                 (tmp_path / "out" / "README.md").write_text(card)
-            with pytest.raises(ValueError, match="wasn't written by rsr-trl"):
+            with pytest.raises(RSRError, match="wasn't written by rsr-trl"):
                 check_output_dir(tmp_path / "out", overwrite=True)
         (tmp_path / "out" / "README.md").write_text("---\ntags:\n- rsr-trl\n---\n")
         check_output_dir(tmp_path / "out", overwrite=True)
-
-    def test_overwrites_the_dataset_it_was_made_from(self, tmp_path):
-        write_scored(Dataset.from_list(ROWS), tmp_path / "out", card="")
-        dataset = load(str(tmp_path / "out"))
-        write_scored(dataset.select([1]), tmp_path / "out", card="", overwrite=True)
-        assert load(str(tmp_path / "out")).to_list() == [ROWS[1]]
 
     def test_failure_leaves_nothing_behind(self, tmp_path, monkeypatch):
         def full(*args):
@@ -259,8 +242,83 @@ class TestWriteScored:
         with pytest.raises(OSError, match="No space"):
             write_scored(Dataset.from_list(ROWS), tmp_path / "out", card="")
         assert os.listdir(tmp_path) == []
-
-    def test_file_in_the_way(self, tmp_path):
         (tmp_path / "out").touch()
-        with pytest.raises(ValueError, match="is a file"):
+        with pytest.raises(RSRError, match="is a file"):
             write_scored(Dataset.from_list(ROWS), tmp_path / "out", card="")
+
+
+class TestFindColumns:
+    ROWS = {
+        "teacher": ["a", "b", "a", "b"],
+        "problem_id": [1, 1, 2, 2],
+        "prompt": ["x", "x", "y", "y"],
+        "correct": [True, None, False, True],
+        "is_correct": [1, 0, 1, 0],
+    }
+
+    @pytest.mark.parametrize(
+        "changes, expected",
+        [
+            ({}, ("teacher", "problem_id", "correct")),
+            ({"teacher": [["a"]] * 4}, (None, "problem_id", "correct")),  # a list names nobody
+            ({"teacher": [None] * 4}, (None, "problem_id", "correct")),
+            ({"problem_id": [1, 2, 3, 4]}, ("teacher", "prompt", "correct")),  # names rows, not problems
+            ({"problem_id": [1, 2, 3, 4], "prompt": [[{"role": "user"}]] * 4}, ("teacher", None, "correct")),
+            ({"correct": [1, 0, 1, 0]}, ("teacher", "problem_id", None)),  # booleans alone are taken unasked
+        ],
+    )
+    def test_well_known_columns_that_can_be_used(self, changes, expected):
+        for dataset in (
+            Dataset.from_dict(self.ROWS | changes),
+            Dataset.from_dict(self.ROWS | changes).shuffle(seed=0),
+        ):
+            found = find_columns(dataset)
+            assert (found.teacher, found.problem, found.correct) == expected and found.notes == []
+            assert found.names == [name for name in expected if name is not None]
+
+    def test_nulls_are_noted(self):
+        dataset = Dataset.from_dict(self.ROWS | {"teacher": ["a", None, None, "b"], "problem_id": [1, 1, None, 2]})
+        found = find_columns(dataset)
+        assert (found.teacher, found.problem) == (None, "prompt")
+        assert found.notes == [
+            "Column 'teacher' is null in 2 rows, so it isn't used.",
+            "Column 'problem_id' is null in 1 row, so it isn't used.",
+        ]
+
+    def test_what_is_asked_for_wins(self):
+        found = find_columns(Dataset.from_dict(self.ROWS), Columns("prompt", "none", "is_correct"))
+        assert found == Columns("prompt", None, "is_correct")
+        assert find_columns(Dataset.from_dict({"text": ["a"]})) == Columns()
+        for option, asked in (
+            ("teacher_column", Columns(teacher="techer")),
+            ("problem_column", Columns(problem="problemid")),
+            ("correctness_column", Columns(correct="corect")),
+        ):
+            with pytest.raises(
+                RSRError, match=f"^{option}: the dataset has no column '{asked.names[0]}'.* Did you mean"
+            ):
+                find_columns(Dataset.from_dict(self.ROWS), asked)
+
+
+class TestCard:
+    def test_facts_come_back(self, tmp_path):
+        facts = {"command": "select", "student": "me/student: é", "settings": {"r_max": 100, "scores": ["rsr"]}}
+        write_scored(Dataset.from_list(ROWS), tmp_path / "out", "# Rows", facts=facts)
+        assert card_facts(tmp_path / "out") == facts and is_selection(tmp_path / "out")
+        assert load_dataset(str(tmp_path / "out"), split="train").to_list() == ROWS
+
+    def test_other_folders_have_none(self, tmp_path):
+        assert card_facts(None) == card_facts("me/dataset") == card_facts(tmp_path) == {}
+        (tmp_path / "README.md").write_text("No metadata.")
+        assert card_facts(tmp_path) == {} and not is_selection(tmp_path)
+
+    def test_the_version_names_the_content(self):
+        one, two = (DatasetCard(dataset_card("Text", version)) for version in ("1", "2"))
+        (config,) = one.data.to_dict()["configs"]
+        assert config["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+        assert str(one) != str(two) and one.text.strip() == "Text"
+
+
+def test_counts_in_words():
+    words = [counted(1, "trajectory"), counted(2, "trajectory"), counted(1200, "problem")]
+    assert words == ["1 trajectory", "2 trajectories", "1,200 problems"]

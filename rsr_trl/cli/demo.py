@@ -1,26 +1,26 @@
 """`rsr demo`: the whole way on a toy, offline, through the public API. A tour of what to look at, not evidence."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
 from trl import TrlParser
 
-from rsr_trl.cli.options import option_parser
-from rsr_trl.cli.summary import add_row, figures, number, plain_table, share
+from rsr_trl.cli.options import option, option_parser
+from rsr_trl.cli.tables import Column, print_table, without_bars
+from rsr_trl.report.format import share
+from rsr_trl.rsr import RSRError
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from rich.console import Console
-    from transformers import TrainerCallback
 
 
-PAPER = "https://arxiv.org/abs/2601.14249"
 SHORT = 12  # scored tokens: more than a bare answer has, fewer than the tersest reasoning
 HELD_OUT_SHARE = 0.15
 MIN_PROBLEMS = 10  # some to train on and some to hold out
@@ -29,21 +29,11 @@ RESPONSE_WIDTH = 30  # with the other columns, a terminal of 80
 
 @dataclass
 class DemoArguments:
-    """
-    Options of `rsr demo`.
+    """Options of `rsr demo`."""
 
-    Args:
-        output_dir (`str`, *optional*, defaults to `"demo_output"`): Folder for the files; those of an earlier demo are
-            replaced.
-        seed (`int`, *optional*, defaults to `0`): Seed of the problems, the responses and the training.
-        num_problems (`int`, *optional*, defaults to `120`): Problems, each of which every teacher solves.
-    """
-
-    output_dir: str = field(
-        default="demo_output", metadata={"help": "Folder for the files; those of an earlier demo are replaced."}
-    )
-    seed: int = field(default=0, metadata={"help": "Seed of the problems, the responses and the training."})
-    num_problems: int = field(default=120, metadata={"help": "Problems, each of which every teacher solves."})
+    output_dir: str = option("Folder for the files; those of an earlier demo are replaced.", "demo_output")
+    seed: int = option("Seed of the problems, the responses and the training.", 0)
+    num_problems: int = option("Problems, each of which every teacher solves.", 120)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -56,12 +46,10 @@ def make_parser(prog: str | None = None) -> TrlParser:
 
 def main(args: DemoArguments) -> None:
     import torch
-    import transformers
-    from rich.console import Console
 
     if args.num_problems < MIN_PROBLEMS:
-        raise ValueError(f"--num_problems must be at least {MIN_PROBLEMS}, got {args.num_problems}.")
-    transformers.utils.logging.disable_progress_bar()  # of loading and saving, which take no time here
+        raise RSRError(f"--num_problems must be at least {MIN_PROBLEMS}, got {args.num_problems}.")
+    without_bars()  # of loading and saving, which take no time here
     # So small a student gains nothing from more, and on a busy machine they wait for each other.
     torch.set_num_threads(1)
     start, folder, out = monotonic(), Path(args.output_dir), Console(highlight=False)
@@ -70,9 +58,10 @@ def main(args: DemoArguments) -> None:
         "[bold]A tour of rsr-trl.[/] A stronger teacher needn't make a better student: it matters which trajectories "
         "suit [italic]this[/] student. The student itself says so, in one forward pass over each trajectory:\n\n"
         "    RSR = how far down the student's list the tokens stand (mean rank)\n"
-        "          / how much they surprise it (mean surprisal)             [bold]A lower RSR suits it better.[/]\n\n"
+        "          / how much they surprise it (mean surprisal)\n"
+        "    [bold]A lower RSR suits it better.[/]\n\n"
         "The demo shows the way on a toy and claims no gain. The evidence, on real language models, is in the paper:\n"
-        f"{PAPER}"
+        "https://arxiv.org/abs/2601.14249"
     )
     pool = _make_pool(out, args)
     scored = _score(out, pool, folder / "scored.parquet")
@@ -83,7 +72,7 @@ def main(args: DemoArguments) -> None:
     out.print(f"\nThe demo took {monotonic() - start:.0f} seconds.")
 
 
-def _make_pool(out: "Console", args: DemoArguments) -> "Dataset":
+def _make_pool(out: Console, args: DemoArguments) -> "Dataset":
     from rsr_trl.demo.teachers import TEACHERS, make_pool
 
     _headline(out, 1, "The pool: every teacher solves every problem")
@@ -97,7 +86,9 @@ def _make_pool(out: "Console", args: DemoArguments) -> "Dataset":
     return pool
 
 
-def _score(out: "Console", pool: "Dataset", path: Path) -> "Dataset":
+def _score(out: Console, pool: "Dataset", path: Path) -> "Dataset":
+    from datasets import disable_progress_bars, enable_progress_bars
+
     from rsr_trl import RSRScorer
     from rsr_trl.demo import STUDENT_PATH
 
@@ -105,9 +96,10 @@ def _score(out: "Console", pool: "Dataset", path: Path) -> "Dataset":
     _code(out, "add_rsr = RSRScorer(student)", "scored = add_rsr.score(pool)")
     # On the CPU in float32, the demo shows the same on every machine.
     add_rsr = RSRScorer(str(STUDENT_PATH), dtype="float32", device="cpu")
+    enable_progress_bars()
     scored = add_rsr.score(pool)
-    with _without_bars():
-        scored.to_parquet(path)
+    disable_progress_bars()
+    scored.to_parquet(path)
     unscored, cut = sum(rsr is None for rsr in scored["rsr"]), sum(scored["rsr_truncated"])
     out.print(
         f"{len(scored) - unscored:,} scored, {unscored} without a score, {cut} cut at the student's length limit.\n"
@@ -117,22 +109,23 @@ def _score(out: "Console", pool: "Dataset", path: Path) -> "Dataset":
     return scored
 
 
-def _show_teachers(out: "Console", scored: "Dataset") -> None:
+def _show_teachers(out: Console, scored: "Dataset") -> None:
+    from rsr_trl.cli.summary import figures
+    from rsr_trl.data import Columns
+    from rsr_trl.selection.table import ScoredTable
+
     _headline(out, 3, "The teachers side by side, the most suitable first")
-    teachers = figures(scored, "teacher")["teachers"]
+    teachers = figures(ScoredTable.read(scored, Columns(teacher="teacher")))["teachers"]
     right = Counter(teacher for teacher, correct in zip(scored["teacher"], scored["correct"], strict=True) if correct)
-    table = plain_table("teacher", "RSR (lower = better)", "mean rank", "surprisal (nats)", "tokens", "correct")
-    for one in teachers:
-        add_row(
-            table,
-            one["teacher"],
-            number(one["rsr"], 2),
-            number(one["mean_clipped_rank"], 2),
-            number(one["mean_surprisal"], 2),
-            number(one["mean_tokens"], 0),
-            f"{right[one['teacher']] / one['scored']:.0%}",
-        )
-    out.print(table)
+    columns = (
+        Column("teacher", "teacher"),
+        Column("RSR (lower = better)", "rsr"),
+        Column("mean rank", "mean_clipped_rank"),
+        Column("surprisal (nats)", "mean_surprisal"),
+        Column("tokens", "mean_tokens", digits=0),
+        Column("correct", lambda one: f"{right[one['teacher']] / one['scored']:.0%}"),
+    )
+    print_table(out, teachers, columns)
     out.print(
         "[bold]Look at[/] RSR together with its two parts. It is high for text that the student nearly knows by heart "
         "(hardly any surprisal) and for text that is foreign to it (high rank). It is low in between, where a token "
@@ -147,20 +140,21 @@ def _show_teachers(out: "Console", scored: "Dataset") -> None:
         )
 
 
-def _select(out: "Console", scored: "Dataset", path: Path) -> "Dataset":
+def _select(out: Console, scored: "Dataset", path: Path) -> "Dataset":
     from rsr_trl import select_trajectories
 
     _headline(out, 4, "The most suitable trajectory of each problem")
     _code(out, 'best = select_trajectories(scored, group_column="problem_id")')
-    with _without_bars():
-        reasoned = scored.filter(lambda num_tokens: num_tokens >= SHORT, input_columns="rsr_num_tokens")
+    reasoned = scored.filter(lambda num_tokens: num_tokens >= SHORT, input_columns="rsr_num_tokens")
     best_of_all = select_trajectories(scored, group_column="problem_id")
     best = select_trajectories(reasoned, group_column="problem_id")
     of_all, of_reasoned = Counter(best_of_all["teacher"]), Counter(best["teacher"])
-    table = plain_table("teacher", "chosen from all", f"chosen from those of {SHORT} tokens or more")
-    for teacher in sorted(of_all | of_reasoned, key=lambda name: (-of_reasoned[name], name)):
-        add_row(table, teacher, share(of_all[teacher], len(best_of_all)), share(of_reasoned[teacher], len(best)))
-    out.print(table)
+    columns = (
+        Column("teacher", str),
+        Column("chosen from all", lambda teacher: share(of_all[teacher], len(best_of_all))),
+        Column(f"from those of {SHORT} tokens or more", lambda teacher: share(of_reasoned[teacher], len(best))),
+    )
+    print_table(out, sorted(of_all | of_reasoned, key=lambda name: (-of_reasoned[name], name)), columns)
     out.print(
         "[bold]Look at[/] whom it chose. If one teacher has nearly everything, read some of its trajectories before "
         "you train on them, or set a cap: max_share_per_teacher."
@@ -175,28 +169,30 @@ def _select(out: "Console", scored: "Dataset", path: Path) -> "Dataset":
             "and goes on with the second column.",
         )
     _show_example(out, scored, best[0])
-    with _without_bars():
-        best.to_parquet(path)
+    best.to_parquet(path)
     return best
 
 
-def _show_example(out: "Console", scored: "Dataset", chosen: dict) -> None:
+def _show_example(out: Console, scored: "Dataset", chosen: dict) -> None:
     """All candidates of one problem, with the chosen one marked."""
     out.print(f"\n[dim]One problem:[/] {chosen['prompt'][0]['content']} [dim](answer: {chosen['gold']})[/]")
-    table = plain_table("teacher", "RSR", "tokens", "correct", "response")
-    table.columns[-1].justify = "left"
+
+    def response(row: dict) -> str:
+        text = " ".join(row["completion"][0]["content"].split())
+        return text if len(text) <= RESPONSE_WIDTH else text[: RESPONSE_WIDTH - 1] + "…"
+
+    columns = (
+        Column("teacher", lambda row: f"{row['teacher']}{' (chosen)' if row['teacher'] == chosen['teacher'] else ''}"),
+        Column("RSR", "rsr"),
+        Column("tokens", "rsr_num_tokens"),
+        Column("correct", lambda row: "yes" if row["correct"] else "no"),
+        Column("response", response, justify="left"),
+    )
     candidates = (row for row in scored if row["problem_id"] == chosen["problem_id"])
-    for row in sorted(candidates, key=lambda row: row["rsr"]):
-        response = " ".join(row["completion"][0]["content"].split())
-        if len(response) > RESPONSE_WIDTH:
-            response = response[: RESPONSE_WIDTH - 1] + "…"
-        teacher = f"{row['teacher']} (chosen)" if row["teacher"] == chosen["teacher"] else row["teacher"]
-        right = "yes" if row["correct"] else "no"
-        add_row(table, teacher, number(row["rsr"], 2), row["rsr_num_tokens"], right, response)
-    out.print(table)
+    print_table(out, sorted(candidates, key=lambda row: row["rsr"]), columns)
 
 
-def _fine_tune(out: "Console", selected: "Dataset", seed: int, path: Path) -> None:
+def _fine_tune(out: Console, selected: "Dataset", seed: int, path: Path) -> None:
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
@@ -220,21 +216,16 @@ def _fine_tune(out: "Console", selected: "Dataset", seed: int, path: Path) -> No
         logging_strategy="no",
         disable_tqdm=True,
     )
-    with _without_bars():
-        parts = selected.train_test_split(test_size=HELD_OUT_SHARE, seed=seed)
-        trainer = SFTTrainer(
-            str(STUDENT_PATH),
-            args=args,
-            train_dataset=parts["train"],
-            eval_dataset=parts["test"],
-            callbacks=[_progress_bar(out)],
-        )
-        trainer.remove_callback(PrinterCallback)
+    parts = selected.train_test_split(test_size=HELD_OUT_SHARE, seed=seed)
+    student = str(STUDENT_PATH)
+    trainer = SFTTrainer(student, args=args, train_dataset=parts["train"], eval_dataset=parts["test"])
+    trainer.remove_callback(PrinterCallback)
+    with out.status("fine-tuning"):
         before = trainer.evaluate()["eval_loss"]
         trainer.train()
         after = trainer.evaluate()["eval_loss"]
-        trainer.save_model()
-        trainer.end()
+    trainer.save_model()
+    trainer.end()
     out.print(
         f"{trainer.state.global_step} steps on {len(parts['train'])} trajectories. Loss on the {len(parts['test'])} "
         f"that were held out: {before:.3f} -> {after:.3f} nats per token.\n"
@@ -244,9 +235,7 @@ def _fine_tune(out: "Console", selected: "Dataset", seed: int, path: Path) -> No
     )
 
 
-def _show_files(out: "Console", folder: Path) -> None:
-    from rich.markup import escape
-
+def _show_files(out: Console, folder: Path) -> None:
     _headline(out, 6, "What is left for you")
     for name, what in (
         ("scored.parquet", "every trajectory with its scores: sort by `rsr` and read both ends"),
@@ -262,49 +251,15 @@ def _show_files(out: "Console", folder: Path) -> None:
     )
 
 
-def _progress_bar(out: "Console") -> "TrainerCallback":
-    """The trainer's progress as one bar without lines in between."""
-    from rich.progress import Progress
-    from transformers import TrainerCallback
-
-    class ProgressBar(TrainerCallback):
-        def on_train_begin(self, args, state, control, **kwargs):
-            self.progress = Progress(console=out)
-            self.progress.start()
-            self.task = self.progress.add_task("fine-tuning", total=state.max_steps)
-
-        def on_step_end(self, args, state, control, **kwargs):
-            self.progress.advance(self.task)
-
-        def on_train_end(self, args, state, control, **kwargs):
-            self.progress.stop()
-
-    return ProgressBar()
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keeps the many short progress bars of `datasets` out of the tour."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        datasets.enable_progress_bars()
-
-
-def _headline(out: "Console", step: int, title: str) -> None:
+def _headline(out: Console, step: int, title: str) -> None:
     out.print()
     out.rule(f"[bold]{step} of 6: {title}[/]", align="left")
 
 
-def _code(out: "Console", *lines: str) -> None:
+def _code(out: Console, *lines: str) -> None:
     """What the step does, as a user would write it."""
-    from rich.text import Text
-
     out.print(Text("\n".join(f"    {line}" for line in lines) + "\n", style="cyan"))
 
 
-def _caution(out: "Console", text: str) -> None:
+def _caution(out: Console, text: str) -> None:
     out.print(f"[yellow][bold]Careful:[/bold] {text}[/]")

@@ -2,16 +2,14 @@
 
 A new command is a file `rsr_trl/cli/<name>.py` and its line in `COMMANDS`. As TRL's scripts do, the file has
 `make_parser(prog)`, which returns a [`~trl.TrlParser`] over dataclasses (see [`option_parser`]), and
-`main(*dataclasses)`, which does the work and imports what it needs.
+`main(*dataclasses)`, which does the work and imports what it needs. A message for people is an `RSRError`.
 """
 
 import os
 import sys
-import traceback
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 
 import rsr_trl
 
@@ -23,7 +21,7 @@ COMMANDS = {
     "select": "choose the most suitable trajectories of a scored dataset",
     "sft": "fine-tune your student, the most suitable trajectories first (TRL's SFT)",
     "pilot": "try ways to choose on your student and data, small, before you train big",
-    "compare": "RSR beside other scores of the same trajectories, and its known failure modes looked for",
+    "compare": "set RSR beside other scores of the same trajectories, and look for its known failure modes",
     "report": "write one self-contained HTML page: teachers, trajectories token by token, what selection changes",
     "show": "show one trajectory token by token: where it surprises the student, and where it suits",
 }
@@ -39,7 +37,7 @@ RSR_TRACEBACK=1 in the environment shows where an error came from."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    Run the command line and return its exit code: 0 done, 1 an error that is said in one message, 2 wrong usage, and
+    Run the command line and return its exit code: 0 done, 1 an error in one message, 2 wrong usage, and
     as a shell counts signals 130 interrupted, 141 when nobody reads the output any more (`rsr show ... | head`).
 
     Args:
@@ -81,14 +79,16 @@ def _main(argv: list[str]) -> int:
     if name is None:
         parser.print_help()
         return 0
+    from rsr_trl.rsr import RSRError
+
     try:
         return _run(name, argv[1:])
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # no error: `main` ends it
         raise
-    except Exception as error:
-        if os.environ.get("RSR_TRACEBACK") or not _is_meant_for_the_user(error):
+    except (RSRError, OSError) as error:  # anything else is a defect, and keeps its traceback
+        if os.environ.get("RSR_TRACEBACK"):
             raise
         print(f"rsr {name}: error: {error}", file=sys.stderr)
         return 1
@@ -103,21 +103,12 @@ def _run(name: str, argv: Sequence[str]) -> int:
 
 
 def _forget_unread() -> bool:
-    """
-    Leave nothing that Python would complain about, once more, when it closes its streams. Returns whether there was.
-    """
-    found = False
+    """Leave nothing that Python would complain about again when it closes its streams. Returns whether there was."""
+    unread = False
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except OSError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            found = True
-    return found
-
-
-def _is_meant_for_the_user(error: Exception) -> bool:
-    """Whether the message alone says what to do: raised by us, or the system's about a file. All else is a defect."""
-    innermost = traceback.extract_tb(error.__traceback__)[-1]
-    is_ours = Path(innermost.filename).is_relative_to(Path(rsr_trl.__file__).parent)
-    return isinstance(error, OSError) or (is_ours and innermost.line.startswith("raise "))
+            unread = True
+    return unread

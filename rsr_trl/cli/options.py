@@ -1,176 +1,190 @@
 """Options that several commands share, as dataclasses for TRL's parser, and the parsing itself.
 
-Names are those of `trl sft` where it has them. TRL's own `ModelConfig` and `ScriptArguments` aren't used for scoring:
-most of their options (LoRA, test split, streaming) would be accepted here and do nothing.
+Each is declared once. Names are those of `trl sft` where it has them. TRL's own `ModelConfig` and `ScriptArguments`
+aren't used for scoring: most of their options (LoRA, test split, streaming) would be accepted here and do nothing.
 """
 
 import difflib
 import os
 from argparse import SUPPRESS, Action, HelpFormatter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from trl import TrlParser
 
+from rsr_trl.rsr import RSRError
+
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import BitsAndBytesConfig
+    from trl import ModelConfig, SFTConfig
 
+    from rsr_trl.data import Columns
     from rsr_trl.scoring.scorer import RSRScorer
+
+
+def option(help: str, default: Any = MISSING) -> Any:
+    """A field that is an option of a command, required without a default."""
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass
 class DatasetArguments:
-    """
-    Which dataset to read: the arguments of [`~rsr_trl.data.load`].
-
-    Args:
-        dataset_name (`str`): File, folder or Hub id.
-        dataset_config (`str`, *optional*): Configuration of a dataset with several.
-        dataset_split (`str`, *optional*, defaults to `"train"`): Split to read.
-    """
+    """Which dataset to read: the arguments of [`~rsr_trl.data.load`]."""
 
     _argument_group_name = "dataset"
 
-    dataset_name: str = field(
-        metadata={
-            "help": "A .jsonl, .json, .csv or .parquet file, a folder of them, a folder from `save_to_disk`, or the "
-            "id of a dataset on the Hub."
-        }
+    dataset_name: str = option(
+        "A .jsonl, .json, .csv or .parquet file, a folder of them, a folder from `save_to_disk`, or the id of a "
+        "dataset on the Hub."
     )
-    dataset_config: str | None = field(
-        default=None, metadata={"help": "Configuration of the dataset, if it has several."}
-    )
-    dataset_split: str = field(
-        default="train", metadata={"help": "Split to read; slices such as 'train[:100]' work for files and Hub ids."}
-    )
+    dataset_config: str | None = option("Configuration of the dataset, if it has several.", None)
+    dataset_split: str = option("Split to read; slices such as 'train[:100]' work, except of `save_to_disk`.", "train")
+
+    def load(self) -> "Dataset":
+        from rsr_trl import data
+
+        return data.load(self.dataset_name, self.dataset_config, self.dataset_split)
 
 
 @dataclass
 class FormatArguments:
-    """
-    How raw columns become a format of SFTTrainer: the arguments of [`~rsr_trl.data.as_trl_format`].
-
-    Args:
-        prompt_column (`str`, *optional*): Column with the prompt.
-        completion_column (`str`, *optional*): Column with the trajectory.
-        messages_column (`str`, *optional*): Column with whole conversations, instead of the other two.
-        system_prompt (`str`, *optional*): System message to put before every chat.
-        as_chat (`bool`, *optional*, defaults to `False`): Whether to wrap plain text into chat messages.
-    """
+    """How raw columns become a format of SFTTrainer: the arguments of [`~rsr_trl.data.as_trl_format`]."""
 
     _argument_group_name = "columns"
 
-    prompt_column: str | None = field(
-        default=None, metadata={"help": "Column with the prompt, if it isn't called `prompt`."}
-    )
-    completion_column: str | None = field(
-        default=None, metadata={"help": "Column with the trajectory, if it isn't called `completion`."}
-    )
-    messages_column: str | None = field(
-        default=None, metadata={"help": "Column with whole conversations, if it isn't called `messages`."}
-    )
-    system_prompt: str | None = field(default=None, metadata={"help": "System message to put before every chat."})
-    as_chat: bool = field(
-        default=False,
-        metadata={
-            "help": "Wrap a plain-text prompt and completion into a user and an assistant message, so that an "
-            "instruct student sees its chat template."
-        },
+    prompt_column: str | None = option("Column with the prompt, if not `prompt`.", None)
+    completion_column: str | None = option("Column with the trajectory, if not `completion`.", None)
+    messages_column: str | None = option("Column with whole conversations, if not `messages`.", None)
+    system_prompt: str | None = option("System message to put before every chat.", None)
+    as_chat: bool = option(
+        "Wrap a plain-text prompt and completion into a user and an assistant message, so that an instruct student "
+        "sees its chat template.",
+        False,
     )
 
 
 @dataclass
-class StudentArguments:
-    """
-    Which student scores, and how: the arguments of [`RSRScorer`].
+class TeacherArguments:
+    """Who wrote a trajectory."""
 
-    Args:
-        model_name_or_path (`str`): Student: Hub id or folder.
-        model_revision (`str`, *optional*): Branch, tag or commit of the student.
-        trust_remote_code (`bool`, *optional*, defaults to `False`): Whether to run code that comes with the student.
-        dtype (`str`, *optional*, defaults to `"auto"`): Dtype to load the student in; `"auto"` takes its weights' own.
-        device (`str`, *optional*): Device, such as `"cuda:1"`; the best there is by default.
-        device_map (`str`, *optional*): How to spread a student over several devices, such as `"auto"`.
-        attn_implementation (`str`, *optional*): Attention implementation, as in `trl sft`.
-        load_in_8bit, load_in_4bit, bnb_4bit_quant_type, use_bnb_nested_quant: Quantization, as in `trl sft`.
-        max_length (`int`, *optional*): Longer examples are cut.
-        r_max (`int`, *optional*, defaults to `100`): Ranks are clipped here.
-        max_batch_tokens (`int`, *optional*): Tokens of a batch, padding included.
-        token_stats (`bool`, *optional*, defaults to `False`): Whether to keep rank and surprisal of every token.
-        scores (`str`, *optional*): Names of other scores to add, with commas between them, or `all`.
-        assistant_only_loss (`bool`, *optional*, defaults to `False`): As in `SFTConfig`.
-    """
+    teacher_column: str | None = option(
+        "Column with the teacher's name; by default `teacher`, if there is one; none: no column.", None
+    )
+
+    def teacher(self, dataset: "Dataset") -> str | None:
+        """The column of this dataset that names the teacher."""
+        from rsr_trl.data import Columns, find_columns
+
+        return find_columns(dataset, Columns(self.teacher_column, "none", "none")).teacher
+
+
+@dataclass
+class ColumnArguments(TeacherArguments):
+    """Who wrote a trajectory, which problem it answers and whether it is right: for [`~rsr_trl.data.find_columns`]."""
+
+    problem_column: str | None = option(
+        "Column that names the problem; by default problem_id, question_id, prompt_id, problem, question or prompt, "
+        "the first in which values repeat; none: no column.",
+        None,
+    )
+    correctness_column: str | None = option(
+        "Boolean column; by default `correct` or `is_correct`; none: no column.", None
+    )
+
+    def columns(self, dataset: "Dataset") -> "Columns":
+        """The columns of this dataset: the same answer in every command."""
+        from rsr_trl.data import Columns, find_columns
+
+        return find_columns(dataset, Columns(self.teacher_column, self.problem_column, self.correctness_column))
+
+
+@dataclass
+class ScoreArguments:
+    """What orders trajectories."""
+
+    score: str = option("What to go by: a score that the dataset has, or a numeric column.", "rsr")
+    prefer: Literal["low", "high"] | None = option(
+        "Which end of the score is more suitable; by default its own (RSR: low). A column of yours needs it.",
+        None,
+    )
+
+
+@dataclass
+class JsonArguments:
+    """Whether a program reads the result."""
+
+    _argument_group_name = "output"
+
+    json: bool = option("Print one JSON object on standard output, and nothing else.", False)
+
+
+@dataclass(kw_only=True)
+class OutputArguments(TeacherArguments, JsonArguments):
+    """Where a dataset that is made goes, and how it is summarised."""
+
+    _argument_group_name = "output"
+
+    output_dir: str = option("Folder to make; it is absent or empty.")
+    overwrite: bool = option("Replace what an earlier run wrote there (rsr score: scores in the dataset too).", False)
+
+
+@dataclass
+class StudentArguments:
+    """Which student scores, and how: the arguments of [`RSRScorer`]."""
 
     _argument_group_name = "student"
 
-    model_name_or_path: str = field(metadata={"help": "The student: Hub id or folder."})
-    model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the student."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run code that comes with the student."})
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = field(
-        default="auto", metadata={"help": "Dtype to load the student in; `auto` takes that of its weights."}
+    model_name_or_path: str = option("The student: Hub id or folder.")
+    model_revision: str | None = option("Branch, tag or commit of the student.", None)
+    trust_remote_code: bool = option("Run code that comes with the student.", False)
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
+        "Dtype to load the student in; `auto`: that of its weights.", "auto"
     )
-    device: str | None = field(default=None, metadata={"help": "Such as cuda:1 or cpu; by default the best there is."})
-    device_map: str | None = field(
-        default=None, metadata={"help": "Spread the student over several devices; `auto` decides by itself."}
+    device: str | None = option("Such as cuda:1 or cpu; by default the best there is.", None)
+    device_map: str | None = option("Spread the student over several devices; `auto` decides by itself.", None)
+    attn_implementation: str | None = option("Attention implementation, such as flash_attention_2.", None)
+    load_in_8bit: bool = option("Load the student in 8 bits (needs bitsandbytes).", False)
+    load_in_4bit: bool = option("Load the student in 4 bits (needs bitsandbytes).", False)
+    bnb_4bit_quant_type: Literal["nf4", "fp4"] = option("4-bit quantization type.", "nf4")
+    use_bnb_nested_quant: bool = option("Quantize the 4-bit constants too.", False)
+    max_length: int | None = option(
+        "Cut longer examples, in tokens; by default at 32768, or the student's positions if fewer.", None
     )
-    attn_implementation: str | None = field(
-        default=None, metadata={"help": "Attention implementation, such as flash_attention_2."}
+    r_max: int = option("Clip ranks at this value (the paper's is 100).", 100)
+    max_batch_tokens: int | None = option("Tokens of a batch, padding included: fewer need less memory.", None)
+    token_stats: bool = option("Keep rank and surprisal of every token.", False)
+    scores: str | None = option(
+        "Other scores to add as columns, such as surprisal,rank,entropy; `all` that the same pass gives "
+        "(docs/scores.md lists them).",
+        None,
     )
-    load_in_8bit: bool = field(default=False, metadata={"help": "Load the student in 8 bits (needs bitsandbytes)."})
-    load_in_4bit: bool = field(default=False, metadata={"help": "Load the student in 4 bits (needs bitsandbytes)."})
-    bnb_4bit_quant_type: Literal["nf4", "fp4"] = field(default="nf4", metadata={"help": "4-bit quantization type."})
-    use_bnb_nested_quant: bool = field(default=False, metadata={"help": "Quantize the 4-bit constants too."})
-    max_length: int | None = field(
-        default=None,
-        metadata={"help": "Cut longer examples, in tokens; by default 32768, or the student's positions if fewer."},
-    )
-    r_max: int = field(default=100, metadata={"help": "Clip ranks at this value (the paper's is 100)."})
-    max_batch_tokens: int | None = field(
-        default=None, metadata={"help": "Tokens of a batch, padding included: lower it if memory runs out."}
-    )
-    token_stats: bool = field(default=False, metadata={"help": "Keep rank and surprisal of every token."})
-    scores: str | None = field(
-        default=None,
-        metadata={
-            "help": "Other scores to add as columns, such as surprisal,rank,entropy; `all` that the same pass gives "
-            "(docs/scores.md lists them)."
-        },
-    )
-    assistant_only_loss: bool = field(
-        default=False, metadata={"help": "Render chats as SFTTrainer does with assistant_only_loss=True."}
-    )
+    assistant_only_loss: bool = option("Render chats as SFTTrainer does with assistant_only_loss=True.", False)
 
     def scorer(self, overwrite: bool = False) -> "RSRScorer":
         """Load the student. `overwrite` replaces scores that a dataset has already."""
         import torch
 
-        from rsr_trl.data import is_written_as_path
         from rsr_trl.scoring.scorer import RSRScorer
 
         device = self.device
         if device is None and self.device_map is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
             device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"  # a GPU for each process
-        if is_written_as_path(self.model_name_or_path) and not Path(self.model_name_or_path).exists():
-            raise ValueError(f"There is no folder {self.model_name_or_path!r} (model_name_or_path).")
+        check_student_exists(self.model_name_or_path)
+        same = ("device_map", "max_length", "dtype", "attn_implementation", "r_max", "token_stats", "max_batch_tokens")
         return RSRScorer(
             self.model_name_or_path,
             revision=self.model_revision,
             quantization_config=self._quantization_config(),
-            device_map=self.device_map,
-            max_length=self.max_length,
-            dtype=self.dtype,
             device=device,
-            attn_implementation=self.attn_implementation,
-            r_max=self.r_max,
-            token_stats=self.token_stats,
             scores=None if self.scores is None else [name.strip() for name in self.scores.split(",")],
-            max_batch_tokens=self.max_batch_tokens,
             assistant_only_loss=self.assistant_only_loss,
             overwrite=overwrite,
             trust_remote_code=self.trust_remote_code,
+            **{name: getattr(self, name) for name in same},
         )
 
     def _quantization_config(self) -> "BitsAndBytesConfig | None":
@@ -178,7 +192,7 @@ class StudentArguments:
         if not (self.load_in_4bit or self.load_in_8bit):
             return None
         if self.load_in_4bit and self.dtype == "auto":
-            raise ValueError("--load_in_4bit computes in --dtype, so name one: --dtype bfloat16, for example.")
+            raise RSRError("--load_in_4bit computes in --dtype, so name one: --dtype bfloat16, for example.")
         from trl import ModelConfig, get_quantization_config
 
         return get_quantization_config(
@@ -192,31 +206,33 @@ class StudentArguments:
         )
 
 
-@dataclass
-class OutputArguments:
-    """
-    Where the result goes and how it is told.
+def student_to_train(model_args: "ModelConfig", training_args: "SFTConfig") -> dict:
+    """The student as SFTTrainer takes it, from the options of `trl sft`; what is about loading goes to the config."""
+    from trl import get_peft_config, get_quantization_config
 
-    Args:
-        output_dir (`str`): Folder to make.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace earlier results.
-        teacher_column (`str`, *optional*): Column with the teacher's name; `teacher` where there is one.
-        json (`bool`, *optional*, defaults to `False`): Whether to print the summary as JSON on standard output.
-    """
+    if model_args.model_name_or_path is None:
+        raise RSRError("Say which student to train: --model_name_or_path.")
+    check_student_exists(model_args.model_name_or_path)
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "trust_remote_code": training_args.trust_remote_code,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    return {
+        "model": model_args.model_name_or_path,
+        "quantization_config": get_quantization_config(model_args),
+        "peft_config": get_peft_config(model_args),
+    }
 
-    _argument_group_name = "output"
 
-    output_dir: str = field(metadata={"help": "Folder to make; it is absent or empty."})
-    overwrite: bool = field(
-        default=False,
-        metadata={"help": "Replace what an earlier run wrote there (rsr score: scores in the dataset too)."},
-    )
-    teacher_column: str | None = field(
-        default=None, metadata={"help": "Column with the teacher's name; `teacher` by default, where there is one."}
-    )
-    json: bool = field(
-        default=False, metadata={"help": "Print the summary as one JSON object on standard output, and nothing else."}
-    )
+def check_student_exists(name: str) -> None:
+    """Raise for a folder that isn't there, before it is taken for a Hub id."""
+    from rsr_trl.data import is_written_as_path
+
+    if is_written_as_path(name) and not Path(name).exists():
+        raise RSRError(f"There is no folder {name!r} (--model_name_or_path).")
 
 
 class _HelpFormatter(HelpFormatter):

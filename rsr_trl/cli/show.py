@@ -1,7 +1,7 @@
-"""`rsr show`: one trajectory in the terminal, token by token: where it surprises the student, and where it suits."""
+"""`rsr show`: one trajectory in the terminal: the surprisal or rank of each token, and the RSR of each sentence."""
 
-from bisect import bisect_right
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
@@ -10,17 +10,20 @@ from rich.table import Table
 from rich.text import Text
 from trl import TrlParser
 
-from rsr_trl.cli.options import DatasetArguments, option_parser
+from rsr_trl.cli.options import ColumnArguments, DatasetArguments, JsonArguments, option, option_parser
+from rsr_trl.cli.tables import Column, print_json, print_table, without_bars
+from rsr_trl.report.format import number, visible
+from rsr_trl.rsr import DIRECTION, ERROR, RSR, TRUNCATED, RSRError
 
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from datasets import Dataset
 
     from rsr_trl.report.tokens import Sentence, Token
 
 
-# Backgrounds from low to high, each with a foreground that has a contrast of at least 5 to it. They are viridis, whose
-# lightness rises evenly, so that it can be read without seeing hues.
+# Backgrounds of the levels in report/tokens.py, each with a foreground that has a contrast of at least 5 to it. They
+# are viridis, whose lightness rises evenly, so that it can be read without seeing hues.
 RAMP = (
     ("#440154", "#ffffff"),
     ("#414487", "#ffffff"),
@@ -29,8 +32,7 @@ RAMP = (
     ("#7ad151", "#000000"),
     ("#fde725", "#000000"),
 )
-STEPS = {"surprisal": (0.0, 0.1, 0.5, 1.0, 2.0, 4.0), "rank": (1, 2, 3, 6, 21, 101)}  # where each colour begins
-MARKED_STEP = 4  # from this one on a token gets a mark where there are no colours
+MARKED_LEVEL = 4  # from this one on a token gets a mark where there are no colours
 SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
 NUM_LISTED = 10  # most surprising tokens
 FEW_TOKENS = 5  # a sentence of fewer says little by its ratio
@@ -39,46 +41,19 @@ BEFORE_CHARACTERS = 24  # what stands before a listed token
 TOKEN_CHARACTERS = 16
 
 
-@dataclass
-class ShowArguments:
-    """
-    What to show, and how.
-
-    Args:
-        row (`int`): Row of the dataset, counted from 0.
-        tokenizer (`str`, *optional*): The student's tokenizer; by default that of the student named in the dataset.
-        color_by (`str`, *optional*, defaults to `"surprisal"`): What the colour of a token says.
-        r_max (`int`, *optional*, defaults to `100`): Ranks are clipped here.
-        teacher_column, problem_column, correctness_column (`str`, *optional*): What to say about the row.
-        json (`bool`, *optional*, defaults to `False`): Whether to print the tokens as JSON.
-    """
+@dataclass(kw_only=True)
+class ShowArguments(JsonArguments, ColumnArguments):
+    """What to show, and how."""
 
     _argument_group_name = "show"
 
-    row: int = field(metadata={"help": "Row of the dataset, counted from 0."})
-    tokenizer: str | None = field(
-        default=None,
-        metadata={
-            "help": "The student's tokenizer: Hub id or folder; by default that of the student which the dataset's "
-            "card names."
-        },
+    row: int = option("Row of the dataset, counted from 0.")
+    tokenizer: str | None = option(
+        "The student's tokenizer: Hub id or folder; by default that of the student which the dataset's card names.",
+        None,
     )
-    color_by: Literal["surprisal", "rank"] = field(
-        default="surprisal", metadata={"help": "What the colour of a token says."}
-    )
-    r_max: int = field(default=100, metadata={"help": "Clip ranks at this value."})
-    teacher_column: str | None = field(
-        default=None, metadata={"help": "Column with the teacher's name; `teacher` by default, where there is one."}
-    )
-    problem_column: str | None = field(
-        default=None, metadata={"help": "Column that names the problem; `problem_id` by default, where there is one."}
-    )
-    correctness_column: str | None = field(
-        default=None, metadata={"help": "Boolean column, whether it is correct; `correct` by default."}
-    )
-    json: bool = field(
-        default=False, metadata={"help": "Print the tokens as one JSON object on standard output, and nothing else."}
-    )
+    color_by: Literal["surprisal", "rank"] = option("What token colours encode.", "surprisal")
+    r_max: int = option("Clip ranks at this value.", 100)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -91,76 +66,67 @@ def make_parser(prog: str | None = None) -> TrlParser:
 
 
 def main(data_args: DatasetArguments, show_args: ShowArguments) -> None:
-    from rsr_trl import data
-    from rsr_trl.cli import summary
-    from rsr_trl.report.rows import prompt_of
-    from rsr_trl.report.tokens import check_token_columns, load_tokenizer, read_tokens, sentences, student_of
-    from rsr_trl.report.turns import TurnFinder
-    from rsr_trl.rsr import ERROR, RSR
+    from rsr_trl.data import card_facts
+    from rsr_trl.report.rows import TurnFinder, prompt_of
+    from rsr_trl.report.tokens import check_token_columns, load_tokenizer, read_tokens, sentences
 
-    summary.without_bars()
-    dataset = data.load(data_args.dataset_name, data_args.dataset_config, data_args.dataset_split)
-    if not 0 <= show_args.row < len(dataset):
-        raise ValueError(
-            f"There is no row {show_args.row}: {data_args.dataset_name!r} has {len(dataset):,} rows, counted from 0."
-        )
-    row = dataset[show_args.row]
+    without_bars()
+    dataset, place, source = data_args.load(), show_args.row, data_args.dataset_name
+    if not 0 <= place < len(dataset):
+        raise RSRError(f"There is no row {place}: {source!r} has {len(dataset):,} rows, counted from 0.")
+    row = dataset[place]
     if RSR not in row:
-        raise ValueError("The dataset has no scores. Score it first with `rsr score --token_stats`.")
+        raise RSRError("The dataset has no scores. Score it first with `rsr score --token_stats`.")
     if row[RSR] is None:
-        raise ValueError(f"Row {show_args.row} has no score: {row[ERROR]}.")
+        raise RSRError(f"Row {place} has no score: {row[ERROR]}.")
     check_token_columns(row)
-    labels = _labels(row, show_args)
-    tokenizer = load_tokenizer(data_args.dataset_name, show_args.tokenizer)
+    names = _names(dataset, row, show_args)
+    tokenizer = load_tokenizer(source, show_args.tokenizer)
     tokens = read_tokens(row, tokenizer)
     parts = sentences(tokens, show_args.r_max, TurnFinder(tokenizer)(row))
-    facts = _facts(row, tokens, show_args) | {"student": student_of(data_args.dataset_name), **labels}
+    facts = _facts(row, tokens, show_args) | {"student": card_facts(source).get("student"), **names}
     if show_args.json:
-        summary.print_json(facts | _as_data(tokens, parts))
+        print_json(_as_json(facts, tokens, parts))
     else:
         # The picture is what was asked for, so it goes to standard output, as data does.
-        _print(Console(highlight=False), facts, tokens, parts, prompt_of(row), show_args)
+        out = Console(highlight=False)
+        _print_facts(out, facts, prompt_of(row))
+        _print(out, tokens, parts, show_args.color_by)
 
 
-def _labels(row: "Mapping", args: ShowArguments) -> dict:
+def _names(dataset: "Dataset", row: dict, args: ShowArguments) -> dict:
     """Teacher, problem and correctness of the row, as far as there are columns."""
-    labels = {}
-    for label, option, default in (
-        ("teacher", "teacher_column", "teacher"),
-        ("problem", "problem_column", "problem_id"),
-        ("correct", "correctness_column", "correct"),
-    ):
-        asked = vars(args)[option]
-        if asked is not None and asked not in row:
-            raise ValueError(f"There is no column {asked!r} ({option}). The dataset has: {', '.join(row)}.")
-        labels[label] = row.get(asked or default)
-    return labels
+    columns = args.columns(dataset)
+    problem = None if columns.problem == "prompt" else columns.problem  # the prompt is shown anyway
+    return {"teacher": row.get(columns.teacher), "problem": row.get(problem), "correct": row.get(columns.correct)}
 
 
-def _facts(row: "Mapping", tokens: "Sequence[Token]", args: ShowArguments) -> dict:
+def _facts(row: dict, tokens: "Sequence[Token]", args: ShowArguments) -> dict:
     """The scores of the row as a whole."""
-    from rsr_trl.cli.summary import DIRECTION, finite
-    from rsr_trl.rsr import RSR, TRUNCATED, rsr_from_means, trajectory_means
+    from rsr_trl.rsr import rsr_from_means, trajectory_means
 
     ranks, surprisals = [token.rank for token in tokens], [token.surprisal for token in tokens]
-    rank, surprisal = (means[0] for means in trajectory_means(ranks, surprisals, [len(tokens)], args.r_max))
+    rank, surprisal = (float(means[0]) for means in trajectory_means(ranks, surprisals, [len(tokens)], args.r_max))
     return {
         "row": args.row,
-        "rsr": finite(rsr_from_means(rank, surprisal)),
+        "rsr": float(rsr_from_means(rank, surprisal)),
         "direction": DIRECTION,
         "r_max": args.r_max,
-        "stored_rsr": finite(row[RSR]),
-        "mean_clipped_rank": float(rank),
-        "mean_surprisal": float(surprisal),
+        "stored_rsr": row[RSR],
+        "mean_clipped_rank": rank,
+        "mean_surprisal": surprisal,
         "num_tokens": len(tokens),
         "truncated": row[TRUNCATED],
     }
 
 
-def _as_data(tokens: "Sequence[Token]", parts: "Sequence[Sentence]") -> dict:
+def _as_json(facts: dict, tokens: "Sequence[Token]", parts: "Sequence[Sentence]") -> dict:
     from rsr_trl.cli.summary import finite
 
     return {
+        **facts,
+        "rsr": finite(facts["rsr"]),
+        "stored_rsr": finite(facts["stored_rsr"]),
         "tokens": [{**vars(token), "probability": token.probability} for token in tokens],
         "sentences": [{**vars(part), "rsr": finite(part.rsr), "text": _text(tokens, part)} for part in parts],
     }
@@ -172,8 +138,6 @@ def _text(tokens: "Sequence[Token]", part: "Sentence") -> str:
 
 def _shortened(text: str, length: int) -> str:
     """The beginning of a text on one line, with nothing in it that acts on a terminal."""
-    from rsr_trl.report.tokens import visible
-
     words = " ".join(text[: 4 * length].split())  # the text may be a megabyte
     return visible(words if len(words) <= length else f"{words[: length - 1]}…")
 
@@ -181,17 +145,9 @@ def _shortened(text: str, length: int) -> str:
 # --------------------------------------------------------------------------------------------------------- drawing
 
 
-def _print(
-    out: Console,
-    facts: dict,
-    tokens: "Sequence[Token]",
-    parts: "Sequence[Sentence]",
-    prompt: str,
-    args: ShowArguments,
-) -> None:
-    _print_facts(out, facts, prompt)
+def _print(out: Console, tokens: "Sequence[Token]", parts: "Sequence[Sentence]", color_by: str) -> None:
     in_color = not out.no_color and out.color_system in ("256", "truecolor")  # 16 colours can't be told apart
-    out.print(_legend(args.color_by, in_color))
+    out.print(_legend(color_by, in_color))
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("RSR", justify="right", no_wrap=True)
     table.add_column(f"of each sentence; in brackets if it has fewer than {FEW_TOKENS} tokens", overflow="fold")
@@ -201,47 +157,46 @@ def _print(
             turn = part.turn
             table.add_row("", Rule(f"turn {turn}", style="dim", align="left"))
         inside = tokens[part.start : part.stop]
-        text = Text.assemble(*(_drawn(token, args.color_by, in_color) for token in inside))
+        text = Text.assemble(*(_drawn(token, color_by, in_color) for token in inside))
         text.rstrip()  # a new line begins anyway
         if not in_color and text.plain.startswith(" "):
             text = text[1:]  # the space between two sentences
-        table.add_row(f"{part.rsr:,.2f}" if len(inside) >= FEW_TOKENS else f"({part.rsr:,.2f})", text)
+        table.add_row(number(part.rsr) if len(inside) >= FEW_TOKENS else f"({number(part.rsr)})", text)
     out.print(table)
     _print_most_surprising(out, tokens)
     _print_extremes(out, tokens, parts)
 
 
 def _print_facts(out: Console, facts: dict, prompt: str) -> None:
-    from rsr_trl.cli.summary import number
-
-    title = (f"Row {facts['row']:,}: RSR {number(facts['rsr'])}", "bold")
+    title = (f"Row {facts['row']:,}: RSR {number(facts['rsr'], 3)}", "bold")
+    rank, surprisal = number(facts["mean_clipped_rank"]), number(facts["mean_surprisal"])
     out.print(Text.assemble("\n", title, f" ({facts['direction']}), {facts['num_tokens']:,} tokens"))
-    out.print(f"mean rank {facts['mean_clipped_rank']:,.2f} / mean surprisal {facts['mean_surprisal']:.2f} nats")
+    out.print(f"mean rank {rank} / mean surprisal {surprisal} nats")
     stored = facts["stored_rsr"]
-    if None not in (stored, facts["rsr"]) and abs(facts["rsr"] - stored) > 1e-3 * stored:
-        out.print(f"Ranks are clipped at {facts['r_max']:,} here. The dataset's own rsr is {number(stored)}.")
-    words = {True: "yes", False: "no"}
+    if abs(facts["rsr"] - stored) > 1e-3 * stored:
+        out.print(f"Ranks are clipped at {facts['r_max']:,} here. The dataset's own rsr is {number(stored, 3)}.")
     known = {name: facts[name] for name in ("student", "teacher", "problem", "correct") if facts[name] is not None}
-    told = [f"{name}: {_shortened(str(words.get(value, value)), 60)}" for name, value in known.items()]
-    told += ["truncated: only its beginning is scored"] if facts["truncated"] else []
-    if told:
-        out.print(Text("; ".join(told)))
+    words = {name: ("no", "yes")[value] if isinstance(value, bool) else str(value) for name, value in known.items()}
+    about = [f"{name}: {_shortened(text, 60)}" for name, text in words.items()]
+    about += ["truncated: only its beginning is scored"] if facts["truncated"] else []
+    if about:
+        out.print(Text("; ".join(about)))
     if prompt:
         out.print(Text.assemble(("Prompt: ", "bold"), _shortened(prompt, PROMPT_CHARACTERS)))
     out.print()
 
 
-def _style(step: int) -> str:
-    background, foreground = RAMP[step]
+def _style(level: int) -> str:
+    background, foreground = RAMP[level]
     return f"{foreground} on {background}"
 
 
 def _drawn(token: "Token", color_by: str, in_color: bool) -> Text:
     """A token with its colour or, where there are no colours, in brackets with its rank if it stands out."""
-    step = bisect_right(STEPS[color_by], token.rank if color_by == "rank" else token.surprisal) - 1
+    level = token.level(color_by)
     if in_color:
-        return Text(token.shown, _style(step))
-    if step < MARKED_STEP:
+        return Text(token.shown, _style(level))
+    if level < MARKED_LEVEL:
         return Text(token.shown)
     word = token.shown.strip() or token.shown
     before, after = token.shown.split(word, 1)
@@ -249,40 +204,39 @@ def _drawn(token: "Token", color_by: str, in_color: bool) -> Text:
 
 
 def _legend(color_by: str, in_color: bool) -> Text:
-    begins, what = STEPS[color_by], "surprisal in nats" if color_by == "surprisal" else "rank"
+    from rsr_trl.report.tokens import LEVELS, level_names
+
+    unit = "surprisal in nats" if color_by == "surprisal" else "rank"
     if not in_color:
-        first = f"{begins[MARKED_STEP]:g}"
-        return Text(f"⟦word⟧₁₂: a token with a {what} of {first} or more. The small number is its rank.\n")
-    if color_by == "rank":
-        labels = ["1", "2", *(f"{low}-{high - 1}" for low, high in zip(begins[2:], begins[3:], strict=False))]
-    else:
-        labels = [f"{low:g}-{high:g}" for low, high in zip(begins, begins[1:], strict=False)]
-    labels.append(f"{begins[-1]:g} or more")
-    boxes = [part for step, label in enumerate(labels) for part in ((f" {label} ", _style(step)), " ")]
-    return Text.assemble(f"Colour: {what}  ", *boxes, "\n")
+        first = f"{LEVELS[color_by][MARKED_LEVEL]:g}"
+        return Text(f"⟦word⟧₁₂: a token with a {unit} of {first} or more. The small number is its rank.\n")
+    boxes = [part for level, name in enumerate(level_names(color_by)) for part in ((f" {name} ", _style(level)), " ")]
+    return Text.assemble(f"Colour: {unit}  ", *boxes, "\n")
 
 
 def _print_most_surprising(out: Console, tokens: "Sequence[Token]") -> None:
     """The tokens of highest surprisal: what stands before them, and what the student would have said."""
-    from rsr_trl.cli.summary import plain_table
+
+    def before(place: int) -> Text:
+        text = "".join(one.shown for one in tokens[max(0, place - BEFORE_CHARACTERS) : place]).replace("\n", "")
+        return Text(text[-BEFORE_CHARACTERS:].rjust(BEFORE_CHARACTERS), "dim")
+
+    def probability(place: int) -> str:
+        value = tokens[place].probability
+        return f"{value:.1%}" if value >= 0.001 else f"{value:.0e}"
 
     with_top1 = tokens[0].top1 is not None
-    table = plain_table("after", "token", "rank", "prob.", "nats", *(["student says"] if with_top1 else []))
-    for column, justify in ((0, "right"), (1, "left"), *([(5, "left")] if with_top1 else [])):
-        table.columns[column].justify = justify
-    for place in sorted(range(len(tokens)), key=lambda place: -tokens[place].surprisal)[:NUM_LISTED]:
-        token = tokens[place]
-        before = "".join(one.shown for one in tokens[max(0, place - BEFORE_CHARACTERS) : place])
-        table.add_row(
-            Text(before.replace("\n", "")[-BEFORE_CHARACTERS:], "dim"),
-            Text(_in_line(token.shown), "bold"),
-            f"{token.rank:,}",
-            f"{token.probability:.1%}" if token.probability >= 0.001 else f"{token.probability:.0e}",
-            f"{token.surprisal:.2f}",
-            *([Text(_in_line(token.top1))] if with_top1 else []),
-        )
+    columns = [
+        Column("after", before),
+        Column("token", lambda place: Text(_in_line(tokens[place].shown), "bold"), justify="left"),
+        Column("rank", lambda place: f"{tokens[place].rank:,}"),
+        Column("prob.", probability),
+        Column("nats", lambda place: number(tokens[place].surprisal)),
+        Column("student says", lambda place: Text(_in_line(tokens[place].top1)), with_top1, "left"),
+    ]
+    places = sorted(range(len(tokens)), key=lambda place: -tokens[place].surprisal)[:NUM_LISTED]
     out.print(f"\n[bold]The most surprising of its {len(tokens):,} tokens[/] (␣ is a space)")
-    out.print(table)
+    print_table(out, places, columns)
 
 
 def _in_line(shown: str) -> str:
@@ -297,5 +251,5 @@ def _print_extremes(out: Console, tokens: "Sequence[Token]", parts: "Sequence[Se
         return
     for label, pick in (("Suits best", min), ("Suits least", max)):
         part = pick(parts, key=lambda part: part.rsr)
-        text = _shortened(_text(tokens, part), PROMPT_CHARACTERS)
-        out.print(Text.assemble((label, "bold"), f" (RSR {part.rsr:,.2f}): {text}"), overflow="ellipsis", no_wrap=True)
+        text = f" (RSR {number(part.rsr)}): {_shortened(_text(tokens, part), PROMPT_CHARACTERS)}"
+        out.print(Text.assemble((label, "bold"), text), overflow="ellipsis", no_wrap=True)

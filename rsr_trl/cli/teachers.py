@@ -3,90 +3,59 @@
 import csv
 import logging
 import sys
-import warnings
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from rich.console import Console
+from rich.text import Text
 from trl import TrlParser
 
-from rsr_trl.cli.options import DatasetArguments, FormatArguments, StudentArguments, option_parser
+from rsr_trl.cli.options import (
+    ColumnArguments,
+    DatasetArguments,
+    FormatArguments,
+    JsonArguments,
+    ScoreArguments,
+    StudentArguments,
+    option,
+    option_parser,
+)
+from rsr_trl.cli.tables import Column, beside, console, given, print_json, print_next, print_table, without_bars
+from rsr_trl.report.format import number, percent, share
+from rsr_trl.rsr import DIRECTION, NOISY_BELOW, RSR, RSRError
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from rich.console import Console
 
+    from rsr_trl.data import Columns
     from rsr_trl.selection.race import TeacherRace
     from rsr_trl.selection.teachers import TeacherRanking
 
 
 @dataclass
 class TeachersStudentArguments(StudentArguments):
-    """
-    As [`StudentArguments`], but a dataset that is scored already needs no student.
+    """As [`StudentArguments`], but a dataset that is scored already needs no student."""
 
-    Args:
-        model_name_or_path (`str`, *optional*): Student: Hub id or folder.
-    """
-
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "The student: Hub id or folder. Not needed if the dataset is scored already."}
+    model_name_or_path: str | None = option(
+        "The student: Hub id or folder. Not needed if the dataset is scored already.", None
     )
 
 
 @dataclass
-class TeachersArguments:
-    """
-    How to compare teachers: the arguments of [`rank_teachers`] and [`race_teachers`].
-
-    Args:
-        teacher_column (`str`, *optional*): Column that names the teacher; `teacher` where there is one.
-        problem_column (`str`, *optional*): Column that says which trajectories answer the same problem.
-        correctness_column (`str`, *optional*): Boolean column from which to report accuracy.
-        goal (`str`, *optional*, defaults to `"best"`): With a student: score until the best teacher is certain, until
-            the whole order is, or score all.
-        certainty (`float`, *optional*, defaults to `0.95`): Level of intervals, and certainty at which to stop.
-        max_trajectories (`int`, *optional*): Budget of trajectories to score.
-        seed (`int`, *optional*, defaults to `0`): Seed of the order of problems and of the bootstrap.
-        score (`str`, *optional*, defaults to `"rsr"`): What to rank by: the name of a score, or a numeric column.
-        prefer (`str`, *optional*): Which end of the score is the better one; by default its own.
-        json, csv (`bool`, *optional*, defaults to `False`): Print the result for programs on standard output.
-    """
+class TeachersArguments(JsonArguments, ScoreArguments, ColumnArguments):
+    """How to compare teachers: the arguments of [`rank_teachers`] and [`race_teachers`]."""
 
     _argument_group_name = "teachers"
 
-    teacher_column: str | None = field(
-        default=None, metadata={"help": "Column with the teacher's name; `teacher` by default, where there is one."}
+    goal: Literal["best", "order", "all"] = option(
+        "With a student: score until the best teacher is certain, or the whole order; or score all.", "best"
     )
-    problem_column: str | None = field(
-        default=None, metadata={"help": "Column that names the problem, to compare teachers on the same problems."}
-    )
-    correctness_column: str | None = field(
-        default=None, metadata={"help": "Boolean column, such as `correct`, from which to report accuracy."}
-    )
-    goal: Literal["best", "order", "all"] = field(
-        default="best",
-        metadata={
-            "help": "With a student: score until the best teacher is certain, or the whole order; or score all."
-        },
-    )
-    certainty: float = field(
-        default=0.95, metadata={"help": "Level of the intervals, and certainty at which to stop."}
-    )
-    max_trajectories: int | None = field(default=None, metadata={"help": "Stop before scoring more than this."})
-    seed: int = field(default=0, metadata={"help": "Seed of the order of problems and of the bootstrap."})
-    score: str = field(
-        default="rsr",
-        metadata={"help": "What to rank by: the name of a score that the dataset has, or a numeric column."},
-    )
-    prefer: Literal["low", "high"] | None = field(
-        default=None,
-        metadata={
-            "help": "Which end of the score is better; by default its own (RSR: low). A column of yours needs it."
-        },
-    )
-    json: bool = field(default=False, metadata={"help": "Print one JSON object on standard output, and nothing else."})
-    csv: bool = field(default=False, metadata={"help": "Print the table as CSV on standard output, and nothing else."})
+    certainty: float = option("Level of the intervals, and certainty at which to stop.", 0.95)
+    max_trajectories: int | None = option("Stop before scoring more than this.", None)
+    seed: int = option("Seed of the order of problems and of the bootstrap.", 0)
+    csv: bool = option("Print the table as CSV on standard output, and nothing else.", False)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -105,44 +74,53 @@ def main(
     teachers_args: TeachersArguments,
 ) -> None:
     from rsr_trl import data
-    from rsr_trl.cli import summary
 
-    if teachers_args.json and teachers_args.csv:
-        raise ValueError("Give one of --json and --csv: both go to standard output.")
-    if not 0 < teachers_args.certainty < 1:
-        raise ValueError(f"--certainty must be in (0, 1), got {teachers_args.certainty:g}: 95% is 0.95.")
-    if teachers_args.goal == "order" and student_args.model_name_or_path is None:
-        raise ValueError(
+    with_student = student_args.model_name_or_path is not None
+    in_rounds = with_student and teachers_args.goal != "all"
+    _check(teachers_args, with_student, in_rounds)
+    if teachers_args.json or teachers_args.csv:
+        without_bars()
+    dataset = data_args.load()
+    if with_student:
+        dataset = data.as_trl_format(dataset, **vars(format_args))
+    columns = teachers_args.columns(dataset)
+    if columns.teacher is None:
+        raise RSRError(f"Which column names the teacher? --teacher_column is one of {dataset.column_names}.")
+    if in_rounds and columns.problem is None:
+        raise RSRError("Scoring in rounds needs --problem_column; without problems, use --goal all.")
+    logging.getLogger("rsr_trl.scoring").setLevel(logging.ERROR)  # its counts of bad rows are in the table
+    if in_rounds:
+        result, show = _race(dataset, student_args, columns, teachers_args)
+    else:
+        scored = student_args.scorer().score(dataset) if with_student else dataset
+        result, show = _rank(scored, columns, teachers_args, data_args.dataset_name)
+    if teachers_args.json:
+        print_json(result)
+    elif teachers_args.csv:
+        writer = csv.DictWriter(sys.stdout, list(result["table"][0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(result["table"])
+    else:
+        out = console()
+        show(out)
+        print_next(out, *_next_command(data_args, format_args, student_args, teachers_args, columns.problem))
+
+
+def _check(args: TeachersArguments, with_student: bool, in_rounds: bool) -> None:
+    """Raise for options that contradict each other, before anything is read."""
+    if args.json and args.csv:
+        raise RSRError("Give one of --json and --csv: both go to standard output.")
+    if not 0 < args.certainty < 1:
+        raise RSRError(f"--certainty must be in (0, 1), got {args.certainty:g}: 95% is 0.95.")
+    if args.goal == "order" and not with_student:
+        raise RSRError(
             "--goal order is for scoring in rounds, with --model_name_or_path. Of a scored dataset the whole order is "
             "shown anyway, with the probability of each pair in --json."
         )
-    if teachers_args.json or teachers_args.csv:
-        summary.without_bars()
-    dataset = data.load(data_args.dataset_name, data_args.dataset_config, data_args.dataset_split)
-    teacher_column = summary.teacher_column_of(dataset, teachers_args.teacher_column)
-    if teacher_column is None:
-        raise ValueError(f"Which column names the teacher? --teacher_column is one of {dataset.column_names}.")
-    sequential = student_args.model_name_or_path is not None and teachers_args.goal != "all"
-    if sequential and teachers_args.problem_column is None:
-        raise ValueError("Scoring in rounds needs --problem_column; without problems, use --goal all.")
-    if sequential and (teachers_args.score != "rsr" or teachers_args.prefer == "high"):
-        raise ValueError(
-            "Scoring in rounds compares teachers by RSR: for another score, or its other end, --goal all."
-        )
-    if not sequential and teachers_args.max_trajectories is not None:
-        raise ValueError(
-            "--max_trajectories is for scoring in rounds: with --model_name_or_path, --goal best or order."
-        )
-    logging.getLogger("rsr_trl.scoring").setLevel(logging.ERROR)  # its counts of bad rows are in the table
-    if student_args.model_name_or_path is not None:
-        scorer = student_args.scorer()
-        dataset = data.as_trl_format(dataset, **vars(format_args))
-    next_command = _next_command(data_args, format_args, student_args, teachers_args)
-    if sequential:
-        _race(dataset, scorer, teacher_column, teachers_args, next_command)
-    else:
-        scored = dataset if student_args.model_name_or_path is None else scorer.score(dataset)
-        _rank(scored, teacher_column, teachers_args, next_command, data_args.dataset_name)
+    if in_rounds and (args.score != RSR or args.prefer == "high"):
+        raise RSRError("Scoring in rounds compares teachers by RSR: for another score, or its other end, --goal all.")
+    if not in_rounds and args.max_trajectories is not None:
+        raise RSRError("--max_trajectories is for scoring in rounds: with --model_name_or_path, --goal best or order.")
 
 
 def _next_command(
@@ -150,169 +128,116 @@ def _next_command(
     format_args: FormatArguments,
     student_args: TeachersStudentArguments,
     teachers_args: TeachersArguments,
+    problem: str | None,
 ) -> list[str]:
     """`rsr select` from a scored dataset; `rsr score` where the scores were only made to compare."""
-    from rsr_trl.cli.summary import beside, given
-
     teacher = ["--teacher_column", teachers_args.teacher_column] if teachers_args.teacher_column else []
     if student_args.model_name_or_path is not None:
         options = [*given(student_args), *given(data_args), *given(format_args), *teacher]
         return ["rsr", "score", *options, "--output_dir", beside(data_args.dataset_name, "scored")]
-    problem = teachers_args.problem_column
     how = ["--keep_fraction", "0.5"] if problem is None else ["--group_column", problem]
     output_dir = beside(data_args.dataset_name, "selected")
     return ["rsr", "select", *given(data_args), *how, *teacher, "--output_dir", output_dir]
 
 
 def _rank(
-    scored: "Dataset", teacher_column: str, args: TeachersArguments, next_command: list[str], source: str
-) -> None:
-    from rsr_trl.cli import summary
+    scored: "Dataset", columns: "Columns", args: TeachersArguments, source: str
+) -> tuple[dict, Callable[[Console], None]]:
+    """The ranking for programs, and how to show it."""
     from rsr_trl.data import is_selection
-    from rsr_trl.selection.teacher_rows import SELECTED
-    from rsr_trl.selection.teachers import rank_teachers
+    from rsr_trl.selection.table import ScoredTable
+    from rsr_trl.selection.teachers import SELECTED, rank_table
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they are the notes, which are printed
-        ranking = rank_teachers(
-            scored,
-            teacher_column,
-            args.problem_column,
-            correctness_column=args.correctness_column,
-            confidence=args.certainty,
-            seed=args.seed,
-            score=args.score,
-            prefer=args.prefer,
-        )
-    verdict = SELECTED if is_selection(source) else _verdict(ranking)
-    if args.json:
-        names = ("score", "prefer", "table", "pairs", "num_problems", "num_problems_in_all", "confidence", "notes")
-        direction = summary.DIRECTION if args.score == "rsr" else f"{ranking.prefer}er first"
-        result = {"direction": direction, **{name: vars(ranking)[name] for name in names}}
-        summary.print_json({**result, "verdict": verdict or None})
-    elif args.csv:
-        _print_csv(ranking.table)
-    else:
-        out = summary.console()
-        _show_ranking(out, ranking, args, verdict)
-        summary.print_next(out, *next_command)
+    # RSR itself comes from its two parts, so its column may be missing.
+    table = ScoredTable.read(scored, columns, [] if args.score == RSR else [args.score], {args.score: args.prefer})
+    ranking = rank_table(table, args.score, args.certainty, seed=args.seed)
+    verdict = SELECTED if is_selection(source) else ranking.verdict()
+    notes = [*columns.notes, *ranking.notes]
+    names = ("score", "prefer", "table", "pairs", "num_problems", "num_problems_in_all", "confidence")
+    result = {
+        "direction": DIRECTION if args.score == RSR else f"{ranking.prefer}er first",
+        **{name: vars(ranking)[name] for name in names},
+        "notes": notes,
+        "verdict": verdict or None,
+    }
+    return result, lambda out: _show_ranking(out, ranking, columns.correct is not None, verdict, notes)
 
 
 def _race(
-    dataset: "Dataset", scorer: object, teacher_column: str, args: TeachersArguments, next_command: list[str]
-) -> None:
-    from rsr_trl.cli import summary
+    dataset: "Dataset", student_args: StudentArguments, columns: "Columns", args: TeachersArguments
+) -> tuple[dict, Callable[[Console], None]]:
+    """The race for programs, and how to show it."""
     from rsr_trl.selection.race import race_teachers
 
     race = race_teachers(
         dataset,
-        scorer,
-        teacher_column,
-        args.problem_column,
+        student_args.scorer(),
+        columns.teacher,
+        columns.problem,
         goal=args.goal,
         certainty=args.certainty,
         max_trajectories=args.max_trajectories,
         seed=args.seed,
     )
-    if args.json:
-        names = [name for name in vars(race) if name != "scored"]
-        result = {"direction": summary.DIRECTION, "best": race.best, **{name: vars(race)[name] for name in names}}
-        summary.print_json(result)
-    elif args.csv:
-        _print_csv(race.table)
-    else:
-        out = summary.console()
-        _show_race(out, race)
-        summary.print_next(out, *next_command)
+    facts = {name: value for name, value in vars(race).items() if name != "scored"}
+    return {"direction": DIRECTION, "best": race.best, **facts}, lambda out: _show_race(out, race)
 
 
-def _print_csv(table: list[dict]) -> None:
-    writer = csv.DictWriter(sys.stdout, list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
+def _show_ranking(
+    out: Console, ranking: "TeacherRanking", with_accuracy: bool, verdict: str, notes: list[str]
+) -> None:
+    from rsr_trl.data import counted, examples
 
-
-def _show_ranking(out: "Console", ranking: "TeacherRanking", args: TeachersArguments, verdict: str) -> None:
-    from rich.text import Text
-
-    from rsr_trl.cli import summary
-    from rsr_trl.cli.summary import number
-    from rsr_trl.data import counted
-
+    rows, is_rsr = ranking.table, ranking.score == RSR
     on = "unmatched problems" if ranking.num_problems is None else counted(ranking.num_problems, "problem")
-    first = ", most suitable first" if len(ranking.table) > 1 else ""
-    out.print(Text.assemble("\n", (f"{counted(len(ranking.table), 'teacher')} on {on}{first}", "bold")))
-    each = {row["trajectories"] for row in ranking.table}
+    first = ", most suitable first" if len(rows) > 1 else ""
+    out.print(Text.assemble("\n", (f"{counted(len(rows), 'teacher')} on {on}{first}", "bold")))
+    each = {row["trajectories"] for row in rows}
     count = f", {counted(each.pop(), 'trajectory')} each" if len(each) == 1 else ""
-    is_rsr = ranking.score == "rsr"
     what = "RSR = mean rank / mean surprisal (nats)" if is_rsr else f"Mean {ranking.score} of its trajectories"
-    direction = summary.DIRECTION if is_rsr and ranking.prefer == "low" else f"{ranking.prefer}er first"
+    direction = DIRECTION if is_rsr and ranking.prefer == "low" else f"{ranking.prefer}er first"
     out.print(Text(f"{what}, {direction}{count}."))
-    # Columns that would say the same on every line are left out: a terminal has 80 characters.
-    counts = {(row["trajectories"], row["unscored"]) for row in ranking.table}
-    optional = {
-        "correct": (bool(args.correctness_column), lambda row: _percent(row["accuracy"])),
-        "cut": (
-            any((row["truncated_share"] or 0) >= 0.01 for row in ranking.table),
-            lambda row: _percent(row["truncated_share"]),
+    level, name = f"{ranking.confidence:.0%}", "rsr" if is_rsr else "score"
+    with_interval = any(row[f"{name}_low"] is not None for row in rows)
+    with_best = any(row["probability_best"] is not None for row in rows)
+    counts = {(row["trajectories"], row["unscored"]) for row in rows}
+    cut = any((row["truncated_share"] or 0) >= 0.01 for row in rows)
+    columns = (
+        Column("teacher", "teacher"),
+        Column("RSR" if is_rsr else ranking.score, name, digits=3),
+        Column(level, lambda row: _interval(row[f"{name}_low"], row[f"{name}_high"]), shown=with_interval),
+        Column("best", lambda row: percent(row["probability_best"]), shown=with_best),
+        Column("tokens", "mean_tokens", digits=0),
+        Column("correct", lambda row: percent(row["accuracy"]), shown=with_accuracy),
+        # Columns that would say the same on every line are left out: a terminal has 80 characters.
+        Column("cut", lambda row: percent(row["truncated_share"]), shown=cut, optional=True),
+        Column("scored", "trajectories", shown=len(counts) > 1, optional=True),
+        Column(
+            "rank / nats", lambda row: f"{number(row['mean_rank'])} / {number(row['mean_surprisal'])}", optional=True
         ),
-        "scored": (len(counts) > 1, lambda row: f"{row['trajectories']:,}"),
-    }
-    more = {heading: cell for heading, (wanted, cell) in optional.items() if wanted}
-    level = f"{ranking.confidence:.0%}"
-    name, heading = ("rsr", "RSR") if is_rsr else ("score", ranking.score)
-    table = summary.plain_table("teacher", heading, level, "best", "rank / nats", "tokens", *more)
-    for row in ranking.table[: summary.MAX_TEACHERS]:
-        low, high = row[f"{name}_low"], row[f"{name}_high"]
-        interval = "-" if low is None else f"{number(low, 2)}{'-' if low >= 0 else ' to '}{number(high, 2)}"
-        summary.add_row(
-            table,
-            row["teacher"],
-            number(row[name]),
-            interval,
-            _percent(row["probability_best"]),
-            f"{number(row['mean_rank'], 2)} / {number(row['mean_surprisal'], 2)}",
-            number(row["mean_tokens"], 0),
-            *(cell(row) for cell in more.values()),
-        )
-    out.print(table)
-    if (rest := len(ranking.table) - summary.MAX_TEACHERS) > 0:
-        out.print(f"... and {counted(rest, 'more teacher')}; --json and --csv list them all.")
-    out.print(f"{level}: interval of the {'RSR' if is_rsr else 'mean'}. best: probability of being the most suitable.")
+    )
+    print_table(out, rows, columns, things="teacher")
+    if with_interval:
+        best = " best: probability of being the most suitable." if with_best else ""
+        out.print(f"{level}: interval of the {'RSR' if is_rsr else 'mean'}.{best}")
     if verdict:
         out.print(Text(verdict, "bold"))
-    if short := [row["teacher"] for row in ranking.table if (row["mean_tokens"] or 0) < summary.NOISY_BELOW]:
-        named = ", ".join(map(str, short[:5])) + (", ..." if len(short) > 5 else "")
+    if short := [str(row["teacher"]) for row in rows if (row["mean_tokens"] or 0) < NOISY_BELOW]:
         out.print(
             Text(
-                f"Short: {named} (fewer than {summary.NOISY_BELOW} scored tokens on average). RSR is noisy on them, "
+                f"Short: {examples(short)} (fewer than {NOISY_BELOW} scored tokens on average). RSR is noisy on them, "
                 "and answers without reasoning can look suitable by chance: look before you choose."
             )
         )
-    for note in ranking.notes:
+    for note in notes:
         out.print(Text(f"Note: {note}"))
 
 
-def _verdict(ranking: "TeacherRanking") -> str:
-    """Who is best, and who may be it as well: in words."""
-    judged, said = ranking.judged, [caution] if (caution := ranking.caution()) else []
-    if len(judged) == 1 and len(ranking.table) > 1:
-        said.append(f"{judged[0]['teacher']} is the only teacher that can be judged.")
-    if len(judged) < 2:
-        return " ".join(said)
-    best = f"Of the others, {judged[0]['teacher']}" if said else judged[0]["teacher"]
-    rivals = [row["teacher"] for row in judged[1:] if (row["probability_best"] or 0) >= 0.05]
-    if rivals:
-        said.append(f"{best} leads; {', '.join(map(str, rivals[:5]))} may suit as well or better.")
-    else:
-        said.append(f"{best} is the most suitable.")
-    return " ".join(said)
+def _interval(low: float | None, high: float | None) -> str:
+    return number(low) if low is None else f"{number(low)}{'-' if low >= 0 else ' to '}{number(high)}"
 
 
-def _show_race(out: "Console", race: "TeacherRace") -> None:
-    from rich.text import Text
-
-    from rsr_trl.cli import summary
+def _show_race(out: Console, race: "TeacherRace") -> None:
     from rsr_trl.data import counted
 
     if race.certain:
@@ -321,22 +246,19 @@ def _show_race(out: "Console", race: "TeacherRace") -> None:
     else:
         possible = sum(row["status"] == "possible" for row in race.table)
         head = f"Not certain to {race.certainty:.0%}: {possible} teachers can't be told apart yet"
-    used = summary.share(race.num_trajectories, race.num_trajectories_in_pool)
     out.print(Text.assemble("\n", (head, "bold")))
     out.print(
-        f"Scored {used} of {race.num_trajectories_in_pool:,} trajectories, on {race.num_problems:,} of "
-        f"{counted(race.num_problems_in_pool, 'problem')} that all teachers have. RSR: {summary.DIRECTION}."
+        f"Scored {share(race.num_trajectories, race.num_trajectories_in_pool)} of {race.num_trajectories_in_pool:,} "
+        f"trajectories, on {race.num_problems:,} of {counted(race.num_problems_in_pool, 'problem')} that all teachers "
+        f"have. RSR: {DIRECTION}."
     )
-    table = summary.plain_table("teacher", "RSR", "status", "problems", "trajectories")
-    for row in race.table[: summary.MAX_TEACHERS]:
-        count = (f"{row['problems']:,}", f"{row['trajectories']:,}")
-        summary.add_row(table, row["teacher"], summary.number(row["rsr"]), row["status"], *count)
-    out.print(table)
-    if (rest := len(race.table) - summary.MAX_TEACHERS) > 0:
-        out.print(f"... and {counted(rest, 'more teacher')}; --json and --csv list them all.")
+    columns = (
+        Column("teacher", "teacher"),
+        Column("RSR", "rsr", digits=3),
+        Column("status", "status"),
+        Column("problems", "problems"),
+        Column("trajectories", "trajectories"),
+    )
+    print_table(out, race.table, columns, things="teacher")
     if not race.certain:
         out.print("More problems would settle it; or choose among these by price, length or licence.")
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"

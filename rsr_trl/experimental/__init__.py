@@ -1,1 +1,1 @@
-"""One neighbour of the product per file, still changing; nothing else here imports it."""
+"""Neighbours of the product that still change, one per file; nothing else here imports them."""

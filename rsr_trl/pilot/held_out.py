@@ -3,236 +3,240 @@
 On several processes each measures its share and all get the whole.
 """
 
-from collections.abc import Callable, Sequence
+import pkgutil
+import re
+from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import gather_object
 from datasets import Dataset
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from trl import is_conversational
 
 from rsr_trl.data import read_table
-from rsr_trl.pilot.answers import Checker
-from rsr_trl.rsr import MEAN_SURPRISAL, score_schema
+from rsr_trl.rsr import MEAN_SURPRISAL, RSRError
 from rsr_trl.scoring.rows import TokenBar
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.selection.table import labels
 
 
-@dataclass(frozen=True)
-class Scores:
-    """
-    How a student does on the held-out problems.
-
-    Args:
-        loss (float array of shape `(problems,)`, *optional*): Nats per token on its references, mean over them.
-        correct (bool array of shape `(problems,)`, *optional*): Whether its response is right.
-        responses (`list[str]`, *optional*): What it wrote.
-        cut (bool array of shape `(problems,)`, *optional*): Whether the response ran into the length limit.
-    """
-
-    loss: np.ndarray | None
-    correct: np.ndarray | None
-    responses: list[str] | None
-    cut: np.ndarray | None
+NUMBER = re.compile(r"(?:(?<![\w)])-)?\d+(?:,\d{3})*(?:\.\d+)?")  # a minus is a sign unless between two terms
+REFERENCES = {"completion", "messages", "conversations", "text"}  # columns
 
 
 class HeldOut:
     """
-    Problems that no arm trains on.
-
-    Args:
-        dataset (`Dataset`): Prompts with references (`completion`, or whole `messages`), with answers, or both.
-        group_column (`str`, *optional*): Column that names the problem, where it has several references. By default
-            every row is a problem.
-        answer_column (`str`, *optional*): Column with the true answer.
-        checker (`Callable`, *optional*): Says whether a response is right, from [`load_checker`].
-
-    Raises:
-        ValueError: if there is nothing to measure, a problem has two prompts or two answers, or the checker can't read
-            an answer.
+    Problems that no arm trains on: prompts with references (`completion`, or whole `messages`), with answers (which a
+    checker of [`load_checker`] compares with responses), or both. The rows with one value of `problem_column` are
+    references of one problem; without it every row is a problem.
     """
 
     def __init__(
-        self, dataset: Dataset, group_column: str | None, answer_column: str | None, checker: Checker | None = None
+        self, dataset: Dataset, problem_column=None, answer_column=None, checker=None, max_new_tokens: int = 512
     ):
-        names = dataset.column_names
         if not len(dataset):
-            raise ValueError("The held-out set has no rows.")
-        self.dataset = dataset.with_format(None)
-        self.checker = checker
-        if group_column in names:
-            self._problem, self.problems = labels(read_table(dataset, [group_column]), group_column)
-        else:
-            self._problem, self.problems = np.arange(len(dataset)), list(range(len(dataset)))
-        self._first = np.unique(self._problem, return_index=True)[1]
-        self.has_references = bool({"completion", "messages", "conversations", "text"} & set(names))
+            raise RSRError("The held-out set has no rows.")
+        names, self.dataset = dataset.column_names, dataset.with_format(None)
+        self.checker, self.max_new_tokens = checker, max_new_tokens
+        self.has_references = not REFERENCES.isdisjoint(names)
         if not self.has_references and answer_column is None:
-            raise ValueError(
+            raise RSRError(
                 "The held-out set has neither references (completion or messages) nor answers (answer_column): there "
                 f"is nothing to measure. Its columns are {names}."
             )
-        self.answers = None if answer_column is None else self._one_a_problem(answer_column)
-        if self.answers is not None:
+        self._problem, self.problems = np.arange(len(dataset)), list(range(len(dataset)))
+        if problem_column in names:
+            self._problem, self.problems = labels(read_table(dataset, [problem_column]), problem_column)
+        self._first = np.unique(self._problem, return_index=True)[1]
+        self._answers = self._prompts = None
+        if answer_column is not None:
+            self._answers, self._prompts = self._one_per_problem(answer_column), self._read_prompts()
             self._check_answers(answer_column)
 
-    def prompts(self) -> list[list | str]:
-        """The prompt of each problem."""
-        names = self.dataset.column_names
-        if "prompt" in names:
-            return self._one_a_problem("prompt")
-        if "messages" in names:
-            return [_before_answer(messages) for messages in self._one_a_problem("messages", alike=_before_answer)]
-        raise ValueError(f"Responses need a prompt, or messages, in the held-out set; its columns are {names}.")
-
-    def _one_a_problem(self, column: str, alike: Callable = lambda value: value) -> list:
-        values = self.dataset[column][:]
-        for row, problem in enumerate(self._problem):
-            first = self._first[problem]
-            if alike(values[row]) != alike(values[first]):
-                raise ValueError(
+    def _one_per_problem(self, column: str, part: Callable = lambda value: value) -> list:
+        """`part` of the column's values, on which all rows of a problem must agree; nothing without such a column."""
+        if column not in self.dataset.column_names:
+            return [None] * len(self.problems)
+        values = [part(value) for value in self.dataset[column]]
+        for row, first in enumerate(self._first[self._problem]):
+            if values[row] != values[first]:
+                raise RSRError(
                     f"Rows {first} and {row} of the held-out set are the same problem "
-                    f"({self.problems[problem]!r}), but differ in {column!r}."
+                    f"({self.problems[self._problem[row]]!r}), but differ in {column!r}."
                 )
         return [values[row] for row in self._first]
 
+    def _read_prompts(self) -> list[tuple]:
+        """Prompt, tools and arguments of the chat template of each problem."""
+        names = self.dataset.column_names
+        if "prompt" not in names and "messages" not in names:
+            raise RSRError(f"Responses need a prompt, or messages, in the held-out set; its columns are {names}.")
+        given = "prompt" in names
+        prompts = self._one_per_problem("prompt") if given else self._one_per_problem("messages", _before_answer)
+        return list(zip(prompts, *map(self._one_per_problem, ("tools", "chat_template_kwargs")), strict=True))
+
     def _check_answers(self, column: str) -> None:
-        for row, answer in zip(self._first, self.answers, strict=True):
+        for row, answer in zip(self._first, self._answers, strict=True):
             if answer is None:
-                raise ValueError(f"Row {row} of the held-out set has no answer in {column!r}.")
+                raise RSRError(f"Row {row} of the held-out set has no answer in {column!r}.")
             try:
                 self.checker("", answer)
             except ValueError as error:
-                raise ValueError(
-                    f"Row {row} of the held-out set, column {column!r}: {error}. Choose another checker or mend it."
-                ) from error
+                where = f"Row {row} of the held-out set, column {column!r}"
+                raise RSRError(f"{where}: {error}. Choose another checker or fix it.") from error
 
-    # ------------------------------------------------------------------------------------------------- measuring
-
-    def loss(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, process: int = 0, of: int = 1
-    ) -> np.ndarray:
+    def measure(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, autocast=nullcontext
+    ) -> list[dict]:
         """
-        Loss of each problem: mean surprisal of its references' tokens, in nats, mean over its references.
-
-        Raises:
-            ValueError: for a reference without a token to score.
-            FloatingPointError: if the student gives NaN.
+        What the student does on each problem: `loss` in nats per token, its `response`, whether that was `cut` at the
+        length limit and whether it is `correct`; `None` for what the held-out set has no references or answers for.
         """
-        rows = np.arange(process, len(self.dataset), of)
-        scorer = RSRScorer(model, processing_class=tokenizer)
-        given = self.dataset.remove_columns([name for name in score_schema(True) if name in self._names])
-        with TokenBar(len(rows), disable=True) as bar:
-            table = scorer.score_rows(given.select(rows), bar)
-        found = list(zip(rows.tolist(), table[MEAN_SURPRISAL].to_pylist(), strict=True))
-        surprisal = np.full(len(self.dataset), np.nan)
-        for row, value in gather_object(found):
-            if value is None:
-                raise ValueError(f"Row {row} of the held-out set has no token to score: mend it or leave it out.")
-            surprisal[row] = value
-        count = np.bincount(self._problem)
-        return np.bincount(self._problem, weights=surprisal) / count
-
-    @property
-    def _names(self) -> list[str]:
-        return self.dataset.column_names
-
-    def respond(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        max_new_tokens: int,
-        batch_size: int,
-        process: int = 0,
-        of: int = 1,
-        autocast: Callable = nullcontext,
-    ) -> tuple[list[str], np.ndarray]:
-        """
-        A greedy response to each problem.
-
-        Returns:
-            Responses, and whether each ran into `max_new_tokens` or the student's positions: bool array of shape
-            `(problems,)`.
-        """
-        ids = self._prompt_ids(tokenizer)
-        order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))[process::of]
-        found = []
-        with autocast():
+        response = cut = correct = [None] * len(self.problems)
+        loss = self.loss(model, tokenizer).tolist() if self.has_references else response
+        if self._answers is not None:
+            ids, state, mine = [_prompt_ids(tokenizer, *prompt) for prompt in self._prompts], PartialState(), []
+            order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))[state.process_index :: state.num_processes]
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
-                texts = generate(model, tokenizer, [ids[i] for i in batch], max_new_tokens)
-                found += [(i, *text) for i, text in zip(batch, texts, strict=True)]
-        of_problem = {i: (text, cut) for i, text, cut in gather_object(found)}
-        ordered = [of_problem[i] for i in range(len(ids))]
-        return [text for text, _ in ordered], np.array([cut for _, cut in ordered])
+                with autocast():
+                    responses = generate(model, tokenizer, [ids[i] for i in batch], self.max_new_tokens)
+                mine += [(i, *response) for i, response in zip(batch, responses, strict=True)]
+            _, response, cut = zip(*sorted(gather_object(mine)), strict=True)
+            correct = [bool(self.checker(text, answer)) for text, answer in zip(response, self._answers, strict=True)]
+        problem = [name if isinstance(name, int) else str(name) for name in self.problems]
+        keys = ("problem", "loss", "correct", "cut", "response")
+        return [dict(zip(keys, row, strict=True)) for row in zip(problem, loss, correct, cut, response, strict=True)]
 
-    def check(self, responses: Sequence[str]) -> np.ndarray:
-        """Which responses are right: bool array of shape `(problems,)`."""
-        return np.array([bool(self.checker(*pair)) for pair in zip(responses, self.answers, strict=True)])
+    def loss(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
+        """Mean surprisal per token of a problem's references, in nats, mean over them: of shape `(problems,)`."""
+        state = PartialState()
+        rows = range(state.process_index, len(self.dataset), state.num_processes)
+        with TokenBar(len(rows), disable=True) as bar:
+            table = RSRScorer(model, processing_class=tokenizer).score_rows(self.dataset.select(rows), bar)
+        measured = gather_object(list(zip(rows, table[MEAN_SURPRISAL].to_pylist(), strict=True)))
+        surprisal = [value for _, value in sorted(measured)]
+        if None in surprisal:
+            row = surprisal.index(None)
+            raise RSRError(f"Row {row} of the held-out set has no token to score: fix it or leave it out.")
+        return np.bincount(self._problem, weights=surprisal) / np.bincount(self._problem)
 
-    def _prompt_ids(self, tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
-        """The prompts as SFTTrainer tokenizes them: plain text as it is, a chat with its generation prompt."""
-        prompts, found = self.prompts(), []
-        rows = self.dataset.select(self._first)
-        tools = rows["tools"][:] if "tools" in self._names else [None] * len(prompts)
-        kwargs = rows["chat_template_kwargs"][:] if "chat_template_kwargs" in self._names else [None] * len(prompts)
-        for prompt, tool, more in zip(prompts, tools, kwargs, strict=True):
-            if is_conversational({"prompt": prompt}):
-                encoded = tokenizer.apply_chat_template(
-                    prompt, tools=tool, add_generation_prompt=True, tokenize=True, return_dict=True, **(more or {})
-                )
-            else:
-                encoded = tokenizer(text=prompt)
-            found.append(list(encoded["input_ids"]))
-        return found
+
+def check_apart(pool: Dataset, held_out: Dataset) -> None:
+    """Raise if a held-out problem is in the pool: its arm would have seen it; or if only one of the two is chats."""
+    if is_conversational(pool[0]) != is_conversational(held_out[0]):
+        chats, plain = ("pool", "held-out set") if is_conversational(pool[0]) else ("held-out set", "pool")
+        raise RSRError(
+            f"The {chats} holds chats and the {plain} plain text: the student would be measured on another format "
+            "than it is trained on. Pass as_chat, which wraps what is plain."
+        )
+    for column in {"prompt", "messages"}.intersection(pool.column_names, held_out.column_names):
+        known = {_question(value) for value in pool[column]}
+        if both := [row for row, value in enumerate(held_out[column]) if _question(value) in known]:
+            raise RSRError(
+                f"{len(both)} of the {len(held_out)} held-out rows have a prompt that is in the pool too (first: "
+                f"row {both[0]}). What was trained on can't be measured on: take them out of one of the two."
+            )
+
+
+def _question(value: str | list[dict]) -> str:
+    """What is asked: a plain prompt, or the first user turn of a chat, whatever the system message."""
+    turns = [] if isinstance(value, str) else [turn["content"] for turn in value if turn["role"] == "user"]
+    return str(turns[0] if turns else value)
 
 
 def _before_answer(messages: list[dict]) -> list[dict]:
     """A conversation up to its last assistant turn."""
-    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
-    return messages[:last]
+    return messages[: max((i for i, turn in enumerate(messages) if turn["role"] == "assistant"), default=None)]
+
+
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list, tools, template_kwargs) -> list[int]:
+    """A prompt as SFTTrainer tokenizes it: plain text as it is, a chat with its generation prompt."""
+    if isinstance(prompt, str):
+        return tokenizer(text=prompt)["input_ids"]
+    options = {"add_generation_prompt": True, "return_dict": True, **(template_kwargs or {})}
+    return tokenizer.apply_chat_template(prompt, tools=tools, **options)["input_ids"]
 
 
 @torch.no_grad()
 def generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], max_new_tokens: int
 ) -> list[tuple[str, bool]]:
-    """
-    Greedy responses to a batch of prompts.
-
-    Args:
-        prompts (`list[list[int]]`): Token ids.
-        max_new_tokens (`int`): Length limit of a response; the student's positions lower it.
-
-    Returns:
-        Response, and whether it was cut, for each prompt.
-    """
+    """Greedy responses to prompts of token ids, and whether each was cut: there, or at the student's last position."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     width = max(map(len, prompts))
     room = max_new_tokens if positions is None else min(max_new_tokens, positions - width)
     if room < 1:
-        raise ValueError(f"A held-out prompt has {width} tokens, and the student only {positions} positions.")
+        raise RSRError(f"A held-out prompt has {width} tokens, and the student only {positions} positions.")
     ends = model.generation_config.eos_token_id
     ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
-    # In place of the student's own, whose sampling settings would be warned about.
+    # Instead of the student's own, which would warn about its sampling settings.
     own, was_training = model.generation_config, model.training
-    model.generation_config = GenerationConfig(
-        do_sample=False, max_new_tokens=room, eos_token_id=sorted(ends), pad_token_id=pad, use_cache=True
-    )
-    model.eval()
+    greedy = {"do_sample": False, "max_new_tokens": room, "eos_token_id": sorted(ends), "pad_token_id": pad}
+    model.generation_config = GenerationConfig(**greedy, use_cache=True)
     try:
-        made = model.generate(input_ids=ids, attention_mask=mask)[:, width:].tolist()
+        responses = model.eval().generate(input_ids=ids, attention_mask=mask)[:, width:].tolist()
     finally:
         model.generation_config = own
         model.train(was_training)
-    found = []
-    for response in made:
+    results = []
+    for response in responses:
         end = next((i for i, token in enumerate(response) if token in ends), None)
-        found.append((tokenizer.decode(response[:end], skip_special_tokens=True), end is None))
-    return found
+        results.append((tokenizer.decode(response[:end], skip_special_tokens=True), end is None))
+    return results
+
+
+def load_checker(name: str) -> Callable[[str, object], bool]:
+    """
+    What says whether a response is right: `"number"` (its last number is the answer's), `"line"` (its last line that
+    isn't empty is), `"math"` (math-verify compares the mathematics), or the user's own `"module:function"`.
+    """
+    if name in ("number", "line"):
+        return same_number if name == "number" else same_line
+    if name == "math":
+        return _math_checker()
+    if ":" not in name:
+        raise RSRError(f"checker must be number, line, math or module:function, got {name!r}.")
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RSRError(f"checker {name!r}: {error}. Is the name right, and its folder on PYTHONPATH?") from error
+
+
+def same_number(response: str, answer: object) -> bool:
+    """`"... so 1,234.50"` and `"1234.5"`."""
+    expected, given = NUMBER.findall(str(answer)), NUMBER.findall(response)
+    if not expected:
+        raise RSRError(f"there is no number in the answer {str(answer)[:60]!r}")
+    return bool(given) and Fraction(given[-1].replace(",", "")) == Fraction(expected[-1].replace(",", ""))
+
+
+def same_line(response: str, answer: object) -> bool:
+    if not str(answer).strip():
+        raise RSRError("the answer is empty")
+    last, expected = (text.strip().rpartition("\n")[2].strip() for text in (response, str(answer)))
+    return last == expected
+
+
+def _math_checker() -> Callable[[str, object], bool]:
+    try:
+        from math_verify import parse, verify
+    except ImportError as error:
+        raise RSRError("The checker math needs math-verify: pip install 'rsr-trl[pilot]'.") from error
+
+    def same_mathematics(response: str, answer: object) -> bool:
+        text = str(answer)
+        marked = any(sign in text for sign in ("$", r"\boxed", r"\(", r"\["))
+        expected = parse(text if marked else f"${text}$")
+        if not expected:
+            raise RSRError(f"math-verify can't read the answer {text[:60]!r}")
+        return bool(verify(expected, parse(response)))
+
+    return same_mathematics

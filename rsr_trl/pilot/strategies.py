@@ -1,85 +1,55 @@
 """Ways to choose that a pilot compares, and which rows of the pool each of them chooses. Knows no model."""
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from datasets import Dataset
 
-from rsr_trl.data import examples, read_table
-from rsr_trl.rsr import ERROR, NUM_TOKENS, RSR
+from rsr_trl.data import Columns, examples
+from rsr_trl.rsr import ERROR, RSR, RSRError
 from rsr_trl.scoring.scores import SCORES, direction_of, known_score
-from rsr_trl.selection.choose import select_trajectories
-from rsr_trl.selection.table import labels, numbers, read_score
+from rsr_trl.selection.choose import choose_rows
+from rsr_trl.selection.table import ScoredTable
 
 
 RANDOM, RENEWED, RESCORED = "random", "random_renewed", "rsr_rescored"
 ORDERED = "_ordered"
 DEFAULT = ("rsr", "surprisal", "length", RANDOM)
-_ROW, _DRAWN = "pilot_row", "pilot_drawn"
+MAX_EXAMPLES = 128  # of the default budget
 
 
-@dataclass(frozen=True)
-class Strategy:
-    """
-    A way to choose.
+class Strategy(NamedTuple):
+    """A way to choose."""
 
-    Args:
-        name (`str`): As the user calls it.
-        column (`str`, *optional*): Score to choose by, as [`select_trajectories`] takes it; `None`: by chance.
-        prefer (`str`, *optional*, defaults to `"low"`): Which end of it.
-        ordered (`bool`, *optional*, defaults to `False`): Whether each epoch goes from the first choice to the last,
-            instead of in an order of its own.
-        renewed (`bool`, *optional*, defaults to `False`): Whether each epoch chooses anew.
-        control (`str`, *optional*): What it is compared with; `None` for a control.
-    """
-
-    name: str
-    column: str | None = None
+    name: str  # that the user gives it
+    column: str | None = None  # score to choose by; by chance without one
     prefer: Literal["low", "high"] = "low"
-    ordered: bool = False
-    renewed: bool = False
-    control: str | None = RANDOM
+    ordered: bool = False  # each epoch goes from the first choice to the last, instead of shuffled
+    renewed: bool = False  # each epoch chooses again
+    control: str | None = RANDOM  # what it is compared with; None for a control
 
 
 def parse_strategies(names: Sequence[str]) -> list[Strategy]:
-    """
-    Strategies by name, with the controls that they need put in front of them.
-
-    Args:
-        names (`Sequence[str]`): A name of [`~rsr_trl.scoring.scores.SCORES`] (`"rsr"`, `"surprisal"`, `"length"`,
-            ...; each chooses its own better end), or `"<column>:low"` and `"<column>:high"` for any column, each also
-            with `"_ordered"` at its end (trained in the order of the score; its control is the same choice shuffled);
-            `"rsr_rescored"` (chosen anew each epoch by the student as it is then; its control `"random_renewed"` draws
-            anew each epoch); `"random"`.
-
-    Raises:
-        ValueError: for a name that means nothing.
-    """
-    found: dict[str, Strategy] = {}
+    """Strategies by the names that docs/pilot.md lists, each after the controls that it needs."""
+    strategies: dict[str, Strategy] = {}
 
     def add(name: str) -> None:
         strategy = _parse(name)
-        if strategy.control is not None and strategy.control not in found:
+        if strategy.control is not None:
             add(strategy.control)
-        found[name] = strategy
+        strategies.setdefault(name, strategy)
 
-    add(RANDOM)
-    for name in names:
-        if name not in found:
-            add(name)
-    if len(found) == 1:
-        raise ValueError("strategies: name one to compare with the random choice, such as rsr.")
-    return list(found.values())
+    for name in (RANDOM, *names):
+        add(name)
+    if len(strategies) == 1:
+        raise RSRError("strategies: name one to compare with the random choice, such as rsr.")
+    return list(strategies.values())
 
 
 def _parse(name: str) -> Strategy:
-    if name == RANDOM:
-        return Strategy(name, control=None)
-    if name == RENEWED:
-        return Strategy(name, renewed=True, control=None)
+    if name in (RANDOM, RENEWED):
+        return Strategy(name, renewed=name == RENEWED, control=None)
     if name == RESCORED:
         return Strategy(name, RSR, renewed=True, control=RENEWED)
     base = name.removesuffix(ORDERED)
@@ -87,141 +57,90 @@ def _parse(name: str) -> Strategy:
     if known_score(base) is not None and base != RANDOM:
         column, prefer = base, direction_of(base)
     elif not column or prefer not in ("low", "high"):
-        raise ValueError(
-            f"There is no strategy {name!r}. It is one of {', '.join((*SCORES, RESCORED))}, or a column "
-            f"with the end to choose, such as {name}:low or {name}:high. RSR: lower is more suitable."
+        raise RSRError(
+            f"There is no strategy {name!r}. It is one of {', '.join((*SCORES, RESCORED))}, or a column with the end "
+            f"to choose, such as {name}:low or {name}:high. RSR: lower is more suitable."
         )
-    if base == name:
-        return Strategy(name, column, prefer)
-    return Strategy(name, column, prefer, ordered=True, control=base)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much an arm trains on: so many `examples`, or the fewest that hold so many scored `tokens`."""
-
-    examples: int | None = None
-    tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if (self.examples is None) == (self.tokens is None):
-            raise ValueError("Give one budget: num_examples or num_tokens.")
-        if not (self.examples or self.tokens) >= 1:
-            raise ValueError(f"The budget must be 1 or more, got {self.examples or self.tokens}.")
+    return Strategy(name, column, prefer, ordered=base != name, control=RANDOM if base == name else base)
 
 
 class Pool:
     """
-    Trajectories to choose from, scored.
+    Scored trajectories, and the budget: how many of them (or the fewest that hold how many scored tokens) each arm
+    trains on. By default half of the problems, at most 128.
 
-    Args:
-        dataset (`Dataset`): With the columns of [`RSRScorer`].
-        group_column (`str`, *optional*): Column that says which trajectories answer the same problem. With it, a
-            pilot's arms of one seed choose a trajectory each for the same problems; without it, they choose from all.
-
-    Attributes:
-        dataset (`Dataset`): Those of them that are scored. The others are left out for all arms alike.
-        left_out (`int`): How many those are.
+    With a column of problems, all arms of a seed choose one trajectory each for the same problems; without, from all
+    trajectories. Rows without a score are left out for all arms alike.
     """
 
-    def __init__(self, dataset: Dataset, group_column: str | None):
-        tokens = numbers(read_table(dataset, [NUM_TOKENS]), NUM_TOKENS)
-        kept = np.flatnonzero(tokens > 0)
-        if not kept.size:
-            raise ValueError(f"None of the pool's {len(dataset)} rows is scored; {ERROR!r} says why.")
-        self.dataset = dataset.select(kept) if kept.size < len(dataset) else dataset
-        self.left_out = len(dataset) - kept.size
-        self.group_column = group_column
-        self.tokens = tokens[kept].astype(np.int64)
-        self.groups: np.ndarray | None = None
-        self.num_groups = kept.size
-        if group_column is not None:
-            self.groups, names = labels(read_table(self.dataset, [group_column]), group_column)
-            self.num_groups = len(names)
+    def __init__(
+        self, dataset: Dataset, columns: Columns, strategies: Sequence[Strategy], num_examples=None, num_tokens=None
+    ):
+        scores = {one.column: one.prefer for one in strategies if one.column is not None}
+        table = ScoredTable.read(dataset, columns, scores, scores, optional=True)
+        scored = np.flatnonzero(table.tokens > 0)
+        if not scored.size:
+            raise RSRError(f"None of the pool's {len(table)} rows is scored; {ERROR!r} says why.")
+        self.dataset, self.table, self.left_out = dataset.select(scored), table.where(scored), len(table) - scored.size
+        self._groups, self.num_problems, available, what = None, None, scored.size, "trajectories"
+        if columns.problem is not None:
+            self._problems, self._groups = np.unique(self.table.problem, return_inverse=True)
+            self.num_problems = available = len(self._problems)
+            what = f"problems in {columns.problem!r}"
+        if num_examples is None and num_tokens is None:
+            num_examples = max(1, min(MAX_EXAMPLES, available // 2))
+        if num_examples is not None and num_examples > available:
+            raise RSRError(f"num_examples={num_examples} is more than the pool has: {available} {what}.")
+        if num_examples is None and (renewed := [one.name for one in strategies if one.renewed]):
+            raise RSRError(f"{renewed[0]} needs a budget in examples: give num_examples.")
+        self.num_examples, self.num_tokens = num_examples, num_tokens
 
-    def choose(self, strategy: Strategy, budget: Budget, seed: int, num_epochs: int = 1) -> list[np.ndarray]:
+    def choose(self, strategy: Strategy, seed: int, num_epochs: int = 1) -> list[np.ndarray]:
         """
-        Rows that an arm trains on.
-
-        Args:
-            strategy ([`Strategy`]): How to choose.
-            budget ([`Budget`]): How much.
-            seed (`int`): Draws the problems, the same for all strategies, and the random choice.
-            num_epochs (`int`, *optional*, defaults to `1`): Epochs, for a random choice that is renewed.
-
-        Returns:
-            Rows of `dataset`, int64 arrays: one for all epochs or, where the choice is renewed, one for each. Of an
-            ordered strategy in its order. For `"rsr_rescored"`, which chooses while it trains, all that it may choose
-            from.
-
-        Raises:
-            ValueError: if the pool is too small for the budget, or has problems without a finite score.
+        Rows that an arm trains on, in its order: one int array for all epochs or, where the choice is renewed, one for
+        each. For `"rsr_rescored"`, all that it may choose from. The seed draws the problems, the same for all
+        strategies, and the random choice.
         """
-        if budget.examples is not None and budget.examples > self.num_groups:
-            what = "trajectories" if self.groups is None else f"problems in {self.group_column!r}"
-            raise ValueError(f"num_examples={budget.examples} is more than the pool has: {self.num_groups} {what}.")
-        if strategy.renewed and budget.tokens is not None:
-            raise ValueError(f"{strategy.name} needs a budget in examples: give num_examples.")
         if strategy.name == RESCORED:
-            if self.groups is None:
-                return [np.arange(len(self.dataset))]
-            taken = self._problems(seed) < budget.examples
-            return [np.flatnonzero(taken[self.groups])]
-        if strategy.column is None:
-            epochs = range(num_epochs if strategy.renewed else 1)
-            return [self._first(self._drawn(seed, epoch), budget, seed) for epoch in epochs]
-        score = read_score(self.dataset, strategy.column)
-        chosen = self._first((score, strategy.prefer, strategy.column), budget, seed)
-        if strategy.ordered:
-            sign = 1 if strategy.prefer == "low" else -1
-            chosen = chosen[np.lexsort((chosen, self.tokens[chosen], sign * score[chosen]))]
-        return [chosen]
+            if self._groups is None:
+                return [np.arange(len(self.table))]
+            return [np.flatnonzero(self._draw(seed)[self._groups] < self.num_examples)]
+        if strategy.column is None:  # a random choice is the choice by a random score
+            draws = [np.random.default_rng([seed, i, 1]) for i in range(num_epochs if strategy.renewed else 1)]
+            return [self._best(rng.random(len(self.table)), strategy.name, seed) for rng in draws]
+        values = self.table.values[strategy.column]
+        cost = values if strategy.prefer == "low" else -values
+        rows = self._best(cost, strategy.column, seed)
+        return [rows[choose_rows(cost[rows], self.table.tokens[rows], threshold=np.inf)] if strategy.ordered else rows]
 
-    def _drawn(self, seed: int, epoch: int) -> tuple[np.ndarray, str, str]:
-        """A random choice is the choice by a random score."""
-        return np.random.default_rng([seed, epoch, 1]).random(len(self.dataset)), "low", _DRAWN
-
-    def _problems(self, seed: int) -> np.ndarray:
+    def _draw(self, seed: int) -> np.ndarray:
         """Place of each problem in the order in which this seed draws them."""
-        place = np.empty(self.num_groups, dtype=np.int64)
-        place[np.random.default_rng([seed, 0]).permutation(self.num_groups)] = np.arange(self.num_groups)
-        return place
+        return np.argsort(np.random.default_rng([seed, 0]).permutation(self.num_problems))
 
-    def _first(self, by: tuple[np.ndarray, str, str], budget: Budget, seed: int) -> np.ndarray:
-        """
-        The best row of each problem, in the order of this seed's problems, or all rows, best first: as many as fit the
-        budget.
-        """
-        score, prefer, name = by
-        if not np.isfinite(score).any():
-            raise ValueError(f"None of the pool's {len(score)} scored rows has a finite value in {name!r}.")
-        rows = Dataset.from_dict({_ROW: np.arange(len(score)), _DRAWN: score, NUM_TOKENS: self.tokens})
-        options: dict = {"keep_fraction": 1.0}
-        if self.groups is not None:
-            rows, options = rows.add_column("group", self.groups), {"group_column": "group"}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # groups without a score are an error, below
-            chosen = select_trajectories(rows, score=_DRAWN, prefer=prefer, **options)
-        row = numbers(read_table(chosen, [_ROW]), _ROW).astype(np.int64)
-        if self.groups is None:
-            sign = 1 if prefer == "low" else -1
-            row = row[np.lexsort((row, self.tokens[row], sign * score[row]))]
-        else:
-            if row.size < self.num_groups:
-                names = labels(read_table(self.dataset, [self.group_column]), self.group_column)[1]
-                empty = sorted(set(range(self.num_groups)) - set(self.groups[row].tolist()))
-                raise ValueError(
-                    f"{len(empty)} of the pool's {self.num_groups} problems have no finite score in {name!r}: "
-                    f"{examples([names[i] for i in empty])}. Every arm needs the same problems: filter them out."
+    def _best(self, cost: np.ndarray, name: str, seed: int) -> np.ndarray:
+        """The best row of each problem in the order of this seed, or all rows, best first: as many as the budget."""
+        tokens = self.table.tokens
+        rows = choose_rows(cost, tokens, self._groups, threshold=np.inf if self._groups is None else None)
+        if self._groups is not None:
+            if empty := sorted({*range(self.num_problems)} - {*self._groups[rows].tolist()}):
+                raise RSRError(
+                    f"{len(empty)} of the pool's {self.num_problems} problems have no finite score in {name!r}: "
+                    f"{examples([self.table.problems[self._problems[i]] for i in empty])}. Every arm needs the same "
+                    "problems: filter them out."
                 )
-            row = row[np.argsort(self._problems(seed)[self.groups[row]], kind="stable")]
-        if budget.examples is not None:
-            if row.size < budget.examples:
-                raise ValueError(f"{name!r} has {row.size} finite scores, fewer than num_examples={budget.examples}.")
-            return row[: budget.examples]
-        total = np.cumsum(self.tokens[row])
-        if not row.size or total[-1] < budget.tokens:
-            raise ValueError(
-                f"num_tokens={budget.tokens} is more than can be chosen by {name!r}: {total[-1] if row.size else 0}."
-            )
-        return row[: int(np.searchsorted(total, budget.tokens)) + 1]
+            rows = rows[np.argsort(self._draw(seed)[self._groups[rows]])]
+        if self.num_examples is not None:
+            if rows.size < self.num_examples:
+                raise RSRError(f"{name!r} has {rows.size} finite scores, fewer than num_examples={self.num_examples}.")
+            return rows[: self.num_examples]
+        total = np.cumsum(tokens[rows])
+        if (available := total[-1] if rows.size else 0) < self.num_tokens:
+            raise RSRError(f"num_tokens={self.num_tokens} is more than can be chosen by {name!r}: {available:.0f}.")
+        return rows[: int(np.searchsorted(total, self.num_tokens)) + 1]
+
+    def count_teachers(self, rows: np.ndarray) -> dict[str, int] | None:
+        """How many of these rows each teacher wrote; `None` where it isn't known."""
+        if self.table.teacher is None:
+            return None
+        counts = np.bincount(self.table.teacher[rows], minlength=len(self.table.teachers)).tolist()
+        return {str(name): count for name, count in zip(self.table.teachers, counts, strict=True) if count}

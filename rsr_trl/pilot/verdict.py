@@ -1,153 +1,143 @@
-"""What a pilot found, in a table and in plain sentences. Knows records of arms, and no model."""
+"""What a pilot says, in a table and in plain sentences. Knows records of arms, and no model."""
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from rsr_trl.pilot.differences import LIMIT, difference
-from rsr_trl.pilot.strategies import Strategy
+from rsr_trl.data import counted
+from rsr_trl.pilot.differences import CONFIDENCE, difference
+from rsr_trl.pilot.strategies import Pool, Strategy
 
 
 UNEVEN = 1.5  # times the tokens of the control
 ONE_TEACHER = 0.6  # share of a strategy's choices
+CUT_SHARE = 0.1  # of responses that ran into the length limit, beyond which accuracy says little
 
 
-@dataclass(frozen=True)
-class Metric:
-    """What is measured on a held-out problem: its name in records, whether a higher value is better, and its unit."""
+class Metric(NamedTuple):
+    """What is measured on a held-out problem: its name in records, and how it is shown."""
 
     name: str
     label: str
+    unit: str
+    factor: int
+    digits: int
     higher_is_better: bool
 
     def number(self, value: float, sign: str = "+") -> str:
-        """In percentage points, or nats per token."""
-        scaled, digits = (100 * value, 1) if self.higher_is_better else (value, 4)
-        return f"{round(scaled, digits) + 0.0:{sign}.{digits}f}"  # no minus before zero
-
-    @property
-    def unit(self) -> str:
-        return "points" if self.higher_is_better else "nats"
+        return f"{round(self.factor * value, self.digits) + 0.0:{sign}.{self.digits}f}"  # no minus before zero
 
 
-LOSS = Metric("loss", "loss on held-out references", higher_is_better=False)
-CORRECT = Metric("correct", "share of right answers", higher_is_better=True)
+METRICS = (
+    Metric("correct", "share of right answers", "points", factor=100, digits=1, higher_is_better=True),
+    Metric("loss", "loss on held-out references", "nats", factor=1, digits=4, higher_is_better=False),
+)
 
 
-def values(records: Sequence[dict], metric: Metric) -> np.ndarray | None:
-    """A metric of the arms of one strategy: array of shape `(seeds, problems)`; `None` if it wasn't measured."""
-    found = [[problem[metric.name] for problem in record["problems"]] for record in records]
-    return None if found[0][0] is None else np.asarray(found, dtype=np.float64)
-
-
-def compare(records: dict[str, list[dict]], strategies: Sequence[Strategy], confidence: float = 0.95) -> list[dict]:
+def compare(records: dict[str, list[dict]], strategies: Sequence[Strategy]) -> list[dict]:
     """
-    Each strategy beside its control.
-
-    Args:
-        records (`dict[str, list[dict]]`): Strategy's name -> records of its arms, seeds in the same order for all.
-        strategies (`Sequence[Strategy]`): Those with a control are compared.
-        confidence (`float`, *optional*, defaults to `0.95`): Level of the intervals.
-
-    Returns:
-        `list[dict]`: a row for each strategy and metric: `strategy`, `control`, `metric`, `value`, `control_value`,
-        `told` (whether the interval leaves zero out), `better` (whether it then is better than its control; else
-        `None`) and the fields of [`Difference`].
+    A row for each metric and each strategy that has a control, from the records of their arms, seeds in the same
+    order: `strategy`, `control`, `metric`, `value`, `control_value`, `better` (whether a significant difference is for
+    the better, else `None`) and what [`~rsr_trl.pilot.differences.difference`] returns.
     """
     rows = []
-    for metric in (CORRECT, LOSS):
+    for metric in METRICS:
         for strategy in strategies:
-            if strategy.control is None:
+            if strategy.control is None or records[strategy.name][0][metric.name] is None:
                 continue
-            ours, theirs = (values(records[name], metric) for name in (strategy.name, strategy.control))
-            if ours is None:
-                continue
-            found = difference(ours, theirs, confidence, bounded=metric is CORRECT)
-            rows.append(
-                {
-                    "strategy": strategy.name,
-                    "control": strategy.control,
-                    "metric": metric.name,
-                    "value": float(ours.mean()),
-                    "control_value": float(theirs.mean()),
-                    "told": found.told,
-                    "better": (found.mean > 0) == metric.higher_is_better if found.told else None,
-                    **asdict(found),
-                }
+            ours, theirs = (
+                np.array([[problem[metric.name] for problem in record["problems"]] for record in records[name]], float)
+                for name in (strategy.name, strategy.control)
             )
+            result = difference(ours, theirs, bounded=metric.name == "correct")
+            better = (result["mean"] > 0) == metric.higher_is_better if result["significant"] else None
+            row = {"strategy": strategy.name, "control": strategy.control, "metric": metric.name, "better": better}
+            rows.append(row | {"value": float(ours.mean()), "control_value": float(theirs.mean())} | result)
     return rows
 
 
-def sentences(table: Sequence[dict], confidence: float = 0.95) -> list[str]:
+def sentences(table: Sequence[dict]) -> list[str]:
     """The verdict in plain sentences."""
-    found = []
-    for metric in (CORRECT, LOSS):
-        rows = [row for row in table if row["metric"] == metric.name]
-        for row in (row for row in rows if row["told"]):
-            what = "better" if row["better"] else "worse"
-            where = "In these runs, " if row["these_runs_only"] else ""
-            found.append(
-                f"{where}{row['strategy']} is {what} than {row['control']} in {metric.label}: "
-                f"{metric.number(row['mean'])} {metric.unit} ({confidence:.0%}: {metric.number(row['low'])} to "
-                f"{metric.number(row['high'])})."
+    lines = []
+    for metric in METRICS:
+        rows, unclear = [row for row in table if row["metric"] == metric.name], {}
+        for row in rows:
+            if not row["significant"]:
+                unclear.setdefault(row["control"], []).append(row)
+                continue
+            what, where = "better" if row["better"] else "worse", "In these runs, " if row["these_runs_only"] else ""
+            mean, low, high = (metric.number(row[name]) for name in ("mean", "low", "high"))
+            lines.append(
+                f"{where}{row['strategy']} is {what} than {row['control']} in {metric.label}: {mean} {metric.unit} "
+                f"({CONFIDENCE:.0%}: {low} to {high})."
             )
-        open_ = [row for row in rows if not row["told"]]
-        for control in dict.fromkeys(row["control"] for row in open_):
-            found.append(_not_told(metric, control, [row for row in open_ if row["control"] == control]))
+        lines += [_unclear(metric, control, rows) for control, rows in unclear.items()]
     if table and table[0]["these_runs_only"]:
-        seeds = table[0]["seeds"]
-        found.append(
-            f"With {seeds} seed{'s' if seeds > 1 else ''}, all intervals speak of these runs only: another order or "
+        lines.append(
+            f"With {counted(table[0]['seeds'], 'seed')}, all intervals are about these runs only: another order or "
             "other problems to train on may turn a difference around. Three seeds or more say something about that."
         )
-    if sum(row["told"] for row in table) and len(table) > 1:
-        found.append(
+    if len(table) > 1 and any(row["significant"] for row in table):
+        lines.append(
             f"{len(table)} comparisons were made, and each interval by itself leaves zero out by chance in "
-            f"{1 - confidence:.0%} of pilots without any difference."
+            f"{1 - CONFIDENCE:.0%} of pilots without any difference."
         )
-    return found
+    return lines
 
 
-def _not_told(metric: Metric, control: str, rows: list[dict]) -> str:
-    """What can't be told, what could have been, and what it would take."""
-    names = ", ".join(row["strategy"] for row in rows)
-    detectable = max(row["detectable"] for row in rows)
+def _unclear(metric: Metric, control: str, rows: list[dict]) -> str:
+    """What isn't significant, what would likely have been, and what it would take."""
+    names, detectable = ", ".join(row["strategy"] for row in rows), max(row["detectable"] for row in rows)
     text = (
-        f"No difference to {control} in {metric.label} can be told with this budget ({names}): one of less than "
-        f"about {metric.number(detectable, '')} {metric.unit} is likely to stay hidden."
+        f"No significant difference to {control} in {metric.label} ({names}): with this budget, one below about "
+        f"{metric.number(detectable, '')} {metric.unit} is likely to stay hidden."
     )
-    needs = [f"{row['strategy']} ({metric.number(row['mean'])}) {needed(row)}" for row in rows if row["mean"]]
-    return f"{text} To tell differences as large as those seen: {'; '.join(needs)}." if needs else text
+    needs = []
+    for row in (row for row in rows if row["mean"]):
+        counts = {"held-out problems": row["needed_problems"], "seeds": row["needed_seeds"]}
+        ways = " or ".join(f"about {count:,} {what}" for what, count in counts.items() if count is not None)
+        what = ways or "more of both, seeds and held-out problems"
+        needs.append(f"{row['strategy']} ({metric.number(row['mean'])}) {what}")
+    return f"{text} Differences as large as those seen need: {'; '.join(needs)}." if needs else text
 
 
-def needed(row: dict) -> str:
-    """How many problems or seeds would tell a difference as large as the one seen."""
-    ways = []
-    for count, have, what in (
-        (row["needed_problems"], row["problems"], "held-out problems"),
-        (row["needed_seeds"], row["seeds"], "seeds"),
-    ):
-        if count is not None and count < LIMIT:
-            ways.append(f"about {max(count, have + 1):,} {what}")
-    return " or ".join(ways) if ways else "more of both, seeds and held-out problems"
-
-
-def lopsided(strategy: Strategy, records: dict[str, list[dict]]) -> list[str]:
-    """Where a strategy differs from its control in more than what it chooses by."""
-    ours, found = records[strategy.name], []
-    tokens = [record["tokens"] for record in ours]
-    if strategy.control is not None and None not in tokens:
-        factor = sum(tokens) / sum(record["tokens"] for record in records[strategy.control])
-        if not 1 / UNEVEN < factor < UNEVEN:
-            found.append(
-                f"{strategy.name} trained on {factor:.1f} times the tokens of {strategy.control}: num_tokens "
-                "instead of num_examples gives all as many."
+def notes(before: dict, records: dict[str, list[dict]], strategies: Sequence[Strategy], pool: Pool) -> list[str]:
+    """What would make the verdict worth less, by the records of the student `before` and of each strategy's arms."""
+    lines, seeds = [], len(records["random"])
+    if before["loss"] is not None:
+        after = np.mean([record["loss"] for record in records["random"]])
+        if after >= before["loss"]:
+            lines.append(
+                f"Training on random choices didn't lower the held-out loss ({before['loss']:.4f} -> {after:.4f}): "
+                "train longer, with another learning_rate, or look at whether the references are of the kind that the "
+                "pool teaches."
             )
-    counts: Counter[str] = Counter()
-    for record in ours:
-        counts.update(record["teachers"] or {})
-    if len(counts) > 1 and (top := counts.most_common(1)[0])[1] > ONE_TEACHER * counts.total():
-        found.append(f"{top[1] / counts.total():.0%} of what {strategy.name} chose is by {top[0]}: read some of it.")
-    return found
+    arms = [before, *(record for name in records for record in records[name])]
+    cut = [problem["cut"] for record in arms for problem in record["problems"]]
+    if cut[0] is not None and np.mean(cut) > CUT_SHARE:
+        lines.append(f"{np.mean(cut):.0%} of the responses were cut at max_new_tokens or the student's positions.")
+    for strategy in strategies:
+        ours, theirs = (
+            [record["tokens"] for record in records.get(name, [])] for name in (strategy.name, strategy.control)
+        )
+        factor = sum(ours) / sum(theirs) if theirs and None not in ours + theirs else 1.0
+        if not 1 / UNEVEN < factor < UNEVEN:
+            lines.append(
+                f"{strategy.name} trained on {factor:.1f} times the tokens of {strategy.control}: num_tokens instead "
+                "of num_examples gives all as many."
+            )
+        teachers = Counter()
+        for record in records[strategy.name]:
+            teachers.update(record["teachers"] or {})
+        if len(teachers) > 1 and (top := teachers.most_common(1)[0])[1] > ONE_TEACHER * teachers.total():
+            share = top[1] / teachers.total()
+            lines.append(f"{share:.0%} of what {strategy.name} chose is by {top[0]}: read some of it.")
+    if pool.left_out:
+        lines.append(f"{pool.left_out:,} trajectories of the pool have no score and were left out.")
+    if seeds > 1 and pool.num_problems is None:
+        lines.append("Without group_column a strategy chooses the same for all seeds: they differ in order only.")
+    elif seeds > 1 and pool.num_examples == pool.num_problems:
+        lines.append("Every seed trains on all of the pool's problems: seeds differ in order only.")
+    return lines

@@ -8,10 +8,11 @@ import io
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from html import escape
+from typing import Literal
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -22,89 +23,46 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from matplotlib.transforms import Bbox
 
 
-# Inches. The page shows and scales the one that fits its width: on a phone the text of the broad one is too small.
-WIDTHS = {"broad": 5.6, "narrow": 3.8}
+# Inches. The page scales a chart to the width there is: its text of 10 points is 12 pixels or more on a phone, and
+# about that of the page on a screen (see `svg.chart` in page.css).
+WIDTH = 3.95
 MAX_DOTS = 2000  # of a scatter plot
-INK, MUTED, GRID, PAPER, OTHERS = "#010101", "#010102", "#010103", "#010104", "#010105"
+INK, MUTED, GRID, OTHERS = "#010101", "#010102", "#010103", "#010104"
 SERIES = tuple(f"#0102{i:02x}" for i in range(7))
 MARKERS = "osD^vPX<>ph*"
 MAX_SERIES = len(MARKERS)  # with more, the last mark is that of all others
+RATIO_AXIS = "← more suitable  ·  RSR  ·  less suitable →"
+RATIO_UP = "← more suitable  ·  RSR"
 
-_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", PAPER: "paper", OTHERS: "muted"}
+_VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", OTHERS: "muted"}
 _VARIABLES |= {colour: f"c{i}" for i, colour in enumerate(SERIES)}
 _STYLE = {
     "svg.fonttype": "none",  # the page's own font, and text that can be searched
-    "text.parse_math": False,
     "font.family": "sans-serif",
     "font.size": 10,
-    "axes.facecolor": "none",
-    "figure.facecolor": "none",
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
     "grid.color": GRID,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.formatter.useoffset": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("axes.facecolor", "figure.facecolor"), "none"),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    **dict.fromkeys(("text.parse_math", "axes.spines.top", "axes.spines.right", "axes.formatter.useoffset"), False),
 }
 
 
-@dataclass(frozen=True)
-class Chart:
+def draw(name: str, alt: str, height: float, plot: Callable[[Axes], None]) -> Markup:
     """
-    A chart to put on the page.
-
-    Args:
-        svg (`str`): Safe as it is: only text in it comes from outside, and it is escaped.
+    Draw a chart, `height` inches high, as an `<svg>` that is safe as it is: all text in it is escaped. Its `name` is
+    unique on the page and keeps the ids of its parts apart from those of other charts; `alt` says what it shows.
     """
-
-    svg: str
-
-
-@dataclass(frozen=True)
-class Key:
-    """
-    An entry of a legend.
-
-    Args:
-        series (`int`): Number of the series, by which the page finds its marks.
-        name (`object`): What it stands for.
-        svg (`str`): Its mark.
-    """
-
-    series: int
-    name: object
-    svg: str
-
-
-def draw(name: str, alt: str, height: float, plot: Callable[[Axes], None]) -> Chart:
-    """
-    Draw a chart, once for each of `WIDTHS`.
-
-    Args:
-        name (`str`): Unique on the page; keeps the ids of its parts apart from those of other charts.
-        alt (`str`): What it shows, for people who don't see it.
-        height (`float`): In inches.
-        plot (`Callable`): Draws on the axes.
-    """
-    drawings = []
-    for kind, width in WIDTHS.items():
-        buffer = io.StringIO()
-        with rc_context(_STYLE | {"svg.hashsalt": f"{name} {kind}"}), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the reader's browser has its own
-            figure = Figure(figsize=(width, height), layout="constrained")
-            axes = figure.add_subplot()
-            plot(axes)
-            _make_room(axes)
-            FigureCanvasSVG(figure).print_svg(buffer)  # as `savefig`, which first draws all of it for nothing
-        drawings.append(_inline(buffer.getvalue(), kind, alt))
-    return Chart("".join(drawings))
+    buffer = io.StringIO()
+    with rc_context(_STYLE | {"svg.hashsalt": name}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the reader's browser has its own
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        axes = figure.add_subplot()
+        plot(axes)
+        _make_room(axes)
+        FigureCanvasSVG(figure).print_svg(buffer)  # as `savefig`, which first draws all of it for nothing
+    return Markup(_inline(buffer.getvalue(), alt))
 
 
 def _make_room(axes: Axes) -> None:
@@ -120,10 +78,10 @@ def _make_room(axes: Axes) -> None:
             note.remove()
         else:
             kept.append(box)
-    figure.set_layout_engine("none")  # all is in its place, and isn't looked for once more
+    figure.set_layout_engine("none")  # everything has its place, which needn't be computed again
 
 
-def _inline(svg: str, kind: str, alt: str) -> str:
+def _inline(svg: str, alt: str) -> str:
     """The `<svg>` element alone, in the page's colours and without ids that another chart has too."""
     svg = svg[svg.index("<svg ") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
@@ -133,7 +91,7 @@ def _inline(svg: str, kind: str, alt: str) -> str:
     svg = re.sub(r"<[^>]+>", _page_tag, svg)
     head, body = svg.split(">", 1)
     box = re.search(r'viewBox="[^"]*"', head)[0]
-    return f'<svg class="{kind}" {box} role="img" aria-label="{escape(alt)}">{body}'
+    return f'<svg class="chart" {box} role="img" aria-label="{escape(alt)}">{body}'
 
 
 def _page_tag(match: re.Match) -> str:
@@ -143,11 +101,6 @@ def _page_tag(match: re.Match) -> str:
     return tag.replace("xlink:href", "href")
 
 
-def series(number: int) -> int:
-    """The series under which something is drawn that is the `number`-th of many."""
-    return min(number, MAX_SERIES - 1)
-
-
 def mark(number: int, of: int) -> dict[str, str]:
     """Colour and marker of the `number`-th of `of` series, as keyword arguments of matplotlib."""
     if of > MAX_SERIES and number >= MAX_SERIES - 1:
@@ -155,23 +108,28 @@ def mark(number: int, of: int) -> dict[str, str]:
     return {"color": SERIES[number % len(SERIES)], "marker": MARKERS[number]}
 
 
-def keys(names: list) -> list[Key]:
-    """The legend of series called `names`; of too many, the last entry is for the rest."""
-    shown = list(names[:MAX_SERIES])
-    if len(names) > MAX_SERIES:
-        shown[-1] = f"{len(names) - MAX_SERIES + 1:,} others"
-    return [Key(i, name, mark_svg(i, len(names))) for i, name in enumerate(shown)]
-
-
-def mark_svg(number: int, of: int) -> str:
+def mark_svg(number: int, of: int) -> Markup:
     """The mark of a series as a picture beside text."""
     look = mark(number, of)
     shape = MarkerStyle(look["marker"])
     polygon = shape.get_path().transformed(shape.get_transform()).to_polygons()[0]
     points = " ".join(f"{8 + 9 * x:.1f},{8 - 9 * y:.1f}" for x, y in polygon)
-    colour = _VARIABLES[look["color"]]
-    shape = f'<polygon points="{points}" fill="var(--{colour})"/>'
-    return f'<svg class="mark" viewBox="0 0 16 16" aria-hidden="true">{shape}</svg>'
+    shape = f'<polygon points="{points}" fill="var(--{_VARIABLES[look["color"]]})"/>'
+    return Markup(f'<svg class="mark" viewBox="0 0 16 16" aria-hidden="true">{shape}</svg>')
+
+
+def legend(names: list) -> list[dict]:
+    """`series`, `name` and `mark` of the series called `names`; of too many, the last entry is for the rest."""
+    shown = list(names[:MAX_SERIES])
+    if len(names) > MAX_SERIES:
+        shown[-1] = f"{len(names) - MAX_SERIES + 1:,} others"
+    return [{"series": i, "name": name, "mark": mark_svg(i, len(names))} for i, name in enumerate(shown)]
+
+
+def each_series(teacher: np.ndarray, of: int) -> list[np.ndarray]:
+    """Which rows belong to each series of the legend of `of` teachers: bool arrays."""
+    number = np.minimum(teacher, MAX_SERIES - 1)
+    return [number == i for i in range(min(of, MAX_SERIES))]
 
 
 def sample(rows: np.ndarray, limit: int = MAX_DOTS) -> np.ndarray:
@@ -179,6 +137,28 @@ def sample(rows: np.ndarray, limit: int = MAX_DOTS) -> np.ndarray:
     if len(rows) <= limit:
         return rows
     return np.sort(np.random.default_rng(0).choice(rows, limit, replace=False))
+
+
+def name_lines(axes: Axes, names: list[str]) -> None:
+    """The y axis as one line per name, the first on top, and an x axis so few ticks that long numbers fit."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    few_ticks(axes)
+
+
+def few_ticks(axes: Axes) -> None:
+    """Ticks of a linear x axis so few that long numbers stand beside each other."""
+    axes.locator_params(axis="x", nbins=5)
+
+
+def log_axis(axes: Axes, which: Literal["x", "y"], values: np.ndarray, margin: float = 1.15) -> tuple[float, float]:
+    """A logarithmic axis around positive values; its limits."""
+    low, high = float(values.min()) / margin, float(values.max()) * margin
+    axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    plain_ticks(axes.xaxis if which == "x" else axes.yaxis, low, high)
+    return low, high
 
 
 def plain_ticks(axis: Axis, low: float, high: float) -> None:
@@ -193,11 +173,6 @@ def plain_ticks(axis: Axis, low: float, high: float) -> None:
     axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
 
 
-def few_ticks(axes: Axes) -> None:
-    """Ticks of a linear x axis so few that long numbers stand beside each other."""
-    axes.locator_params(axis="x", nbins=5)
-
-
-def log_limits(values: np.ndarray, margin: float = 1.15) -> tuple[float, float]:
-    """Limits of a logarithmic axis around positive values."""
-    return float(values.min()) / margin, float(values.max()) * margin
+def key_above(axes: Axes, columns: int = 2) -> None:
+    """Names of the lines, above the chart."""
+    axes.figure.legend(loc="outside upper center", ncols=columns, frameon=False)

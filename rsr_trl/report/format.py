@@ -1,4 +1,4 @@
-"""How numbers and names are written, on the page and in the terminal."""
+"""How numbers, names and texts are written, on the page and in the terminal. This file knows no dataset."""
 
 import math
 import unicodedata

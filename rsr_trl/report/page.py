@@ -15,11 +15,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedTokenizerBase
 
 from rsr_trl import __version__, data
-from rsr_trl.report.format import name, number, percent, ratio
-from rsr_trl.report.pool import Material, Missing, Pool, read_pool
-from rsr_trl.report.tokens import load_tokenizer, student_of, visible
-from rsr_trl.rsr import DIRECTION, R_MAX, TOKEN_IDS
-from rsr_trl.scoring.manifest import read_manifest
+from rsr_trl.report.format import name, number, percent, ratio, visible
+from rsr_trl.report.material import Material, Missing, read_material
+from rsr_trl.report.tokens import load_tokenizer
+from rsr_trl.rsr import DIRECTION, TOKEN_IDS, RSRError
 
 
 # The parts of the page in their order: the file in `sections/` (and template) of each, and its heading.
@@ -34,7 +33,7 @@ SECTIONS = {
     "compare": "RSR beside other scores",
     "training": "During training",
     "pilot": "What a pilot found",
-    "made": "How this was made, and what to be careful about",
+    "method": "How this was measured, and what to be careful about",
 }
 MAX_ROWS = 40
 GENERATOR = '<meta name="generator" content="rsr-trl'
@@ -84,15 +83,16 @@ def write_report(
         dataset (`Dataset` or `str`): Scored with [`RSRScorer`] or `rsr score`; a `str` is loaded as by
             [`~rsr_trl.data.load`].
         output (`str` or path): Page to write, ending in `.html`. An earlier page of this function is replaced.
-        source (`str`, *optional*): Where the dataset was read from: a folder of `rsr score` tells student and
-            settings. The dataset itself where that is a `str`.
+        source (`str`, *optional*): Where the dataset was read from: a folder of `rsr score` names student
+            and settings. The dataset itself where that is a `str`.
         tokenizer (`str` or [`~transformers.PreTrainedTokenizerBase`], *optional*): The student's, for reading tokens;
             by default that of the student that `source` names.
-        teacher_column (`str`, *optional*): Column that names the teacher; `teacher` by default, where there is one.
+        teacher_column (`str`, *optional*): Column that names the teacher; by default `teacher`, where there is one.
         problem_column (`str`, *optional*): Column that says which trajectories answer the same problem. By default
             `problem_id`, `question_id`, `prompt_id`, `problem`, `question` or `prompt`: the first that is there and
             in which values repeat.
-        correctness_column (`str`, *optional*): Boolean column; by default `correct` or `is_correct`.
+        correctness_column (`str`, *optional*): Boolean column; by default `correct` or `is_correct`. For each of these
+            three, `"none"` means that no column is taken.
         prefer (`str`, *optional*, defaults to `"low"`): Which end of the RSR the choice on the page keeps: of each
             problem, or half of all where no column names the problem.
         rows (sequence of `int`, *optional*): Rows to show token by token, besides the most, median and least suitable
@@ -105,7 +105,7 @@ def write_report(
 
     Raises:
         `ImportError`: matplotlib isn't there.
-        `ValueError`: a missing column, a row that isn't there, no row with a finite score, scores of different
+        `RSRError`: a missing column, a row that isn't there, no row with a finite score, scores of different
             students, a tokenizer that can't be loaded or isn't the student's, a run without scores, a pilot without
             result, or an `output` that is another kind of file.
 
@@ -124,70 +124,64 @@ def write_report(
     if isinstance(dataset, str):
         source = source or dataset
         dataset = data.load(dataset)
-    pool = read_pool(dataset, teacher_column, problem_column, correctness_column, prefer)
-    material = _material(pool, source, tokenizer, rows, run, pilot)
-    parts = {name: import_module(f"rsr_trl.report.sections.{name}").make(material) for name in SECTIONS}
+    tokenizer, no_tokenizer = _tokenizer(dataset, source, tokenizer)
+    material = read_material(
+        dataset,
+        data.Columns(teacher=teacher_column, problem=problem_column, correct=correctness_column),
+        prefer,
+        source=source,
+        facts=data.card_facts(source),
+        tokenizer=tokenizer,
+        no_tokenizer=no_tokenizer,
+        rows=_checked_rows(rows, len(dataset)),
+        run=None if run is None else Path(run).expanduser(),
+        pilot=None if pilot is None else Path(pilot).expanduser(),
+    )
+    parts = {name: import_module(f"rsr_trl.report.sections.{name}").view(material) for name in SECTIONS}
     page = _render(parts, material)
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(f".{output.name}.tmp")
     unfinished.write_text(page, encoding="utf-8")
     os.replace(unfinished, output)
-    missing = {SECTIONS[name]: part for name, part in parts.items() if isinstance(part, Missing)}
     return Report(
         path=output,
         num_bytes=output.stat().st_size,
-        headline=dict(parts["headline"].sentences),
-        cautions={one.name: one.what for one in parts["made"].cautions},
-        missing=missing,
+        headline=dict(parts["headline"]["sentences"]),
+        cautions={one["name"]: one["what"] for one in parts["method"]["cautions"]},
+        missing={SECTIONS[name]: part for name, part in parts.items() if isinstance(part, Missing)},
     )
 
 
 def _check_output(output: Path) -> None:
     if output.suffix.lower() not in (".html", ".htm"):
-        raise ValueError(f"The page is HTML, so output must end in .html, got {str(output)!r}.")
+        raise RSRError(f"The page is HTML, so output must end in .html, got {str(output)!r}.")
     if output.is_dir():
-        raise ValueError(f"{str(output)!r} is a folder; output must be a file to write.")
+        raise RSRError(f"{str(output)!r} is a folder; output must be a file to write.")
     if output.is_file() and GENERATOR not in output.read_text(encoding="utf-8", errors="replace")[:2000]:
-        raise ValueError(f"{str(output)!r} is there already and isn't a report, so it isn't replaced. Choose another.")
+        raise RSRError(f"{str(output)!r} is there already and isn't a report, so it isn't replaced. Choose another.")
 
 
-def _material(
-    pool: Pool,
-    source: str | None,
-    tokenizer: str | PreTrainedTokenizerBase | None,
-    rows: Sequence[int],
-    run: str | os.PathLike | None,
-    pilot: str | os.PathLike | None,
-) -> Material:
+def _checked_rows(rows: Sequence[int], num_rows: int) -> tuple[int, ...]:
     rows = tuple(dict.fromkeys(int(row) for row in rows))
-    if outside := [row for row in rows if not 0 <= row < len(pool)]:
-        raise ValueError(f"There is no row {outside[0]} (rows): the dataset has rows 0 to {len(pool) - 1}.")
+    if outside := [row for row in rows if not 0 <= row < num_rows]:
+        raise RSRError(f"There is no row {outside[0]} (rows): the dataset has rows 0 to {num_rows - 1}.")
     if len(rows) > MAX_ROWS:
-        raise ValueError(f"A page has room for {MAX_ROWS} rows, got {len(rows)} (rows). Make several pages.")
-    student, manifest, untold = None, None, None
-    if source is not None:
-        student = student_of(source)
-        manifest = read_manifest(Path(source).expanduser() / data.STATE_FOLDER)
-    if TOKEN_IDS in pool.dataset.column_names and not isinstance(tokenizer, PreTrainedTokenizerBase):
-        try:
-            tokenizer = load_tokenizer(source or "the dataset", tokenizer)
-        except ValueError as error:
-            if tokenizer is not None:  # it was asked for
-                raise ValueError(str(error)) from error
-            untold = str(error)
-    r_max = (manifest or {}).get("student", {}).get("r_max", R_MAX)
-    return Material(
-        pool=pool,
-        source=source,
-        student=student,
-        manifest=manifest,
-        tokenizer=tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None,
-        untold=untold,
-        rows=rows,
-        run=None if run is None else Path(run).expanduser(),
-        pilot=None if pilot is None else Path(pilot).expanduser(),
-        r_max=float(r_max),
-    )
+        raise RSRError(f"A page has room for {MAX_ROWS} rows, got {len(rows)} (rows). Make several pages.")
+    return rows
+
+
+def _tokenizer(
+    dataset: Dataset, source: str | None, asked: str | PreTrainedTokenizerBase | None
+) -> tuple[PreTrainedTokenizerBase | None, str | None]:
+    """The student's tokenizer, or why there is none."""
+    if isinstance(asked, PreTrainedTokenizerBase) or TOKEN_IDS not in dataset.column_names:
+        return asked if isinstance(asked, PreTrainedTokenizerBase) else None, None
+    try:
+        return load_tokenizer(source or "the dataset", asked), None
+    except RSRError as error:
+        if asked is not None:
+            raise
+        return None, str(error)
 
 
 def _render(parts: dict, material: Material) -> str:
@@ -198,13 +192,8 @@ def _render(parts: dict, material: Material) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        "name": name,
-        "number": number,
-        "percent": percent,
-        "ratio": ratio,
-        "visible": visible,
-    }
+    for function in (name, number, percent, ratio, visible):
+        environment.filters[function.__name__] = function
     environment.tests["missing"] = lambda part: isinstance(part, Missing)
     script = environment.loader.get_source(environment, "page.js")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -219,8 +208,6 @@ def _render(parts: dict, material: Material) -> str:
         "base-uri 'none'; form-action 'none'",
         generator=f"rsr-trl {__version__}",
         direction=DIRECTION,
-        notes=material.pool.notes,
-        problem_column=material.pool.problem and material.pool.problem.column,
-        keep_fraction=material.pool.criteria.keep_fraction,
-        prefer=material.pool.criteria.prefer,
+        notes=material.notes,
+        by=material.by,
     )

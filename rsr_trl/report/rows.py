@@ -1,7 +1,13 @@
-"""What a row says: its prompt and its response, as plain text, whatever its format."""
+"""What a row of a dataset says: its prompt and response as plain text, and where the assistant's turns begin."""
 
 import json
 from collections.abc import Mapping
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from rsr_trl.rsr import TOKEN_IDS
+from rsr_trl.scoring.tokens import ExampleTokenizer
 
 
 ASSISTANT = ("assistant", "gpt")  # the role's names
@@ -31,6 +37,36 @@ def num_answers(row: Mapping) -> int:
     return sum(role in ASSISTANT for role in _roles(turns))
 
 
+class TurnFinder:
+    """
+    Finds where the assistant's turns begin among the scored tokens of a row: `TurnFinder(tokenizer)(row)`.
+
+    A scored dataset doesn't store it. So the row is tokenized again with the student's tokenizer and chat template,
+    and the result counts only if it gives the very ids that are stored.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        self._tokenize = ExampleTokenizer(tokenizer) if tokenizer.is_fast else None
+
+    def __call__(self, row: Mapping) -> list[int]:
+        """
+        First token of each turn among the scored ones. A turn of which nothing is scored, such as a tool call that
+        the template leaves out, isn't there. `[0]` for a single turn, and where turns can't be found: the row no
+        longer is what was scored, or was scored with another chat template.
+        """
+        stored = [] if row[TOKEN_IDS] is None else list(row[TOKEN_IDS])
+        if self._tokenize is None or not stored or num_answers(row) < 2:
+            return [0]
+        try:
+            example = self._tokenize([row])[0]
+        except ValueError:  # no chat template, or columns that the scorer wouldn't take
+            return [0]
+        own = np.flatnonzero(example.scored)[: len(stored)]  # what is stored may have been cut
+        if example.input_ids[own].tolist() != stored:
+            return [0]
+        return np.flatnonzero(np.diff(own, prepend=-2) > 1).tolist()  # other tokens stand before each turn
+
+
 def _turns(row: Mapping) -> list[Mapping]:
     return row.get("messages") or row.get("conversations") or []
 
@@ -55,13 +91,13 @@ def _text(value: object) -> str:
 
 def _turn(turn: Mapping) -> str:
     """A turn with its role, and whatever else it has as JSON."""
-    said = {name: part for name, part in turn.items() if part not in (None, [], "")}
-    role = said.pop("role", None) or said.pop("from", "")
+    fields = {name: part for name, part in turn.items() if part not in (None, [], "")}
+    role = fields.pop("role", None) or fields.pop("from", "")
     parts = [f"[{role}]"]
     for name in ("content", "value"):
-        if isinstance(said.get(name), str):
-            parts.append(said.pop(name))
-    return " ".join([*parts, *([_json(said)] if said else [])])
+        if isinstance(fields.get(name), str):
+            parts.append(fields.pop(name))
+    return " ".join([*parts, *([_json(fields)] if fields else [])])
 
 
 def _json(value: object) -> str:

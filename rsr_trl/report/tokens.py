@@ -1,44 +1,41 @@
-"""The scored tokens of one row as text with rank and surprisal, and its sentences with an RSR each.
+"""The scored tokens of one row as text with rank and surprisal, its sentences with an RSR each, and the colour scale.
 
-For whoever draws a trajectory, in a terminal or on a page. This file knows no colours and no layout.
+For whatever draws a trajectory, the page or the terminal. This file knows no layout.
 """
 
 import math
 import unicodedata
+from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from rsr_trl.data import card_facts, is_written_as_path
 from rsr_trl.report.format import visible
-from rsr_trl.rsr import TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS, TOKEN_TOP1, trajectory_rsr
+from rsr_trl.rsr import TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS, TOKEN_TOP1, RSRError, trajectory_rsr
 from rsr_trl.scoring.steps import split_sentences
 
 
 TOKEN_STATISTICS = (TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS)
 FRAGMENT = "\N{REPLACEMENT CHARACTER}"
-MAX_CHARACTER_TOKENS = (
-    8  # a character has up to four bytes, and a token may hold the end of one and the next one's start
-)
+MAX_CHARACTER_TOKENS = 8  # a character has up to 4 bytes; a token may hold the end of one and the start of the next
+LEVELS = {"surprisal": (0.0, 0.1, 0.5, 1.0, 2.0, 4.0), "rank": (1, 2, 3, 6, 21, 101)}  # where each colour begins
 
 
 @dataclass(frozen=True)
 class Token:
     """
-    One scored token. Its probability is `exp(-surprisal)`.
+    One scored token: its 1-based rank, not clipped, its surprisal in nats, and the student's own most likely token in
+    its place, fit to be shown (`None` if it isn't stored).
 
-    Args:
-        text (`str`):
-            What it adds to the trajectory: the texts of all tokens joined are the scored text. Of a character whose
-            bytes are spread over several tokens, the last of them has the character and the others are empty. To draw
-            a token, take [`Token.shown`].
-        rank (`int`): 1-based place among all tokens the student could have said here; not clipped.
-        surprisal (`float`): In nats.
-        top1 (`str`, *optional*): The student's own most likely token here, fit to be shown; `None` if not stored.
+    `text` is what it adds to the trajectory: the texts of all tokens joined are the scored text. Of a character whose
+    bytes are spread over several tokens, the last of them has the character and the others are empty. To draw a token,
+    take [`Token.shown`].
     """
 
     text: str
@@ -52,26 +49,33 @@ class Token:
 
     @property
     def shown(self) -> str:
-        """Its text as something that can be seen: see [`visible`]; U+FFFD if it holds only a part of a character."""
+        """Its text as something that can be seen: see [`~rsr_trl.report.format.visible`]; U+FFFD for a part only."""
         return _shown(self.text)
+
+    def level(self, by: Literal["surprisal", "rank"]) -> int:
+        """Its colour, from 0 (foreseen) to 5."""
+        return bisect_right(LEVELS[by], getattr(self, by)) - 1
 
 
 @dataclass(frozen=True)
 class Sentence:
     """
-    A sentence of a trajectory: the tokens `[start, stop)` and their RSR (Eq. 7 over these tokens).
-
-    Args:
-        start (`int`): Its first token.
-        stop (`int`): The token after its last.
-        rsr (`float`): Lower suits the student better; `inf` if the student foresaw every token with certainty.
-        turn (`int`, *optional*, defaults to 1): The assistant's scored turn that it is in, counted from 1.
+    A sentence of a trajectory: the tokens `[start, stop)`, their RSR (Eq. 7; `inf` if the student foresaw every token
+    with certainty), and the assistant's scored turn that it is in, counted from 1.
     """
 
     start: int
     stop: int
     rsr: float
     turn: int = 1
+
+
+def level_names(by: Literal["surprisal", "rank"]) -> list[str]:
+    """What each colour stands for."""
+    begins, last = LEVELS[by], 1 if by == "rank" else 0  # whole numbers end before the next level begins
+    spans = [(low, high - last) for low, high in pairwise(begins)]
+    names = [f"{low:g}" if low == high else f"{low:g}-{high:g}" for low, high in spans]
+    return [*names, f"{begins[-1]:g} or more"]
 
 
 def _shown(token_text: str) -> str:
@@ -82,9 +86,9 @@ def _shown(token_text: str) -> str:
 
 
 def check_token_columns(column_names: Iterable[str]) -> None:
-    """Raise `ValueError` unless these columns hold the statistics of tokens."""
+    """Raise `RSRError` unless these columns hold the statistics of tokens."""
     if missing := [name for name in TOKEN_STATISTICS if name not in column_names]:
-        raise ValueError(
+        raise RSRError(
             f"There is no column {missing[0]!r}, so the tokens aren't known. Score the dataset with "
             "`rsr score --token_stats`, or RSRScorer(..., token_stats=True)."
         )
@@ -92,35 +96,24 @@ def check_token_columns(column_names: Iterable[str]) -> None:
 
 def read_tokens(row: Mapping, tokenizer: PreTrainedTokenizerBase) -> list[Token]:
     """
-    Read the scored tokens of one row.
+    Read the scored tokens of one row with the student's tokenizer; none for a row that has no score.
 
     Several assistant turns follow each other without what stood between them, which isn't scored;
-    [`~rsr_trl.report.turns.TurnFinder`] finds where they begin.
-
-    Args:
-        row (`Mapping`): A row with the columns `rsr_token_ids`, `rsr_token_ranks`, `rsr_token_surprisals` and, if it
-            is stored, `rsr_token_top1`.
-        tokenizer ([`~transformers.PreTrainedTokenizerBase`]): The student's.
-
-    Returns:
-        `list[Token]`: In the order of the trajectory; empty for a row that has no score.
-
-    Raises:
-        ValueError: if the columns are missing or disagree, or if ids aren't this tokenizer's.
+    [`~rsr_trl.report.rows.TurnFinder`] finds where they begin. Raises `RSRError` if the columns are missing or
+    disagree, or if ids aren't this tokenizer's.
     """
     check_token_columns(row)
     ids, ranks, surprisals = ([] if row[name] is None else list(row[name]) for name in TOKEN_STATISTICS)
     top1 = row.get(TOKEN_TOP1)
     top1 = None if top1 is None else list(top1)
-    lengths = {len(values) for values in (ids, ranks, surprisals, ids if top1 is None else top1)}
-    if len(lengths) > 1:
-        raise ValueError(
+    if len({len(values) for values in (ids, ranks, surprisals, ids if top1 is None else top1)}) > 1:
+        raise RSRError(
             f"The token columns of a row have different lengths: {len(ids)} ids, {len(ranks)} ranks, "
             f"{len(surprisals)} surprisals{'' if top1 is None else f', {len(top1)} of {TOKEN_TOP1}'}."
         )
     decode = _Decoder(tokenizer, {*ids, *(top1 or [])})
     if unknown := [i for i in ids if i not in decode.alone]:
-        raise ValueError(
+        raise RSRError(
             f"Token id {unknown[0]} is unknown to the tokenizer, which has {len(tokenizer):,}. Pass the tokenizer of "
             "the student that scored the dataset (--tokenizer)."
         )
@@ -162,7 +155,7 @@ class _Decoder:
             return None
         # Bytes that can't be decoded yet show as fragments at the end.
         ends = [len(text.rstrip(FRAGMENT)) for text in growing[: whole + 1]]
-        return [growing[whole][start:stop] for start, stop in zip([0, *ends], ends, strict=False)]
+        return [growing[whole][start:stop] for start, stop in pairwise([0, *ends])]
 
     def _in_context(self, sequences: list[Sequence[int]]) -> list[str]:
         return [
@@ -174,66 +167,49 @@ class _Decoder:
         return [decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False) for ids in sequences]
 
 
+def rsr_of(tokens: Sequence[Token], r_max: float) -> float:
+    """RSR of these tokens, Eq. 7."""
+    return trajectory_rsr([token.rank for token in tokens], [token.surprisal for token in tokens], r_max)
+
+
 def sentences(tokens: Sequence[Token], r_max: float, turns: Sequence[int] = (0,)) -> list[Sentence]:
     """
-    Split a trajectory into sentences and give the RSR of each.
-
-    Args:
-        tokens (`Sequence[Token]`): As [`read_tokens`] gives them.
-        r_max (`float`): Ranks are clipped here.
-        turns (`Sequence[int]`, *optional*, defaults to `(0,)`): First token of each turn of the assistant, as
-            [`~rsr_trl.report.turns.TurnFinder`] finds them: a sentence ends with its turn.
-
-    Returns:
-        `list[Sentence]`: Consecutive, covering all tokens. A token over a border belongs to the sentence in which it
-        begins.
+    Split a trajectory into sentences and give the RSR of each, with ranks clipped at `r_max`. `turns` are the first
+    tokens of the assistant's turns, with which sentences end. A token over a border belongs to the sentence in which
+    it begins.
     """
-    found = []
-    for turn, (first, last) in enumerate(zip(turns, [*turns[1:], len(tokens)], strict=True), start=1):
-        for start, stop in zip(*_sentence_borders(tokens[first:last]), strict=True):
-            part = tokens[first + start : first + stop]
-            ratio = trajectory_rsr([token.rank for token in part], [token.surprisal for token in part], r_max)
-            found.append(Sentence(first + start, first + stop, ratio, turn))
-    return found
+    return [
+        Sentence(first + start, first + stop, rsr_of(tokens[first + start : first + stop], r_max), turn)
+        for turn, (first, last) in enumerate(pairwise([*turns, len(tokens)]), start=1)
+        for start, stop in pairwise(_borders(tokens[first:last]))
+    ]
 
 
-def _sentence_borders(tokens: Sequence[Token]) -> tuple[list[int], list[int]]:
-    """First token of each sentence, and the token after its last."""
+def _borders(tokens: Sequence[Token]) -> list[int]:
+    """First token of each sentence, and the number of tokens."""
     # A token without text of its own begins where the character begins that it is a part of.
     begins = np.array([0, *accumulate(len(token.text) for token in tokens[:-1])])
     firsts = [start for start, _ in split_sentences("".join(token.text for token in tokens))]
-    borders = sorted({0, *np.searchsorted(begins, firsts).tolist(), len(tokens)})
-    return borders[:-1], borders[1:]
-
-
-def student_of(dataset_name_or_path: str) -> str | None:
-    """The student that a folder of `rsr score` or `rsr select` names in its card; `None` where nothing is said."""
-    return card_facts(dataset_name_or_path).get("student")
+    return sorted({0, *np.searchsorted(begins, firsts).tolist(), len(tokens)})
 
 
 def load_tokenizer(dataset_name_or_path: str, name: str | None = None) -> PreTrainedTokenizerBase:
     """
-    Load the tokenizer that the tokens of a scored dataset are read with.
-
-    Args:
-        dataset_name_or_path (`str`): The scored dataset: if it is a folder of `rsr score`, its card names the student.
-        name (`str`, *optional*): Hub id or folder of the tokenizer (`--tokenizer`); by default that student's.
-
-    Raises:
-        ValueError: if no name is given and the dataset doesn't tell the student, or if there is no tokenizer there.
+    Load the tokenizer that the tokens of a scored dataset are read with: the one called `name` (a Hub id or folder),
+    or that of the student which the dataset's card names. `RSRError` if neither is there.
     """
-    source = name or student_of(dataset_name_or_path)
+    source = name or card_facts(dataset_name_or_path).get("student")
     if source is None:
-        raise ValueError(
+        raise RSRError(
             f"Which student scored {dataset_name_or_path!r}? Nothing there says so: name its tokenizer with "
             "--tokenizer (a Hub id or folder)."
         )
-    told = f"{source!r} (--tokenizer)" if name else f"the student {source!r}, named in {dataset_name_or_path!r}"
+    where = f"{source!r} (--tokenizer)" if name else f"the student {source!r}, named in {dataset_name_or_path!r}"
     if is_written_as_path(source) and not Path(source).expanduser().exists():
-        raise ValueError(f"There is no folder of {told}. Name the student's tokenizer with --tokenizer.")
+        raise RSRError(f"There is no folder of {where}. Name the student's tokenizer with --tokenizer.")
     try:
         return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise ValueError(
-            f"Can't load the tokenizer of {told}: {error} Name one that can be loaded with --tokenizer."
+        raise RSRError(
+            f"Can't load the tokenizer of {where}: {error} Name one that can be loaded with --tokenizer."
         ) from error

@@ -9,6 +9,7 @@ and no model.
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
@@ -38,13 +39,7 @@ class ChatSpans:
 
     The spans come from the template's `{% generation %}` markers; for templates without them from TRL's training twin
     where it renders the very same text; else from rendering variants of the conversation ([`DerivedSpans`]).
-
-    Args:
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer with a chat template.
-        chat_template (`str`, *optional*): Template to use instead of the tokenizer's own.
-
-    Raises:
-        RSRError: if there is no chat template.
+    `chat_template` replaces the tokenizer's own. `RSRError` if there is none.
     """
 
     def __init__(self, processing_class: PreTrainedTokenizerBase, chat_template: str | None = None):
@@ -60,13 +55,10 @@ class ChatSpans:
         default = template.get("default", "") if isinstance(template, dict) else template
         self._marked: str | None = default if has_generation_markers(default) else None
         if self._marked is None and chat_template is None:
-            try:
+            with suppress(Exception):  # TRL knows no twin, or the template breaks on TRL's own probes
                 self._marked = get_training_chat_template(processing_class)
-            except Exception:  # TRL knows no twin, or the template breaks on TRL's own probes
-                self._marked = None
-        self._forms: list[
-            type
-        ] = []  # of content (`str`, `list`) that the template writes: some leave one out silently
+        # Forms of content (`str`, `list`) that the template writes: some leave one of them out without a word.
+        self._forms: list[type] = []
         self.header, self.last_trailer = self._probe_header()
         # What a marked turn may start with that isn't the assistant's own, and what it may end with, longest first.
         self._openers: list[str] = []
@@ -88,19 +80,9 @@ class ChatSpans:
 
     def __call__(self, messages: Sequence[Message], kwargs: Mapping, first: int = 0) -> tuple[str, list[Span]]:
         """
-        Render a conversation and locate the assistant's own text.
-
-        Args:
-            messages (list of messages): Conversation with at least one assistant turn.
-            kwargs (mapping): `tools` and the template's own keyword arguments.
-            first (`int`, *optional*, defaults to 0): Earlier messages are context: their spans are left out.
-
-        Returns:
-            The text that `apply_chat_template` gives, and the sorted, disjoint character spans `[start, end)` of the
-            assistant's own text in it.
-
-        Raises:
-            ChatTemplateError: if the template refuses the conversation or a turn can't be located in it.
+        Text of a conversation, as [`~ChatSpans.render`] gives it, and the sorted, disjoint spans `[start, end)` of the
+        assistant's own text in it. Messages before `first` are context: their spans are left out. `ChatTemplateError`
+        if the template refuses the conversation or a turn can't be located in it.
         """
         text = self.render(messages, kwargs)
         self._check_contents(messages, first)
@@ -227,15 +209,8 @@ class ChatSpans:
 
 class DerivedSpans:
     """
-    Locates the assistant's own text in one rendered conversation by rendering variants of it: for templates that don't
-    mark it.
-
-    Args:
-        chat ([`ChatSpans`]): Renders variants; knows what the template writes before every assistant turn (`header`,
-            `""` if there is no such text) and after a plain one at the end (`last_trailer`).
-        text (`str`): The rendered conversation.
-        messages (sequence of messages): The conversation.
-        kwargs (mapping): The template's own keyword arguments, with `tools`.
+    Locates the assistant's own text in `text`, one rendered conversation, by rendering variants of it. `chat` knows
+    what the template writes before every turn (`header`, may be empty) and after a plain last one (`last_trailer`).
     """
 
     def __init__(self, chat: ChatSpans, text: str, messages: Sequence[Message], kwargs: Mapping):
@@ -268,8 +243,6 @@ class DerivedSpans:
         while self._messages[index]["role"] != "assistant" and self._region(index, _say) is None:
             index -= 1  # the template leaves this message out
         return self._changed_region(index)[1]
-
-    # ------------------------------------------------------------------------------------- all turns in one rendering
 
     def _between_anchors(self, turns: Sequence[int]) -> list[Span] | None:
         """
@@ -321,8 +294,6 @@ class DerivedSpans:
                 return None
         return variant
 
-    # ------------------------------------------------------------------------------------------ turn by turn
-
     def _locate_turn(self, turn: int) -> list[Span]:
         """Spans of the assistant turn `messages[turn]`; two if its tool's result stands inside it."""
         text, messages, trailer = self._text, self._messages, self._chat.last_trailer
@@ -336,7 +307,10 @@ class DerivedSpans:
         if turn + 1 < len(messages) and messages[turn + 1]["role"] != "assistant":
             result = self._region(turn + 1, _say)
             if result is not None and start <= result[0] < end:  # Gemma 4: call, result, words
-                call, words = self._region(turn, _call), self._region(turn, _say_beside_call)
+                call = self._region(turn, _call)
+                words = self._region(
+                    turn, lambda message, mark: {**message, "content": _say(message, mark)["content"]}
+                )
                 if call is None or words is None or not call[1] <= result[0] <= result[1] <= words[0]:
                     raise _cannot_locate(turn)
                 return [(start, call[1] + self._length_of_call_end(turn, call[1])), words]
@@ -428,11 +402,6 @@ def _say(message: Message, mark: str) -> dict:
         if message.get(key) or key == "content":
             said[key] = _message("", mark, list if isinstance(message.get(key), list) else str)["content"]
     return said
-
-
-def _say_beside_call(message: Message, mark: str) -> dict:
-    """The message with another content, and with its tool calls."""
-    return {**message, "content": _say(message, mark)["content"]}
 
 
 def _call(message: Message, mark: str) -> dict:

@@ -151,21 +151,23 @@ class Job:
             return True
 
     def _write_card(self) -> None:
-        content = xxh3_64_hexdigest("".join(record["digest"] for record in self.folder.done().values()))
-        card = dataset_card(self._card, f"{self.folder.run} {content}", self._facts)
+        digests = "".join(record["digest"] for record in self.folder.done().values())
+        version = f"{self.folder.run} {xxh3_64_hexdigest(digests.encode())}"
         with written_whole(self.folder.path / "README.md") as path:
-            path.write_text(card, encoding="utf-8")
+            path.write_text(dataset_card(self._card, version, self._facts), encoding="utf-8")
 
     def totals(self) -> dict:
         """
         What is done, by whomever: shards, rows, tokens, `at_work` (the processes that still score), and of this launch
-        `processes` (rows, tokens and seconds of each) and `balance` (seconds of the least busy over the busiest).
+        `processes` (rows, tokens, seconds of each) and `balance` (seconds of the least busy over the busiest).
         """
         records, processes = list(self.folder.done().values()), {}
         for record in records:
             if record["launch"] == self.folder.launch:
                 mine = processes.setdefault(record["process"], Counter())
                 mine.update({name: record[name] for name in ("rows", "tokens", "seconds")})
+        for one in processes.values():
+            one["tokens_per_second"] = one["tokens"] / one["seconds"]
         seconds = [one["seconds"] for one in processes.values()]
         return {
             "complete": len(records) == self.num_shards,

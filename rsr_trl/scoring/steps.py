@@ -3,7 +3,7 @@
 import re
 
 
-# A run of closing punctuation with quotes and brackets behind it, or of line ends. Nothing here backtracks: the text
+# A run of closing punctuation with quotes and brackets after it, or of line ends. Nothing here backtracks: the text
 # may be a megabyte of dots.
 _ENDS = re.compile(r"""(?P<stop>[.!?…؟۔।]+)["'”’)\]}*_`]*|[。！？]+[”’」』）]*|\n(?:[^\S\n]*\n)*""")
 _LINE_ENDS = re.compile(r"\n(?:[^\S\n]*\n)*")
@@ -21,18 +21,13 @@ def split_sentences(text: str) -> list[tuple[int, int]]:
     """
     Split text into sentences.
 
-    A sentence ends at a line end, at `.`, `!`, `?` with whitespace behind it, and at `。`, `！`, `？`. It doesn't end
+    A sentence ends at a line end, at `.`, `!`, `?` with whitespace after it, and at `。`, `！`, `？`. It doesn't end
     in a number (3.14), after an abbreviation ("e.g.", "Dr.") or after the number of an item ("1."). Line ends belong
-    to the sentence before them and spaces to the one behind them, as most tokenizers draw the border too.
-
-    Args:
-        text (`str`): Any text.
+    to the sentence before them and spaces to the one after them, as most tokenizers draw the border too.
 
     Returns:
         `list[tuple[int, int]]`: Start and stop of each sentence, in characters. The spans are consecutive, none is
-        empty, and together they cover the text; there are none of an empty text.
-
-    Example:
+        empty, and together they cover the text.
 
     ```python
     >>> split_sentences("So x = 3.5. Check it: e.g. at 0.\\nDone.")
@@ -75,16 +70,7 @@ def _ends_sentence(text: str, start: int, match: re.Match) -> bool:
 def split_steps(text: str) -> list[tuple[int, int]]:
     """
     Split a response into reasoning steps: its lines (blank lines only separate), or, where all is on one line, its
-    sentences as [`split_sentences`] finds them.
-
-    Args:
-        text (`str`): One response, without its prompt.
-
-    Returns:
-        `list[tuple[int, int]]`: Start and stop of each step, in characters. As in [`split_sentences`] the spans are
-        consecutive, none is empty, together they cover the text, and line ends belong to the step before them.
-
-    Example:
+    sentences. Spans are as those of [`split_sentences`]: line ends belong to the step before them.
 
     ```python
     >>> split_steps("First 2+3=5.\\n\\nThen 5*4=20. Done.")

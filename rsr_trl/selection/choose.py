@@ -24,7 +24,7 @@ def choose_rows(
     threshold: float | None = None,
 ) -> np.ndarray:
     """
-    The rows of the least cost: the one rule by which this package chooses, wherever it does.
+    The rows of the least cost, least first: the one rule by which this package chooses, wherever it does.
 
     Of equal costs the row with fewer tokens goes first, then the earlier one. A row without a finite cost is never
     chosen.
@@ -36,9 +36,6 @@ def choose_rows(
         keep_per_group (`int` or int array of shape `(groups,)`, *optional*, defaults to `1`): Rows of each group.
         keep_fraction (`float`, *optional*): Share in (0, 1] of each group's finite rows, rounded up, instead.
         threshold (`float`, *optional*): All rows up to this cost, instead.
-
-    Returns:
-        int array: the chosen rows, the least cost first.
     """
     rows = np.flatnonzero(np.isfinite(cost))
     # lexsort is stable, so rows that tie on cost and tokens stay in source order, and NaN comes last.
@@ -105,18 +102,15 @@ class Criteria:
         if None not in (self.min_tokens, self.max_tokens) and self.min_tokens > self.max_tokens:
             raise RSRError(f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}.")
         if self.max_share_per_teacher is not None:
-            self._check_cap()
-
-    def _check_cap(self) -> None:
-        if not 0 < self.max_share_per_teacher <= 1:
-            raise RSRError(f"max_share_per_teacher must be in (0, 1], got {self.max_share_per_teacher}.")
-        if self.teacher_column is None:
-            raise RSRError("max_share_per_teacher needs teacher_column.")
-        if self.score_threshold is not None:
-            raise RSRError(
-                "max_share_per_teacher needs to know how many rows are chosen: use group_column or keep_fraction "
-                "instead of score_threshold."
-            )
+            if not 0 < self.max_share_per_teacher <= 1:
+                raise RSRError(f"max_share_per_teacher must be in (0, 1], got {self.max_share_per_teacher}.")
+            if self.teacher_column is None:
+                raise RSRError("max_share_per_teacher needs teacher_column.")
+            if self.score_threshold is not None:
+                raise RSRError(
+                    "max_share_per_teacher needs to know how many rows are chosen: use group_column or keep_fraction "
+                    "instead of score_threshold."
+                )
 
     @property
     def sign(self) -> int:
@@ -126,11 +120,8 @@ class Criteria:
     @property
     def columns(self) -> Columns:
         """The columns that a table has to have for this choice."""
-        return Columns(
-            teacher=self.teacher_column if self.max_share_per_teacher is not None else None,
-            problem=self.group_column,
-            correct=self.require,
-        )
+        teacher = self.teacher_column if self.max_share_per_teacher is not None else None
+        return Columns(teacher, self.group_column, self.require)
 
 
 @dataclass(frozen=True)
@@ -145,7 +136,6 @@ class Selection:
         num_groups (`int`, *optional*): Groups to choose from; `None` without `group_column`.
         empty_groups (`dict[str, list]`): Reason -> groups from which nothing was chosen.
         relaxed_groups (`list`): Groups without a row that meets `require`, where all rows were let in.
-        excess_bound (`float`): By how much the total score can exceed the least possible under the cap, at most.
     """
 
     rows: np.ndarray
@@ -154,7 +144,6 @@ class Selection:
     num_groups: int | None = None
     empty_groups: dict[str, list] = field(default_factory=dict)
     relaxed_groups: list = field(default_factory=list)
-    excess_bound: float = 0.0
 
 
 def select_trajectories(
@@ -258,7 +247,7 @@ def choose(table: ScoredTable, by: Criteria) -> Selection:
     """
     As [`select_trajectories`], but of a table with the columns of `by.columns`: with the counts, and without warnings.
     """
-    cost, capped = table.cost(by.score), by.max_share_per_teacher is not None
+    cost = table.cost(by.score)
     if len(table) and not np.isfinite(cost).any():
         raise RSRError(
             f"None of the {len(table)} rows has a finite score in {by.score!r}: there is nothing to choose from. "
@@ -269,68 +258,57 @@ def choose(table: ScoredTable, by: Criteria) -> Selection:
     cost = np.where(eligible, cost, np.nan)
     threshold = None if by.score_threshold is None else by.score_threshold * by.sign
     rows = choose_rows(cost, table.tokens, group, by.keep_per_group, by.keep_fraction, threshold)
-    excess = 0.0
-    if capped and len(rows):
+    if by.max_share_per_teacher is not None and len(rows):
         cap = int(by.max_share_per_teacher * len(rows) + 1e-9)
         if np.bincount(table.teacher[rows]).max() > cap:
-            rows, excess = _capped(table, cost, group, rows, cap)
-    return replace(selection, rows=np.sort(rows), excess_bound=excess)
+            rows = _capped(table, cost, group, rows, cap)
+    return replace(selection, rows=np.sort(rows))
 
 
-def _capped(
-    table: ScoredTable, cost: np.ndarray, group: np.ndarray, rows: np.ndarray, cap: int
-) -> tuple[np.ndarray, float]:
+def _capped(table: ScoredTable, cost: np.ndarray, group: np.ndarray, rows: np.ndarray, cap: int) -> np.ndarray:
     """As many rows of each group as `rows` has, of no teacher more than `cap`, with the least total cost."""
-    open_ = choose_rows(cost, table.tokens, threshold=np.inf)
-    open_ = open_[np.argsort(group[open_], kind="stable")]
-    present, number = np.unique(group[open_], return_inverse=True)
+    able = choose_rows(cost, table.tokens, threshold=np.inf)  # all that can be chosen, those that win ties first
+    able = able[np.argsort(group[able], kind="stable")]
+    present, number = np.unique(group[able], return_inverse=True)
     wanted = np.bincount(group[rows], minlength=present[-1] + 1)[present]
-    mask, excess = least_total(number, table.teacher[open_], cost[open_], wanted, cap)
-    return open_[mask], excess
+    return able[least_total(number, table.teacher[able], cost[able], wanted, cap)]
 
 
 def _eligible(table: ScoredTable, by: Criteria, cost: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, Selection]:
     """Which rows can be chosen at all, and a [`Selection`] without rows that says why the others can't."""
-    names, tokens = table.problems if by.group_column else [None], table.tokens
+    names, relaxed = table.problems if by.group_column else [None], np.zeros(0, dtype=np.int64)
 
     def groups_of(rows: np.ndarray) -> np.ndarray:
         return np.bincount(group[rows], minlength=len(names)) > 0
 
-    relaxed = np.zeros(len(names), dtype=bool)
-    filters = [(np.isfinite(cost), "no finite score", "have no scored trajectory")]
+    # Why a row can't be chosen, what no row of a group is then, and which rows are fine.
+    filters = [("no finite score", "", np.isfinite(cost))]
     if by.min_tokens is not None:
-        long = f"of {by.min_tokens} or more scored tokens"
-        filters.append((tokens >= by.min_tokens, f"not {long}", f"have no scored trajectory {long}"))
+        what = f" of {by.min_tokens} or more scored tokens"
+        filters.append((f"not{what}", what, table.tokens >= by.min_tokens))
     if by.max_tokens is not None:
-        short = f"within {by.max_tokens} scored tokens"
-        filters.append((tokens <= by.max_tokens, f"not {short}", f"have no scored trajectory {short}"))
+        what = f" within {by.max_tokens} scored tokens"
+        filters.append((f"not{what}", what, table.tokens <= by.max_tokens))
     if by.require is not None:
-        met = table.correct == 1
-        open_rows = np.logical_and.reduce([passes for passes, _, _ in filters])
+        met, what = table.correct == 1, f" for which {by.require!r} is true"
         if by.when_none_qualifies != "drop":
-            relaxed = groups_of(open_rows) & ~groups_of(open_rows & met)
-        if relaxed.any() and by.when_none_qualifies == "error":
-            found = [names[i] for i in np.flatnonzero(relaxed)]
+            able = np.logical_and.reduce([fine for _, _, fine in filters])
+            relaxed = np.flatnonzero(groups_of(able) & ~groups_of(able & met))
+        if len(relaxed) and by.when_none_qualifies == "error":
             raise RSRError(
-                f"{len(found)} of {len(names)} groups in {by.group_column!r} have no scored trajectory for which "
-                f"{by.require!r} is true: {examples(found)}."
+                f"{len(relaxed)} of {len(names)} groups in {by.group_column!r} have no scored trajectory{what}: "
+                f"{examples([names[i] for i in relaxed])}."
             )
-        reason = f"for which {by.require!r} is true"
-        filters.append((met | relaxed[group], f"{by.require!r} not true", f"have no scored trajectory {reason}"))
+        filters.append((f"{by.require!r} not true", what, met | np.isin(group, relaxed)))
 
     eligible, left_out, empty_groups = np.ones(len(cost), dtype=bool), {}, {}
-    for passes, row_reason, group_reason in filters:
-        before, eligible = eligible, eligible & passes
+    for reason, what, fine in filters:
+        before, eligible = eligible, eligible & fine
         if lost := int(before.sum() - eligible.sum()):
-            left_out[row_reason] = lost
+            left_out[reason] = lost
         emptied = np.flatnonzero(groups_of(before) & ~groups_of(eligible))
         if by.group_column and len(emptied):
-            empty_groups[group_reason] = [names[i] for i in emptied]
-    return eligible, Selection(
-        rows=np.zeros(0, dtype=np.int64),
-        num_rows=len(cost),
-        left_out=left_out,
-        num_groups=len(names) if by.group_column else None,
-        empty_groups=empty_groups,
-        relaxed_groups=[names[i] for i in np.flatnonzero(relaxed)],
-    )
+            empty_groups[f"have no scored trajectory{what}"] = [names[i] for i in emptied]
+    num_groups = len(names) if by.group_column else None
+    relaxed_groups = [names[i] for i in relaxed]
+    return eligible, Selection(np.zeros(0, np.int64), len(cost), left_out, num_groups, empty_groups, relaxed_groups)

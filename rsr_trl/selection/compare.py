@@ -1,19 +1,24 @@
-"""RSR beside other scores of the same trajectories, and what is known to mislead it, looked for before training."""
+"""RSR beside other scores of the same trajectories, and a look before training at what is known to mislead it.
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+The rank statistics at the end are over all rows or within problems, and take scores as costs: lower = more suitable.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
-from scipy.stats import rankdata
+from scipy.special import expit, logit
+from scipy.stats import rankdata, t
 
-from rsr_trl.data import examples
-from rsr_trl.rsr import ERROR
-from rsr_trl.selection.agreement import chance_overlap, correct_first, rank_correlation
+from rsr_trl.data import Columns, examples, read_table
+from rsr_trl.rsr import ERROR, RSR, SCORE_PREFIX, RSRError
+from rsr_trl.scoring.scores import SCORES, known_score
 from rsr_trl.selection.choose import Criteria, choose_rows
 from rsr_trl.selection.failure_modes import Finding, look_at_rows, look_at_scores
-from rsr_trl.selection.scored_rows import Score, ScoredRows, find_scores
+from rsr_trl.selection.table import ScoredTable, available_scores
 
 
 KEEP_FRACTION = 0.5  # what each score chooses where no column names the problem
@@ -23,7 +28,7 @@ KEEP_FRACTION = 0.5  # what each score chooses where no column names the problem
 class Comparison:
     """
     What [`compare_scores`] finds. Scores are compared **by what each rates more suitable**, whichever end of it that
-    is. Matrices have a row and a column for each score, in the order of `scores`; what can't be told is `None`.
+    is. Matrices have a row and a column for each score, in the order of `scores`; what isn't defined is `None`.
 
     Args:
         scores (`list[dict]`): One for each score, RSR first: `name`, `prefer` (`"low"` or `"high"`: the end
@@ -80,8 +85,8 @@ def compare_scores(
 ) -> Comparison:
     """
     Compare RSR (**lower = more suitable**) with the other scores of a dataset: how far they agree, what each would
-    choose, how each orders teachers, and how much of each is length and correctness. And look for RSR's known failure
-    modes.
+    choose, how each orders teachers, and how much of each is length and correctness. Known failure modes of RSR that
+    the dataset shows come with it.
 
     None of it says which score teaches better: only training does. But where two scores choose the same, no training
     can tell them apart.
@@ -104,7 +109,7 @@ def compare_scores(
         [`Comparison`].
 
     Raises:
-        `ValueError`: a missing column, a score whose direction isn't known, scores of different students, or no row on
+        `RSRError`: a missing column, a score whose direction isn't known, scores of different students, or no row on
             which all scores are finite.
 
     Example:
@@ -116,153 +121,280 @@ def compare_scores(
     ```
     """
     notes: list[str] = []
-    compared_scores = find_scores(dataset, scores, own_scores or {}, notes)
-    by_problem = problem_column is not None and keep_fraction is None
+    columns = Columns(teacher=teacher_column, problem=problem_column, correct=correctness_column)
+    table = comparison_table(dataset, scores, own_scores, columns, notes)
+    return compare_table(table, keep_per_group, keep_fraction, notes)
+
+
+def comparison_table(
+    dataset: Dataset,
+    scores: Sequence[str] | None,
+    own_scores: Mapping[str, Literal["low", "high"]] | None,
+    columns: Columns | None,
+    notes: list[str],
+) -> ScoredTable:
+    """
+    Read what [`compare_table`] compares, RSR first; `notes` gets a sentence about columns of unknown scores.
+
+    Raises:
+        `RSRError`: a name that is no score or isn't there, a direction that is none, or what
+            [`~rsr_trl.selection.table.ScoredTable.read`] raises.
+    """
+    read_table(dataset, [RSR])  # its error is the right one for a dataset that isn't scored
+    own_scores, there = own_scores or {}, available_scores(dataset)
+    if scores is None:
+        scores = there
+        added = [column for column in dataset.column_names if column.startswith(SCORE_PREFIX)]
+        if unknown := [column for column in added if known_score(column) is None and column not in own_scores]:
+            notes.append(
+                f"{examples(unknown)}: no score that is known here, so not compared. To compare such a column, say "
+                "which end of it is more suitable (own_scores)."
+            )
+    for name in scores:
+        if name not in SCORES:
+            raise RSRError(f"There is no score {name!r}. Scores are {', '.join(SCORES)}; own_scores names columns.")
+        if name not in there:
+            raise RSRError(
+                f"The dataset has no score {name!r}; it has {', '.join(there)}. `rsr score --scores {name}` adds it."
+            )
+    for name, prefer in own_scores.items():
+        if prefer not in ("low", "high"):
+            raise RSRError(f"own_scores[{name!r}] must be 'low' or 'high' (more suitable), got {prefer!r}.")
+        if name == RSR and prefer != "low":
+            raise RSRError("own_scores can't turn RSR round: lower is more suitable.")
+    prefer = {name: SCORES[name].prefer for name in (RSR, *scores)} | dict(own_scores)
+    # Read by the score's full name: the dataset may have a column of its own that is called as a score is.
+    full = {name: SCORE_PREFIX + name if name in SCORES else name for name in prefer}
+    table = ScoredTable.read(dataset, columns, full.values(), {full[name]: prefer[name] for name in prefer})
+    return replace(table, values={name: table.values[full[name]] for name in prefer}, prefer=prefer)
+
+
+def compare_table(
+    table: ScoredTable, keep_per_group: int = 1, keep_fraction: float | None = None, notes: Iterable[str] = ()
+) -> Comparison:
+    """
+    As [`compare_scores`], but of a table that has the scores to compare, RSR first, as [`comparison_table`] gives it.
+
+    Args:
+        table ([`~rsr_trl.selection.table.ScoredTable`]): Compared within its problems, if it has any.
+        keep_per_group, keep_fraction: As [`compare_scores`] takes them.
+        notes (iterable of `str`, *optional*): What the notes of the comparison begin with.
+    """
+    notes, by_problem = list(notes), table.problem is not None and keep_fraction is None
     if not by_problem and keep_fraction is None:
         keep_fraction = KEEP_FRACTION
-    group = "problem" if by_problem else None
-    criteria = Criteria(
-        group_column=group, keep_per_group=keep_per_group, keep_fraction=keep_fraction, score="cost", prefer="low"
-    )
-    everything = ScoredRows.read(dataset, compared_scores, teacher_column, problem_column, correctness_column)
-    scored = everything.where(np.isfinite(everything.costs[:, 0]))
-    rows = everything.where(_comparable(everything, compared_scores, notes))
+    group_column = table.columns.problem if by_problem else None
+    Criteria(group_column, keep_per_group, keep_fraction)  # raises where they are out of range
+    several = f" --keep_per_group {keep_per_group}" if keep_per_group > 1 else ""
 
-    kept = np.column_stack([_choose(rows, j, criteria) for j in range(len(compared_scores))])
+    def choice(rows: ScoredTable, score: str) -> np.ndarray:
+        """What `rsr select` would choose: bool array of shape `(rows,)`."""
+        mask, groups = np.zeros(len(rows), dtype=bool), rows.problem if by_problem else None
+        mask[choose_rows(rows.cost(score), rows.tokens, groups, keep_per_group, keep_fraction)] = True
+        return mask
+
+    rows = table.where(_comparable(table, notes))
+    costs = np.column_stack([rows.cost(score) for score in rows.values])
+    kept = np.column_stack([choice(rows, score) for score in rows.values])
     overlap = (kept.T.astype(np.float64) @ kept) / kept[:, 0].sum()
     chance = chance_overlap(kept[:, 0], rows.problem if by_problem else None)
-    correlation = rank_correlation(np.column_stack([rows.costs, -rows.tokens]), rows.problem)
-    teachers, orders, num_shared = _teachers(rows, compared_scores, notes)
-    described = [
-        _plain(
-            {
-                **asdict(score),
-                "rank_correlation": correlation[j, 0],
-                "overlap": overlap[j, 0],
-                "teacher_agreement": orders[j, 0],
-                "length_correlation": correlation[j, -1],
-                "length_r2": correlation[j, -1] ** 2,
-                **_correctness(rows, rows.costs[:, j], kept[:, j]),
-                "chosen_tokens": rows.tokens[kept[:, j]].mean(),
-                **_top_teacher(rows, kept[:, j]),
-            }
-        )
-        for j, score in enumerate(compared_scores)
+    correlation = rank_correlation(np.column_stack([costs, -rows.tokens]), rows.problem)
+    teachers, orders, num_shared = _teachers(rows, costs, notes)
+    scores = [
+        {
+            "name": name,
+            "prefer": rows.prefer[name],
+            "rank_correlation": _number(correlation[j, 0]),
+            "overlap": float(overlap[j, 0]),
+            "teacher_agreement": _number(orders[j, 0]),
+            "length_correlation": _number(correlation[j, -1]),
+            "length_r2": _number(correlation[j, -1] ** 2),
+            **_correctness(rows, costs[:, j], kept[:, j]),
+            **_chosen(rows, kept[:, j]),
+        }
+        for j, name in enumerate(rows.values)
     ]
-    findings = [*look_at_rows(scored, _choose(scored, 0, criteria)), *look_at_scores(described, chance, len(rows))]
+    scored = table.where(np.isfinite(table.cost(RSR)))
     return Comparison(
-        scores=described,
-        rank_correlation=_matrix(correlation[:-1, :-1]),
-        overlap=_matrix(overlap),
+        scores=scores,
+        rank_correlation=[list(map(_number, row)) for row in correlation[:-1, :-1]],
+        overlap=overlap.tolist(),
         chance_overlap=chance,
         teachers=teachers,
-        teacher_agreement=_matrix(orders),
-        findings=findings,
+        teacher_agreement=[list(map(_number, row)) for row in orders],
+        findings=[*look_at_rows(scored, choice(scored, RSR)), *look_at_scores(scores, chance, len(rows))],
         notes=notes,
-        rule=_rule(criteria, problem_column),
-        num_rows=len(dataset),
+        rule=f"--group_column {group_column}{several}" if by_problem else f"--keep_fraction {keep_fraction:g}",
+        num_rows=len(table),
         num_compared=len(rows),
         num_problems=None if rows.problem is None else len(np.unique(rows.problem)),
         num_shared_problems=num_shared,
     )
 
 
-def _comparable(rows: ScoredRows, scores: list[Score], notes: list[str]) -> np.ndarray:
+def _comparable(table: ScoredTable, notes: list[str]) -> np.ndarray:
     """Which rows have a finite value of every score; what the others lack goes to `notes`."""
-    finite = np.isfinite(rows.costs)
-    together = finite.all(axis=1)
-    missing = {score.name: int((~finite[:, j]).sum()) for j, score in enumerate(scores)}
+    finite = {name: np.isfinite(values) for name, values in table.values.items()}
+    together = np.logical_and.reduce(list(finite.values()))
+    missing = {name: int((~there).sum()) for name, there in finite.items()}
     if not together.any():
-        most = max(missing, key=missing.get, default=None)
-        raise ValueError(
-            f"None of the {len(rows)} rows has a finite value of every score ({most!r} lacks most, in {missing[most]} "
-            f"rows), so there is nothing to compare. {ERROR!r} may say why; or leave that score out."
+        most = max(missing, key=missing.get)
+        raise RSRError(
+            f"None of the {len(table)} rows has a finite value of every score ({most!r} lacks most, in "
+            f"{missing[most]} rows), so there is nothing to compare. {ERROR!r} may say why; or leave that score out."
         )
     if not together.all():
         lacking = ", ".join(f"{name} in {count:,}" for name, count in missing.items() if count)
         notes.append(
-            f"Compared on the {together.sum():,} of {len(rows):,} trajectories on which every score is finite; not "
+            f"Compared on the {together.sum():,} of {len(table):,} trajectories on which every score is finite; not "
             f"finite: {lacking}."
         )
     return together
 
 
-def _choose(rows: ScoredRows, j: int, criteria: Criteria) -> np.ndarray:
-    """What `rsr select` would choose by score `j`: boolean array of shape `(rows,)`."""
-    groups = rows.problem if criteria.group_column else None
-    mask = np.zeros(len(rows), dtype=bool)
-    mask[choose_rows(rows.costs[:, j], rows.tokens, groups, criteria.keep_per_group, criteria.keep_fraction)] = True
-    return mask
-
-
-def _rule(criteria: Criteria, problem_column: str | None) -> str:
-    if criteria.keep_fraction is not None:
-        return f"--keep_fraction {criteria.keep_fraction:g}"
-    more = f" --keep_per_group {criteria.keep_per_group}" if criteria.keep_per_group > 1 else ""
-    return f"--group_column {problem_column}{more}"
-
-
-def _teachers(rows: ScoredRows, scores: list[Score], notes: list[str]) -> tuple[list[dict], np.ndarray, int | None]:
+def _teachers(rows: ScoredTable, costs: np.ndarray, notes: list[str]) -> tuple[list[dict], np.ndarray, int | None]:
     """Teachers by every score, how far the orders agree, and on how many problems that every teacher has."""
-    agreement, num_shared = np.full((len(scores),) * 2, np.nan), None
+    agreement, num_shared = np.full((costs.shape[1],) * 2, np.nan), None
     if rows.teacher is None:
         return [], agreement, None
     if lost := np.setdiff1d(np.arange(len(rows.teachers)), rows.teacher).tolist():
         lost = examples([rows.teachers[i] for i in lost])
         notes.append(f"Without a trajectory on which every score is finite, so not compared: {lost}.")
     if rows.problem is not None and (shared := rows.shared_problems()).any():
-        rows, num_shared = rows.where(shared[rows.problem]), int(shared.sum())
+        kept, num_shared = shared[rows.problem], int(shared.sum())
+        rows, costs = rows.where(kept), costs[kept]
     elif len(np.unique(rows.teacher)) > 1:
         why = "no problem has all of them" if rows.problem is not None else "no column names the problem"
         notes.append(f"Teachers are compared on whatever each of them solved: {why}.")
-    present, seat, count = np.unique(rows.teacher, return_inverse=True, return_counts=True)
-    sums = [np.bincount(seat, weights=part) for part in (*rows.costs.T, rows.rank, rows.surprisal)]
-    means = np.stack(sums[: len(scores)], axis=1) / count[:, None]
+    present, teacher, count = np.unique(rows.teacher, return_inverse=True, return_counts=True)
+    sums = [np.bincount(teacher, weights=part) for part in (*costs.T, rows.rank, rows.surprisal)]
+    means = np.stack(sums[:-2], axis=1) / count[:, None]
     means[:, 0] = sums[-2] / sums[-1]  # Eq. 9
     if len(present) > 2:
         agreement = rank_correlation(means)
     places = rankdata(means, method="min", axis=0).astype(int)
-    values = means * [score.sign for score in scores]
-    names = [score.name for score in scores]
-    table = [
+    values = means * [1 if rows.prefer[name] == "low" else -1 for name in rows.values]
+    teachers = [
         {
             "teacher": rows.teachers[present[i]],
             "trajectories": int(count[i]),
-            "values": dict(zip(names, values[i].tolist(), strict=True)),
-            "places": dict(zip(names, places[i].tolist(), strict=True)),
+            "values": dict(zip(rows.values, values[i].tolist(), strict=True)),
+            "places": dict(zip(rows.values, places[i].tolist(), strict=True)),
         }
         for i in np.argsort(means[:, 0], kind="stable")
     ]
-    return table, agreement, num_shared
+    return teachers, agreement, num_shared
 
 
-def _correctness(rows: ScoredRows, cost: np.ndarray, kept: np.ndarray) -> dict:
+def _correctness(rows: ScoredTable, cost: np.ndarray, kept: np.ndarray) -> dict:
     names = ("correct_first", "correct_first_low", "correct_first_high", "chosen_accuracy")
     if rows.correct is None:
         return dict.fromkeys(names)
     known = ~np.isnan(rows.correct)
-    problem = None if rows.problem is None else rows.problem[known]
-    share, low, high, _ = correct_first(cost[known], rows.correct[known] == 1, problem)
+    first = correct_first(cost[known], rows.correct[known] == 1, None if rows.problem is None else rows.problem[known])
     accuracy = rows.correct[known & kept].mean() if (known & kept).any() else np.nan
-    return dict(zip(names, (share, low, high, accuracy), strict=True))
+    return dict(zip(names, map(_number, (*first, accuracy)), strict=True))
 
 
-def _top_teacher(rows: ScoredRows, kept: np.ndarray) -> dict:
-    if rows.teacher is None:
-        return {"chosen_top_teacher": None, "chosen_top_teacher_share": None}
-    count = np.bincount(rows.teacher[kept], minlength=len(rows.teachers))
-    most = int(count.argmax())
-    return {"chosen_top_teacher": rows.teachers[most], "chosen_top_teacher_share": count[most] / count.sum()}
-
-
-def _plain(values: dict) -> dict:
-    """As JSON can hold it: `nan` becomes `None`."""
-    return {name: _number(value) if isinstance(value, float) else value for name, value in values.items()}
-
-
-def _matrix(values: np.ndarray) -> list[list[float | None]]:
-    return [[_number(value) for value in row] for row in values]
+def _chosen(rows: ScoredTable, kept: np.ndarray) -> dict:
+    top, share = None, None
+    if rows.teacher is not None:
+        count = np.bincount(rows.teacher[kept])
+        top, share = rows.teachers[count.argmax()], float(count.max() / count.sum())
+    tokens = _number(rows.tokens[kept].mean())
+    return {"chosen_tokens": tokens, "chosen_top_teacher": top, "chosen_top_teacher_share": share}
 
 
 def _number(value: float) -> float | None:
+    """As JSON can hold it: `nan` becomes `None`."""
     return None if np.isnan(value) else float(value)
+
+
+def rank_correlation(values: np.ndarray, group: np.ndarray | None = None) -> np.ndarray:
+    """
+    Spearman's rank correlation between every two columns: shape `(k, k)`, `nan` where a column doesn't vary.
+
+    With `group`, rows are ranked within their group alone, as a share of its size, so that what differs from group to
+    group (how hard a problem is) plays no part and every row weighs about the same. Ties have their average rank.
+
+    Args:
+        values (float array of shape `(n, k)`): Finite.
+        group (int array of shape `(n,)`, *optional*): Group of each row.
+    """
+    group = np.zeros(len(values), dtype=np.int64) if group is None else group
+    ranks, size = pd.DataFrame(values).groupby(group).rank(pct=True).to_numpy(), np.bincount(group)[group]
+    ranks = ranks - ((size + 1) / (2 * size))[:, None]
+    products = ranks.T @ ranks
+    spread = np.diag(products)
+    # What doesn't vary differs from 0 by rounding only.
+    spread = np.sqrt(np.where(spread > 1e-12 * len(values), spread, np.nan))
+    return np.round(products / np.outer(spread, spread), 12)  # so that 1 is 1
+
+
+def correct_first(
+    cost: np.ndarray, correct: np.ndarray, group: np.ndarray | None = None, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """
+    How often a correct trajectory is rated more suitable than an incorrect one: the area under the ROC curve, a tie
+    counting half. With `group`, pairs are of one group (of the same problem), and all such pairs weigh the same.
+
+    The interval is symmetric on the logit. Its standard error is that of DeLong, DeLong & Clarke-Pearson (1988)
+    without groups, and that of a ratio of sums over groups with them, as groups and not rows were drawn independently.
+    Where all pairs go one way, it ends at what n groups (or rows of the rarer kind) still allow, tail ** (1 / n), as
+    the exact binomial interval does.
+
+    Args:
+        cost (float array of shape `(n,)`): Finite; lower = more suitable.
+        correct (bool array of shape `(n,)`): Whether each row is correct.
+        group (int array of shape `(n,)`, *optional*): Group of each row.
+        confidence (`float`, *optional*, defaults to `0.95`): Level of the interval.
+
+    Returns:
+        The share of pairs (`nan` if there is no pair) and the ends of its interval (`nan` where there is too little).
+    """
+    groups = np.zeros(len(cost), dtype=np.int64) if group is None else group
+    width = int(groups.max(initial=0)) + 1
+    num_correct = np.bincount(groups[correct], minlength=width)
+    num_pairs = num_correct * np.bincount(groups[~correct], minlength=width)
+    if not num_pairs.any():
+        return np.nan, np.nan, np.nan
+    # Mann-Whitney's U of every group at once: the ranks of correct rows, less those that they have among themselves.
+    place = pd.Series(-cost).groupby(groups).rank().to_numpy()
+    won = np.bincount(groups[correct], weights=place[correct], minlength=width) - num_correct * (num_correct + 1) / 2
+    share = float(won.sum() / num_pairs.sum())
+    if group is None:
+        error, freedom = _delong(cost, correct)
+    else:
+        won, num_pairs = won[num_pairs > 0], num_pairs[num_pairs > 0]
+        freedom, residual = len(won) - 1, won - share * num_pairs
+        error = np.sqrt((residual**2).sum() * len(won) / max(1, freedom)) / num_pairs.sum()
+    if share in (0, 1):
+        allowed = ((1 - confidence) / 2) ** (1 / (freedom + 1))
+        return (share, 0.0, 1 - allowed) if share == 0 else (share, allowed, 1.0)
+    if freedom < 1 or not error > 1e-12:
+        return share, np.nan, np.nan
+    half = t.ppf((1 + confidence) / 2, freedom) * error / (share * (1 - share))
+    low, high = expit(logit(share) + np.array([-half, half]))
+    return share, float(low), float(high)
+
+
+def _delong(cost: np.ndarray, correct: np.ndarray) -> tuple[float, int]:
+    """Standard error of the share of pairs, and its degrees of freedom."""
+    counts = correct.sum(), (~correct).sum()
+    if min(counts) < 2:
+        return np.nan, 0  # a variance needs two of each
+    place, variance = rankdata(-cost), 0.0
+    for mine, other in ((correct, counts[1]), (~correct, counts[0])):
+        beaten = (place[mine] - rankdata(-cost[mine])) / other  # share of the other kind that each row is ahead of
+        variance += beaten.var(ddof=1) / mine.sum()
+    return float(np.sqrt(variance)), int(min(counts)) - 1
+
+
+def chance_overlap(chosen: np.ndarray, group: np.ndarray | None = None) -> float:
+    """
+    Share of a choice (bool array of shape `(n,)`) that another one, of as many rows of each group but made at random,
+    would have in common with it.
+    """
+    group = np.zeros(len(chosen), dtype=np.int64) if group is None else group
+    kept, size = np.bincount(group[chosen], minlength=int(group.max()) + 1), np.bincount(group)
+    return float((kept[size > 0] ** 2 / size[size > 0]).sum() / kept.sum())

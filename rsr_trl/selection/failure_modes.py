@@ -1,4 +1,4 @@
-"""Where RSR is known to mislead, looked for in a scored pool: each found is named, counted, and comes with a remedy.
+"""Known ways in which RSR misleads, as a scored pool shows them: each is named, counted, and comes with a remedy.
 
 What is known is from the paper and its readers (arXiv:2601.14249), except for guesses, which are our own measurement:
 a token that is a fair guess among k words has surprisal ln k and mean rank (k + 1) / 2, a ratio of 1.8 to 2.4 for k of
@@ -6,13 +6,13 @@ a token that is a fair guess among k words has surprisal ln k and mean rank (k +
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from rsr_trl.data import examples
 from rsr_trl.rsr import NOISY_BELOW
-from rsr_trl.selection.scored_rows import ScoredRows
+from rsr_trl.selection.table import ScoredTable
 from rsr_trl.selection.teachers import FEW_PROBLEMS
 
 
@@ -53,20 +53,62 @@ class Finding:
     why: str
     what_to_do: str
     rows: int
-    teachers: list
-    example_rows: list[int]
+    teachers: list = field(default_factory=list)
+    example_rows: list[int] = field(default_factory=list)
 
 
-def look_at_rows(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+def look_at_rows(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
     """
     Yield what is found in a pool, the gravest first; nothing if no known failure mode is there.
 
     Args:
-        rows ([`ScoredRows`]): All rows with a finite RSR.
-        chosen (boolean array of shape `(rows,)`): Those that RSR would choose.
+        rows ([`ScoredTable`]): All rows with a finite RSR.
+        chosen (bool array of shape `(rows,)`): Those that RSR would choose.
     """
-    for look in (_short, _guesses, _foreign, _collapse, _truncated, _few_problems, _nothing_to_choose):
-        yield from look(rows, chosen)
+    yield from _of_rows(
+        "short responses",
+        rows,
+        chosen,
+        rows.tokens < NOISY_BELOW,
+        have=f"have fewer than {NOISY_BELOW} scored tokens",
+        why="So few tokens make a noisy ratio, and an answer without reasoning looks suitable by chance.",
+        what_to_do=f"Keep bare answers out: `rsr select --min_tokens {NOISY_BELOW}`.",
+    )
+    yield from _of_rows(
+        "near pure guessing",
+        rows,
+        chosen,
+        near_guessing(rows.rank, rows.surprisal),
+        have="have the rank and surprisal of guesses among 2 to 10 words",
+        why="What nobody can predict looks ideal to RSR (a ratio of 1.8 to 2.4), and nothing is learnt from it.",
+        what_to_do="Read some with `rsr show`. Guesses: keep them out with `rsr select --require`. Reasoning: have a "
+        "random arm beside RSR in `rsr pilot`.",
+    )
+    foreign = rows.rank > FOREIGN_RANK
+    if foreign[chosen].mean() > MOST:
+        yield from _of_rows(
+            "foreign to the student",
+            rows,
+            chosen,
+            foreign,
+            have=f"have a mean rank over {FOREIGN_RANK}",
+            why="The student hardly reads such text: how many ranks are clipped decides the ratio, and little else.",
+            what_to_do="Check that student, chat template (`rsr score --as_chat`) and data belong together.",
+        )
+    yield from _collapse(rows, chosen)
+    yield from _of_rows(
+        "truncated trajectories",
+        rows,
+        chosen,
+        rows.truncated,
+        TRUNCATED_SHARE,
+        have="were cut at the length limit",
+        why="Their scores are of their beginnings only, and trained on at this length they end before the answer.",
+        what_to_do="Score again with a larger `rsr score --max_length` if the student has the positions, or mark what "
+        "is whole in a boolean column and name it in `rsr select --require`.",
+    )
+    if rows.problem is not None:
+        yield from _of_problems(rows)
 
 
 def look_at_scores(scores: list[dict], chance: float, num_rows: int) -> Iterator[Finding]:
@@ -79,36 +121,34 @@ def look_at_scores(scores: list[dict], chance: float, num_rows: int) -> Iterator
         num_rows (`int`): Rows compared.
     """
     rsr, *others = scores
-
-    def finding(name: str, **texts: str) -> Finding:
-        return Finding(name=name, rows=num_rows, teachers=[], example_rows=[], **texts)
-
     high = rsr["correct_first_high"]
     if high is not None and high < 0.5 and rsr["correct_first"] < WRONG_FIRST:
-        yield finding(
+        yield Finding(
             "prefers incorrect ones",
-            what=f"Of a correct and an incorrect trajectory, RSR puts the correct one first in "
-            f"{rsr['correct_first']:.0%} of cases only ({rsr['correct_first_low']:.0%} to "
-            f"{rsr['correct_first_high']:.0%}).",
+            what=f"Of a correct and an incorrect trajectory, RSR puts the correct one first in only "
+            f"{rsr['correct_first']:.0%} of cases ({rsr['correct_first_low']:.0%} to {high:.0%}).",
             why="RSR knows nothing of correctness, and here it leans to the incorrect.",
             what_to_do="Choose among correct ones: `rsr select --require COLUMN` with the column of correctness.",
+            rows=num_rows,
         )
     if (rsr["length_r2"] or 0) > MOSTLY_LENGTH:
         ends = "short" if rsr["length_correlation"] < 0 else "long"
-        yield finding(
+        yield Finding(
             "mostly length",
             what=f"Length explains {rsr['length_r2']:.0%} of RSR's order (rank R²): {ends} trajectories come first.",
             why="Sorting by length, which costs nothing, would do nearly the same.",
             what_to_do="Have an arm that chooses by length beside RSR in `rsr pilot`.",
+            rows=num_rows,
         )
     same = [score for score in others if score["overlap"] > SAME_CHOICE] if chance < MOST else []
     if same:
         names = ", ".join(f"{score['name']} ({score['overlap']:.0%})" for score in same)
-        yield finding(
+        yield Finding(
             "same choice",
             what=f"Other scores would choose nearly the same as RSR: {names}.",
             why="No training can tell such choices apart.",
             what_to_do="Take the simplest of them, or test only one of them in `rsr pilot`.",
+            rows=num_rows,
         )
 
 
@@ -121,9 +161,9 @@ def near_guessing(mean_rank: np.ndarray, mean_surprisal: np.ndarray) -> np.ndarr
         mean_surprisal (float array of shape `(n,)`): In nats.
 
     Returns:
-        boolean array of shape `(n,)`: mean surprisal from ln 2 to ln 10, and a mean rank of at most 1.2 times that of
-        a fair guess with this surprisal, `(exp(surprisal) + 1) / 2`. Outside that range means say little: below it
-        words that are foreseen outweigh guesses, and above it ranks are clipped.
+        bool array of shape `(n,)`: mean surprisal from ln 2 to ln 10, and a mean rank of at most 1.2 times that of a
+        fair guess with this surprisal, `(exp(surprisal) + 1) / 2`. Outside that range means say little: below it words
+        that are foreseen outweigh guesses, and above it ranks are clipped.
     """
     low, high = GUESS_SURPRISAL
     guess = (np.exp(np.minimum(mean_surprisal, high)) + 1) / 2
@@ -132,64 +172,15 @@ def near_guessing(mean_rank: np.ndarray, mean_surprisal: np.ndarray) -> np.ndarr
     return inside & (mean_rank <= GUESS_RANK * guess)
 
 
-def _short(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
-    yield from _of_rows(
-        "short responses",
-        rows,
-        chosen,
-        rows.tokens < NOISY_BELOW,
-        NOTABLE_SHARE,
-        have=f"have fewer than {NOISY_BELOW} scored tokens",
-        why="So few tokens make a noisy ratio, and an answer without reasoning looks suitable by chance.",
-        what_to_do=f"Keep bare answers out: `rsr select --min_tokens {NOISY_BELOW}`.",
-    )
-
-
-def _guesses(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
-    yield from _of_rows(
-        "near pure guessing",
-        rows,
-        chosen,
-        near_guessing(rows.rank, rows.surprisal),
-        NOTABLE_SHARE,
-        have="have the rank and surprisal of guesses among 2 to 10 words",
-        why="What nobody can predict looks ideal to RSR (a ratio of 1.8 to 2.4), and nothing is learnt from it.",
-        what_to_do="Read some with `rsr show`. Guesses: keep them out with `rsr select --require`. Reasoning: have a "
-        "random arm beside RSR in `rsr pilot`.",
-    )
-
-
-def _foreign(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
-    concerned = rows.rank > FOREIGN_RANK
-    if concerned[chosen].mean() > MOST:
-        yield from _of_rows(
-            "foreign to the student",
-            rows,
-            chosen,
-            concerned,
-            MOST,
-            have=f"have a mean rank over {FOREIGN_RANK}",
-            why="The student hardly reads such text: how many ranks are clipped decides the ratio, and little else.",
-            what_to_do="Check that student, chat template (`rsr score --as_chat`) and data belong together.",
-        )
-
-
-def _truncated(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
-    yield from _of_rows(
-        "truncated trajectories",
-        rows,
-        chosen,
-        rows.truncated,
-        TRUNCATED_SHARE,
-        have="were cut at the length limit",
-        why="Their scores are of their beginnings only, and trained on at this length they end before the answer.",
-        what_to_do="Score again with a larger `rsr score --max_length` if the student has the positions, or mark what "
-        "is whole in a boolean column and name it in `rsr select --require`.",
-    )
-
-
 def _of_rows(
-    name: str, rows: ScoredRows, chosen: np.ndarray, concerned: np.ndarray, enough: float, have: str, **texts: str
+    name: str,
+    rows: ScoredTable,
+    chosen: np.ndarray,
+    concerned: np.ndarray,
+    enough: float = NOTABLE_SHARE,
+    *,
+    have: str,
+    **texts: str,
 ) -> Iterator[Finding]:
     """A finding if more than `enough` of the pool or of the choice, or most of some teacher's rows, are concerned."""
     teachers = []
@@ -198,12 +189,11 @@ def _of_rows(
         teachers = [rows.teachers[i] for i in np.flatnonzero(count > MOST * size)]
     of_all, of_chosen = concerned.mean(), concerned[chosen].mean()
     if max(of_all, of_chosen) > enough or teachers:
-        which = (
-            f"; most of what {examples(teachers, 3)} wrote" if 0 < len(teachers) < len(np.unique(rows.teacher)) else ""
-        )
+        some = 0 < len(teachers) < len(np.unique(rows.teacher))
+        which = f"; most of what {examples(teachers, 3)} wrote" if some else ""
         ordered = np.concatenate([np.flatnonzero(concerned & chosen), np.flatnonzero(concerned & ~chosen)])
         yield Finding(
-            name=name,
+            name,
             what=f"{concerned.sum():,} trajectories ({of_all:.0%} of all, {of_chosen:.0%} of what RSR chooses{which}) "
             f"{have}.",
             rows=int(concerned.sum()),
@@ -213,64 +203,54 @@ def _of_rows(
         )
 
 
-def _collapse(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
+def _collapse(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
     if rows.teacher is None or len(np.unique(rows.teacher)) < 3:
         return
-    count = np.bincount(rows.teacher[chosen], minlength=len(rows.teachers))
+    count = np.bincount(rows.teacher[chosen])
     most = int(count.argmax())
     share, before = count[most] / chosen.sum(), (rows.teacher == most).mean()
     if share > COLLAPSE_SHARE and share > COLLAPSE_LIFT * before:
-        concerned = np.flatnonzero(chosen & (rows.teacher == most))
+        concerned = chosen & (rows.teacher == most)
         yield Finding(
-            name="one-teacher collapse",
+            "one-teacher collapse",
             what=f"{rows.teachers[most]!r} wrote {share:.0%} of what RSR chooses, and {before:.0%} of the pool.",
             why="A choice of trajectories is then a choice of teacher, whose style is most of what the student sees.",
             what_to_do="Spread it with `rsr select --max_share_per_teacher 0.4`.",
-            rows=len(concerned),
+            rows=int(concerned.sum()),
             teachers=[rows.teachers[most]],
-            example_rows=rows.row[concerned[:NUM_EXAMPLES]].tolist(),
+            example_rows=rows.row[concerned][:NUM_EXAMPLES].tolist(),
         )
 
 
-def _few_problems(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
-    if rows.problem is None:
-        return
-    num_problems, fewest = len(np.unique(rows.problem)), []
+def _of_problems(rows: ScoredTable) -> Iterator[Finding]:
+    """Too few problems to compare on, and problems with a single trajectory."""
+    size = np.bincount(rows.problem)
+    num_problems, fewest = int((size > 0).sum()), []
     if rows.teacher is None:
-        shared, found = num_problems, f"There are {num_problems:,} problems."
+        shared, what = num_problems, f"There are {num_problems:,} problems."
     else:
         shared = int(rows.shared_problems().sum())
-        found = f"{shared:,} of {num_problems:,} problems have a scored trajectory of every teacher."
-        pairs = np.unique(np.stack([rows.teacher, rows.problem]), axis=1)
-        has = np.bincount(pairs[0], minlength=len(rows.teachers))
+        what = f"{shared:,} of {num_problems:,} problems have a scored trajectory of every teacher."
+        has = rows.problems_per_teacher()
         fewest = [rows.teachers[i] for i in np.argsort(has, kind="stable") if 0 < has[i] < num_problems]
     if shared < FEW_PROBLEMS:
         less = f", or leave out the teachers with the fewest ({examples(fewest, 3)})" if fewest else ""
         yield Finding(
-            name="too few problems",
-            what=found,
+            "too few problems",
+            what=what,
             why=f"On fewer than {FEW_PROBLEMS}, differences between teachers, and between scores, are mostly chance. "
             "The paper takes 200.",
             what_to_do=f"Score more problems{less}. `rsr teachers --problem_column` shows the intervals.",
             rows=len(rows),
             teachers=fewest[:NUM_EXAMPLES],
-            example_rows=[],
         )
-
-
-def _nothing_to_choose(rows: ScoredRows, chosen: np.ndarray) -> Iterator[Finding]:
-    if rows.problem is None:
-        return
-    size = np.bincount(rows.problem)
     alone = size[rows.problem] == 1
-    num_problems = int((size > 0).sum())
     if alone.sum() > MOST * num_problems:
         yield Finding(
-            name="nothing to choose from",
+            "nothing to choose from",
             what=f"{alone.sum():,} of {num_problems:,} problems have a single scored trajectory.",
             why="Whatever the score, the most suitable one of a problem is then the only one.",
             what_to_do="Add trajectories of other teachers, or choose among all: `rsr select --keep_fraction`.",
             rows=int(alone.sum()),
-            teachers=[],
             example_rows=rows.row[alone][:NUM_EXAMPLES].tolist(),
         )

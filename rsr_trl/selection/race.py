@@ -1,6 +1,19 @@
-"""Find the most suitable teacher with as few forward passes as it takes: score in rounds, drop who is ruled out."""
+"""Find the most suitable teacher with as few forward passes as it takes: score in rounds, drop who is ruled out.
 
-from collections.abc import Callable
+The evidence that one teacher suits better than another is valid however often one looks. For teachers a and b on
+matched problems, `D = ln(RSR_b / RSR_a)` behaves like the mean of
+`y_i = (r_bi / mean r_b - s_bi / mean s_b) - (r_ai / mean r_a - s_ai / mean s_a)` (delta method), r and s being a
+problem's sums of mean ranks and of mean surprisals. The test is the sequential t-test of Lai (1976, Annals of
+Statistics 4) as an e-process (Wang & Ramdas, arXiv:2310.03722): the likelihood ratio of `t = sqrt(n) D / sd(y)` under
+an effect `D / sd` drawn from the positive half of N(0, g) against no effect. By Ville's inequality it ever reaches
+`1 / error` with probability `error` at most while D <= 0. That is exact for Gaussian y and asymptotic otherwise
+(Waudby-Smith et al., Annals of Statistics 52, 2024). Skewed ranks would make a teacher look too good early on, hence
+two safeguards: no decision before `MIN_PROBLEMS` problems, and t is lowered by the skewness correction of Hall (1992,
+JRSS-B 54) wherever that lowers it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,13 +21,16 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset, concatenate_datasets
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, tqdm
+from scipy.special import stdtr
 
-from rsr_trl.data import examples, read_table
-from rsr_trl.rsr import ERROR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL
+from rsr_trl.data import Columns, examples, read_table
+from rsr_trl.rsr import DIRECTION, ERROR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, RSRError
 from rsr_trl.scoring.scorer import RSRScorer
-from rsr_trl.selection.contest import Contest
-from rsr_trl.selection.sequential import MIN_PROBLEMS
-from rsr_trl.selection.table import labels, numbers
+from rsr_trl.selection.table import ScoredTable, numbers
+
+
+MIN_PROBLEMS = 20
+EFFECT_VARIANCE = 0.1  # g: effects of 0.1 to 0.6 standard deviations per problem, as between the paper's teachers
 
 
 @dataclass(frozen=True)
@@ -26,7 +42,7 @@ class TeacherRace:
         certain (`bool`): Whether the question is settled at the stated certainty.
         goal (`str`): `"best"` or `"order"`.
         certainty (`float`): Stated certainty.
-        table (`list[dict]`): One row a teacher, most suitable first: `teacher`; `status` (`"best"`, `"placed"`,
+        table (`list[dict]`): One row per teacher, most suitable first: `teacher`; `status` (`"best"`, `"placed"`,
             `"possible"`, `"ruled out"` or `"no score"`); `rsr` over what was scored of it; `problems` and
             `trajectories` scored of it.
         num_problems (`int`): Problems used.
@@ -57,19 +73,16 @@ class TeacherRace:
 
     def __str__(self) -> str:
         question = "the order" if self.goal == "order" else f"{self.best!r} is the most suitable"
-        if self.certain:
-            head = f"Settled at {self.certainty:.0%} certainty: {question}."
-        else:
-            open_ = [row["teacher"] for row in self.table if row["status"] == "possible"]
-            head = f"Not settled at {self.certainty:.0%} certainty: {len(open_)} teachers can't be told apart yet."
+        head = f"Settled at {self.certainty:.0%} certainty: {question}."
+        if not self.certain:
+            possible = sum(row["status"] == "possible" for row in self.table)
+            head = f"Not settled at {self.certainty:.0%} certainty: {possible} teachers can't be told apart yet."
         share = self.num_trajectories / self.num_trajectories_in_pool
-        return "\n".join(
-            [
-                f"{head} RSR: lower = more suitable.",
-                f"Scored {self.num_trajectories} of {self.num_trajectories_in_pool} trajectories ({share:.0%}), "
-                f"{self.num_problems} of {self.num_problems_in_pool} problems.",
-                self.to_pandas().to_string(index=False, float_format=lambda value: f"{value:.3f}"),
-            ]
+        return (
+            f"{head} RSR: {DIRECTION}.\n"
+            f"Scored {self.num_trajectories} of {self.num_trajectories_in_pool} trajectories ({share:.0%}), "
+            f"{self.num_problems} of {self.num_problems_in_pool} problems.\n"
+            + self.to_pandas().to_string(index=False, float_format="{:.3f}".format)
         )
 
 
@@ -90,10 +103,10 @@ def race_teachers(
 
     Every round scores the same next problems for every teacher that is still open, in an order drawn from `seed`. A
     teacher is dropped as soon as it is ruled out (with `goal="order"`: placed). Looking after every round costs
-    nothing: the evidence is anytime-valid (see `rsr_trl/selection/sequential.py`). With T teachers, each comparison
-    may err with probability `(1 - certainty) / (T - 1)`. The most suitable teacher has T - 1 rivals that could rule it
-    out wrongly; and a wrong order has at least one of the T - 1 neighbours of the true order the wrong way round. So
-    the answer is wrong with probability `1 - certainty` at most.
+    nothing: the evidence is anytime-valid (see `rsr_trl/selection/race.py`). With T teachers, each comparison may err
+    with probability `(1 - certainty) / (T - 1)`. The most suitable teacher has T - 1 others that could rule it out
+    wrongly; and a wrong order has at least one of the T - 1 neighbours of the true order the wrong way round. So the
+    answer is wrong with probability `1 - certainty` at most.
 
     Args:
         dataset (`Dataset`): Trajectories, not scored yet, in any format that the scorer takes.
@@ -112,7 +125,7 @@ def race_teachers(
         [`TeacherRace`]. If the pool or the budget ends first, `certain` is false and the table says who is possible.
 
     Raises:
-        `ValueError`: a missing column, null teachers or problems, no problem that all teachers have, a budget smaller
+        `RSRError`: a missing column, null teachers or problems, no problem that all teachers have, a budget smaller
             than the first round, no trajectory that the scorer could score.
 
     Example:
@@ -123,125 +136,223 @@ def race_teachers(
     ```
     """
     if goal not in ("best", "order"):
-        raise ValueError(f"goal must be 'best' or 'order', got {goal!r}.")
+        raise RSRError(f"goal must be 'best' or 'order', got {goal!r}.")
     if not 0 < certainty < 1:
-        raise ValueError(f"certainty must be in (0, 1), got {certainty}.")
+        raise RSRError(f"certainty must be in (0, 1), got {certainty}.")
     if problems_per_round < 1:
-        raise ValueError(f"problems_per_round must be 1 or more, got {problems_per_round}.")
+        raise RSRError(f"problems_per_round must be 1 or more, got {problems_per_round}.")
     score = scorer.score if isinstance(scorer, RSRScorer) else scorer
-    pool = _Pool.read(dataset, teacher_column, problem_column, seed)
-    if len(pool.names) == 1:
-        raise ValueError(f"There is one teacher only, {pool.names[0]!r}: nothing to choose between.")
-    contest = Contest(len(pool.names), goal, certainty)
-    scored, start = [], 0
-    show = tqdm(total=pool.num_problems, desc="Scoring", unit=" problems")
-    bars = not are_progress_bars_disabled()
-    disable_progress_bars()  # the scorer's own: one in every round would bury this one
-    try:
-        while contest.open.sum() > 1 and start < pool.num_problems:
+    pool = ScoredTable.read(dataset, Columns(teacher_column, problem_column), scores=(), optional=True)
+    place = _places(pool, seed)
+    num_problems, num_teachers = int(place.max(initial=-1)) + 1, len(pool.teachers)
+    if num_teachers == 1:
+        raise RSRError(f"There is one teacher only, {pool.teachers[0]!r}: nothing to choose between.")
+    rule, scored, used, start = Elimination(num_teachers, goal, certainty), [], np.zeros(0, dtype=np.int64), 0
+    with _progress(num_problems) as show:
+        while rule.open.sum() > 1 and start < num_problems:
             step = problems_per_round if start else max(MIN_PROBLEMS, problems_per_round)
-            stop = min(start + step, pool.num_problems)
-            rows = pool.rows(start, stop, contest.open)
-            budget = max_trajectories is not None and sum(map(len, scored)) + len(rows) > max_trajectories
-            if budget and not scored:
-                raise ValueError(
+            stop = min(start + step, num_problems)
+            rows = np.flatnonzero((place >= start) & (place < stop) & rule.open[pool.teacher])
+            if max_trajectories is not None and len(used) + len(rows) > max_trajectories:
+                if start:
+                    break
+                raise RSRError(
                     f"max_trajectories={max_trajectories} is less than the first round, {len(rows)} trajectories: "
-                    f"{stop} problems of {len(pool.names)} teachers."
+                    f"{stop} problems of {num_teachers} teachers."
                 )
-            if budget:
-                break
             scored.append(score(dataset.select(rows)))
-            contest.add(*pool.sums(rows, scored[-1], start, stop))
-            start = stop
+            cell = (place[rows] - start) * num_teachers + pool.teacher[rows]
+            rule.add(
+                *(part.reshape(-1, num_teachers) for part in _sums(scored[-1], cell, (stop - start) * num_teachers))
+            )
+            start, used = stop, np.append(used, rows)
             show.update(stop - show.n)
-            show.set_postfix_str(f"{int(contest.open.sum())} teachers open")
-    finally:
-        show.close()
-        if bars:
-            enable_progress_bars()
+            show.set_postfix_str(f"{int(rule.open.sum())} teachers open")
     return TeacherRace(
-        certain=bool(contest.open.sum() <= 1),
+        certain=bool(rule.open.sum() <= 1),
         goal=goal,
         certainty=certainty,
-        table=_table(pool, contest, scored, teacher_column),
+        table=_table(pool, rule, used),
         num_problems=start,
-        num_problems_in_pool=pool.num_problems,
-        num_trajectories=sum(map(len, scored)),
-        num_trajectories_in_pool=int((pool.place >= 0).sum()),
+        num_problems_in_pool=num_problems,
+        num_trajectories=len(used),
+        num_trajectories_in_pool=int((place >= 0).sum()),
         scored=concatenate_datasets(scored),
     )
 
 
-@dataclass
-class _Pool:
-    """Rows of the problems that all teachers have, with the problems in the order in which they will be scored."""
-
-    names: list
-    teacher: np.ndarray  # of each row
-    place: np.ndarray  # of each row: place of its problem in that order, -1 outside the pool
-    num_problems: int
-
-    @classmethod
-    def read(cls, dataset: Dataset, teacher_column: str, problem_column: str, seed: int) -> "_Pool":
-        table = read_table(dataset, [teacher_column, problem_column])
-        teacher, names = labels(table, teacher_column)
-        problem, problem_names = labels(table, problem_column)
-        pairs = np.unique(problem * len(names) + teacher)
-        has = np.bincount(pairs // max(1, len(names)), minlength=len(problem_names))
-        shared = np.flatnonzero(has == len(names))
-        if not len(shared):
-            fewest = np.argsort(np.bincount(pairs % max(1, len(names)), minlength=len(names)), kind="stable")
-            raise ValueError(
-                f"No problem has a trajectory of all {len(names)} teachers, so they can't be compared on equal terms. "
-                f"Teachers with the fewest problems: {examples([names[t] for t in fewest])}."
-            )
-        place = np.full(len(problem_names), -1)
-        place[np.random.default_rng(seed).permutation(shared)] = np.arange(len(shared))
-        return cls(names, teacher, place[problem], len(shared))
-
-    def rows(self, start: int, stop: int, who: np.ndarray) -> np.ndarray:
-        """Rows of problems `start` to `stop` of the teachers in `who` (boolean)."""
-        return np.flatnonzero((self.place >= start) & (self.place < stop) & who[self.teacher])
-
-    def sums(self, rows: np.ndarray, scored: Dataset, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sums of mean ranks and of mean surprisals of those rows, by problem and teacher; `nan` where nothing is."""
-        if not isinstance(scored, Dataset) or len(scored) != len(rows):
-            found = f"{len(scored)} rows" if isinstance(scored, Dataset) else type(scored).__name__
-            raise ValueError(f"The scorer got a Dataset of {len(rows)} rows and returned {found}.")
-        table = read_table(scored, [MEAN_CLIPPED_RANK, MEAN_SURPRISAL])
-        parts = [numbers(table, name) for name in (MEAN_CLIPPED_RANK, MEAN_SURPRISAL)]
-        ok = np.isfinite(parts[0]) & np.isfinite(parts[1])
-        shape = (stop - start, len(self.names))
-        cell = ((self.place[rows] - start) * shape[1] + self.teacher[rows])[ok]
-        size = shape[0] * shape[1]
-        empty = np.bincount(cell, minlength=size) == 0
-        ranks, surprisals = (
-            np.where(empty, np.nan, np.bincount(cell, weights=part[ok], minlength=size)).reshape(shape)
-            for part in parts
+def _places(pool: ScoredTable, seed: int) -> np.ndarray:
+    """Of each row, the place of its problem in the order of scoring; -1 where not all teachers have the problem."""
+    shared = np.flatnonzero(pool.shared_problems())
+    if not len(shared):
+        fewest = np.argsort(pool.problems_per_teacher(), kind="stable")
+        raise RSRError(
+            f"No problem has a trajectory of all {len(pool.teachers)} teachers, so they can't be compared on equal "
+            f"terms. Teachers with the fewest problems: {examples([pool.teachers[t] for t in fewest])}."
         )
-        return ranks, surprisals
+    place = np.full(len(pool.problems), -1)
+    place[np.random.default_rng(seed).permutation(shared)] = np.arange(len(shared))
+    return place[pool.problem]
 
 
-def _table(pool: _Pool, contest: Contest, scored: list[Dataset], teacher_column: str) -> list[dict]:
-    if contest.unscored.all():
-        raise ValueError(f"None of {sum(map(len, scored))} trajectories could be scored; {ERROR!r} says why.")
-    trajectories = dict.fromkeys(pool.names, 0)
-    for part in scored:
-        codes, names = labels(read_table(part, [teacher_column]), teacher_column)
-        for name, number in zip(names, np.bincount(codes), strict=True):
-            trajectories[name] += int(number)
-    certain = contest.open.sum() <= 1
-    winner, loser = ("best", "ruled out") if contest.goal == "best" else ("placed", "placed")
-    status = np.where(contest.open, winner if certain else "possible", loser)
-    status = np.where(contest.unscored, "no score", status)
-    ratio, problems = contest.ratio, np.isfinite(contest.ranks).sum(axis=0)
+def _sums(scored: Dataset, cell: np.ndarray, num_cells: int) -> list[np.ndarray]:
+    """Sums of mean ranks and of mean surprisals by cell, the one of each row being in `cell`; `nan` for empty ones."""
+    if not isinstance(scored, Dataset) or len(scored) != len(cell):
+        returned = f"{len(scored)} rows" if isinstance(scored, Dataset) else type(scored).__name__
+        raise RSRError(f"The scorer got a Dataset of {len(cell)} rows and returned {returned}.")
+    table = read_table(scored, [MEAN_CLIPPED_RANK, MEAN_SURPRISAL])
+    parts = [numbers(table, name) for name in table.column_names]
+    ok = np.isfinite(parts).all(axis=0)
+    empty = np.bincount(cell[ok], minlength=num_cells) == 0
+    return [np.where(empty, np.nan, np.bincount(cell[ok], weights=part[ok], minlength=num_cells)) for part in parts]
+
+
+def _table(pool: ScoredTable, rule: "Elimination", used: np.ndarray) -> list[dict]:
+    if rule.unscored.all():
+        raise RSRError(f"None of {len(used)} trajectories could be scored; {ERROR!r} says why.")
+    certain = rule.open.sum() <= 1
+    winner, loser = ("best", "ruled out") if rule.goal == "best" else ("placed", "placed")
+    status = np.where(rule.open, winner if certain else "possible", loser)
+    status = np.where(rule.unscored, "no score", status)
+    ratio, problems = rule.ratio, np.isfinite(rule.ranks).sum(axis=0)
+    trajectories = np.bincount(pool.teacher[used], minlength=len(pool.teachers))
     return [
         {
-            "teacher": pool.names[t],
+            "teacher": pool.teachers[t],
             "status": str(status[t]),
             "rsr": None if np.isnan(ratio[t]) else float(ratio[t]),
             "problems": int(problems[t]),
-            "trajectories": trajectories[pool.names[t]],
+            "trajectories": int(trajectories[t]),
         }
-        for t in contest.ranking
+        for t in rule.ranking
     ]
+
+
+@contextmanager
+def _progress(num_problems: int) -> Iterator[tqdm]:
+    """One bar over all rounds, instead of the scorer's own in each."""
+    show = tqdm(total=num_problems, desc="Scoring", unit=" problems")
+    bars = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield show
+    finally:
+        show.close()
+        if bars:
+            enable_progress_bars()
+
+
+class Elimination:
+    """
+    Which teachers are still open, given what was scored so far: the sequential rule by itself.
+
+    With the goal `"best"` a teacher is closed when one that is open is better, with `"order"` when it is ordered with
+    respect to all others. The answer is right with probability `certainty`.
+    """
+
+    def __init__(self, num_teachers: int, goal: Literal["best", "order"], certainty: float) -> None:
+        self.goal = goal
+        self.threshold = np.log(max(1, num_teachers - 1) / (1 - certainty))
+        self.ranks = self.surprisals = np.empty((0, num_teachers))
+        self.open = np.ones(num_teachers, dtype=bool)
+        self.unscored = np.zeros(num_teachers, dtype=bool)
+        self._below = np.eye(num_teachers, dtype=bool) if goal == "order" else None
+
+    def add(self, ranks: np.ndarray, surprisals: np.ndarray) -> None:
+        """
+        Take in a round and close the teachers that it settles. Both are sums of the means of trajectories, of shape
+        `(problems, teachers)`, `nan` where a teacher has no score.
+        """
+        self.ranks = np.concatenate([self.ranks, ranks])
+        self.surprisals = np.concatenate([self.surprisals, surprisals])
+        self.unscored = np.isnan(self.ranks).all(axis=0)
+        self.open &= ~self.unscored
+        if self.goal == "best":
+            self._close_the_beaten()
+        else:
+            self._close_the_placed()
+
+    @property
+    def ratio(self) -> np.ndarray:
+        """RSR of each teacher over what was scored of it; `nan` without a score."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.nansum(self.ranks, axis=0) / np.nansum(self.surprisals, axis=0)
+
+    @property
+    def ranking(self) -> np.ndarray:
+        """Teachers, most suitable first: by what is settled, then by RSR; those without a score last."""
+        if self.goal == "best":
+            settled = ~self.open
+        elif self.open.any():
+            settled = np.zeros_like(self.open)
+        else:
+            settled = self._below.sum(axis=0)  # how many are below
+        return np.lexsort((self.ratio, settled, self.unscored))
+
+    def _beats(self, better: np.ndarray, worse: np.ndarray) -> np.ndarray:
+        """For pairs of teachers, whether the first is proven better."""
+        a, b = ((self.ranks[:, who], self.surprisals[:, who]) for who in (better, worse))
+        return log_evidence(a, b) >= self.threshold
+
+    def _close_the_beaten(self) -> None:
+        # Comparing with the leader alone suffices, and is linear in the number of teachers.
+        left = np.flatnonzero(self.open)
+        if len(left) > 1:
+            leader = left[np.argmin(self.ratio[left])]
+            self.open[left[self._beats(np.full(len(left), leader), left)]] = False
+
+    def _close_the_placed(self) -> None:
+        undecided = ~(self._below | self._below.T) & self.open & self.open[:, None]
+        first, second = np.nonzero(undecided & (self.ratio[:, None] < self.ratio))
+        settled = self._beats(first, second)
+        self._below[first[settled], second[settled]] = True
+        for middle in range(len(self.open)):  # who is below someone who is below a third is below the third
+            self._below |= self._below[:, [middle]] & self._below[[middle], :]
+        undecided = ~(self._below | self._below.T)
+        undecided[:, self.unscored] = False
+        self.open &= undecided.any(axis=1)
+
+
+def log_evidence(
+    better: tuple[np.ndarray, np.ndarray], worse: tuple[np.ndarray, np.ndarray], min_problems: int = MIN_PROBLEMS
+) -> np.ndarray:
+    """
+    Logarithm of the e-process for "the RSR of `better` is lower than that of `worse`", for many pairs at once: float
+    array of shape `(pairs,)`, `-inf` where there is no evidence, as below `min_problems` common problems.
+
+    Args:
+        better, worse (pairs of float arrays of shape `(problems, pairs)`): Sums of mean clipped ranks and of mean
+            surprisals (nats) by problem, `nan` where a teacher has no score.
+        min_problems (`int`, *optional*, defaults to `20`): A pair is compared on the problems that both have.
+    """
+    both = np.isfinite(np.stack([*better, *worse])).all(axis=0)
+    count = both.sum(axis=0)
+    parts = [np.where(both, part, 0.0) for part in (*better, *worse)]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        means = [part.sum(axis=0) / count for part in parts]
+        scaled = [part / mean for part, mean in zip(parts, means, strict=True)]
+        difference = np.log(means[2] / means[3]) - np.log(means[0] / means[1])
+        spread = (scaled[2] - scaled[3]) - (scaled[0] - scaled[1])
+        deviation = np.sqrt((spread**2).sum(axis=0) / (count - 1))
+        t = np.sqrt(count) * difference / deviation
+        # Hall's monotone cubic transformation of a t statistic of skewed observations.
+        a = (spread**3).sum(axis=0) / count / deviation**3 / np.sqrt(count)
+        t = np.minimum(t, t + a * t**2 / 3 + a**2 * t**3 / 27 + a / 6)
+        t = np.where(deviation < 1e-12, np.sign(difference) * (np.abs(difference) > 1e-12) * 1e6, t)
+    usable = (count >= max(2, min_problems)) & (t > 0)
+    log_e = np.full(len(count), -np.inf)
+    log_e[usable] = log_e_value(t[usable], count[usable])
+    return log_e
+
+
+def log_e_value(t: np.ndarray, count: np.ndarray, effect_variance: float = EFFECT_VARIANCE) -> np.ndarray:
+    """
+    Logarithm of the one-sided e-value of a t statistic of `count` observations, 2 or more: Bayes factor of an effect
+    drawn from the positive half of `N(0, effect_variance)` against none, with the scale integrated out.
+    """
+    freedom, growth = count - 1, 1 + count * effect_variance
+    two_sided = -0.5 * np.log(growth) + 0.5 * count * (np.log1p(t**2 / freedom) - np.log1p(t**2 / (freedom * growth)))
+    # Chance that the effect is positive given the data, over 1/2, its chance before.
+    scale = np.sqrt(count * effect_variance / growth * count / (freedom + t**2 / growth))
+    positive = np.maximum(stdtr(count, t * scale), np.finfo(float).tiny)
+    return two_sided + np.log(2 * positive)

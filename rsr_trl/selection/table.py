@@ -90,11 +90,11 @@ class ScoredTable:
             RSRError: for a missing column, one of the wrong type, a null teacher or problem, scores of different
                 students, or a score without a direction.
         """
-        columns, prefer = columns or Columns(), prefer or {}
+        columns, scores, prefer = columns or Columns(), tuple(scores), prefer or {}
         measured = (MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, TRUNCATED)
         there = [name for name in (*measured, ERROR) if name in dataset.column_names]
         table = read_table(dataset, [*(there if optional else (*measured, *there)), *columns.names])
-        students = check_one_student(dataset)
+        students = check_one_student(dataset) if scores or not optional else []
         n = table.num_rows
 
         def number(name: str) -> np.ndarray:
@@ -108,8 +108,8 @@ class ScoredTable:
             correct = np.where(unknown, np.nan, flags(table, columns.correct))
         return cls(
             row=np.arange(n),
-            values={name: read_score(dataset, name) for name in scores},
-            prefer={name: direction_of(name, prefer.get(name)) for name in scores},
+            values={name: _values(dataset, name) for name in scores},
+            prefer={name: direction_of(name, prefer.get(name)) for name in (*scores, *prefer)},
             rank=number(MEAN_CLIPPED_RANK),
             surprisal=number(MEAN_SURPRISAL),
             tokens=number(NUM_TOKENS),
@@ -147,11 +147,19 @@ class ScoredTable:
         """Why rows have no score -> how many, the most frequent first."""
         return dict(Counter(reason for reason in self.reason if reason is not None).most_common())
 
+    def problems_per_teacher(self) -> np.ndarray:
+        """Distinct problems of each teacher: int array of shape `(teachers,)`."""
+        return np.bincount(self._pairs // max(1, len(self.problems)), minlength=len(self.teachers))
+
     def shared_problems(self) -> np.ndarray:
         """Which problems have a row of every teacher that has any: bool array of shape `(problems,)`."""
-        pairs = np.unique(self.teacher * len(self.problems) + self.problem)
-        count = np.bincount(pairs % len(self.problems), minlength=len(self.problems))
+        count = np.bincount(self._pairs % max(1, len(self.problems)), minlength=len(self.problems))
         return count == len(np.unique(self.teacher))
+
+    @cached_property
+    def _pairs(self) -> np.ndarray:
+        """Each teacher's problems, every pair once, as one number: teacher * problems + problem."""
+        return np.unique(self.teacher * len(self.problems) + self.problem)
 
 
 def _reasons(table: pa.Table) -> np.ndarray:
@@ -177,28 +185,31 @@ def read_score(dataset: Dataset, score: str) -> np.ndarray:
         float64 array of shape `(n,)`: NaN where a row has no score.
 
     Raises:
-        ValueError: if the score isn't in the dataset, if the name is also that of another column, or if the scores
+        `RSRError`: if the score isn't in the dataset, if the name is also that of another column, or if the scores
             are of different students.
     """
-    name = known_score(score)
-    present = set(dataset.column_names)
+    if known_score(score):
+        check_one_student(dataset)
+    return _values(dataset, score)
+
+
+def _values(dataset: Dataset, score: str) -> np.ndarray:
+    """[`read_score`] of one student."""
+    name, present = known_score(score), set(dataset.column_names)
     if name is None:
         return numbers(read_table(dataset, [score]), score)
-    column = SCORE_PREFIX + name
     check_name(score, present)
-    check_one_student(dataset)
-    if column in present:
-        return numbers(read_table(dataset, [column]), column)
-    if name == "casl" and present.issuperset(CASL_PARTS):
+    if name == "casl" and SCORE_PREFIX + name not in present and present.issuperset(CASL_PARTS):
         table = read_table(dataset, CASL_PARTS)
         return casl(*(numbers(table, part) for part in CASL_PARTS))
-    if name not in STORED:
-        raise ValueError(
+    column = SCORE_PREFIX + name if SCORE_PREFIX + name in present else STORED.get(name)
+    if column is None:
+        raise RSRError(
             f"The dataset has no score {name!r}; its columns are {dataset.column_names}. Score it with "
             f"RSRScorer(student, scores=[{name!r}]) or `rsr score --scores {name}`."
         )
-    values = numbers(read_table(dataset, [STORED[name]]), STORED[name])
-    return np.where(values > 0, values, np.nan) if name == "length" else values
+    values = numbers(read_table(dataset, [column]), column)
+    return np.where(values > 0, values, np.nan) if column == NUM_TOKENS else values
 
 
 def available_scores(dataset: Dataset) -> list[str]:

@@ -3,21 +3,27 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from rsr_trl.data import counted
-from rsr_trl.rsr import RSR
+from rsr_trl.data import Columns, counted, examples
+from rsr_trl.rsr import DIRECTION, ERROR, RSR, RSRError
 from rsr_trl.scoring.scores import direction_of
-from rsr_trl.selection.bootstrap import RatioDraws, probability_below, resample_ratios
-from rsr_trl.selection.teacher_rows import TeacherRows
+from rsr_trl.selection.bootstrap import RatioDraws, probability_below, probability_best, resample_ratios
+from rsr_trl.selection.table import ScoredTable
 
 
 PAIRED_BEST = 20  # teachers among which every pair gets a probability
 FEW_PROBLEMS = 20
+POSSIBLE = 0.05  # a teacher with this probability of being the most suitable may be it
+SELECTED = (
+    "These trajectories were chosen by their score (`rsr select`), so they don't tell which teacher suits: rank "
+    "teachers on the dataset that they were chosen from."
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class TeacherRanking:
     Teachers from the most to the least suitable, as [`rank_teachers`] returns them. **Lower RSR = more suitable.**
 
     Args:
-        table (`list[dict]`): One row a teacher, best first; see [`rank_teachers`] for the columns.
+        table (`list[dict]`): One row per teacher, best first; see [`rank_teachers`] for the columns.
         pairs (`list[dict]`): For each pair among the best 20: `better`, `worse`, `rsr_ratio` (worse over better; with
             another score `score_difference`, worse minus better) and `probability` that this order is right (null for
             a teacher with a single problem or trajectory).
@@ -55,30 +61,43 @@ class TeacherRanking:
     @property
     def judged(self) -> list[dict]:
         """Rows of the teachers that have an interval, which takes two problems or trajectories."""
-        bound = "rsr_low" if self.score == RSR else "score_low"
-        return [row for row in self.table if row[bound] is not None]
+        return [row for row in self.table if row["rsr_low" if self.score == RSR else "score_low"] is not None]
 
-    def caution(self, name: Callable[[object], str] = str) -> str:
+    def verdict(self, name: Callable[[object], str] = str) -> str:
         """
-        Which teachers lead without an interval and why, in a sentence; empty where the leader has one, and for a
-        single teacher. `name` writes a teacher's name.
+        What may be said of this ranking, in a sentence or two; empty for a single teacher.
+
+        A teacher is called the most suitable only if none of the others that can be judged has a probability of 5% or
+        more of being it; else it leads, and those are named. Teachers that come first without an interval are said to.
+
+        Args:
+            name (`Callable`, *optional*): Writes a teacher's name, as a page needs it.
         """
-        scored = [row for row in self.table if row["trajectories"]]
-        if len(scored) < 2:
+        if len(self.table) < 2:
             return ""
         if self.num_problems == 1:
             return "One problem can't tell teachers apart."
-        judged = self.judged
+
+        def listed(rows: list[dict]) -> str:
+            return ", ".join(name(row["teacher"]) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+
+        scored, judged = [row for row in self.table if row["trajectories"]], self.judged
         ahead = scored[: scored.index(judged[0])] if judged else scored
-        if not ahead:
-            return ""
         single = all(row["trajectories"] == 1 for row in ahead)
         if not judged:
             return f"No teacher can be judged: {'each has only one trajectory' if single else 'none has an interval'}."
-        who = ", ".join(name(row["teacher"]) for row in ahead[:5]) + (", ..." if len(ahead) > 5 else "")
-        why = "only one trajectory" if single else "no interval"
-        comes, has = ("comes", "has") if len(ahead) == 1 else ("come", "have")
-        return f"{who} {comes} first, but {has} {why} and can't be judged."
+        said, first = [], name(judged[0]["teacher"])
+        if ahead:
+            comes, has = ("comes", "has") if len(ahead) == 1 else ("come", "have")
+            why = "only one trajectory" if single else "no interval"
+            said.append(f"{listed(ahead)} {comes} first, but {has} {why} and can't be judged.")
+        if len(judged) == 1:
+            return " ".join([*said, f"{first} is the only teacher that can be judged."])
+        first = f"Of the others, {first}" if ahead else first
+        possible = [row for row in judged[1:] if (row["probability_best"] or 0) >= POSSIBLE]
+        if possible:
+            return " ".join([*said, f"{first} leads; {listed(possible)} may suit as well or better."])
+        return " ".join([*said, f"{first} is the most suitable."])
 
     def to_pandas(self) -> pd.DataFrame:
         """The table as a `DataFrame`."""
@@ -91,16 +110,13 @@ class TeacherRanking:
     def __str__(self) -> str:
         hidden = ["rsr_all", "score_all"]
         shown = self.to_pandas().head(PAIRED_BEST).drop(columns=hidden, errors="ignore").dropna(axis=1, how="all")
-        on = "on unmatched problems" if self.num_problems is None else f"on {counted(self.num_problems, 'problem')}"
-        direction = "RSR: lower = more suitable"
-        if self.score != RSR:
-            direction = f"score: mean of {self.score}, {self.prefer}er first; {direction}"
-        lines = [f"{counted(len(self.table), 'teacher')} {on}, most suitable first ({direction})"]
-        lines.append(shown.to_string(index=False, float_format=lambda value: f"{value:.3f}"))
+        on = "unmatched problems" if self.num_problems is None else counted(self.num_problems, "problem")
+        by = "" if self.score == RSR else f"score: mean of {self.score}, {self.prefer}er first; "
+        lines = [f"{counted(len(self.table), 'teacher')} on {on}, most suitable first ({by}RSR: {DIRECTION})"]
+        lines.append(shown.to_string(index=False, float_format="{:.3f}".format))
         if len(self.table) > len(shown):
             lines.append(f"... and {len(self.table) - len(shown)} more")
-        lines += [self.caution()] if self.caution() else []
-        return "\n".join(lines + [f"Note: {note}" for note in self.notes])
+        return "\n".join([*lines, *filter(None, [self.verdict()]), *(f"Note: {note}" for note in self.notes)])
 
 
 def rank_teachers(
@@ -140,15 +156,15 @@ def rank_teachers(
         [`TeacherRanking`], with these columns in its table, all but the last two over the compared trajectories:
         `teacher`; `rsr` with `rsr_low` and `rsr_high` (bootstrap interval, with fewer than 10 problems Student-t's;
         null for a single one); `probability_best` (share of the draws in which the teacher has the lowest RSR of those
-        that can be judged; null for a single problem, and without a rival); `mean_rank` (clipped); `mean_surprisal`
-        (nats); `mean_tokens`; `trajectories`; `truncated_share`; `accuracy` (null without `correctness_column`);
-        `unscored` (the teacher's rows without a score); `rsr_all` (over all scored trajectories
+        that can be judged; null for a single problem, and for a single teacher); `mean_rank` (clipped);
+        `mean_surprisal` (nats); `mean_tokens`; `trajectories`; `truncated_share`; `accuracy` (null without
+        `correctness_column`); `unscored` (the teacher's rows without a score); `rsr_all` (over all scored trajectories
         of the teacher, whoever it is compared with). Teachers without a scored trajectory come last, with nulls. With
         another score its mean, interval and `probability_best` are in `score`, `score_low`, `score_high` and
-        `score_all` in place of RSR's, `rsr` follows as the last column, and rows without either score are left out.
+        `score_all` instead of RSR's, `rsr` follows as the last column, and rows without either score are left out.
 
     Raises:
-        `ValueError`: a missing column, a null teacher or problem, scores of different students, no scored row at all,
+        `RSRError`: a missing column, a null teacher or problem, scores of different students, no scored row at all,
             or no problem that all teachers have in common.
 
     Warns:
@@ -163,31 +179,59 @@ def rank_teachers(
     >>> ranking.best
     ```
     """
+    columns = Columns(teacher=teacher_column, problem=problem_column, correct=correctness_column)
+    # RSR itself comes from its two parts, so its column may be missing.
+    table = ScoredTable.read(dataset, columns, [] if score == RSR else [score], {score: prefer})
+    ranking = rank_table(table, score, confidence, num_draws, seed)
+    for note in ranking.notes:
+        warnings.warn(note, stacklevel=2)
+    return ranking
+
+
+def rank_table(
+    table: ScoredTable, score: str = RSR, confidence: float = 0.95, num_draws: int = 1000, seed: int = 0
+) -> TeacherRanking:
+    """
+    As [`rank_teachers`], but of a table that was read with a teacher column (and with `score`, where it isn't RSR),
+    and without warnings. Teachers are compared problem by problem if the table has problems.
+    """
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be in (0, 1), got {confidence}.")
+        raise RSRError(f"confidence must be in (0, 1), got {confidence}.")
     if num_draws < 100:
-        raise ValueError(f"num_draws must be at least 100 for an interval to mean anything, got {num_draws}.")
-    prefer = direction_of(score, prefer)
+        raise RSRError(f"num_draws must be at least 100 for an interval to mean anything, got {num_draws}.")
+    prefer = table.prefer.get(score) or direction_of(score)
     sign = 1 if prefer == "low" else -1
-    rows = TeacherRows.read(dataset, teacher_column, problem_column, correctness_column, score)
-    notes = rows.notes()
-    compared, num_problems, in_all = rows.matched(notes)
-    valid = np.unique(rows.teacher[compared])
-    resampled = _resample(rows, compared, valid, confidence, num_draws, seed)
+    usable = table.scored if score == RSR else table.scored & np.isfinite(table.values[score])
+    if not usable.any():
+        raise RSRError(f"None of the {len(table)} rows has a score, so there is nothing to rank. {ERROR!r} says why.")
+    scored, name = table.where(usable), RSR if score == RSR else "score"
+    notes = _notes_on_rows(scored)
+    compared, num_problems, in_all = _matched(scored, notes)
     if num_problems == 1:
         notes.append("With one problem there are no error bars; 200 are the paper's choice.")
     elif num_problems is not None and num_problems < FEW_PROBLEMS:
         notes.append(f"With {num_problems} problems the error bars are rough; 200 are the paper's choice.")
-    for note in notes:
-        warnings.warn(note, stacklevel=2)
-    table = rows.table(compared, valid, resampled, sign)
-    name = "rsr" if rows.score is None else "score"
-    ratio = [np.inf if row[name] is None else sign * row[name] for row in table]
-    order = sorted(range(len(valid)), key=lambda i: (ratio[i], table[i]["mean_tokens"], i))
-    missing = [rows.empty_row(t) for t in np.setdiff1d(np.arange(len(rows.names)), valid).tolist()]
+    resampled = _resample(compared, score, confidence, num_draws, seed)
+    frame = _means(compared, score)
+    frame[f"{name}_low"], frame[f"{name}_high"] = resampled.low, resampled.high
+    frame["probability_best"] = probability_best(sign * resampled.draws)
+    order = np.lexsort((frame["mean_tokens"], np.where(np.isfinite(frame[name]), sign * frame[name], np.inf)))
+    pairs = _pairs(frame, order[:PAIRED_BEST], sign * resampled.draws, table.teachers, name)
+    last = np.setdiff1d(np.arange(len(table.teachers)), frame.index)
+    frame = frame.reindex([*frame.index[order], *last])  # teachers without a score come last, with nulls
+    frame["trajectories"] = np.bincount(compared.teacher, minlength=len(table.teachers))[frame.index]
+    frame["unscored"] = np.bincount(table.teacher[~usable], minlength=len(table.teachers))[frame.index]
+    frame[f"{name}_all"] = _means(scored, score)[name]
+    names = [name, f"{name}_low", f"{name}_high", "probability_best", "mean_rank", "mean_surprisal", "mean_tokens"]
+    names += ["trajectories", "truncated_share", "accuracy", "unscored", f"{name}_all"]
+    lists = {key: frame[key].tolist() for key in (names if score == RSR else [*names, RSR])}
+    lists = {key: [value if np.isfinite(value) else None for value in values] for key, values in lists.items()}
     return TeacherRanking(
-        table=[table[i] for i in order] + missing,
-        pairs=_pairs(table, order[:PAIRED_BEST], sign * resampled.draws, name),
+        table=[
+            {"teacher": table.teachers[t], **{key: values[i] for key, values in lists.items()}}
+            for i, t in enumerate(frame.index)
+        ],
+        pairs=pairs,
         num_problems=num_problems,
         num_problems_in_all=in_all,
         confidence=confidence,
@@ -197,52 +241,110 @@ def rank_teachers(
     )
 
 
-def _resample(
-    rows: TeacherRows, compared: np.ndarray, valid: np.ndarray, confidence: float, num_draws: int, seed: int
-) -> RatioDraws:
-    """Draws of all teachers in `valid`: problems drawn together, or else each teacher's trajectories by themselves."""
-    teacher, top, bottom = rows.teacher[compared], *(part[compared] for part in rows.parts)
-    on_log = rows.score is None  # a ratio of positive sums; a mean may have either sign
-    seat = np.searchsorted(valid, teacher)
-    if rows.problem is not None:
-        _, problem = np.unique(rows.problem[compared], return_inverse=True)
-        shape = (int(problem.max()) + 1, len(valid))
-        cell = problem * shape[1] + seat
+def _notes_on_rows(scored: ScoredTable) -> list[str]:
+    """What is wrong with the rows themselves, in words: teachers without a score, repeated rows."""
+    notes = []
+    count = np.bincount(scored.teacher, minlength=len(scored.teachers))
+    if lost := [scored.teachers[t] for t in np.flatnonzero(count == 0)]:
+        have, are = ("has", "isn't") if len(lost) == 1 else ("have", "aren't")
+        notes.append(
+            f"{counted(len(lost), 'teacher')} {have} no scored trajectory and {are} compared: {examples(lost)}."
+        )
+    problem = np.zeros(len(scored)) if scored.problem is None else scored.problem
+    keys = pd.DataFrame([scored.teacher, problem, scored.rank, scored.surprisal, scored.tokens]).T
+    if repeated := int(keys.duplicated().sum()):
+        same = "teacher" if scored.problem is None else "teacher and problem"
+        repeat, count = ("repeats", "counts") if repeated == 1 else ("repeat", "count")
+        notes.append(
+            f"{counted(repeated, 'row')} {repeat} another of the same {same} (equal length, rank, surprisal) and "
+            f"{count} again. Remove duplicates for honest error bars."
+        )
+    return notes
+
+
+def _matched(scored: ScoredTable, notes: list[str]) -> tuple[ScoredTable, int | None, int | None]:
+    """Rows to compare, problems that all teachers share, problems in all; adds to `notes`."""
+    present, count = np.unique(scored.teacher, return_counts=True)
+    if scored.problem is None:
+        if len(present) > 1:
+            least, most = int(count.min()), int(count.max())
+            solved = f"{counted(most, 'trajectory')} each" if least == most else f"{least} to {most} trajectories"
+            notes.append(
+                f"Without a problem column the {len(present)} teachers are compared on whatever each of them "
+                f"solved ({solved}): give problem_column to compare like with like."
+            )
+        if alone := [scored.teachers[t] for t in present[count == 1]]:
+            notes.append(
+                f"{counted(len(alone), 'teacher')} with a single trajectory can't be judged: {examples(alone)}."
+            )
+        return scored, None, None
+    shared = scored.shared_problems()
+    in_all, num_shared = len(np.unique(scored.problem)), int(shared.sum())
+    if num_shared < in_all:
+        has = scored.problems_per_teacher()
+        fewest = present[np.argsort(has[present], kind="stable")[:5]]
+        detail = ", ".join(f"{scored.teachers[t]!r} {has[t]}" for t in fewest)
+        if num_shared == 0:
+            raise RSRError(
+                f"No problem has a scored trajectory of all {len(present)} teachers, so they can't be compared on "
+                f"equal terms. Problems of those with the fewest: {detail} (of {in_all}). Leave those teachers "
+                "out, or pass problem_column=None to compare unmatched."
+            )
+        notes.append(
+            f"The {len(present)} teachers share {num_shared} of {in_all} problems, and only "
+            f"{'these are' if num_shared > 1 else 'that one is'} compared. "
+            f"Problems of those with the fewest: {detail}."
+        )
+    return scored.where(shared[scored.problem]), num_shared, in_all
+
+
+def _means(rows: ScoredTable, score: str) -> pd.DataFrame:
+    """What is averaged over a teacher's rows, and its RSR: one row per teacher that has any, in ascending order."""
+    columns = {"mean_rank": rows.rank, "mean_surprisal": rows.surprisal, "mean_tokens": rows.tokens}
+    columns |= {"truncated_share": rows.truncated.astype(float)}
+    columns |= {"accuracy": np.full(len(rows), np.nan) if rows.correct is None else rows.correct}
+    columns |= {} if score == RSR else {"score": rows.values[score]}
+    means = pd.DataFrame(columns).groupby(rows.teacher).mean()  # an unknown correctness doesn't count
+    means[RSR] = means["mean_rank"] / means["mean_surprisal"]  # Eq. 9
+    return means
+
+
+def _resample(compared: ScoredTable, score: str, confidence: float, num_draws: int, seed: int) -> RatioDraws:
+    """Draws of all teachers that have rows: problems drawn together, or else each teacher's trajectories alone."""
+    on_log = score == RSR  # a ratio of positive sums; a mean may have either sign
+    top, bottom = (compared.rank, compared.surprisal) if on_log else (compared.values[score], np.ones(len(compared)))
+    present, teacher = np.unique(compared.teacher, return_inverse=True)
+    if compared.problem is not None:
+        _, problem = np.unique(compared.problem, return_inverse=True)
+        shape = (int(problem.max()) + 1, len(present))
+        cell = problem * shape[1] + teacher
         parts = [np.bincount(cell, weights=part, minlength=shape[0] * shape[1]) for part in (top, bottom)]
         rng = np.random.default_rng(seed)
         return resample_ratios(*(part.reshape(shape) for part in parts), num_draws, confidence, rng, on_log)
     # Sorted by value, the rows meet the same draws in whatever order they come.
-    order = np.lexsort((bottom, top, seat))
-    top, bottom = top[order, None], bottom[order, None]
-    ends = np.cumsum(np.bincount(seat))
+    order = np.lexsort((bottom, top, teacher))
     each = []
-    for t, (start, end) in enumerate(zip(np.append(0, ends[:-1]), ends, strict=True)):
+    for t, rows in zip(present, np.split(order, np.cumsum(np.bincount(teacher))[:-1]), strict=True):
         # A generator of its own for each teacher: independent draws, which no other teacher moves.
-        name = str(rows.names[valid[t]]).encode()
-        rng = np.random.default_rng([seed, *name])
-        each.append(resample_ratios(top[start:end], bottom[start:end], num_draws, confidence, rng, on_log))
-    return RatioDraws(
-        draws=np.hstack([one.draws for one in each]),
-        low=np.concatenate([one.low for one in each]),
-        high=np.concatenate([one.high for one in each]),
-    )
+        rng = np.random.default_rng([seed, *str(compared.teachers[t]).encode()])
+        each.append(resample_ratios(top[rows, None], bottom[rows, None], num_draws, confidence, rng, on_log))
+    return RatioDraws(*map(np.hstack, zip(*each, strict=True)))
 
 
-def _pairs(table: list[dict], order: list[int], costs: np.ndarray, name: str) -> list[dict]:
-    """`costs` are the draws, lower being better; `name` the column of the table that they are draws of."""
-
-    def gap(better: float, worse: float) -> dict:
-        if name == "score":
-            return {"score_difference": worse - better}
-        return {"rsr_ratio": worse / better if worse else None}
-
-    return [
-        {
-            "better": table[a]["teacher"],
-            "worse": table[b]["teacher"],
-            **gap(table[a][name], table[b][name]),
-            "probability": None if np.isnan(probability := probability_below(costs, a, b)) else probability,
-        }
-        for place, a in enumerate(order)
-        for b in order[place + 1 :]
-    ]
+def _pairs(frame: pd.DataFrame, order: np.ndarray, costs: np.ndarray, teachers: list, name: str) -> list[dict]:
+    """`costs` are the draws, lower being better; `name` the column of the frame that they are draws of."""
+    pairs, values = [], frame[name].tolist()
+    for a, b in combinations(order, 2):
+        probability = probability_below(costs, a, b)
+        gap = {"score_difference": values[b] - values[a]}
+        if name == RSR:
+            gap = {"rsr_ratio": values[b] / values[a] if np.isfinite(values[b]) and values[b] else None}
+        pairs.append(
+            {
+                "better": teachers[frame.index[a]],
+                "worse": teachers[frame.index[b]],
+                **gap,
+                "probability": None if np.isnan(probability) else probability,
+            }
+        )
+    return pairs

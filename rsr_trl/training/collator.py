@@ -1,19 +1,52 @@
-"""The collator that leaves out rows which don't suit the student. It decides nothing in training: the sampler does."""
+"""What becomes of a drawn index: a row of the training set, or one that doesn't train, and then a batch.
 
+Nothing here decides in training: the sampler does, in the main process, and says so in the index, so that worker
+processes never read a score.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import torch
+from datasets import Dataset
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from rsr_trl.rsr import RSR
+from rsr_trl.rsr import RSR, RSRError
 from rsr_trl.scoring.scores import columns_of, direction_of
 from rsr_trl.training.config import RSRSFTConfig
-from rsr_trl.training.epoch_rows import MASKED_ROW, ROW, SCORED
+from rsr_trl.training.prepare import SCORED
 from rsr_trl.training.sampler import is_past
 
 
+ROW = "rsr_row"  # number of the row in the training set; -1 where it doesn't train
 NUM_SCORED = "rsr_num_scored"  # scored tokens of each row: rows may be flattened into one
+# Two tokens: causal losses drop the first. `-100` and False: neither loss nor score sees it.
+MASKED_ROW = {"input_ids": [0, 0], "labels": [-100, -100], SCORED: [False, False], ROW: -1}
+
+
+class DrawnRows(torch.utils.data.Dataset):
+    """
+    The `n` tokenized rows of a dataset by drawn index: one below `n` gives that row, a higher one a fully masked row
+    of two tokens; either says its number in `rsr_row`. An epoch draws `num_kept` distinct rows in `num_draws` draws.
+    """
+
+    def __init__(self, dataset: Dataset, num_kept: int, num_draws: int):
+        self.dataset, self.num_kept = dataset, num_kept
+        # accelerate cuts what it gathers in the last batch to this length modulo the batch size: here all are full.
+        self.total_dataset_length = num_draws
+
+    def __len__(self) -> int:
+        return self.num_kept
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        n = len(self.dataset)
+        rows = [index for index in indices if index < n]
+        fetched = iter(self.dataset.__getitems__(rows) if rows else [])
+        return [{**next(fetched), ROW: index} if index < n else MASKED_ROW for index in indices]
 
 
 @dataclass
@@ -23,9 +56,7 @@ class RSRDataCollator(DataCollatorForLanguageModeling):
 
     RSR is **lower = more suitable**: with `prefer="low"` rows above the threshold don't train. Rows without a score
     don't either. When a whole batch goes, one fully masked row of two tokens stays, so that every process still takes
-    its step.
-
-    In a plain [`~trl.SFTTrainer`] it reads the `rsr` column of a scored dataset, which needs
+    its step. In a plain [`~trl.SFTTrainer`] it reads the `rsr` column of a scored dataset, which needs
     `SFTConfig(remove_unused_columns=False)`; an evaluation dataset then needs the column too. In [`RSRSFTTrainer`] the
     threshold is applied to the live scores when a row is drawn, to training rows only.
 
@@ -36,9 +67,9 @@ class RSRDataCollator(DataCollatorForLanguageModeling):
             `"low"`); a column of your own has none and needs it.
         score (`str`, *optional*, defaults to `"rsr"`): What the threshold is of: the name of a score that the dataset
             has, or a numeric column.
-        with_scored (`bool`, *optional*, defaults to `False`):
-            Set by [`RSRSFTTrainer`]: pass on which tokens are scored. padding_free, return_position_ids,
-            pad_to_multiple_of, return_tensors: As in TRL's collator.
+        with_scored (`bool`, *optional*, defaults to `False`): Set by [`RSRSFTTrainer`]: pass on which tokens are
+            scored.
+        padding_free, return_position_ids, pad_to_multiple_of, return_tensors: As in TRL's collator.
 
     Example:
 
@@ -62,7 +93,7 @@ class RSRDataCollator(DataCollatorForLanguageModeling):
     def __post_init__(self):
         self.prefer = direction_of(self.score, self.prefer)
         if self.score_threshold is not None and not columns_of(self.score):
-            raise ValueError(f"score={self.score!r} is fitted to a whole dataset: make a column of it first.")
+            raise RSRError(f"score={self.score!r} is fitted to a whole dataset: make a column of it first.")
 
     @property
     def num_dropped(self) -> int:
@@ -80,15 +111,12 @@ class RSRDataCollator(DataCollatorForLanguageModeling):
         return batch
 
     def _scored_columns(self, rows: list[dict[str, Any]], shape: torch.Size) -> dict[str, torch.Tensor]:
-        """
-        Row numbers `(rows,)`, scored tokens of each `(rows,)`, and which tokens are scored, in the shape of the ids.
-        """
-        mask = torch.zeros(shape, dtype=torch.bool)
-        start = 0
+        """Row numbers and scored tokens of each row, `(rows,)`, and which tokens are scored, in the ids' shape."""
+        mask, start = torch.zeros(shape, dtype=torch.bool), 0
         for i, row in enumerate(rows):
-            # A row that can't be scored has an empty mask.
-            where = (0, start) if self.padding_free else (i, 0)
-            mask[where[0], where[1] : where[1] + len(row[SCORED])] = torch.tensor(row[SCORED], dtype=torch.bool)
+            scored = torch.tensor(row[SCORED], dtype=torch.bool)  # empty where the row can't be scored
+            line, first = (0, start) if self.padding_free else (i, 0)
+            mask[line, first : first + len(scored)] = scored
             start += len(row["input_ids"])
         return {
             ROW: torch.tensor([row[ROW] for row in rows]),
@@ -101,13 +129,12 @@ class RSRDataCollator(DataCollatorForLanguageModeling):
             return False
         if self.score_threshold is None:
             return True
-        column = next((name for name in columns_of(self.score) if name in example), None)
+        columns = columns_of(self.score)
+        column = next((name for name in columns if name in example), None)
         if column is None:
-            wanted = " or ".join(map(repr, columns_of(self.score)))
-            raise ValueError(
-                f"RSRDataCollator(score_threshold={self.score_threshold}) found no {wanted} "
-                f"among {list(example)}. Score the dataset (the evaluation set too) and set "
-                "remove_unused_columns=False in the SFTConfig, or use RSRSFTTrainer."
+            raise RSRError(
+                f"RSRDataCollator found no {' or '.join(map(repr, columns))} among {list(example)}. Score the dataset "
+                "(the evaluation set too) and set remove_unused_columns=False in the SFTConfig, or use RSRSFTTrainer."
             )
         score = example[column]
         return not is_past(float("nan") if score is None else score, self.score_threshold, self.prefer)
@@ -115,28 +142,25 @@ class RSRDataCollator(DataCollatorForLanguageModeling):
 
 def live_threshold(args: RSRSFTConfig, collator: Any) -> float | None:
     """Score threshold of the config or of the user's collator."""
-    if collator is not None and not isinstance(collator, RSRDataCollator):
-        if type(collator) is not DataCollatorForLanguageModeling:
-            raise ValueError(
-                f"data_collator is {type(collator).__name__}, which may train on rows that are masked: derive it from "
-                "RSRDataCollator."
-            )
-    elif collator is not None and collator.score_threshold is not None:
-        own, same = (args.rsr_score_threshold, args.rsr_prefer), args.rsr_score == collator.score
-        if not same or own not in ((None, collator.prefer), (collator.score_threshold, collator.prefer)):
-            of = "" if same else f" of {collator.score!r}"
-            raise ValueError(
-                f"The data collator has score_threshold={collator.score_threshold}{of} and "
-                f"prefer={collator.prefer!r}, the config rsr_score_threshold={own[0]}"
-                f"{'' if same else f' of {args.rsr_score!r}'} and rsr_prefer={own[1]!r}: set them in the config alone."
-            )
-        return collator.score_threshold
-    return args.rsr_score_threshold
+    if collator is None or type(collator) is DataCollatorForLanguageModeling:
+        return args.rsr_score_threshold
+    if not isinstance(collator, RSRDataCollator):
+        name = type(collator).__name__
+        raise RSRError(f"{name} may train on rows that are masked: derive the data collator from RSRDataCollator.")
+    own, threshold = args.rsr_score_threshold, collator.score_threshold
+    if threshold is None:
+        return own
+    if (args.rsr_score, args.rsr_prefer) != (collator.score, collator.prefer) or own not in (None, threshold):
+        raise RSRError(
+            f"{collator} has a threshold of another score, direction or value than the config, with "
+            f"rsr_score_threshold={own}, rsr_score={args.rsr_score!r} and rsr_prefer={args.rsr_prefer!r}: set them in "
+            "the config alone."
+        )
+    return threshold
 
 
 def live_collator(collator: DataCollatorForLanguageModeling, online: bool) -> RSRDataCollator:
     """The collator with its scores left to the sampler."""
     if isinstance(collator, RSRDataCollator):
         return replace(collator, score_threshold=None, with_scored=online)
-    inherited = {f.name: getattr(collator, f.name) for f in fields(collator)}
-    return RSRDataCollator(**inherited, with_scored=online)
+    return RSRDataCollator(**{f.name: getattr(collator, f.name) for f in fields(collator)}, with_scored=online)

@@ -9,55 +9,40 @@ import functools
 import random
 import types
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import is_compiled_module
 from datasets import Dataset
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from rsr_trl.rsr import trajectory_means
-from rsr_trl.scoring.batches import Layout, lay_out
+from rsr_trl.scoring.batches import lay_out, plan_batches
 from rsr_trl.scoring.lm_head import LMHead, TokenStats
-from rsr_trl.scoring.student import evaluation_mode, on_device
-from rsr_trl.training.epoch_rows import SCORED
+from rsr_trl.scoring.student import best_layout, default_batch_tokens, evaluation_mode, length_border, on_device
+from rsr_trl.training.prepare import SCORED
 
 
-@dataclass
-class RSRHead:
+logger = logging.get_logger(__name__)
+
+Measured = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows (int64), mean clipped rank, mean surprisal (float64)
+
+
+def add_rsr_head(model: PreTrainedModel) -> list[TokenStats]:
     """
-    What [`add_rsr_head`] adds to a model.
-
-    Attributes:
-        last ([`TokenStats`], *optional*):
-            Of the last training forward that was given `rsr_targets`; take it before the next.
-    """
-
-    last: TokenStats | None = field(default=None)
-
-    def take(self) -> TokenStats:
-        stats, self.last = self.last, None
-        return stats
-
-
-def add_rsr_head(model: PreTrainedModel) -> RSRHead:
-    """
-    Patch `model.forward` on the instance, as TRL's `add_fused_lm_head` does, so that it takes `rsr_targets`.
-
-    `rsr_targets` of shape `(batch, sequence)` holds the token id where a token is scored and -100 elsewhere.
+    Patch `model.forward` on the instance, as TRL's `add_fused_lm_head` does before, so that it takes `rsr_targets` of
+    shape `(batch, sequence)`: the token id where a token is scored and -100 elsewhere. Not after the model is wrapped.
 
     - `model(..., rsr_targets=targets, rsr_only=True)` runs the backbone, and the LM head on scored positions alone. It
-      returns `{"ranks", "surprisals"}` of the `N` scored tokens, row after row: int64 and float32 tensors of shape
-      `(N,)`.
+      returns `{"ranks", "surprisals"}` of the `N` scored tokens, row after row: int64 and float32 of shape `(N,)`.
     - `model(..., rsr_targets=targets, fused_lm_head=True)` is the training forward. It scores the hidden states that
-      it makes anyway and leaves the result in [`RSRHead.last`].
-
-    Call it before the model is wrapped, and after TRL's own patch.
+      it computes anyway and leaves the result in the list that this function returns: take it out before the next.
     """
-    inner, head = model.forward, RSRHead()
+    inner, measured = model.forward, []
 
     # Keep the original signature: `generate` and the trainer inspect it.
     @functools.wraps(type(model).forward)
@@ -77,11 +62,11 @@ def add_rsr_head(model: PreTrainedModel) -> RSRHead:
             outputs = inner(*args, **kwargs)
         finally:
             hook.remove()
-        head.last = _score(self, seen[0].detach(), rsr_targets)
+        measured[:] = [_score(self, seen[0].detach(), rsr_targets)]
         return outputs
 
     model.forward = types.MethodType(forward, model)
-    return head
+    return measured
 
 
 def _score(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> TokenStats:
@@ -111,71 +96,84 @@ def undisturbed(model: torch.nn.Module, optimizer: AcceleratedOptimizer) -> Iter
 def token_means(
     ranks: torch.Tensor, surprisals: torch.Tensor, num_scored: Sequence[int], r_max: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """
-    Mean clipped rank and mean surprisal of each row, float64, from the scored tokens of all rows, row after row.
-
-    A row of broken logits is NaN: the table refuses it on all processes together, where an error here would leave the
-    others waiting.
-    """
+    """Mean clipped rank and mean surprisal of each row, float64, from the scored tokens of all rows in sequence."""
     ranks, surprisals = ranks.cpu().numpy(), surprisals.double().cpu().numpy()
     num_scored = np.asarray(num_scored, dtype=np.int64)
     finite = np.isfinite(surprisals)
     means = trajectory_means(ranks, np.where(finite, surprisals, 0.0), num_scored, r_max)
-    if not finite.all():
-        broken = np.unique(np.repeat(np.arange(num_scored.size), num_scored)[~finite])
-        means[0][broken] = means[1][broken] = np.nan
+    # Broken logits give NaN. The table refuses it on all processes; an error here would leave the others waiting.
+    broken = np.repeat(np.arange(num_scored.size), num_scored)[~finite]
+    means[0][broken] = means[1][broken] = np.nan
     return means
 
 
-def score_rows(
-    model: torch.nn.Module,
-    accelerator: Accelerator,
-    dataset: Dataset,
-    batches: Sequence[Sequence[int]],
-    r_max: float,
-    pad_token_id: int,
-    progress: bool,
-    layout: Layout = "padded",
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+class ScoringPass:
     """
-    Score rows with the wrapped model, all processes together. Call it inside [`undisturbed`].
+    Scores rows of a training set with the student as it is, all processes together, in batches that fit its memory.
 
     Args:
-        model (`torch.nn.Module`): The model as the trainer wrapped it, with the head of [`add_rsr_head`].
-        accelerator ([`~accelerate.Accelerator`]): Of the trainer.
-        dataset ([`~datasets.Dataset`]): Prepared rows, with `input_ids` and `rsr_scored`.
-        batches (sequence of sequences of `int`): Rows of each forward, the same plan on every process.
-        r_max (`float`): Ranks are clipped at this value.
-        pad_token_id (`int`): Id to pad with.
-        progress (`bool`): Whether to show a bar, on the main process.
-        layout (`str`, *optional*, defaults to `"padded"`): How the plan's rows lie in a batch.
-
-    Returns:
-        Rows (int64), mean clipped rank and mean surprisal (float64), in the order of the plan, equal on every process.
+        model ([`~transformers.PreTrainedModel`]): The student, neither wrapped nor with an adapter.
+        dataset ([`~datasets.Dataset`]), lengths (int array): Prepared rows with `rsr_scored`, and tokens of each.
+        args ([`RSRSFTConfig`]): Says where ranks are clipped, the tokens of a batch and whether to show a bar.
     """
-    columns = dataset.select_columns(["input_ids", SCORED]).with_format("numpy")
-    rows = np.concatenate([np.asarray(batch, dtype=np.int64) for batch in batches])
-    starts = np.cumsum([0, *map(len, batches)])
-    means = np.zeros((2, rows.size))
-    world, rank = accelerator.num_processes, accelerator.process_index
-    bar = tqdm(total=rows.size, desc="Scoring", unit=" rows", disable=not (progress and accelerator.is_main_process))
-    with torch.no_grad(), accelerator.autocast(), bar:
-        for first in range(0, len(batches), world):
-            number = first + rank
-            # A process without a batch in the last round still takes part in the forward, with the cheapest row there
-            # is.
-            batch = batches[number] if number < len(batches) else batches[-1][-1:]
-            given = columns[np.asarray(batch).tolist()]
-            arrays = lay_out(given["input_ids"], given[SCORED], layout, pad_token_id)
-            arrays["rsr_targets"] = np.where(arrays.pop("scored"), arrays["input_ids"], -100)
-            inputs = on_device(arrays, accelerator.device)
-            stats = model(**inputs, rsr_only=True)
-            if number < len(batches):
-                num_scored = [int(mask.sum()) for mask in given[SCORED]]
-                means[:, starts[number] : starts[number + 1]] = token_means(
-                    **stats, num_scored=num_scored, r_max=r_max
-                )
-            bar.update(int(starts[min(first + world, len(batches))] - starts[first]))
-    if world > 1:
-        means = accelerator.reduce(torch.from_numpy(means).to(accelerator.device), "sum").cpu().numpy()
-    return rows, means[0], means[1]
+
+    def __init__(self, model, accelerator: Accelerator, dataset: Dataset, lengths, args, pad_token_id: int):
+        self.accelerator, self.lengths, self.args, self.pad_token_id = accelerator, lengths, args, pad_token_id
+        self.max_batch_tokens = args.rsr_max_batch_tokens or default_batch_tokens(accelerator.device)
+        self.layout, self._border = best_layout(model, accelerator.device), length_border(model)
+        self._rows = dataset.select_columns(["input_ids", SCORED]).with_format("numpy")
+
+    def plan(self, rows: np.ndarray) -> list[np.ndarray]:
+        """Batches in which these rows are scored, the same on every process."""
+        batches = plan_batches(self.lengths[rows], self.max_batch_tokens, self.layout, self._border)
+        return [rows[batch] for batch in batches]
+
+    def __call__(self, model: torch.nn.Module, optimizer: AcceleratedOptimizer, rows: np.ndarray) -> Measured:
+        """Score these rows; weights, modes and random numbers stay. Batches shrink until they fit the memory."""
+        # Compiled for training batches, it would be compiled again for every shape of a scoring batch.
+        model = model._orig_mod if is_compiled_module(model) else model
+        while True:
+            batches = self.plan(rows)
+            try:
+                with undisturbed(model, optimizer):
+                    return self.score(model, batches)
+            except torch.OutOfMemoryError as error:
+                # Several processes work in step: one alone can't start again. No batch is below its longest row.
+                if self.accelerator.num_processes > 1 or self.lengths[batches[0][0]] >= self.max_batch_tokens:
+                    longest = max(self.lengths[batch].sum() for batch in batches)
+                    error.add_note(
+                        f"This was while scoring, in batches of up to {longest} tokens: set rsr_max_batch_tokens "
+                        f"below {self.max_batch_tokens}, or where one trajectory is too long for the memory, lower "
+                        "max_length."
+                    )
+                    raise
+            self.max_batch_tokens //= 2
+            logger.warning(
+                f"Out of GPU memory while scoring: going on with rsr_max_batch_tokens={self.max_batch_tokens}. Set it "
+                "next time."
+            )
+
+    def score(self, model: torch.nn.Module, batches: Sequence[Sequence[int]]) -> Measured:
+        """Score the rows of these batches with the model as the trainer wrapped it: the same on every process."""
+        rows = np.concatenate([np.asarray(batch, dtype=np.int64) for batch in batches])
+        starts, means = np.cumsum([0, *map(len, batches)]), np.zeros((2, rows.size))
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        hidden = self.args.disable_tqdm or not self.accelerator.is_main_process
+        bar = tqdm(total=rows.size, desc="Scoring", unit=" rows", disable=hidden)
+        with torch.no_grad(), self.accelerator.autocast(), bar:
+            for first in range(0, len(batches), world):
+                number = first + rank
+                # A process without a batch in the last round still takes part in the forward, with the cheapest row.
+                batch = batches[number] if number < len(batches) else batches[-1][-1:]
+                given = self._rows[np.asarray(batch).tolist()]
+                arrays = lay_out(given["input_ids"], given[SCORED], self.layout, self.pad_token_id)
+                arrays["rsr_targets"] = np.where(arrays.pop("scored"), arrays["input_ids"], -100)
+                stats = model(**on_device(arrays, self.accelerator.device), rsr_only=True)
+                if number < len(batches):
+                    num_scored = [int(mask.sum()) for mask in given[SCORED]]
+                    part = slice(starts[number], starts[number + 1])
+                    means[:, part] = token_means(stats["ranks"], stats["surprisals"], num_scored, self.args.rsr_r_max)
+                bar.update(int(starts[min(first + world, len(batches))] - starts[first]))
+        if world > 1:
+            means = self.accelerator.reduce(torch.from_numpy(means).to(self.accelerator.device), "sum").cpu().numpy()
+        return rows, means[0], means[1]

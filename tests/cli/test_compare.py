@@ -6,8 +6,12 @@ import pytest
 from rsr_trl.cli import compare
 from rsr_trl.cli.options import parse
 from rsr_trl.data import write_scored
+from rsr_trl.rsr import RSRError
 from rsr_trl.selection.compare import compare_scores
 from tests.selection.pools import clean_pool, column
+
+
+COLUMNS = {"teacher_column": "teacher", "problem_column": "problem_id", "correctness_column": "correct"}
 
 
 def run(*argv):
@@ -39,17 +43,11 @@ def text_of(capsys) -> str:
 
 
 def test_shows_what_the_comparison_finds(save, capsys):
-    dataset = clean_pool(problems=40)
-    path = save(dataset.add_column("quality", np.arange(240).tolist()))
+    dataset = clean_pool(problems=40).add_column("quality", np.arange(240).tolist())
+    path = save(dataset)
     run("--dataset_name", path, "--own_scores", "quality:high")
     text = text_of(capsys)
-    truth = compare_scores(
-        dataset.add_column("quality", np.arange(240).tolist()),
-        own_scores={"quality": "high"},
-        teacher_column="teacher",
-        problem_column="problem_id",
-        correctness_column="correct",
-    )
+    truth = compare_scores(dataset, own_scores={"quality": "high"}, **COLUMNS)
     assert "5 scores of 240 trajectories of 40 problems" in text
     assert "None of RSR's known failure modes was found here" in text
     rsr, surprisal, *_, quality = truth.scores
@@ -93,13 +91,7 @@ def test_json(save, capsys):
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert captured.err == "" and result["direction"] == "lower = more suitable"
-    truth = compare_scores(
-        dataset,
-        scores=["surprisal", "length"],
-        teacher_column="teacher",
-        problem_column="problem_id",
-        correctness_column="correct",
-    )
+    truth = compare_scores(dataset, scores=["surprisal", "length"], **COLUMNS)
     assert result == {"direction": "lower = more suitable", **truth.to_dict()}
 
 
@@ -114,7 +106,7 @@ def test_a_correct_column_that_is_no_boolean_is_used_only_if_asked_for(save, cap
     path = save(clean_pool(correct=["yes"] * 600))
     run("--dataset_name", path)
     assert "correct first" not in text_of(capsys)
-    with pytest.raises(ValueError, match="true or false"):
+    with pytest.raises(RSRError, match="true or false"):
         run("--dataset_name", path, "--correctness_column", "correct")
 
 
@@ -129,12 +121,12 @@ def test_a_correct_column_that_is_no_boolean_is_used_only_if_asked_for(save, cap
     ],
 )
 def test_wrong_options_are_one_message(save, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(RSRError, match=message):
         run("--dataset_name", save(clean_pool()), *options)
 
 
-def test_a_selection_says_that_teachers_cannot_be_ranked_on_it(capsys, tmp_path):
-    for card, told in (("10 of 20 trajectories, chosen by `rsr select`.", True), ("Made by `rsr score`.", False)):
-        write_scored(clean_pool(), tmp_path / "dataset", card, overwrite=told is False)
-        run("--dataset_name", str(tmp_path / "dataset"))
-        assert ("don't tell which teacher suits" in text_of(capsys)) == told
+@pytest.mark.parametrize("command", ["select", "score"])
+def test_a_selection_says_that_teachers_cannot_be_ranked_on_it(capsys, tmp_path, command):
+    write_scored(clean_pool(), tmp_path / "dataset", "Scored.", facts={"command": command})
+    run("--dataset_name", str(tmp_path / "dataset"))
+    assert ("don't tell which teacher suits" in text_of(capsys)) == (command == "select")

@@ -1,17 +1,12 @@
 import pytest
+from datasets import Dataset
 
 from rsr_trl.cli import score, select
-from rsr_trl.cli.options import StudentArguments, parse
+from rsr_trl.cli.options import ColumnArguments, StudentArguments, parse
+from rsr_trl.rsr import RSRError
 
 
 REQUIRED = ["--dataset_name", "data.jsonl", "--output_dir", "out"]
-
-
-def _usage_error(capsys, parser, argv) -> str:
-    with pytest.raises(SystemExit) as stop:
-        parse(parser, argv)
-    assert stop.value.code == 2
-    return capsys.readouterr().err
 
 
 def test_command_line():
@@ -26,41 +21,28 @@ def test_config_file_gives_defaults_and_the_command_line_wins(tmp_path, as_one_w
     file.write_text("dataset_name: data.jsonl\noutput_dir: out\nkeep_fraction: 0.5\nprefer: high\n")
     words = [f"--config={file}"] if as_one_word else ["--config", str(file)]
     data, choice, output = parse(select.make_parser(), [*words, "--prefer", "low"])
-    assert (data.dataset_name, output.output_dir, choice.keep_fraction, choice.prefer) == (
-        "data.jsonl",
-        "out",
-        0.5,
-        "low",
-    )
+    assert (data.dataset_name, output.output_dir) == ("data.jsonl", "out")
+    assert (choice.keep_fraction, choice.prefer) == (0.5, "low")
 
 
-def test_misspelt_option_is_an_error_that_says_what_was_meant(capsys):
-    error = _usage_error(capsys, select.make_parser("rsr select"), [*REQUIRED, "--group_colum", "id"])
-    assert "--group_colum (did you mean --group_column?)" in error
-
-
-def test_misspelt_required_option_is_named_before_the_missing_one(capsys):
-    error = _usage_error(capsys, select.make_parser(), ["--dataset_nam", "x", "--output_dir", "out"])
-    assert "--dataset_nam (did you mean --dataset_name?)" in error
-
-
-def test_shortened_option_is_an_error(capsys):
-    assert "--keep_frac" in _usage_error(capsys, select.make_parser(), [*REQUIRED, "--keep_frac", "0.5"])
-
-
-def test_stray_word_is_an_error(capsys):
-    assert "unknown option: data.jsonl" in _usage_error(capsys, select.make_parser(), [*REQUIRED, "data.jsonl"])
-
-
-def test_misspelt_option_in_the_config_file_is_an_error(capsys, tmp_path):
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ([*REQUIRED, "--group_colum", "id"], "--group_colum (did you mean --group_column?)"),
+        # Named before the option that is then missing.
+        (["--dataset_nam", "x", "--output_dir", "out"], "--dataset_nam (did you mean --dataset_name?)"),
+        ([*REQUIRED, "--keep_frac", "0.5"], "--keep_frac"),
+        ([*REQUIRED, "data.jsonl"], "unknown option: data.jsonl"),
+        ([*REQUIRED, "--config", "FILE"], "in the config file: --keep_per_grup (did you mean --keep_per_group?)"),
+        ([*REQUIRED, "--config"], "--config needs a file"),
+    ],
+)
+def test_what_is_no_option_is_an_error_that_says_what_was_meant(capsys, tmp_path, argv, message):
     file = tmp_path / "select.yaml"
     file.write_text("keep_per_grup: 2\n")
-    error = _usage_error(capsys, select.make_parser(), [*REQUIRED, "--config", str(file)])
-    assert "in the config file: --keep_per_grup (did you mean --keep_per_group?)" in error
-
-
-def test_config_without_a_file_is_an_error(capsys):
-    assert "--config needs a file" in _usage_error(capsys, select.make_parser(), [*REQUIRED, "--config"])
+    with pytest.raises(SystemExit) as stop:
+        parse(select.make_parser("rsr select"), [str(file) if word == "FILE" else word for word in argv])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_help_shows_one_spelling_and_only_telling_defaults():
@@ -72,14 +54,26 @@ def test_help_shows_one_spelling_and_only_telling_defaults():
     assert "default: None" not in text and "(default: 100)" in text
 
 
-def test_missing_student_folder_is_named():
-    with pytest.raises(ValueError, match=r"no folder '\./absent' \(model_name_or_path\)"):
-        StudentArguments(model_name_or_path="./absent").scorer()
+def test_columns_are_those_asked_for_else_well_known_ones():
+    rows = {"teacher": ["a", "a"], "problem_id": ["p", "p"], "correct": [True, False], "author": ["b", "c"]}
+    dataset = Dataset.from_dict(rows)
+    assert ColumnArguments().columns(dataset).names == ["teacher", "problem_id", "correct"]
+    assert ColumnArguments().teacher(dataset) == "teacher"
+    assert ColumnArguments("author", "none", "none").columns(dataset).names == ["author"]
+    with pytest.raises(RSRError, match="no column 'writer'.*'author'"):
+        ColumnArguments(teacher_column="writer").columns(dataset)
 
 
-def test_4bit_needs_a_dtype_to_compute_in():
-    with pytest.raises(ValueError, match="--load_in_4bit computes in --dtype"):
-        StudentArguments(model_name_or_path="org/student", load_in_4bit=True).scorer()
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"model_name_or_path": "./absent"}, r"no folder '\./absent' \(--model_name_or_path\)"),
+        ({"model_name_or_path": "org/student", "load_in_4bit": True}, "--load_in_4bit computes in --dtype"),
+    ],
+)
+def test_a_student_that_cannot_be_loaded(options, message):
+    with pytest.raises(RSRError, match=message):
+        StudentArguments(**options).scorer()
 
 
 def test_settings_reach_the_scorer(tiny_student_path):

@@ -11,7 +11,7 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard, HfApi
 from huggingface_hub.utils import filter_repo_objects
 
-from rsr_trl import RSRScorer, data
+from rsr_trl import RSRScorer
 from rsr_trl.cli.main import main
 from rsr_trl.rsr import SCORE_COLUMNS
 
@@ -84,36 +84,9 @@ def test_an_unknown_score_is_named_at_once(score, capsys):
     assert "There is no score 'larc'. There are rsr, " in " ".join(capsys.readouterr().err.split())
 
 
-def _with_logprobs(rows, tmp_path) -> str:
-    """A file of rows with what a server says of them: a token a letter, and the end of the turn."""
-    for row in rows:
-        letters = [*row["completion"], "<|im_end|>"]
-        row["logprobs"] = {
-            "content": [
-                {"token": letter, "logprob": -0.5 * i, "bytes": list(letter.encode()), "top_logprobs": []}
-                for i, letter in enumerate(letters)
-            ]
-        }
-    path = tmp_path / "with_logprobs.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    return str(path)
-
-
-@pytest.mark.parametrize("way", [[], ["--dataset_streaming"], ["--as_chat"]])
-def test_provenance_by_the_logprobs_of_a_column(way, score, capsys, tiny_student, tiny_tokenizer, tmp_path):
-    rows = [{**row, "completion": f"First\n{row['completion']}\nSo it is"} for row in ROWS]
-    source = _with_logprobs([*rows, {**ROWS[3], "completion": ""}], tmp_path)
-    options = ["--scores", "provenance", "--teacher_logprobs_column", "logprobs", "--shard_rows", "2"]
-    assert score(*options, *way, dataset_name=source) == 0
-    scored = load_dataset(score.output_dir, split="train")
-    truth = RSRScorer(tiny_student(), tiny_tokenizer, scores="provenance", teacher_logprobs_column="logprobs").score(
-        data.as_trl_format(load_dataset("json", data_files=source, split="train"), as_chat="--as_chat" in way)
-    )
-    assert scored["score_provenance"][:] == pytest.approx(truth["score_provenance"][:])
-    assert [value is None for value in scored["score_provenance"]] == [False] * 4 + [True]
-    assert len(set(scored["score_provenance"])) > 2
-    assert "is null for" not in capsys.readouterr().err  # the row that isn't scored is told on its own
-    assert scored["logprobs"][0]["content"][1]["logprob"] == -0.5
+def test_provenance_is_computed_after_scoring(score, capsys):
+    assert score("--scores", "provenance") == 1
+    assert "rsr_trl.experimental.provenance.score_provenance" in capsys.readouterr().err
 
 
 def test_a_student_that_is_worse_than_a_blind_guess_is_pointed_out(score, capsys):
@@ -124,40 +97,16 @@ def test_a_student_that_is_worse_than_a_blind_guess_is_pointed_out(score, capsys
     assert mean > math.log(262) and f"(mean surprisal {mean:.2f} nats, ln 262 = {math.log(262):.2f})" in captured
 
 
-def test_rows_without_provenance_are_counted(score, capsys, tmp_path):
-    source = Path(_with_logprobs(ROWS, tmp_path))
-    rows = [json.loads(line) for line in source.read_text().splitlines()]
-    rows[0]["logprobs"] = None
-    rows[2]["completion"] += " and more"
-    source.write_text("\n".join(json.dumps(row) for row in rows))
-    options = ["--scores", "provenance,surprisal", "--teacher_logprobs_column", "logprobs"]
-    assert score(*options, dataset_name=str(source)) == 0
+def test_nulls_of_another_score_are_counted(score, capsys, tmp_path):
+    path = tmp_path / "single.jsonl"
+    rows = [{**ROWS[0], "completion": "4"}, *ROWS[1:]]  # a response of one token has no other one
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+    assert score("--scores", "drop,surprisal", dataset_name=str(path)) == 0
     values = load_dataset(score.output_dir, split="train")
-    missing = [p is None and rsr is not None for p, rsr in zip(values["score_provenance"], values["rsr"], strict=True)]
-    assert missing[0] and missing[2] and sum(missing) == 2
+    missing = [p is None and rsr is not None for p, rsr in zip(values["score_drop"], values["rsr"], strict=True)]
+    assert missing == [True, True, False, False]
     text = " ".join(capsys.readouterr().err.split())
-    assert "score_provenance is null for 2 (67%) of the scored" in text and "score_surprisal is" not in text
-
-
-def test_malformed_logprobs_are_said_with_their_row(score, capsys, tmp_path):
-    source = Path(_with_logprobs(ROWS, tmp_path))
-    rows = [json.loads(line) for line in source.read_text().splitlines()]
-    rows[2]["logprobs"]["content"][1]["logprob"] = None
-    source.write_text("\n".join(json.dumps(row) for row in rows))
-    options = ["--scores", "provenance", "--teacher_logprobs_column", "logprobs", "--shard_rows", "2"]
-    assert score(*options, "--on_error", "raise", dataset_name=str(source)) == 1
-    assert "Row 2, column 'logprobs': token 1 has null as its logprob" in capsys.readouterr().err
-    assert _parts(score.output_dir) == []
-    assert score(*options, dataset_name=str(source)) == 1
-    assert "Row 2, column 'logprobs': token 1 has null as its logprob" in capsys.readouterr().err
-    assert len(_parts(score.output_dir)) == 1  # what is before it stays good
-
-
-def test_provenance_without_a_teacher(score, capsys):
-    assert score("--scores", "provenance") == 1
-    assert "--teacher_model_name_or_path or --teacher_logprobs_column" in capsys.readouterr().err
-    assert score("--scores", "provenance", "--teacher_logprobs_column", "logprob") == 1
-    assert "no column 'logprob' (teacher_logprobs_column)" in capsys.readouterr().err
+    assert "score_drop is null for 2 (67%) of the scored" in text and "score_surprisal is" not in text
 
 
 def test_as_chat_scores_the_answer_within_the_template(score, tiny_student, tiny_tokenizer):

@@ -4,8 +4,7 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from rsr_trl.cli.main import main
-from rsr_trl.data import write_scored
-from rsr_trl.report.tokens import student_of
+from rsr_trl.data import card_facts, write_scored
 
 
 @pytest.fixture
@@ -61,7 +60,7 @@ def test_the_student_that_scored_is_passed_on(select, scored_rows, tmp_path, cap
     write_scored(Dataset.from_list(scored_rows), tmp_path / "scored", "", facts={"student": "me/student"})
     assert select("--group_column", "problem_id", dataset_name=str(tmp_path / "scored")) == 0
     assert "Next: rsr sft --model_name_or_path me/student " in capsys.readouterr().err
-    assert student_of(select.output_dir) == "me/student"
+    assert card_facts(select.output_dir)["student"] == "me/student"
 
 
 def test_another_score_is_shown_before_and_after(select, capsys):
@@ -118,6 +117,15 @@ def test_wrong_options_are_one_message_and_write_nothing(select, capsys, tmp_pat
     assert select(*options) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "chosen").exists()
+
+
+def test_a_dataset_without_scores_is_chosen_from_by_a_column_of_its_own(select, capsys, tmp_path):
+    Dataset.from_dict({"prompt": ["a", "b"], "quality": [1.0, 2.0]}).to_parquet(tmp_path / "raw.parquet")
+    options = ["--keep_fraction", "0.5", "--score", "quality", "--prefer", "high"]
+    assert select(*options, dataset_name=str(tmp_path / "raw.parquet")) == 0
+    assert load_dataset(select.output_dir, split="train")["prompt"][:] == ["b"]
+    text = " ".join(capsys.readouterr().err.split())
+    assert "RSR (lower = more suitable) – –" in text and "mean quality (higher first) 1.500 2.000" in text
 
 
 def test_unscored_dataset_says_what_to_do_first(select, capsys, tmp_path):

@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 from rsr_trl.cli import sft
 from rsr_trl.cli.main import main as cli
 from rsr_trl.cli.options import parse
-from rsr_trl.rsr import dataset_rsr
-from rsr_trl.training.schedule import ScoreCallback
+from rsr_trl.rsr import RSRError, dataset_rsr
+from rsr_trl.training.live_scores import ScoreCallback
 from tests.training.runs import REPOSITORY, examples
 
 
@@ -59,12 +59,10 @@ def test_trains_on_a_local_file_and_saves_the_student(train, raw, tiny_student_p
 
 
 def test_trains_on_what_rsr_select_writes(train, raw, tiny_student_path, tmp_path, capsys):
-    from rsr_trl.cli.main import main
-
     scored, chosen = str(tmp_path / "scored"), str(tmp_path / "chosen")
     student = ["--model_name_or_path", tiny_student_path]
-    assert main(["score", "--dataset_name", raw, *COLUMNS, *student, "--output_dir", scored]) == 0
-    assert main(["select", "--dataset_name", scored, "--group_column", "problem", "--output_dir", chosen]) == 0
+    assert cli(["score", "--dataset_name", raw, *COLUMNS, *student, "--output_dir", scored]) == 0
+    assert cli(["select", "--dataset_name", scored, "--group_column", "problem", "--output_dir", chosen]) == 0
     capsys.readouterr()
     out = train("--dataset_name", chosen, "--rsr_rescore_strategy", "no")
     assert (
@@ -81,7 +79,7 @@ def test_summary_shows_how_the_scores_moved(train, raw, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""  # the trainer's logs too are for people
     text = " ".join(captured.err.split())
-    assert "Trained 6 steps on 6 (50%) of 12 trajectories an epoch, mean loss " in text
+    assert "Trained 6 steps on 6 (50%) of 12 trajectories per epoch, mean loss " in text
     assert "(lower = more suitable)" in text and "same at first" in text
     history = [pd.read_parquet(f"{out}/rsr_history/step-0000000{step}-pass.parquet") for step in (0, 3)]
     first, last = (dataset_rsr(one["rsr_mean_clipped_rank"], one["rsr_mean_surprisal"]) for one in history)
@@ -151,18 +149,18 @@ def test_a_second_run_does_not_mix_its_checkpoints_with_those_of_the_first(train
     before = sorted(os.listdir(out))
     monkeypatch.setattr(sft, "_load", None)  # it is said before anything is read
     for more in ((), ("--resume_from_checkpoint", "False")):
-        with pytest.raises(ValueError, match="out/checkpoint-1 is the last .* --resume_from_checkpoint True"):
+        with pytest.raises(RSRError, match="out/checkpoint-1 is the last .* --resume_from_checkpoint True"):
             train(*options, *more)
     assert sorted(os.listdir(out)) == before
 
 
 def test_nothing_to_resume_from_is_said_before_anything_is_loaded(train, raw, tmp_path, monkeypatch):
     monkeypatch.setattr(sft, "_load", None)
-    with pytest.raises(ValueError, match="no checkpoint in .*out' .output_dir. to go on from"):
+    with pytest.raises(RSRError, match="no checkpoint in --output_dir .*out to go on from"):
         train("--resume_from_checkpoint", "True")
     (tmp_path / "out" / "checkpoint-3").mkdir(parents=True)  # one that was being written when the run was killed
     for checkpoint, missing in (("nowhere", "nowhere"), ("True", "out/checkpoint-3")):
-        with pytest.raises(ValueError, match=f"no complete checkpoint: .*{missing}/trainer_state.json is missing"):
+        with pytest.raises(RSRError, match=f"no complete checkpoint: .*{missing}/trainer_state.json is missing"):
             train("--resume_from_checkpoint", checkpoint)
 
 
@@ -196,10 +194,10 @@ def test_a_threshold_is_told_by_what_it_lets_through(train, raw, tmp_path, capsy
     within = sum(length >= lengths[8] for length in lengths)  # the score length prefers the longest
     train(*static, "--rsr_score_threshold", str(lengths[8]), "--max_steps", "2")
     text = " ".join(capsys.readouterr().err.split())
-    share = f"{within} ({within / 12:.0%}) of 12 trajectories an epoch"
-    assert f"on {share} (within rsr_score_threshold={float(lengths[8])} by their last scores) -> " in text
+    share = f"{within} ({within / 12:.0%}) of 12 trajectories per epoch"
+    assert f"on {share} (within --rsr_score_threshold {float(lengths[8])} by their last scores) -> " in text
     out = str(tmp_path / "none")
-    with pytest.raises(ValueError, match="threshold=0.5 lets scores 'rsr' of 0.5 and lower.* 12 examples the lowest"):
+    with pytest.raises(RSRError, match="threshold=0.5 lets scores 'rsr' of 0.5 and lower.* 12 examples the lowest"):
         train("--dataset_name", raw, *COLUMNS, "--rsr_score_threshold", "0.5", output_dir=out)
     assert not os.path.exists(f"{out}/model.safetensors")
 
@@ -217,22 +215,21 @@ def test_a_mixture_of_datasets(train, raw, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "either dataset_name, or a mixture"),
-        (["--dataset_name", "x.jsonl", "--dataset_streaming"], "don't set dataset_streaming"),
+        (["--dataset_name", "RAW", "--model_name_or_path", "./nowhere"], "no folder './nowhere'"),
+        ([], "either --dataset_name, or a mixture"),
+        (["--dataset_name", "x.jsonl", "--dataset_streaming"], "don't set --dataset_streaming"),
         (["--dataset_name", "./nowhere.jsonl"], "no file or folder"),
         (["--dataset_name", "RAW", "--prompt_column", "question"], "prompt_column='question'"),
     ],
 )
 def test_bad_options_are_one_clear_sentence(train, raw, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(RSRError, match=message):
         train(*(raw if option == "RAW" else option for option in options))
 
 
 def test_a_missing_student_is_said(train, raw):
-    with pytest.raises(ValueError, match="which student to train"):
+    with pytest.raises(RSRError, match="which student to train: --model_name_or_path"):
         train("--dataset_name", raw, *COLUMNS, student=())
-    with pytest.raises(ValueError, match="no folder './nowhere'"):
-        train("--dataset_name", raw, *COLUMNS, student=("--model_name_or_path", "./nowhere"))
 
 
 def test_a_misspelt_option_is_an_error(capsys):

@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from rsr_trl.cli import select, teachers
 from rsr_trl.cli.options import parse
+from rsr_trl.rsr import RSRError
 
 
 def run(*argv):
@@ -41,8 +42,11 @@ def pool_path(tmp_path) -> str:
     return str(path)
 
 
+UNMATCHED = ("--problem_column", "none")
+
+
 def test_ranks_a_scored_dataset(pool_path, capsys):
-    run("--dataset_name", pool_path, "--problem_column", "problem_id", "--correctness_column", "correct")
+    run("--dataset_name", pool_path)
     captured = capsys.readouterr()
     text = " ".join(captured.err.split())
     assert captured.out == ""
@@ -70,24 +74,24 @@ def shown(capsys, *argv) -> tuple[str, dict]:
 
 def test_a_teacher_with_one_trajectory_isnt_called_best(pool_path, tmp_path, capsys):
     argv = shortened(pool_path, tmp_path, lambda row: row["teacher"] != "a" or row["problem_id"] == "p0")
-    text, result = shown(capsys, *argv)
+    text, result = shown(capsys, *argv, *UNMATCHED)
     verdict = "a comes first, but has only one trajectory and can't be judged. Of the others, b is the most suitable."
     assert verdict in text and result["verdict"] == verdict
     first, second, third = (row["probability_best"] for row in result["table"])
     assert first is None and second > 0.95 and second + third == pytest.approx(1)
     assert [pair["probability"] is None for pair in result["pairs"]] == [True, True, False]
-    assert "Note: 1 teacher with a single trajectory can't be judged: 'a'." in text and " - - " in text
+    assert "Note: 1 teacher with a single trajectory can't be judged: 'a'." in text and " – – " in text
 
 
 def test_the_only_teacher_that_can_be_judged(pool_path, tmp_path, capsys):
     argv = shortened(pool_path, tmp_path, lambda row: row["teacher"] == "a" or row["problem_id"] == "p0")
-    text, result = shown(capsys, *argv)
+    text, result = shown(capsys, *argv, *UNMATCHED)
     assert result["verdict"] == "a is the only teacher that can be judged." and result["verdict"] in text
 
 
 def test_one_problem_cant_tell_teachers_apart(pool_path, tmp_path, capsys):
     argv = shortened(pool_path, tmp_path, lambda row: row["problem_id"] == "p0")
-    text, result = shown(capsys, *argv, "--problem_column", "problem_id")
+    text, result = shown(capsys, *argv)
     assert "3 teachers on 1 problem, most" in text and "1 trajectory each" in text
     assert "One problem can't tell teachers apart." in text and "is the most suitable" not in text
     assert [row["probability_best"] for row in result["table"]] == [None] * 3
@@ -95,7 +99,7 @@ def test_one_problem_cant_tell_teachers_apart(pool_path, tmp_path, capsys):
 
 def test_a_single_teacher_has_no_contest(pool_path, tmp_path, capsys):
     argv = shortened(pool_path, tmp_path, lambda row: row["teacher"] == "b")
-    text, result = shown(capsys, *argv, "--problem_column", "problem_id")
+    text, result = shown(capsys, *argv, "--problem_column", "problem_id", "--correctness_column", "none")
     text = text[text.index("1 teacher on 39 problems RSR =") :]  # after the progress bars
     assert "most suitable first" not in text and "is the most suitable" not in text and "100%" not in text
     assert result["verdict"] is None and result["table"][0]["probability_best"] is None
@@ -103,7 +107,7 @@ def test_a_single_teacher_has_no_contest(pool_path, tmp_path, capsys):
 
 def test_four_problems_have_a_sane_interval(pool_path, tmp_path, capsys):
     argv = shortened(pool_path, tmp_path, lambda row: row["problem_id"] in ("p0", "p1", "p2", "p3"))
-    _, result = shown(capsys, *argv, "--problem_column", "problem_id")
+    _, result = shown(capsys, *argv)
     assert result["num_problems"] == 4
     for row in result["table"]:
         assert row["rsr"] / 3 < row["rsr_low"] < row["rsr"] < row["rsr_high"] < 3 * row["rsr"]
@@ -124,7 +128,7 @@ def test_teachers_arent_ranked_on_a_selection(pool_path, tmp_path, capsys):
 
 
 def test_json(pool_path, capsys):
-    run("--dataset_name", pool_path, "--problem_column", "problem_id", "--json")
+    run("--dataset_name", pool_path, "--json")
     captured = capsys.readouterr()
     result = json.loads(captured.out)
     assert captured.err == "" and result["direction"] == "lower = more suitable"
@@ -133,7 +137,7 @@ def test_json(pool_path, capsys):
 
 
 def test_by_another_score(pool_path, capsys):
-    argv = ["--dataset_name", pool_path, "--problem_column", "problem_id", "--score", "rank"]
+    argv = ["--dataset_name", pool_path, "--score", "rank"]
     run(*argv)
     text = " ".join(capsys.readouterr().err.split())
     assert "Mean rank of its trajectories, lower first, 39 trajectories each." in text
@@ -145,7 +149,7 @@ def test_by_another_score(pool_path, capsys):
 
 
 def test_csv(pool_path, capsys):
-    run("--dataset_name", pool_path, "--problem_column", "problem_id", "--csv")
+    run("--dataset_name", pool_path, "--csv")
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [row["teacher"] for row in rows] == ["a", "b", "c"] and rows[0]["trajectories"] == "39"
 
@@ -167,11 +171,11 @@ def gsm8k_path(gsm8k_rows, tmp_path) -> str:
 
 def test_with_a_student_it_stops_when_it_is_certain(gsm8k_path, gsm8k_student, capsys):
     argv = ["--dataset_name", gsm8k_path, "--model_name_or_path", gsm8k_student, "--as_chat"]
-    run(*argv, "--problem_column", "problem_id", "--json")
+    run(*argv, "--json")
     result = json.loads(capsys.readouterr().out)
     assert result["certain"] and result["best"] == "Qwen2-72B-Instruct"
     assert result["num_trajectories"] == 40 and result["num_trajectories_in_pool"] == 100
-    run(*argv, "--problem_column", "problem_id", "--goal", "order")
+    run(*argv, "--goal", "order")
     text = " ".join(capsys.readouterr().err.split())
     assert "The order of teachers is certain to 95%" in text and "Scored 40 (40%) of 100 trajectories" in text
     assert f"Next: rsr score --model_name_or_path {gsm8k_student} --dataset_name {gsm8k_path} --as_chat" in text
@@ -179,7 +183,7 @@ def test_with_a_student_it_stops_when_it_is_certain(gsm8k_path, gsm8k_student, c
 
 def test_with_a_student_it_can_score_all(gsm8k_path, gsm8k_student, capsys):
     argv = ["--dataset_name", gsm8k_path, "--model_name_or_path", gsm8k_student, "--as_chat", "--goal", "all"]
-    run(*argv, "--problem_column", "problem_id", "--json")
+    run(*argv, "--json")
     result = json.loads(capsys.readouterr().out)
     assert [row["trajectories"] for row in result["table"]] == [50, 50]
 
@@ -188,15 +192,16 @@ def test_with_a_student_it_can_score_all(gsm8k_path, gsm8k_student, capsys):
     "argv, message",
     [
         (["--json", "--csv"], "one of --json and --csv"),
-        (["--model_name_or_path", "student"], "needs --problem_column"),
-        (["--model_name_or_path", "student", "--problem_column", "problem_id", "--score", "rank"], "--goal all"),
+        (["--model_name_or_path", "student", *UNMATCHED], "needs --problem_column"),
+        (["--model_name_or_path", "student", "--score", "rank"], "--goal all"),
         (["--max_trajectories", "9"], "is for scoring in rounds"),
         (["--goal", "order"], "--goal order is for scoring in rounds"),
         (["--certainty", "95"], r"--certainty must be in \(0, 1\), got 95: 95% is 0.95"),
         (["--teacher_column", "writer"], "no column 'writer'"),
+        (["--teacher_column", "none"], "--teacher_column is one of"),
         (["--problem_column", "problem"], "no column 'problem'"),
     ],
 )
 def test_contradictions(pool_path, argv, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(RSRError, match=message):
         run("--dataset_name", pool_path, *argv)

@@ -7,6 +7,7 @@ from scipy import stats
 
 import rsr_trl.metrics
 from rsr_trl.metrics.correlation import correlate
+from rsr_trl.rsr import RSRError
 
 
 SCORES = [2.67, 2.92, 2.93, 3.00, 3.30, 3.36, 3.53, 3.65]
@@ -58,7 +59,7 @@ def test_the_interval_covers_the_truth():
     ],
 )
 def test_bad_input(scores, results, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(RSRError, match=message):
         correlate(scores, results, **options)
 
 

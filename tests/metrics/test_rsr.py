@@ -4,7 +4,7 @@ import evaluate
 import pytest
 
 import rsr_trl.metrics
-from rsr_trl.rsr import dataset_rsr, trajectory_rsr
+from rsr_trl.rsr import RSRError, dataset_rsr, trajectory_rsr
 
 
 METRICS = Path(rsr_trl.metrics.__file__).parent
@@ -28,25 +28,18 @@ def test_from_ranks_and_surprisals():
     assert found["dataset_rsr"] == pytest.approx(dataset_rsr([35.0, 1.5], [10 / 3, 0.75]))
 
 
-def test_ranks_can_be_clipped_elsewhere():
-    found = load().compute(ranks=[[1, 4, 300]], surprisals=[[0.5, 1.5, 8.0]], r_max=None)
-    assert found["rsr"] == [30.5]
-
-
-def test_in_batches():
+def test_in_batches_and_clipped_elsewhere():
     module = load()
     module.add_batch(ranks=[[1, 4, 300]], surprisals=[[0.5, 1.5, 8.0]])
     module.add(ranks=[2, 2], surprisals=[1.0, 1.0])
     assert module.compute()["rsr"] == [10.5, 2.0]
+    assert load().compute(ranks=[[1, 4, 300]], surprisals=[[0.5, 1.5, 8.0]], r_max=None)["rsr"] == [30.5]
 
 
-def test_lengths_that_do_not_match():
-    with pytest.raises(ValueError, match="Trajectory 1 has 2 ranks and 1 surprisals"):
+def test_what_it_cannot_take():
+    with pytest.raises(RSRError, match="Trajectory 1 has 2 ranks and 1 surprisals"):
         load().compute(ranks=[[1], [1, 2]], surprisals=[[0.5], [0.5]])
-
-
-def test_unknown_configuration():
-    with pytest.raises(ValueError, match="'tokens', 'texts'.*got 'words'"):
+    with pytest.raises(RSRError, match="'tokens', 'texts'.*got 'words'"):
         load("words")
 
 

@@ -16,7 +16,7 @@ def pilots(count, seeds, problems, by_seed, by_problem, rng, effect=0.0):
 
 
 def share_with(truth, d, bounded=False):
-    low, high = intervals(d, bounded=bounded, num_draws=1000)
+    low, high = intervals(d, bounded)
     return ((low <= truth) & (truth <= high)).mean()
 
 
@@ -49,14 +49,13 @@ def test_right_or_wrong_answers_of_easy_and_hard_problems():
 
 
 @pytest.mark.parametrize(("only_ours", "only_theirs"), [(n, m) for n in range(13) for m in (0, 1, 3)])
-def test_few_answers_that_differ_are_told_as_an_exact_sign_test_tells_them(only_ours, only_theirs):
+def test_few_answers_that_differ_are_significant_as_in_an_exact_sign_test(only_ours, only_theirs):
     ours, theirs = np.zeros((1, 80)), np.zeros((1, 80))
     ours[0, :only_ours] = 1
     theirs[0, only_ours : only_ours + only_theirs] = 1
     differ = only_ours + only_theirs
     p = binomtest(only_ours, differ).pvalue if differ else 1.0
-    told = difference(ours, theirs, bounded=True).told
-    assert told == (p < 0.05) or 0.03 < p < 0.08
+    assert difference(ours, theirs, bounded=True)["significant"] == (p < 0.05) or 0.03 < p < 0.08
 
 
 @pytest.mark.parametrize("seeds", [1, 2])
@@ -66,83 +65,78 @@ def test_below_three_seeds_the_interval_speaks_of_these_runs(seeds):
     d = of_these_runs + 0.5 * rng.normal(size=(2000, 1, 60)) + rng.normal(size=(2000, seeds, 60))
     assert 0.93 <= share_with(of_these_runs.mean(axis=(1, 2)), d) <= 0.97
     assert share_with(0, d) < 0.6  # and not of other runs
-    assert difference(d[0], np.zeros_like(d[0])).these_runs_only
+    assert difference(d[0], np.zeros_like(d[0]))["these_runs_only"]
 
 
 def test_mean_squares_are_those_of_an_analysis_of_variance():
     d = np.random.default_rng(0).normal(size=(4, 3, 7))
-    for found, by_seed, by_problem, rest in zip(d, *mean_squares(d), strict=True):
-        grand, of_seed, of_problem = found.mean(), found.mean(axis=1), found.mean(axis=0)
+    for one, by_seed, by_problem, rest in zip(d, *mean_squares(d), strict=True):
+        grand, of_seed, of_problem = one.mean(), one.mean(axis=1), one.mean(axis=0)
         sums = [0.0, 0.0, 0.0]
         for s in range(3):
             for p in range(7):
                 sums[0] += (of_seed[s] - grand) ** 2
                 sums[1] += (of_problem[p] - grand) ** 2
-                sums[2] += (found[s, p] - of_seed[s] - of_problem[p] + grand) ** 2
+                sums[2] += (one[s, p] - of_seed[s] - of_problem[p] + grand) ** 2
         assert [by_seed, by_problem, rest] == pytest.approx([sums[0] / 2, sums[1] / 6, sums[2] / 12])
 
 
 @pytest.mark.parametrize(("by_seed", "by_problem"), [(0.0, 0.5), (0.3, 0.3)])
-def test_an_effect_of_the_detectable_size_is_told_about_four_times_in_five(by_seed, by_problem):
+def test_an_effect_of_the_detectable_size_is_significant_about_four_times_in_five(by_seed, by_problem):
     rng = np.random.default_rng(2)
     # What is detectable is estimated from each pilot: the middle of many stands for the truth.
     trial = pilots(300, 5, 60, by_seed, by_problem, rng)
-    size = np.median([difference(one, np.zeros_like(one), num_draws=10).detectable for one in trial])
-    low, high = intervals(pilots(2000, 5, 60, by_seed, by_problem, rng, effect=size), num_draws=1000)
+    size = np.median([difference(one, np.zeros_like(one))["detectable"] for one in trial])
+    low, high = intervals(pilots(2000, 5, 60, by_seed, by_problem, rng, effect=size))
     assert 0.7 <= ((low > 0) | (high < 0)).mean() <= 0.9
 
 
-def test_needed_problems_are_the_least_that_tell_the_difference_seen():
+def test_needed_problems_are_the_least_that_make_the_difference_seen_significant():
     rng = np.random.default_rng(3)
     d = pilots(1, 3, 50, 0.0, 1.0, rng)[0]
     d += 0.15 - d.mean() - (d.mean(axis=1, keepdims=True) - d.mean())  # seeds agree
-    found = difference(d, np.zeros_like(d))
-    assert not found.told and found.needed_problems > 50
+    one = difference(d, np.zeros_like(d))
+    assert not one["significant"] and one["needed_problems"] > 50
     # Repeating the same problems keeps what they vary by: with as many as needed, the size seen is detectable.
-    times = found.needed_problems / 50
-    more = difference(np.tile(d, (1, int(np.ceil(times * 1.1)))), np.zeros((3, 50 * int(np.ceil(times * 1.1)))))
-    fewer = difference(np.tile(d, (1, int(times * 0.7))), np.zeros((3, 50 * int(times * 0.7))))
-    assert more.detectable <= 0.15 <= fewer.detectable
+    times = one["needed_problems"] / 50
+    more, fewer = (np.tile(d, (1, count)) for count in (int(np.ceil(1.1 * times)), int(0.7 * times)))
+    assert difference(more, np.zeros_like(more))["detectable"] <= 0.15
+    assert difference(fewer, np.zeros_like(fewer))["detectable"] >= 0.15
 
 
-def test_a_difference_that_seeds_disagree_on_can_not_be_told_by_more_problems():
+def test_a_difference_that_seeds_disagree_on_stays_unclear_with_more_problems():
     d = np.array([[1.0, 1.1], [-1.2, -1.0], [0.4, 0.5]]).repeat(20, axis=1)
-    found = difference(d, np.zeros_like(d))
-    assert not found.told
-    assert found.needed_problems is None
-    assert found.needed_seeds > 3
+    one = difference(d, np.zeros_like(d))
+    assert not one["significant"]
+    assert one["needed_problems"] is None
+    assert one["needed_seeds"] > 3
 
 
 def test_the_same_answers_to_all_problems_leave_room_for_a_rare_difference():
     answers = np.array([[1.0, 0.0, 1.0, 1.0] * 15])
-    found = difference(answers, answers.copy(), bounded=True)
-    assert found.mean == 0 and not found.told
+    one = difference(answers, answers.copy(), bounded=True)
+    assert one["mean"] == 0 and not one["significant"]
     # Where 5% differ, sixty problems without a difference are seen in 1 of 20 pilots.
     assert 0.95**60 == pytest.approx(0.05, abs=0.005)
-    for end in (-found.low, found.high):
+    for end in (-one["low"], one["high"]):
         assert end == pytest.approx(0.05, abs=0.02)
 
 
-def test_swapping_the_arms_turns_the_interval_around():
+def test_swapping_the_arms_turns_the_interval_around_and_a_problem_s_ease_cancels():
     rng = np.random.default_rng(4)
-    ours, theirs = rng.normal(0.3, 1, size=(4, 30)), rng.normal(size=(4, 30))
+    ours, theirs, ease = rng.normal(0.3, 1, size=(4, 30)), rng.normal(size=(4, 30)), 100 * rng.normal(size=30)
     one, other = difference(ours, theirs), difference(theirs, ours)
-    assert one.mean == pytest.approx(-other.mean)
-    assert [one.low, one.high] == pytest.approx([-other.high, -other.low], rel=0.05)
-    assert one.detectable == pytest.approx(other.detectable)
-    assert difference(10 * ours, 10 * theirs).low == pytest.approx(10 * one.low)
-
-
-def test_a_problem_s_ease_cancels():
-    rng = np.random.default_rng(5)
-    ours, theirs, ease = rng.normal(size=(3, 40)), rng.normal(size=(3, 40)), 100 * rng.normal(size=40)
-    assert difference(ours + ease, theirs + ease).low == pytest.approx(difference(ours, theirs).low)
+    assert one["mean"] == pytest.approx(-other["mean"])
+    assert [one["low"], one["high"]] == pytest.approx([-other["high"], -other["low"]], rel=0.05)
+    assert one["detectable"] == pytest.approx(other["detectable"])
+    assert difference(10 * ours, 10 * theirs)["low"] == pytest.approx(10 * one["low"])
+    assert difference(ours + ease, theirs + ease)["low"] == pytest.approx(one["low"])
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "message"),
     [
-        (np.zeros((2, 3)), np.zeros((2, 4)), "one shape"),
+        (np.zeros((2, 3)), np.zeros((2, 4)), "broadcast"),
         (np.zeros((2, 1)), np.zeros((2, 1)), "two at least"),
         (np.full((2, 3), np.nan), np.zeros((2, 3)), "finite"),
     ],

@@ -5,16 +5,16 @@ import json
 import numpy as np
 import pytest
 from datasets import Dataset
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
-from rsr_trl.pilot import arms as arms_module
-from rsr_trl.pilot.answers import same_number
-from rsr_trl.pilot.arms import Arm, Arms, Student
+from rsr_trl.data import Columns
+from rsr_trl.pilot import run as run_module
 from rsr_trl.pilot.config import PilotConfig
-from rsr_trl.pilot.held_out import HeldOut
-from rsr_trl.pilot.run import Pilot
-from rsr_trl.pilot.strategies import Budget, Pool, Strategy, parse_strategies
+from rsr_trl.pilot.held_out import HeldOut, same_number
+from rsr_trl.pilot.run import Arm, Pilot
+from rsr_trl.pilot.strategies import Pool, parse_strategies
 from rsr_trl.scoring.scorer import RSRScorer
 
 
@@ -29,43 +29,36 @@ SETTINGS = {
 
 
 def rows_of(count: int, seed: int, each: int = 3) -> list[dict]:
+    """`count` problems with `each` trajectories, of a random text."""
     rng = np.random.default_rng(seed)
     letters = np.array(list("abcdefghij 0123456789=+"))
     rows = []
     for problem in range(count):
-        question = f"{seed}/{problem}: {''.join(rng.choice(letters, 6))} ="
+        one = {
+            "problem_id": f"{seed}-{problem}",
+            "prompt": f"{seed}/{problem}: {''.join(rng.choice(letters, 6))} =",
+            "gold": str(problem),
+        }
         for teacher in "ABC"[:each]:
-            text = " " + "".join(rng.choice(letters, rng.integers(4, 30))) + f" {problem}"
-            rows.append(
-                {
-                    "problem_id": f"{seed}-{problem}",
-                    "prompt": question,
-                    "completion": text,
-                    "teacher": teacher,
-                    "gold": str(problem),
-                }
-            )
+            text = "".join(rng.choice(letters, rng.integers(4, 30)))
+            rows.append(one | {"completion": f" {text} {problem}", "teacher": teacher})
     return rows
 
 
 @pytest.fixture
 def make(tiny_student_path, tmp_path):
-    """`make(strategies, each=3, **settings)`: a pilot on a tiny student, and its arms."""
+    """`make(names, each=3, **settings)`: a pilot on a tiny student."""
 
-    def build(strategies, seeds=(0, 1, 2), each=3, budget=None, name="out", answers=False, say=None, **settings):
-        pool = RSRScorer(tiny_student_path).score(Dataset.from_list(rows_of(8, 0, each)))
-        held_out = HeldOut(Dataset.from_list(rows_of(5, 1, 1)), "problem_id", "gold" if answers else None, same_number)
-        args = PilotConfig(str(tmp_path / name), **SETTINGS | settings)
-        arms = Arms(
-            Student(tiny_student_path),
-            args,
-            Pool(pool, "problem_id"),
-            held_out,
-            budget or Budget(examples=4),
-            max_new_tokens=4,
-        )
-        more = {} if say is None else {"say": say}
-        return Pilot(arms, parse_strategies(strategies), seeds, tmp_path / name, {"data": "toy"}, "teacher", **more)
+    def build(names, seeds=(0, 1, 2), each=3, num_examples=4, folder="out", answers=False, **settings) -> Pilot:
+        lines, strategies = [], parse_strategies(names)
+        rows = RSRScorer(tiny_student_path).score(Dataset.from_list(rows_of(8, 0, each)))
+        pool = Pool(rows, Columns(teacher="teacher", problem="problem_id"), strategies, num_examples)
+        eval_rows = Dataset.from_list(rows_of(5, 1, 1))
+        held_out = HeldOut(eval_rows, "problem_id", "gold" if answers else None, same_number, max_new_tokens=4)
+        args, student = PilotConfig(str(tmp_path / folder), **SETTINGS | settings), {"model": tiny_student_path}
+        pilot = Pilot(student, args, pool, held_out, strategies, seeds, {"data": "toy"}, say=lines.append)
+        pilot.lines = lines
+        return pilot
 
     return build
 
@@ -86,43 +79,43 @@ def trained(monkeypatch):
         return Recording
 
     for name in ("SFTTrainer", "RSRSFTTrainer"):
-        monkeypatch.setattr(arms_module, name, recording(getattr(arms_module, name)))
+        monkeypatch.setattr(run_module, name, recording(getattr(run_module, name)))
     return batches
 
 
 def texts(pilot, rows) -> list[str]:
-    return [row["prompt"] + row["completion"] for row in pilot.arms.pool.dataset.select(rows)]
+    return [row["prompt"] + row["completion"] for row in pilot.pool.dataset.select(rows)]
 
 
 def test_a_shuffled_arm_trains_on_its_choice_once_an_epoch(make, trained):
     pilot = make(["rsr"])
     arm = Arm(pilot.strategies[1], 1)
-    training, _ = pilot.arms.run(arm)
-    expected = texts(pilot, pilot.arms.choose(arm.strategy, 1)[0])
+    record = pilot.run_arm(arm)
+    (rows,) = pilot.choose(arm)
     seen = [text for batch in trained for text in batch]
-    assert sorted(seen[:4]) == sorted(seen[4:]) == sorted(expected)
-    assert (training.steps, training.examples) == (4, 4)
-    chosen = pilot.arms.pool.dataset.select(pilot.arms.choose(arm.strategy, 1)[0])
-    assert training.tokens == 2 * sum(len(completion.encode()) for completion in chosen["completion"])
-    assert [log["step"] for log in training.train_loss] == [1, 2, 3, 4]
-    assert [point["step"] for point in training.held_out_loss] == [2, 4]
+    assert sorted(seen[:4]) == sorted(seen[4:]) == sorted(texts(pilot, rows))
+    assert (record["steps"], record["examples"]) == (4, 4)
+    completions = pilot.pool.dataset.select(rows)["completion"]
+    assert record["tokens"] == 2 * sum(len(completion.encode()) for completion in completions)
+    assert [log["step"] for log in record["train_loss"]] == [1, 2, 3, 4]
+    assert [point["step"] for point in record["held_out_loss"]] == [2, 4]
 
 
 def test_an_ordered_arm_goes_from_the_lowest_ratio_to_the_highest_in_every_epoch(make, trained):
     pilot = make(["rsr_ordered"])
-    pilot.arms.run(Arm(pilot.strategies[-1], 0))
-    ratio = dict(zip(texts(pilot, range(24)), pilot.arms.pool.dataset["rsr"], strict=True))
+    pilot.run_arm(Arm(pilot.strategies[-1], 0))
+    ratio = dict(zip(texts(pilot, range(24)), pilot.pool.dataset["rsr"], strict=True))
     seen = [ratio[text] for batch in trained for text in batch]
     assert seen[:4] == sorted(seen[:4]) == seen[4:]
 
 
 def test_renewed_arms_train_on_one_trajectory_of_each_problem_an_epoch_in_as_many_steps(make, trained):
-    pilot = make(["rsr_rescored"], budget=Budget(examples=5), num_train_epochs=3)
-    problem = dict(zip(texts(pilot, range(24)), pilot.arms.pool.dataset["problem_id"], strict=True))
+    pilot = make(["rsr_rescored"], num_examples=5, num_train_epochs=3)
+    problem = dict(zip(texts(pilot, range(24)), pilot.pool.dataset["problem_id"], strict=True))
     steps, problems = [], []
     for strategy in pilot.strategies[1:]:
         trained.clear()
-        steps.append(pilot.arms.run(Arm(strategy, 0))[0].steps)
+        steps.append(pilot.run_arm(Arm(strategy, 0))["steps"])
         seen = [text for batch in trained for text in batch if text]  # RSRSFTTrainer fills a batch up with nothing
         epochs = [seen[i : i + 5] for i in (0, 5, 10)]
         problems += [sorted(problem[text] for text in epoch) for epoch in epochs]
@@ -131,45 +124,26 @@ def test_renewed_arms_train_on_one_trajectory_of_each_problem_an_epoch_in_as_man
 
 
 def test_rescored_takes_the_lowest_ratio_of_the_student_as_it_is(make, trained):
-    pilot = make(["rsr_rescored"], budget=Budget(examples=8), num_train_epochs=2)
-    pilot.arms.run(Arm(pilot.strategies[-1], 0))
-    rows = pilot.arms.pool.dataset.to_list()
+    pilot = make(["rsr_rescored"], num_examples=8)
+    pilot.run_arm(Arm(pilot.strategies[-1], 0))
     lowest = {}
-    for row in rows:
-        if row["problem_id"] not in lowest or row["rsr"] < lowest[row["problem_id"]]["rsr"]:
-            lowest[row["problem_id"]] = row
-    first_epoch = {text for batch in trained[:4] for text in batch}
-    assert first_epoch == {row["prompt"] + row["completion"] for row in lowest.values()}
+    for row in sorted(pilot.pool.dataset.to_list(), key=lambda row: row["rsr"]):
+        lowest.setdefault(row["problem_id"], row["prompt"] + row["completion"])
+    assert {text for batch in trained[:4] for text in batch} == set(lowest.values())
 
 
 def test_where_there_is_nothing_to_choose_arms_of_a_seed_are_equal_to_the_last_bit(make):
-    pilot = make(["rsr"], seeds=(0, 1), each=1, answers=True)
-    result = pilot.run()
+    result = make(["rsr"], seeds=(0, 1), each=1, answers=True).run()
     for row in result["table"]:
-        assert row["mean"] == 0 and not row["told"]
+        assert row["mean"] == 0 and not row["significant"]
     of_random = {arm["seed"]: arm["loss"] for arm in result["arms"] if arm["strategy"] == "random"}
     assert len(set(of_random.values())) == 2  # seeds do differ
     assert not any("as large as those seen" in sentence for sentence in result["verdict"])
 
 
-@pytest.fixture
-def poisoned(monkeypatch):
-    """`poisoned(n)`: the n-th training from now on dies."""
-
-    def after(count: int):
-        train = SFTTrainer.train
-        left = [count]
-
-        def dying(self, *args, **kwargs):
-            left[0] -= 1
-            if left[0] == 0:
-                raise KeyboardInterrupt
-            return train(self, *args, **kwargs)
-
-        monkeypatch.setattr(SFTTrainer, "train", dying)
-        return lambda: monkeypatch.setattr(SFTTrainer, "train", train)
-
-    return after
+def stats(folder) -> dict[str, tuple]:
+    """What changes if a file is written again."""
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
 
 
 def strip(result: dict) -> dict:
@@ -180,27 +154,30 @@ def strip(result: dict) -> dict:
     return {name: value for name, value in result.items() if name != "cost"}
 
 
-def test_goes_on_where_it_stopped_and_gives_what_an_undisturbed_one_gives(make, poisoned, tmp_path):
-    whole = make(["rsr", "rank"], seeds=(0,), name="whole").run()
-    heal = poisoned(3)  # after the trial and the first arm
-    with pytest.raises(KeyboardInterrupt):
-        make(["rsr", "rank"], seeds=(0,), name="cut").run()
-    heal()
+def test_goes_on_where_it_stopped_and_gives_what_an_undisturbed_one_gives(make, monkeypatch, tmp_path):
+    whole = make(["rsr", "rank"], seeds=(0,), folder="whole").run()
+    train, trainings = SFTTrainer.train, []
+
+    def dying(self, *args, **kwargs):
+        trainings.append(self)
+        if len(trainings) == 3:  # after the trial and the first arm
+            raise KeyboardInterrupt
+        return train(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(SFTTrainer, "train", dying)
+        make(["rsr", "rank"], seeds=(0,), folder="cut").run()
     folder = tmp_path / "cut" / "arms"
     done = stats(folder)
     assert sorted(done) == ["before.json", "random-seed0.json"]
-    said = []
-    result = make(["rsr", "rank"], seeds=(0,), name="cut", say=said.append).run()
-    assert "2 of 4 arms are done already." in said
+    pilot = make(["rsr", "rank"], seeds=(0,), folder="cut")
+    with FileLock(tmp_path / "cut" / ".lock"), pytest.raises(ValueError, match="Another pilot is at work in"):
+        pilot.run()
+    result = pilot.run()
+    assert "2 of 4 arms are done already." in pilot.lines
     assert {name: stats(folder)[name] for name in done} == done
     assert strip(result) == strip(whole)
     assert json.loads((tmp_path / "cut" / "pilot.json").read_text()) == result
-    assert not (tmp_path / "cut" / ".lock").exists()
-
-
-def stats(folder) -> dict[str, tuple]:
-    """What changes if a file is written again."""
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
 
 
 def test_strategies_can_be_added_what_is_damaged_is_done_again_and_nothing_else_can_be_changed(make, tmp_path):
@@ -216,17 +193,16 @@ def test_strategies_can_be_added_what_is_damaged_is_done_again_and_nothing_else_
     with pytest.raises(ValueError, match="other settings. What differs: recipe.learning_rate: 0.01 -> 0.001"):
         make(["rsr"], seeds=(0,), learning_rate=1e-3).run()
     with pytest.raises(ValueError, match="budget.examples: 4 -> 3"):
-        make(["rsr"], seeds=(0,), budget=Budget(examples=3)).run()
+        make(["rsr"], seeds=(0,), num_examples=3).run()
 
 
 def test_result_says_what_was_measured(make, tiny_student_path):
-    said = []
-    pilot = make(["rsr"], seeds=(3, 4), answers=True, say=said.append)
+    pilot = make(["rsr"], seeds=(3, 4), answers=True)
     result = pilot.run()
     before, *arms = result["arms"]
     model = AutoModelForCausalLM.from_pretrained(tiny_student_path, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(tiny_student_path)
-    assert before["loss"] == pytest.approx(pilot.arms.held_out.loss(model, tokenizer).mean(), rel=1e-6)
+    assert before["loss"] == pytest.approx(pilot.held_out.loss(model, tokenizer).mean(), rel=1e-6)
     assert before["strategy"] is None and before["steps"] == 0
     for row in result["table"]:
         own, control = (
@@ -235,54 +211,46 @@ def test_result_says_what_was_measured(make, tiny_student_path):
         assert row["mean"] == pytest.approx(np.mean(own) - np.mean(control))
         assert row["low"] <= row["mean"] <= row["high"]
         assert row["these_runs_only"]
-    assert {(row["strategy"], row["metric"]) for row in result["table"]} == {
-        ("rsr", "loss"),
-        ("rsr", "correct"),
-    }
-    assert any("With 2 seeds, all intervals speak of these runs only" in one for one in result["verdict"])
+    assert {(row["strategy"], row["metric"]) for row in result["table"]} == {("rsr", "loss"), ("rsr", "correct")}
+    assert any("With 2 seeds, all intervals are about these runs only" in one for one in result["verdict"])
     assert sum(arms[0]["teachers"].values()) == 4
-    assert "Cost: 4 trainings of about 4 steps" in next(line for line in said if line.startswith("Cost"))
+    assert "Cost: 4 trainings of about 4 steps" in next(line for line in pilot.lines if line.startswith("Cost"))
     json.dumps(result, allow_nan=False)
 
 
 def test_a_dry_run_says_the_cost_and_writes_nothing(make, tmp_path):
-    said = []
-    cost = make(["rsr"], say=said.append).run(dry_run=True)
-    assert cost["arms"] == 6 and cost["steps_per_arm"] == 4 and cost["seconds"] > 0
-    assert [line.split()[0] for line in said] == ["Cost:"]
+    pilot = make(["rsr", "rsr_rescored"], seeds=(0, 1))
+    cost = pilot.run(dry_run=True)
+    assert cost["arms"] == 8 and cost["steps_per_arm"] == 4 and cost["seconds"] > 0
+    assert [line.split()[0] for line in pilot.lines] == ["Cost:"]
     assert not (tmp_path / "out" / "arms").exists() and not (tmp_path / "out" / "settings.json").exists()
 
 
-def test_lora(make, tiny_student_path):
+def test_lora(make):
     from peft import LoraConfig
 
-    pilot = make(["rsr"], seeds=(0,), answers=True)
+    pilot = make(["rsr"], seeds=(0,))
+    full = pilot.run_arm(Arm(pilot.strategies[1], 0))["loss"]
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    full = pilot.arms.run(Arm(pilot.strategies[1], 0))[1]
-    pilot.arms.student = Student(tiny_student_path, peft_config=lora)
-    before, after = pilot.arms.run(Arm())[1], pilot.arms.run(Arm(pilot.strategies[1], 0))[1]
-    assert not np.allclose(before.loss, after.loss, rtol=1e-6)
-    assert not np.allclose(full.loss, after.loss, rtol=1e-6)
+    pilot.student["peft_config"] = lora
+    before, after = (pilot.run_arm(Arm(strategy, 0))["loss"] for strategy in (None, pilot.strategies[1]))
+    assert not np.allclose([before, full], after, rtol=1e-6)
 
 
-def test_errors_come_before_the_work(make, tmp_path):
-    with pytest.raises(ValueError, match="there is one only: raise num_train_epochs"):
-        make(["rsr_rescored"], num_train_epochs=1)
-    with pytest.raises(ValueError, match="whole epochs, got num_train_epochs=2.5"):
-        make(["rsr_rescored"], num_train_epochs=2.5)
-    with pytest.raises(ValueError, match="seeds must be different"):
-        make(["rsr"], seeds=(1, 1))
-    with pytest.raises(ValueError, match="num_examples=9 is more than the pool has: 8 problems"):
-        make(["rsr"], budget=Budget(examples=9))
-    with pytest.raises(ValueError, match="rsr_sampling='ordered': .* decided by the pilot"):
-        make(["rsr"], rsr_sampling="ordered")
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (["rsr_rescored"], {"num_train_epochs": 1}, "again in each epoch: raise num_train_epochs above 1"),
+        (["rsr_rescored"], {"num_train_epochs": 2.5}, "whole epochs, got num_train_epochs=2.5"),
+        (["rsr"], {"seeds": (1, 1)}, "seeds must be different"),
+        (["rsr"], {"num_examples": 9}, "num_examples=9 is more than the pool has: 8 problems"),
+        (["rsr"], {"rsr_sampling": "ordered"}, "rsr_sampling='ordered': .* decided by the pilot"),
+        (["rsr"], {"folder": "taken"}, "holds other things than a pilot .first: thesis.txt."),
+        (["rsr"], {"max_length": 8}, "no token to train on within max_length=8: raise it"),
+    ],
+)
+def test_errors(make, names, options, message, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").touch()
-    with pytest.raises(ValueError, match="holds other things than a pilot .first: thesis.txt."):
-        make(["rsr"], name="taken").run()
-
-
-def test_trajectories_that_training_would_drop_are_an_error(make):
-    pilot = make(["rsr"], max_length=8)
-    with pytest.raises(ValueError, match="no token to train on within max_length=8: raise it"):
-        pilot.arms.run(Arm(Strategy("random", control=None), 0))
+    with pytest.raises(ValueError, match=message):
+        make(names, **options).run()

@@ -5,25 +5,18 @@ from html.parser import HTMLParser
 import numpy as np
 from datasets import Dataset
 
-from rsr_trl.rsr import (
-    ERROR,
-    MEAN_CLIPPED_RANK,
-    MEAN_SURPRISAL,
-    NUM_TOKENS,
-    RSR,
-    STUDENT,
-    TOKEN_IDS,
-    TOKEN_RANKS,
-    TOKEN_SURPRISALS,
-    TOKEN_TOP1,
-    TRUNCATED,
-    trajectory_means,
-    trajectory_rsr,
-)
+from rsr_trl.rsr import ERROR, NUM_TOKENS, SCORE_COLUMNS, TOKEN_COLUMNS, score_schema, trajectory_means
 
 
 TEACHERS = ("ann", "bob", "eve")
 WORDS = "so we add the numbers then multiply both sides and find that it is three hundred because of this".split()
+MEASURED = list(SCORE_COLUMNS)[:3]  # RSR and its two parts
+UNSCORED = {
+    **dict.fromkeys(MEASURED),
+    NUM_TOKENS: 0,
+    ERROR: "completion is empty (whole: 12 tokens)",
+    **dict.fromkeys(TOKEN_COLUMNS, []),
+}
 
 
 def scored_rows(tokenizer, num_problems: int = 6, teachers: tuple = TEACHERS, seed: int = 0) -> list[dict]:
@@ -33,16 +26,9 @@ def scored_rows(tokenizer, num_problems: int = 6, teachers: tuple = TEACHERS, se
     for problem in range(num_problems):
         for place, teacher in enumerate(teachers):
             text = " ".join(" ".join(rng.choice(WORDS, 5)) + "." for _ in range(2 + place))
-            rows.append(
-                {
-                    "problem_id": f"p{problem}",
-                    "teacher": teacher,
-                    "prompt": f"What is {problem} + {problem}?",
-                    "completion": text,
-                    "correct": bool(rng.random() < 0.7),
-                    **token_columns(tokenizer, text, rng, 1 + place / 2),
-                }
-            )
+            row = {"problem_id": f"p{problem}", "teacher": teacher, "prompt": f"What is {problem} + {problem}?"}
+            row |= {"completion": text, "correct": bool(rng.random() < 0.7)}
+            rows.append(row | token_columns(tokenizer, text, rng, 1 + place / 2))
     return rows
 
 
@@ -53,51 +39,29 @@ def token_columns(tokenizer, text: str, rng: np.random.Generator, scale: float =
     ranks = np.maximum(1, (scale * surprisals * rng.gamma(2.0, 2.0, len(ids))).astype(np.int32))
     top1 = np.where(ranks == 1, ids, rng.integers(10, 200, len(ids)))
     rank, surprisal = (float(means[0]) for means in trajectory_means(ranks, surprisals, [len(ids)]))
-    return {
-        RSR: trajectory_rsr(ranks, surprisals),
-        MEAN_CLIPPED_RANK: rank,
-        MEAN_SURPRISAL: surprisal,
-        NUM_TOKENS: len(ids),
-        TRUNCATED: False,
-        ERROR: None,
-        STUDENT: "fingerprint0",
-        TOKEN_IDS: ids,
-        TOKEN_RANKS: ranks.tolist(),
-        TOKEN_SURPRISALS: surprisals.tolist(),
-        TOKEN_TOP1: top1.tolist(),
-    }
+    scores = [rank / surprisal, rank, surprisal, len(ids), False, None, "fingerprint0"]
+    tokens = [ids, ranks.tolist(), surprisals.tolist(), top1.tolist()]
+    return dict(zip(score_schema(token_stats=True), scores + tokens, strict=True))
 
 
-UNSCORED = {
-    RSR: None,
-    MEAN_CLIPPED_RANK: None,
-    MEAN_SURPRISAL: None,
-    NUM_TOKENS: 0,
-    ERROR: "completion is empty (whole: 12 tokens)",
-    TOKEN_IDS: [],
-    TOKEN_RANKS: [],
-    TOKEN_SURPRISALS: [],
-    TOKEN_TOP1: [],
-}
+def as_dataset(rows: list[dict], without: tuple = ()) -> Dataset:
+    return Dataset.from_list([{name: row[name] for name in row if name not in without} for row in rows])
 
 
-def as_dataset(rows: list[dict]) -> Dataset:
-    return Dataset.from_list(rows)
-
-
-VOID = {"meta", "link", "input", "br", "img", "hr"}
+def rsr_of(rows: list[dict]) -> float:
+    """RSR of a set of rows, Eq. 9."""
+    rank, surprisal = (sum(row[name] for row in rows) for name in MEASURED[1:])
+    return rank / surprisal
 
 
 class Page(HTMLParser):
-    """
-    An HTML page taken apart. Fails on tags that aren't closed in order.
+    """An HTML page taken apart. Fails on tags that aren't closed in order."""
 
-    Args:
-        html (`str`): The page.
-    """
+    void = {"meta", "link", "input", "br", "img", "hr"}
 
     def __init__(self, html: str):
         super().__init__(convert_charrefs=True)
+        self.html = html
         self.tags: list[tuple[str, dict]] = []
         self.text: dict[str, str] = {}  # by id of the section
         self.tokens: list[list[tuple[str, dict]]] = []  # of each heatmap: text and attributes
@@ -115,9 +79,9 @@ class Page(HTMLParser):
             self._section = attrs["id"]
         if attrs.get("class") == "heatmap":
             self.tokens.append([])
-        if tag == "i" and self._inside("tokens"):
+        if tag == "i" and self._in_tokens():
             self.tokens[-1].append(["", attrs])
-        if tag not in VOID:
+        if tag not in self.void:
             self._open.append((tag, attrs))
 
     def handle_startendtag(self, tag, attrs):
@@ -132,16 +96,17 @@ class Page(HTMLParser):
             self._section = "page"
 
     def handle_data(self, text):
-        if self._open and self._open[-1][0] in ("script", "style"):
+        tag = self._open[-1][0] if self._open else None
+        if tag in ("script", "style"):
             return
         self.text[self._section] = self.text.get(self._section, "") + text
-        if self._open and self._open[-1][0] == "i" and self._inside("tokens"):
+        if tag == "i" and self._in_tokens():
             self.tokens[-1][-1][0] += text
-        if self._open and self._open[-1][0] == "text":
+        if tag == "text":
             self.svg_text.append(text)
 
-    def _inside(self, name: str) -> bool:
-        return any(attrs.get("class") == name for _, attrs in self._open)
+    def _in_tokens(self) -> bool:
+        return any(attrs.get("class") == "tokens" for _, attrs in self._open)
 
     def sections(self) -> dict[str, bool]:
         """Id of each section -> whether it is filled."""

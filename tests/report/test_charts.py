@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from rsr_trl.report.charts import MARKERS, MAX_SERIES, WIDTHS, draw, few_ticks, keys, mark, plain_ticks
+from rsr_trl.report.charts import MARKERS, MAX_SERIES, draw, legend, mark, name_lines, plain_ticks
 from tests.report.pages import Page
 
 
@@ -18,30 +18,17 @@ AWKWARD = [
 
 @pytest.mark.filterwarnings("error")
 def test_text_stays_as_it_is_and_no_glyph_warns():
-    chart = draw("awkward", 'an "alt" <text>', 3.0, lambda axes: axes.set_yticks(range(len(AWKWARD)), AWKWARD))
-    page = Page(chart.svg)
-    assert [text for text in page.svg_text if text in AWKWARD] == AWKWARD * len(WIDTHS)
+    page = Page(draw("awkward", 'an "alt" <text>', 3.0, lambda axes: name_lines(axes, AWKWARD)))
+    assert [text for text in page.svg_text if text in AWKWARD] == AWKWARD
     assert page.tags[0] == ("svg", page.tags[0][1]) and page.tags[0][1]["aria-label"] == 'an "alt" <text>'
     assert {tag for tag, _ in page.tags} <= {"svg", "defs", "g", "path", "use", "text", "clippath", "rect", "style"}
 
 
 def test_colours_are_the_pages_own():
     chart = draw("colours", "", 2.0, lambda axes: axes.plot([1, 2], [3, 4], label="x", **mark(1, 3)))
-    assert "var(--c1)" in chart.svg and "var(--ink)" in chart.svg
-    assert not re.search(r"#010[12]0", chart.svg)
-    assert "<style" not in chart.svg and "<metadata" not in chart.svg
-
-
-def test_no_id_occurs_twice_whatever_is_drawn_how_often():
-    charts = [
-        draw(name, "", 2.0, lambda axes: axes.plot([1, 2], [3, 4], marker="o", gid="series-4")).svg
-        for name in ("first", "second")
-    ]
-    ids = re.findall(r' id="([^"]*)"', "".join(charts))
-    assert ids and len(set(ids)) == len(ids)
-    used = re.findall(r'(?:href="#|url\(#)([^")]*)', "".join(charts))
-    assert used and set(used) <= set(ids)
-    assert all(chart.count('data-series="4"') == len(WIDTHS) for chart in charts)
+    assert "var(--c1)" in chart and "var(--ink)" in chart
+    assert not re.search(r"#[0-9a-f]{6}\b", chart.replace("#ffffff", ""))
+    assert "<style" not in chart and "<metadata" not in chart
 
 
 def test_a_long_label_stays_inside_and_notes_apart():
@@ -51,25 +38,20 @@ def test_a_long_label_stays_inside_and_notes_apart():
         axes.set_ylim(0, 1)
         for y in (0.5, 0.52, 0.9):
             axes.annotate(f"note {y}", (0.5, y))
-
-    def check(axes):
-        plot(axes)
         seen.append(axes)
 
     seen = []
-    chart = draw("crowded", "", 2.0, check)
-    for axes in seen:
-        label = axes.xaxis.label.get_window_extent()
-        assert axes.figure.bbox.x0 <= label.x0 and label.x1 <= axes.figure.bbox.x1
-    assert [text for text in Page(chart.svg).svg_text if "note" in text] == ["note 0.5", "note 0.9"] * len(WIDTHS)
+    page = Page(draw("crowded", "", 2.0, plot))
+    label, box = seen[0].xaxis.label.get_window_extent(), seen[0].figure.bbox
+    assert box.x0 <= label.x0 and label.x1 <= box.x1
+    assert [text for text in page.svg_text if "note" in text] == ["note 0.5", "note 0.9"]
 
 
 def test_no_two_series_look_alike():
     looks = [tuple(mark(i, 40).values()) for i in range(40)]
     assert len(set(looks)) == MAX_SERIES and len({marker for _, marker in looks[: MAX_SERIES - 1]}) == MAX_SERIES - 1
     assert len(set(MARKERS)) == len(MARKERS)
-    legend = keys([f"t{i}" for i in range(40)])
-    assert [key.name for key in legend][-2:] == ["t10", "29 others"]
+    assert [one["name"] for one in legend([f"t{i}" for i in range(40)])][-2:] == ["t10", "29 others"]
 
 
 @pytest.mark.parametrize("low, high", [(1, 2), (0.03, 0.2), (7, 900), (1, 1e6), (0.5, 40)])
@@ -80,14 +62,13 @@ def test_a_logarithmic_axis_has_a_few_plain_ticks(low, high):
         shown = [tick for tick in axes.get_xticks() if low <= tick <= high]
         assert 1 <= len(shown) <= 10
 
-    assert "$" not in draw("ticks", "", 2.0, plot).svg
+    assert "$" not in draw("ticks", "", 2.0, plot)
 
 
 def test_long_numbers_have_room_beside_each_other():
     def plot(axes):
         axes.plot([4.1001, 4.1029], [0, 1])
-        few_ticks(axes)
+        name_lines(axes, ["one", "two"])
 
-    for svg in draw("narrow", "", 2.0, plot).svg.split("</svg>")[:-1]:
-        labels = [text for text in Page(f"{svg}</svg>").svg_text if text.startswith("4.1")]
-        assert 2 <= len(labels) <= 6 and len(set(labels)) == len(labels)
+    labels = [text for text in Page(draw("narrow", "", 2.0, plot)).svg_text if text.startswith("4.1")]
+    assert 2 <= len(labels) <= 6 and len(set(labels)) == len(labels)

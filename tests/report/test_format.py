@@ -1,13 +1,34 @@
 import pytest
 
-from rsr_trl.report.format import name, number, percent, prose, ratio
+from rsr_trl.report.format import name, number, percent, prose, ratio, share, visible
 
 
-def test_names_are_one_short_line_that_hides_nothing():
-    assert name("Qwen3-8B") == "Qwen3-8B"
-    assert name(7) == "7"
-    assert name("a\n\tb") == "a  b"
-    assert name("evil\u202egnp.exe") == "evil\\u202egnp.exe"
+@pytest.mark.parametrize(
+    "text, shown",
+    [
+        ("a\n\nb", "a⏎\n⏎\nb"),
+        ("\tx\r\n", "⇥x␍⏎\n"),
+        ("\x1b[31m\x07\x00\x7f", "␛[31m␇␀␡"),
+        ("\x9b2J", "\\x9b2J"),
+        ("a\u202eb\u2066\u200f\u061c", "a\\u202eb\\u2066\\u200f\\u061c"),
+        ("\u200b\ufeff\u00ad\u2028", "\\u200b\\ufeff\\xad\\u2028"),
+        ("\U000e0041", "\\U000e0041"),
+        ("\ud800", "\\ud800"),
+        ("👨‍👩 नमस्ते می‌خواهم é", "👨‍👩 नमस्ते می‌خواهم é"),
+    ],
+)
+def test_visible(text, shown):
+    assert visible(text) == shown
+
+
+@pytest.mark.parametrize(
+    "value, text", [("Qwen3-8B", "Qwen3-8B"), (7, "7"), ("a\n\tb", "a  b"), ("e\u202egnp.exe", "e\\u202egnp.exe")]
+)
+def test_names_are_one_line_that_hides_nothing(value, text):
+    assert name(value) == text
+
+
+def test_long_names_are_shortened():
     long = name("x" * 1_000_000 + "end")
     assert len(long) <= 60 and long.startswith("xx") and "…" in long and long.endswith("end")
 
@@ -18,22 +39,21 @@ def test_prose_keeps_its_lines_and_says_what_is_left_out():
     assert prose("\x1b[31m", 9) == "␛[31m"
 
 
-@pytest.mark.parametrize(
-    "value, text", [(None, "–"), (float("nan"), "–"), (float("inf"), "∞"), (1234.567, "1,234.57"), (0.0, "0.00")]
-)
-def test_numbers(value, text):
-    assert number(value) == text
+NOTHING, INFINITE = (float("nan"), "–"), (float("inf"), "∞")
 
 
 @pytest.mark.parametrize(
-    "value, text", [(2.345, "2.35"), (805.19, "805"), (12_345.6, ">9,999"), (float("inf"), "∞"), (float("nan"), "–")]
+    "function, cases",
+    [
+        (number, [(None, "–"), NOTHING, INFINITE, (1234.567, "1,234.57"), (0.0, "0.00")]),
+        (ratio, [NOTHING, INFINITE, (2.345, "2.35"), (805.19, "805"), (12_345.6, ">9,999")]),
+        (percent, [(None, "–"), NOTHING, (0.0, "0%"), (0.001, "<1%"), (0.254, "25%"), (0.996, ">99%"), (1.0, "100%")]),
+    ],
 )
-def test_ratios_stay_short(value, text):
-    assert ratio(value) == text
+def test_numbers_stay_short_and_never_round_to_none_or_all(function, cases):
+    assert [function(value) for value, _ in cases] == [text for _, text in cases]
 
 
-@pytest.mark.parametrize(
-    "value, text", [(None, "–"), (0.0, "0%"), (0.001, "<1%"), (0.996, ">99%"), (1.0, "100%"), (0.254, "25%")]
-)
-def test_percent_never_rounds_to_none_or_all(value, text):
-    assert percent(value) == text
+@pytest.mark.parametrize("part, whole, text", [(0, 10, "0 (0%)"), (1, 2400, "1 (<1%)"), (1200, 2400, "1,200 (50%)")])
+def test_share(part, whole, text):
+    assert share(part, whole) == text

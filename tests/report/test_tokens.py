@@ -6,10 +6,10 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from rsr_trl.cli.score import CARD
+from rsr_trl.data import dataset_card
 from rsr_trl.demo import STUDENT_PATH
-from rsr_trl.report.tokens import FRAGMENT, Token, load_tokenizer, read_tokens, sentences, student_of, visible
-from rsr_trl.rsr import TOKEN_COLUMNS, TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS, TOKEN_TOP1, trajectory_rsr
+from rsr_trl.report.tokens import FRAGMENT, Token, level_names, load_tokenizer, read_tokens, sentences
+from rsr_trl.rsr import TOKEN_COLUMNS, TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS, TOKEN_TOP1, RSRError
 
 
 TEXT = (
@@ -35,47 +35,40 @@ def row_of(ids: list[int], top1: list[int] | None = None) -> dict:
     return row if top1 is None else {**row, TOKEN_TOP1: top1}
 
 
-def texts_of(text: str, tokenizer) -> list[str]:
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    return [token.text for token in read_tokens(row_of(ids), tokenizer)]
-
-
-def character_borders(text: str, tokenizer) -> list[str] | None:
-    """The truth: the text cut where the tokenizer's own character offsets say that tokens begin and end."""
-    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    return [text[start:stop] for start, stop in offsets]
+def tokens_of(text: str, tokenizer) -> list[Token]:
+    return read_tokens(row_of(tokenizer.encode(text, add_special_tokens=False)), tokenizer)
 
 
 def test_texts_of_all_tokens_make_the_text(tokenizer):
-    texts = texts_of(TEXT, tokenizer)
+    tokens = tokens_of(TEXT, tokenizer)
     # SentencePiece puts a space before the text; it is a part of the first token, and is kept.
-    assert "".join(texts).removeprefix(" ") == TEXT
-    assert len(texts) == len(tokenizer.encode(TEXT, add_special_tokens=False))
+    assert "".join(token.text for token in tokens).removeprefix(" ") == TEXT
+    assert len(tokens) == len(tokenizer.encode(TEXT, add_special_tokens=False))
 
 
 def test_each_token_has_its_own_text(tokenizer):
     text = "The answer is 42,  not\n\n\tother: naïve café"
-    texts, truth = texts_of(text, tokenizer), character_borders(text, tokenizer)
-    for own, expected in zip(texts, truth, strict=True):
+    texts = [token.text for token in tokens_of(text, tokenizer)]
+    # The truth: the text cut where the tokenizer's own character offsets say that tokens begin and end.
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    for own, (start, stop) in zip(texts, offsets, strict=True):
         if own.isascii() and own.strip():
-            assert own.strip() == expected.strip()
+            assert own.strip() == text[start:stop].strip()
     assert any(own.startswith(" ") and own.strip() for own in texts)
 
 
 def test_a_character_over_several_tokens_belongs_to_the_last(tokenizer):
     for character in "鱻𝒳龘":
-        text = f"x{character}y"
-        tokens = read_tokens(row_of(tokenizer.encode(text, add_special_tokens=False)), tokenizer)
+        tokens = tokens_of(f"x{character}y", tokenizer)
         place = next(i for i, token in enumerate(tokens) if character in token.text)
-        assert "".join(token.text for token in tokens[: place + 1]).strip() == text[:-1]
+        assert "".join(token.text for token in tokens[: place + 1]).strip() == f"x{character}"
         assert tokens[place - 1].text == "" and tokens[place - 1].shown == FRAGMENT
         assert all(token.shown for token in tokens)
 
 
 def test_bytes_that_are_no_character(demo_tokenizer):
     """Cut in the middle of a character, as a truncated row is; the tokens around it are as they were."""
-    ids = demo_tokenizer.encode("a鱻", add_special_tokens=False)
-    after = demo_tokenizer.encode(" b", add_special_tokens=False)
+    ids, after = (demo_tokenizer.encode(text, add_special_tokens=False) for text in ("a鱻", " b"))
     texts = [token.text for token in read_tokens(row_of([*ids[:-1], *after]), demo_tokenizer)]
     assert texts[0] == "a" and "".join(texts[len(ids) - 1 :]) == " b"
     assert set("".join(texts[1 : len(ids) - 1])) == {FRAGMENT}
@@ -97,66 +90,40 @@ def test_statistics_stand_beside_their_text(demo_tokenizer):
     assert tokens[3].surprisal == 1.0 and tokens[3].probability == pytest.approx(math.exp(-1))
     assert [token.top1 for token in tokens] == [token.text for token in tokens][::-1]
     assert all(token.top1 is None for token in read_tokens(row_of(ids), demo_tokenizer))
-
-
-def test_rows_as_other_libraries_give_them(demo_tokenizer):
-    ids = demo_tokenizer.encode("So 7 + 5 = 12.", add_special_tokens=False)
+    # As other libraries give rows.
     arrays = {name: np.array(values) for name, values in row_of(ids).items()}
     assert read_tokens(arrays, demo_tokenizer) == read_tokens(row_of(ids), demo_tokenizer)
     json.dumps([vars(token) for token in read_tokens(arrays, demo_tokenizer)])
 
 
 def test_special_tokens_are_shown(demo_tokenizer):
-    assert texts_of("a<|im_end|>", demo_tokenizer) == ["a", "<|im_end|>"]
+    assert [token.text for token in tokens_of("a<|im_end|>", demo_tokenizer)] == ["a", "<|im_end|>"]
 
 
 def test_row_without_score(demo_tokenizer):
     for nothing in ([], None):
-        row = dict.fromkeys(TOKEN_COLUMNS, nothing)
-        assert read_tokens(row, demo_tokenizer) == []
+        assert read_tokens(dict.fromkeys(TOKEN_COLUMNS, nothing), demo_tokenizer) == []
     assert sentences([], r_max=100) == []
 
 
-def test_missing_columns_say_what_to_do(demo_tokenizer):
-    with pytest.raises(ValueError, match="rsr_token_ids.*`rsr score --token_stats`"):
-        read_tokens({"rsr": 1.0}, demo_tokenizer)
-
-
-def test_columns_of_different_lengths(demo_tokenizer):
-    with pytest.raises(ValueError, match="2 ids, 1 ranks, 2 surprisals"):
-        read_tokens({**row_of([5, 6]), TOKEN_RANKS: [1]}, demo_tokenizer)
-    with pytest.raises(ValueError, match="1 of rsr_token_top1"):
-        read_tokens(row_of([5, 6], top1=[5]), demo_tokenizer)
-
-
-def test_ids_of_another_tokenizer(demo_tokenizer):
-    with pytest.raises(ValueError, match="151000.*1,280.*--tokenizer"):
-        read_tokens(row_of([5, 151000]), demo_tokenizer)
-    with pytest.raises(ValueError, match="-100 is unknown"):
-        read_tokens(row_of([5, -100]), demo_tokenizer)
+@pytest.mark.parametrize(
+    "row, message",
+    [
+        ({"rsr": 1.0}, "rsr_token_ids.*`rsr score --token_stats`"),
+        ({**row_of([5, 6]), TOKEN_RANKS: [1]}, "2 ids, 1 ranks, 2 surprisals"),
+        (row_of([5, 6], top1=[5]), "1 of rsr_token_top1"),
+        (row_of([5, 151000]), "151000.*1,280.*--tokenizer"),
+        (row_of([5, -100]), "-100 is unknown"),
+    ],
+)
+def test_rows_that_cant_be_read_say_why(demo_tokenizer, row, message):
+    with pytest.raises(RSRError, match=message):
+        read_tokens(row, demo_tokenizer)
 
 
 def test_a_choice_beyond_the_vocabulary_is_no_error(demo_tokenizer):
     """Heads are often padded to a round number of columns."""
     assert read_tokens(row_of([5], top1=[1999]), demo_tokenizer)[0].top1 == "<id 1999>"
-
-
-@pytest.mark.parametrize(
-    "text, shown",
-    [
-        ("a\n\nb", "a⏎\n⏎\nb"),
-        ("\tx\r\n", "⇥x␍⏎\n"),
-        ("\x1b[31m\x07\x00\x7f", "␛[31m␇␀␡"),
-        ("\x9b2J", "\\x9b2J"),
-        ("a\u202eb\u2066\u200f\u061c", "a\\u202eb\\u2066\\u200f\\u061c"),
-        ("\u200b\ufeff\u00ad\u2028", "\\u200b\\ufeff\\xad\\u2028"),
-        ("\U000e0041", "\\U000e0041"),
-        ("\ud800", "\\ud800"),
-        ("👨‍👩 नमस्ते می‌خواهم é", "👨‍👩 नमस्ते می‌خواهم é"),
-    ],
-)
-def test_visible(text, shown):
-    assert visible(text) == shown
 
 
 @pytest.mark.parametrize(
@@ -166,82 +133,68 @@ def test_every_token_can_be_seen(text, shown):
     assert Token(text, 1, 0.5).shown == shown
 
 
+def test_levels_have_names():
+    assert level_names("surprisal") == ["0-0.1", "0.1-0.5", "0.5-1", "1-2", "2-4", "4 or more"]
+    assert level_names("rank") == ["1", "2", "3-5", "6-20", "21-100", "101 or more"]
+    assert [Token("a", rank, 0.0).level("rank") for rank in (1, 2, 5, 6, 100, 101, 9999)] == [0, 1, 2, 3, 4, 5, 5]
+
+
 def test_sentences_cover_the_tokens_and_have_their_own_ratio(demo_tokenizer):
-    text = "First 7 + 5 = 12. Then, e.g. 鱻!\nSo 3.5 each.\n\nDone"
-    ids = demo_tokenizer.encode(text, add_special_tokens=False)
-    tokens = read_tokens(row_of(ids), demo_tokenizer)
-    found = sentences(tokens, r_max=9)
-    cut = ["".join(token.text for token in tokens[one.start : one.stop]) for one in found]
+    tokens = tokens_of("First 7 + 5 = 12. Then, e.g. 鱻!\nSo 3.5 each.\n\nDone", demo_tokenizer)
+    parts = sentences(tokens, r_max=9)
+    cut = ["".join(token.text for token in tokens[one.start : one.stop]) for one in parts]
     assert cut == ["First 7 + 5 = 12.", " Then, e.g. 鱻!\n", "So 3.5 each.\n\n", "Done"]
-    for one in found:
+    for one in parts:
         part = tokens[one.start : one.stop]
         ranks = [min(token.rank, 9) for token in part]
         assert one.rsr == pytest.approx(sum(ranks) / sum(token.surprisal for token in part), rel=1e-12)
 
 
-def test_parts_of_a_character_go_with_it():
-    tokens = [
-        Token("A.", 1, 1.0),
-        Token("", 2, 1.0),
-        Token("鱻", 3, 1.0),
-        Token("。", 4, 1.0),
-        Token("", 5, 1.0),
-        Token("龘", 6, 1.0),
-    ]
-    assert [(one.start, one.stop) for one in sentences(tokens, 100)] == [(0, 4), (4, 6)]
+@pytest.mark.parametrize(
+    "texts, turns, borders",
+    [
+        (["A.", "", "鱻", "。", "", "龘"], [0], [(0, 4, 1), (4, 6, 1)]),  # parts of a character go with it
+        (["Ah", ". So", ". Yes. No. Or", ". So"], [0], [(0, 2, 1), (2, 3, 1), (3, 4, 1)]),  # where a token begins
+        (
+            ["How", " are", " you", "\n", "I", " am.", " So", "\n\n", "3", ".5"],  # a sentence ends with its turn
+            [0, 3, 8],
+            [(0, 3, 1), (3, 6, 2), (6, 8, 2), (8, 10, 3)],
+        ),
+    ],
+)
+def test_where_sentences_begin_and_end(texts, turns, borders):
+    tokens = [Token(text, 1, 1.0) for text in texts]
+    assert [(one.start, one.stop, one.turn) for one in sentences(tokens, 100, turns)] == borders
 
 
-def test_a_token_over_a_border_belongs_to_where_it_begins():
-    tokens = [Token("Ah", 1, 1.0), Token(". So", 2, 1.0), Token(". Yes. No. Or", 3, 2.0), Token(". So", 4, 0.0)]
-    assert [(one.start, one.stop, one.rsr) for one in sentences(tokens, 100)] == [
-        (0, 2, 1.5),
-        (2, 3, 1.5),
-        (3, 4, math.inf),
-    ]
-
-
-def test_a_sentence_ends_with_its_turn():
-    tokens = [Token(text, 1, 1.0) for text in ("How", " are", " you", "\n", "I", " am.", " So", "\n\n", "3", ".5")]
-    found = sentences(tokens, 100, turns=[0, 3, 8])
-    assert [(one.start, one.stop, one.turn) for one in found] == [(0, 3, 1), (3, 6, 2), (6, 8, 2), (8, 10, 3)]
-
-
-def test_one_sentence_has_the_ratio_of_the_trajectory(demo_tokenizer):
-    ids = demo_tokenizer.encode("twelve and more", add_special_tokens=False)
-    tokens = read_tokens(row_of(ids), demo_tokenizer)
-    truth = trajectory_rsr([token.rank for token in tokens], [token.surprisal for token in tokens], r_max=3)
-    assert [one.rsr for one in sentences(tokens, r_max=3)] == [pytest.approx(truth)]
+def test_a_sentence_that_the_student_foresaw():
+    assert sentences([Token("Yes", 1, 0.0)], 100)[0].rsr == math.inf
 
 
 @pytest.fixture
 def scored_folder(tmp_path):
     def make(student: str) -> str:
-        told = {"dataset": "d.jsonl", "dtype": "float32", "max_length": "1,024", "r_max": 100}
-        told |= {"others": "", "citation": ""}
-        card = CARD.format(version="1", student=student, **told)
-        (tmp_path / "README.md").write_text(f"---\ntags:\n- rsr-trl\n---\n{card}", encoding="utf-8")
+        (tmp_path / "README.md").write_text(dataset_card("Scored.", facts={"student": student}), encoding="utf-8")
         return str(tmp_path)
 
     return make
 
 
 def test_tokenizer_of_the_student_in_the_card(scored_folder):
-    folder = scored_folder(str(STUDENT_PATH))
-    assert student_of(folder) == str(STUDENT_PATH)
-    assert load_tokenizer(folder).get_vocab() == load_tokenizer("anything", str(STUDENT_PATH)).get_vocab()
-
-
-def test_tokenizer_that_nothing_names(tmp_path):
-    for dataset in (str(tmp_path), str(tmp_path / "scored.parquet"), "me/scored"):
-        with pytest.raises(ValueError, match="Which student.*--tokenizer"):
-            load_tokenizer(dataset)
+    own, named = load_tokenizer(scored_folder(str(STUDENT_PATH))), load_tokenizer("anything", str(STUDENT_PATH))
+    assert own.get_vocab() == named.get_vocab()
 
 
 def test_tokenizer_that_is_not_there(scored_folder, tmp_path):
-    with pytest.raises(ValueError, match="no folder.*/gone.*named in.*--tokenizer"):
-        load_tokenizer(scored_folder("/gone/student"))
-    with pytest.raises(ValueError, match="/nowhere.*--tokenizer"):
-        load_tokenizer(str(tmp_path), "/nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="Can't load the tokenizer of.*--tokenizer"):
-        load_tokenizer(str(tmp_path), str(tmp_path / "empty"))
+    for dataset, name, message in (
+        (str(tmp_path), None, "Which student.*--tokenizer"),
+        (str(tmp_path / "scored.parquet"), None, "Which student.*--tokenizer"),
+        ("me/scored", None, "Which student.*--tokenizer"),
+        (str(tmp_path), "/nowhere", "/nowhere.*--tokenizer"),
+        (str(tmp_path), str(tmp_path / "empty"), "Can't load the tokenizer of.*--tokenizer"),
+    ):
+        with pytest.raises(RSRError, match=message):
+            load_tokenizer(dataset, name)
+    with pytest.raises(RSRError, match="no folder.*/gone.*named in.*--tokenizer"):
+        load_tokenizer(scored_folder("/gone/student"))

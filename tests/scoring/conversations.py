@@ -67,12 +67,7 @@ def as_parts(messages: list[dict]) -> list[dict]:
 THOUGHT = "<think>\nthought{n}\n</think>\n\nanswer{n}"
 SINGLE = [user("question1"), assistant("answer1")]
 MULTI = [user("question1"), assistant("answer1"), user("question2"), assistant("answer2")]
-THINK = [
-    user("question1"),
-    assistant(THOUGHT.format(n=1)),
-    user("question2"),
-    assistant(THOUGHT.format(n=2)),
-]
+THINK = [user("question1"), assistant(THOUGHT.format(n=1)), user("question2"), assistant(THOUGHT.format(n=2))]
 REASONING = [
     user("question1"),
     assistant("answer1", reasoning_content="thought1"),

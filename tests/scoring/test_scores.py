@@ -8,16 +8,23 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from rsr_trl import RSRScorer
-from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, SCORE_PREFIX, STEP_SHARE, TOKEN_IDS, TOKEN_SURPRISALS
-from rsr_trl.scoring.scored_tokens import ScoredTokens
-from rsr_trl.scoring.scores import ALL_COLUMNS, ONE_PASS, SCORES, check_scores
+from rsr_trl.rsr import (
+    MEAN_CLIPPED_RANK,
+    MEAN_SURPRISAL,
+    SCORE_PREFIX,
+    STEP_SHARE,
+    TOKEN_IDS,
+    TOKEN_SURPRISALS,
+    RSRError,
+)
+from rsr_trl.scoring.scores import ALL_COLUMNS, ONE_PASS, SCORES, ScoredTokens, check_scores
 from rsr_trl.selection.table import available_scores, read_score
 from tests.scoring.truth import Truth, in_float64, truth_of
 
 
 pytestmark = pytest.mark.usefixtures("quiet")
 
-NAMES = list(SCORES)
+NAMES = [name for name in SCORES if name != "provenance"]  # a scorer adds all but that one
 # Responses by their steps: lines where there are some, else sentences.
 RESPONSES = [
     ["First we add: 2+3=5. Right.\n\n", "Then 5*4=20.\n", "\t- and again\n", "So it is\n", "20, or\n", "twenty."],
@@ -36,12 +43,7 @@ def rows() -> list[dict]:
 
 @pytest.fixture
 def scorer(tiny_student, tiny_tokenizer) -> RSRScorer:
-    return RSRScorer(tiny_student(), tiny_tokenizer, scores=NAMES, teacher=teacher_of(tiny_student, tiny_tokenizer))
-
-
-def teacher_of(tiny_student, tiny_tokenizer) -> RSRScorer:
-    """Another student; in no way better, but with other probabilities."""
-    return RSRScorer(tiny_student(seed=3), tiny_tokenizer)
+    return RSRScorer(tiny_student(), tiny_tokenizer, scores=NAMES)
 
 
 # ------------------------------------------------------------------------------------- definitions, one row at a time
@@ -92,11 +94,6 @@ def lalp(row: Row) -> float:
     return np.mean(means)
 
 
-def provenance(row: Row, teacher64) -> float:
-    by_teacher = truth_of(teacher64, row.ids, list(range(row.num_prompt, len(row.ids)))).surprisals
-    return np.mean([(row.nats[a:b] - by_teacher[a:b]).mean() >= 0.1 for a, b in row.steps])
-
-
 DEFINITIONS = {
     "rsr": lambda row: row.rank.sum() / row.nats.sum(),
     "rsr_filtered": filtered,
@@ -129,15 +126,8 @@ def test_equals_its_definition(name, scorer, tiny_tokenizer):
     responses = [*RESPONSES, ["Just.", " Two"], ["Ten words\n", "or more."]]  # casl is fitted to six
     truths = [Row(model64, tiny_tokenizer, steps) for steps in responses]
     dataset = Dataset.from_list([{"prompt": PROMPT, "completion": "".join(steps)} for steps in responses])
-    teacher = scorer.teacher if name == "provenance" else None
-    if name == "casl":
-        expected = casl_by_definition(truths)
-    elif name == "provenance":
-        expected = [provenance(row, in_float64(teacher.student.model)) for row in truths]
-        assert 0 < np.mean(expected) < 1  # else the comparison would say little
-    else:
-        expected = [DEFINITIONS[name](row) for row in truths]
-    one = RSRScorer(scorer.student.model, tiny_tokenizer, scores=[name], teacher=teacher)
+    expected = casl_by_definition(truths) if name == "casl" else [DEFINITIONS[name](row) for row in truths]
+    one = RSRScorer(scorer.student.model, tiny_tokenizer, scores=[name])
     found = read_score(one.score(dataset), name)
     np.testing.assert_allclose(found, expected, rtol=1e-4 if name == "casl" else 1e-5)
 
@@ -182,7 +172,7 @@ def test_real_tokens_and_a_real_student(gsm8k_rows, gsm8k_student):
 def test_the_same_by_every_entry_and_in_every_batch(entry, scorer, rows, tiny_tokenizer):
     dataset = Dataset.from_list(rows)
     expected = scorer.score(dataset)
-    small = RSRScorer(scorer.student.model, tiny_tokenizer, scores=NAMES, max_batch_tokens=64, teacher=scorer.teacher)
+    small = RSRScorer(scorer.student.model, tiny_tokenizer, scores=NAMES, max_batch_tokens=64)
     found = {
         "map": lambda: dataset.map(scorer),
         "batched map": lambda: dataset.map(scorer, batched=True, batch_size=2),
@@ -218,7 +208,6 @@ PAIRS = {
     "length": (tokens(), tokens(ranks=[2], surprisals=[1.0])),
     "ifd": (tokens(surprisals_alone=[1.0] * 4), tokens(surprisals_alone=[5.0] * 4)),  # the prompt explains less
     "lalp": (tokens(surprisals_local=[0.1] * 4), tokens(surprisals_local=[3.0] * 4)),  # steps that follow
-    "provenance": (tokens(teacher_steps=[0.5, 1.7]), tokens(teacher_steps=[1.9, 9.0])),  # 1.0 and 0.0 of the steps
 }
 
 
@@ -269,59 +258,6 @@ def test_conversations_begin_anew_with_every_turn(scorer, tiny_tokenizer):
     assert scored["score_ifd"][0] == pytest.approx(sees_all[1:].mean() / alone.mean(), rel=1e-5)
 
 
-def test_a_teacher_with_other_tokens(gsm8k_rows, gsm8k_student, stories260k):
-    """Steps are compared by the probability of their whole text, so the two need no common tokens."""
-    student, teacher = RSRScorer(gsm8k_student, dtype="float32"), RSRScorer(stories260k)
-    scorer = RSRScorer(
-        student.student.model,
-        student.processing_class,
-        scores=["provenance", "drop"],
-        teacher=teacher,
-        token_stats=True,
-    )
-    rows = [{"prompt": row["prompt"], "completion": row["completion"][:300]} for row in gsm8k_rows[::600]]
-    scored = scorer.score(Dataset.from_list(rows))
-    model64 = in_float64(teacher.student.model)
-    compared = 0
-    for row, mine, theirs in zip(scored, scorer._tokenize(rows), scorer._tokenize_for_teacher(rows), strict=True):
-        places = np.flatnonzero(theirs.scored)
-        by_teacher = truth_of(model64, theirs.input_ids, places).surprisals
-        own = np.array(row[TOKEN_SURPRISALS])
-        starts, others = (np.flatnonzero(e.step_starts[e.scored]) for e in (mine, theirs))
-        if len(starts) != len(others):
-            assert row["score_provenance"] is None
-            continue
-        gaps = [
-            (own[a:b].sum() - by_teacher[c:d].sum()) / (b - a)
-            for a, b, c, d in zip(starts, [*starts[1:], len(own)], others, [*others[1:], len(by_teacher)], strict=True)
-        ]
-        assert row["score_provenance"] == pytest.approx(np.mean(np.array(gaps) >= 0.1))
-        compared += 1
-    assert compared >= 2
-
-
-def test_a_teacher_is_for_provenance_alone(tiny_student, tiny_tokenizer):
-    teacher = teacher_of(tiny_student, tiny_tokenizer)
-    column = {"teacher_logprobs_column": "logprobs"}
-    for settings in (
-        {"scores": ["provenance"]},
-        {"scores": ["provenance"], "teacher": teacher, **column},
-        {"scores": ["rank"], "teacher": teacher},
-        {"scores": ["rank"], **column},
-    ):
-        with pytest.raises(ValueError, match="'provenance' needs the teacher's model or a column with its log-prob"):
-            RSRScorer(tiny_student(), tiny_tokenizer, **settings)
-
-
-def test_another_teacher_is_another_run_but_the_same_student(scorer, tiny_student, tiny_tokenizer):
-    other = RSRScorer(
-        scorer.student.model, tiny_tokenizer, scores=NAMES, teacher=RSRScorer(tiny_student(seed=9), tiny_tokenizer)
-    )
-    assert other.fingerprint == scorer.fingerprint
-    different = [name for name, value in scorer.identity.items() if other.identity[name] != value]
-    assert different == ["teacher"]
-
-
 def test_a_beginning_of_sequence_token_stays_without_the_prompt(stories260k):
     scorer = RSRScorer(stories260k, scores=["ifd"])
     row = {"prompt": "Once upon a time", "completion": " there was a cat."}
@@ -341,7 +277,7 @@ def test_a_beginning_of_sequence_token_stays_without_the_prompt(stories260k):
 def test_asking_for_scores_changes_nothing_else(scorer, rows, tiny_tokenizer):
     plain = RSRScorer(scorer.student.model, tiny_tokenizer).score(Dataset.from_list(rows))
     scored = scorer.score(Dataset.from_list(rows))
-    assert scored.column_names == [*plain.column_names, *ALL_COLUMNS]
+    assert scored.column_names == [*plain.column_names, *(c for c in ALL_COLUMNS if c != "score_provenance")]
     assert scored.select_columns(plain.column_names).to_list() == plain.to_list()  # rsr_student too
     assert available_scores(scored) == NAMES
     assert available_scores(plain) == ["rsr", "surprisal", "rank", "length"]
@@ -356,9 +292,11 @@ def test_stored_columns_are_the_very_scores(scorer, rows):
 def test_names():
     assert check_scores(None) == () and check_scores("all") == ONE_PASS
     assert check_scores(["rank", "surprisal", "rank"]) == ("surprisal", "rank")
-    assert set(NAMES) - set(ONE_PASS) == {"ifd", "lalp", "provenance"}
+    assert set(NAMES) - set(ONE_PASS) == {"ifd", "lalp"}
     with pytest.raises(ValueError, match="There is no score 'suprisal'. There are rsr, rsr_filtered, surprisal,"):
         RSRScorer("not loaded", scores=["suprisal"])
+    with pytest.raises(RSRError, match=r"rsr_trl\.experimental\.provenance\.score_provenance"):
+        RSRScorer("not loaded", scores=["provenance"])
 
 
 def test_columns_of_an_earlier_scoring(scorer, rows, tiny_tokenizer):
@@ -367,7 +305,7 @@ def test_columns_of_an_earlier_scoring(scorer, rows, tiny_tokenizer):
     again = RSRScorer(scorer.student.model, tiny_tokenizer, scores=["rank"])
     with pytest.raises(ValueError, match="already has the columns .*'score_lark'"):
         again.score(scored)
-    again.overwrite = True
+    again = RSRScorer(scorer.student.model, tiny_tokenizer, scores=["rank"], overwrite=True)
     assert again.score(scored).column_names == again.score(dataset).column_names  # the other scores are gone
     with pytest.raises(ValueError, match="'score_lark'.* of an earlier scoring, and map can't drop columns"):
         scored.map(again)
@@ -403,7 +341,7 @@ def test_the_code_of_the_docs_runs(tmp_path, monkeypatch):
 def test_the_docs_list_every_score():
     lines = [line for line in DOCS.splitlines() if line.startswith("| `")]
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    assert [row[0].strip("`") for row in table] == NAMES
+    assert [row[0].strip("`") for row in table] == list(SCORES)
     for name, _, prefer, needs, source in table:
         score = SCORES[name.strip("`")]
         assert prefer == score.prefer

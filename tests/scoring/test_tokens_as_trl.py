@@ -65,7 +65,7 @@ FORMATS = {
         {"messages": MULTI, "chat_template_kwargs": {"enable_thinking": True}},
     ],
     "chat_template_kwargs_prompt": [
-        {"prompt": SINGLE[:1], "completion": SINGLE[1:], "chat_template_kwargs": {"enable_thinking": False}},
+        {"prompt": SINGLE[:1], "completion": SINGLE[1:], "chat_template_kwargs": {"enable_thinking": False}}
     ],
     "chat_template_of_a_row": [
         {"messages": MULTI, "chat_template_kwargs": {"chat_template": TEMPLATES["qwen2_5"]}},
@@ -97,10 +97,7 @@ def assert_as_trl(tokenize, dataset, streamed=True):
 
 @pytest.mark.parametrize(("name", "assistant_only_loss"), SETTINGS)
 def test_format(name, assistant_only_loss, qwen3):
-    streamed = name not in (
-        "messages_tools",
-        "prompt_completion",
-    )  # these two by way of files
+    streamed = name not in ("messages_tools", "prompt_completion")  # these two by way of files
     tokenize = ExampleTokenizer(qwen3, assistant_only_loss=assistant_only_loss)
     assert_as_trl(tokenize, Dataset.from_list(FORMATS[name]), streamed)
 

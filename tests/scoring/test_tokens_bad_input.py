@@ -21,10 +21,7 @@ BAD = [
     ("prompt is empty", {"prompt": [], "completion": [assistant("a")]}),
     (
         "prompt and completion must both be strings or both be lists of messages",
-        {
-            "prompt": [user("q")],
-            "completion": "a",
-        },
+        {"prompt": [user("q")], "completion": "a"},
     ),
     ("no token to score", {"prompt": "q", "completion": "<|im_end|>"}),
     ("the tokenizer can't encode it", {"prompt": "q", "completion": SURROGATE}),
@@ -45,10 +42,7 @@ BAD = [
     ("messages[0] has the unknown role 'human'", {"conversations": [{"from": "human", "value": "q"}]}),
     (
         "completion[0] has the unknown role 'Assistant'",
-        {
-            "prompt": [user("q")],
-            "completion": [{"role": "Assistant", "content": "a"}],
-        },
+        {"prompt": [user("q")], "completion": [{"role": "Assistant", "content": "a"}]},
     ),
     (
         "messages[1] has int as content, expected a string",
@@ -78,10 +72,7 @@ BAD = [
     ("tools is not valid JSON", {**CHAT, "tools": ""}),
     (
         "the chat template can't render it: Tools should either be a JSON schema",
-        {
-            "messages": SINGLE,
-            "tools": '{"a": 1}',
-        },
+        {"messages": SINGLE, "tools": '{"a": 1}'},
     ),
     ("the chat template can't render it: 'int' object is not iterable", {"messages": SINGLE, "tools": 3}),
     (
@@ -99,17 +90,11 @@ BAD = [
     ),
     (
         "multiple values for keyword argument 'add_generation_prompt'",
-        {
-            **CHAT,
-            "chat_template_kwargs": {"add_generation_prompt": True},
-        },
+        {**CHAT, "chat_template_kwargs": {"add_generation_prompt": True}},
     ),
     (
         "multiple values for argument 'conversation'",
-        {
-            "messages": SINGLE,
-            "chat_template_kwargs": {"conversation": SINGLE},
-        },
+        {"messages": SINGLE, "chat_template_kwargs": {"conversation": SINGLE}},
     ),
     (
         "the chat template leaves out content that is a list of parts (message 1): give a string",

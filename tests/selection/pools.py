@@ -1,4 +1,4 @@
-"""Scored pools without a model: one in which nothing is wrong, to plant things in."""
+"""Scored pools without a model."""
 
 import numpy as np
 from datasets import Dataset
@@ -21,6 +21,23 @@ def clean_pool(seed: int = 0, problems: int = 100, teachers: int = 6, **changes)
         "rsr_truncated": np.zeros(size, dtype=bool),
         "rsr_error": [None] * size,
         "rsr_student": ["one"] * size,
+    }
+    return Dataset.from_dict(rows | changes)
+
+
+def scored(num_rows: int = 6, **changes) -> Dataset:
+    """Rows as a plain scoring pass leaves them, of two problems by three teachers; the last one has no score."""
+    ranks = [*np.linspace(2, 4, num_rows - 1), None]
+    surprisals = [*np.linspace(1.5, 0.5, num_rows - 1), None]
+    rows = {
+        "rsr": [None if r is None else r / s for r, s in zip(ranks, surprisals, strict=True)],
+        "rsr_mean_clipped_rank": ranks,
+        "rsr_mean_surprisal": surprisals,
+        "rsr_num_tokens": [*range(10, 10 * num_rows, 10), 0],
+        "rsr_truncated": [False] * num_rows,
+        "rsr_student": ["s"] * num_rows,
+        "problem_id": [i // 3 for i in range(num_rows)],
+        "teacher": ["abc"[i % 3] for i in range(num_rows)],
     }
     return Dataset.from_dict(rows | changes)
 

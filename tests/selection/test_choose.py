@@ -2,11 +2,16 @@ import itertools
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
+from scipy.optimize import Bounds, LinearConstraint, milp
 
+from rsr_trl.rsr import RSRError
+from rsr_trl.scoring.scores import SCORES
 from rsr_trl.selection.choose import Criteria, Selection, choose, select_trajectories
 from rsr_trl.selection.table import ScoredTable
+from tests.selection import pools
 
 
 def selection_of(dataset: Dataset, by: Criteria) -> Selection:
@@ -55,10 +60,10 @@ class TestGroups:
         best = select_trajectories(scored(), group_column="problem_id")
         assert best["teacher"] == ["c", "c"] and best["rsr"] == [2.0, 4.0]
         assert best.column_names == scored().column_names
-
-    def test_full_ties_go_to_the_first_row(self):
         tied = scored(rsr=[2.0] * 6, rsr_num_tokens=[7] * 6)
         assert select_trajectories(tied, group_column="problem_id")["teacher"] == ["a", "a"]
+        assert select_trajectories(scored(), "problem_id", max_tokens=30)["rsr"] == [3.0, 5.0]
+        assert select_trajectories(scored().select([]), "problem_id").num_rows == 0
 
     @pytest.mark.parametrize("prefer, sign", [("low", 1), ("high", -1)])
     @pytest.mark.parametrize("keep", [1, 3, 99])
@@ -107,9 +112,28 @@ class TestWithoutGroups:
         assert select_trajectories(scored(), score_threshold=4.0, prefer="high")["rsr"] == [5.0, 4.0]
         assert select_trajectories(scored(), score_threshold=0.5).num_rows == 0
 
-    def test_a_score_of_ones_own(self):
+
+class TestByAnotherScore:
+    @pytest.mark.parametrize("name, rows", [("surprisal", [2, 4]), ("rank", [0, 3]), ("length", [2, 4])])
+    def test_by_its_own_direction(self, name, rows):
+        dataset = pools.scored(row=range(6))
+        assert select_trajectories(dataset, "problem_id", score=name)["row"][:] == rows
+        other = "high" if SCORES[name].prefer == "low" else "low"
+        assert select_trajectories(dataset, "problem_id", score=name, prefer=other)["row"][:] != rows
+
+    def test_by_a_column_of_ones_own(self):
         own = Dataset.from_dict({"judge": [1, 5, 3]})
         assert select_trajectories(own, keep_fraction=0.3, score="judge", prefer="high")["judge"] == [5]
+        with pytest.raises(RSRError, match="Which end"):
+            select_trajectories(own, keep_fraction=0.3, score="judge")
+
+    def test_a_threshold_and_a_cap(self):
+        dataset = pools.scored(score_lark=[0.1, 0.2, 0.3, 0.4, 0.5, None])
+        kept = select_trajectories(dataset, score_threshold=0.3, score="lark")
+        assert kept["score_lark"][:] == [0.3, 0.4, 0.5]  # high is better
+        options = dict(score="lark", max_share_per_teacher=0.5, teacher_column="teacher")
+        capped = select_trajectories(dataset, keep_fraction=0.4, **options)
+        assert sorted(capped["score_lark"][:]) == [0.4, 0.5]
 
 
 class TestRequireAndLength:
@@ -126,15 +150,12 @@ class TestRequireAndLength:
         numbers = scored(correct=[1, 1, 0, None, 1, 0])
         expected = select_trajectories(scored(), keep_fraction=1.0, require="correct")["rsr"]
         assert select_trajectories(numbers, keep_fraction=1.0, require="correct")["rsr"] == expected
-        with pytest.raises(ValueError, match="'correct' must hold true or false, but it is int64"):
+        with pytest.raises(RSRError, match="'correct' must hold true or false, but it is int64"):
             select_trajectories(scored(correct=[1, 2, 0, None, 1, 0]), keep_fraction=1.0, require="correct")
 
     def test_require_can_be_an_error(self):
-        with pytest.raises(ValueError, match="1 of 2 groups in 'problem_id'.*'correct' is true: 'q'"):
+        with pytest.raises(RSRError, match="1 of 2 groups in 'problem_id'.*'correct' is true: 'q'"):
             select_trajectories(scored(), "problem_id", require="correct", when_none_qualifies="error")
-
-    def test_max_tokens(self):
-        assert select_trajectories(scored(), "problem_id", max_tokens=30)["rsr"] == [3.0, 5.0]
 
     def test_min_tokens_leaves_bare_answers_out(self):
         rows = scored(rsr=[5.0, 4.0, 3.0, 3.0, 2.0, 1.0], rsr_num_tokens=[40, 31, 32, 3, 2, 1])
@@ -181,11 +202,15 @@ class TestCap:
         assert max(best["teacher"].count(t) for t in "abc") <= share * 4 * keep
         assert total == pytest.approx(least, abs=1e-12)
 
-    def test_the_proven_bound_is_rounding(self):
+    def test_least_total_of_many_problems(self):
+        """Against a whole-number programme over all rows."""
         pool = random_pool(seed=5, problems=500)
-        criteria = Criteria(group_column="problem_id", max_share_per_teacher=0.21, teacher_column="teacher")
-        selection = selection_of(pool, criteria)
-        assert len(selection.rows) == 500 and selection.excess_bound < 1e-6
+        best, total = total_under_cap(pool, 0.21)
+        frame = pool.to_pandas().dropna(subset="rsr")
+        members = [pd.get_dummies(frame[name], dtype=float).T for name in ("problem_id", "teacher")]
+        limits = [LinearConstraint(members[0], 1, 1), LinearConstraint(members[1], 0, 0.21 * 500)]
+        truth = milp(frame.rsr, integrality=np.ones(len(frame)), bounds=Bounds(0, 1), constraints=limits)
+        assert best.num_rows == 500 and total == pytest.approx(truth.fun, abs=1e-6)
 
     def test_an_idle_cap_changes_nothing(self):
         pool = random_pool(seed=6)
@@ -202,14 +227,12 @@ class TestCap:
         options = dict(max_share_per_teacher=0.5, teacher_column="t")
         assert select_trajectories(pool, keep_fraction=4 / 6, **options)["rsr"] == [1.0, 2.0, 4.0, 5.0]
 
-    def test_a_cap_below_one_trajectory_names_the_smallest(self):
-        with pytest.raises(ValueError, match="smallest share"):
-            select_trajectories(scored(), "problem_id", max_share_per_teacher=0.01, teacher_column="teacher")
-
     def test_a_cap_that_cannot_be_kept_names_the_smallest(self):
         pool = Dataset.from_dict({"p": [0, 1, 2, 2], "t": ["a", "a", "a", "b"], "rsr": [1.0, 2.0, 3.0, 4.0]})
-        with pytest.raises(ValueError, match=r"at most 1 of them.*smallest share.* is 0.6667 \(2 of one teacher\)"):
+        with pytest.raises(RSRError, match=r"at most 1 of them.*smallest share.* is 0.6667 \(2 of one teacher\)"):
             select_trajectories(pool, "p", max_share_per_teacher=0.4, teacher_column="t")
+        with pytest.raises(RSRError, match="smallest share"):  # a cap below one trajectory
+            select_trajectories(pool, "p", max_share_per_teacher=0.01, teacher_column="t")
         assert select_trajectories(pool, "p", max_share_per_teacher=0.6667, teacher_column="t")["t"] == ["a", "a", "b"]
 
 
@@ -246,31 +269,25 @@ class TestBadInput:
         ],
     )
     def test_one_clear_error(self, options, message):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(RSRError, match=message):
             select_trajectories(scored(), **options)
 
-    def test_not_scored_says_how(self):
-        with pytest.raises(ValueError, match="no column 'rsr'.*Score it first with RSRScorer"):
-            select_trajectories(Dataset.from_dict({"prompt": ["a"]}), keep_fraction=0.5)
-
-    def test_nothing_but_nulls(self):
-        with pytest.raises(ValueError, match="None of the 6 rows has a finite score in 'rsr'"):
-            select_trajectories(scored(rsr=[None] * 6), "problem_id")
-
-    def test_null_groups(self):
-        with pytest.raises(ValueError, match="'problem_id' is null in 1 of 6 rows .the first is row 2"):
-            select_trajectories(scored(problem_id=["p", "p", None, "q", "q", "q"]), "problem_id")
-
-    def test_scores_of_two_students(self):
-        with pytest.raises(ValueError, match="scored by 2 different students.*'s1', 's2'"):
-            select_trajectories(scored(rsr_student=["s1"] * 5 + ["s2"]), "problem_id")
+    @pytest.mark.parametrize(
+        "dataset, message",
+        [
+            (Dataset.from_dict({"problem_id": ["a"]}), "no column 'rsr'.*Score it first with RSRScorer"),
+            (scored(rsr=[None] * 6), "None of the 6 rows has a finite score in 'rsr'"),
+            (scored(problem_id=["p", "p", None, "q", "q", "q"]), "'problem_id' is null in 1 of 6 rows .*is row 2"),
+            (scored(rsr_student=["s1"] * 5 + ["s2"]), "scored by 2 different students.*'s1', 's2'"),
+        ],
+    )
+    def test_what_cannot_be_chosen_from(self, dataset, message):
+        with pytest.raises(RSRError, match=message):
+            select_trajectories(dataset, "problem_id")
 
     def test_streams(self):
         with pytest.raises(TypeError, match="all of them at once.*not IterableDataset"):
             select_trajectories(scored().to_iterable_dataset(), "problem_id")
-
-    def test_empty(self):
-        assert select_trajectories(scored().select([]), "problem_id").num_rows == 0
 
 
 def test_dataset_dict_is_chosen_from_split_by_split():

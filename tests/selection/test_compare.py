@@ -2,13 +2,21 @@ import json
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 from datasets import DatasetDict
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import binomtest, mannwhitneyu, rankdata, spearmanr
 
-from rsr_trl.rsr import dataset_rsr
+from rsr_trl.rsr import RSRError
 from rsr_trl.selection.choose import select_trajectories
-from rsr_trl.selection.compare import compare_scores
+from rsr_trl.selection.compare import (
+    chance_overlap,
+    compare_scores,
+    comparison_table,
+    correct_first,
+    rank_correlation,
+)
+from rsr_trl.selection.table import read_score
 from tests.selection.pools import clean_pool, column
 
 
@@ -31,41 +39,48 @@ def pool():
 
 
 def usable(dataset):
-    """Rows as dicts that have a finite value of all scores, with their scores turned to lower = more suitable."""
-    rows = [row for row in dataset if row["rsr"] is not None and not np.isnan(row["rsr"])]
-    rows = [row for row in rows if row["quality"] is not None]
-    costs = {
-        "rsr": [row["rsr"] for row in rows],
-        "surprisal": [row["rsr_mean_surprisal"] for row in rows],
-        "quality": [-row["quality"] for row in rows],
-    }
-    return rows, costs
+    """Frames of the rows that have a finite value of all scores, and of their scores as costs."""
+    frame = dataset.to_pandas().dropna(subset=["rsr", "quality"]).reset_index(drop=True)
+    costs = pd.DataFrame(
+        {"rsr": frame.rsr, "surprisal": frame.rsr_mean_surprisal, "quality": -frame.quality.astype(float)}
+    )
+    return frame, costs
 
 
 def compared(dataset, **options):
     return compare_scores(dataset, scores=["surprisal"], own_scores={"quality": "high"}, **COLUMNS | options)
 
 
+def naive_within(values, group):
+    """Rank every group by itself, as the words say it, and correlate what is left of all rows."""
+    rows = []
+    for label in np.unique(group):
+        part = values[group == label]
+        ranks = np.stack([rankdata(column) for column in part.T], axis=1) / len(part)
+        rows.append(ranks - ranks.mean(axis=0))
+    return np.corrcoef(np.concatenate(rows).T)
+
+
+def naive_pairs(cost, correct, group):
+    won, pairs = 0.0, 0
+    for i in np.flatnonzero(correct):
+        for j in np.flatnonzero(~correct & (group == group[i])):
+            won += 1.0 if cost[i] < cost[j] else 0.5 * (cost[i] == cost[j])
+            pairs += 1
+    return won / pairs
+
+
 class TestAgainstLoops:
     def test_rank_correlation_within_problems(self, pool):
-        rows, costs = usable(pool)
-        names = [row["problem_id"] for row in rows]
-        ranks = {name: np.zeros(len(rows)) for name in costs}
-        for problem in set(names):
-            at = [i for i, name in enumerate(names) if name == problem]
-            for score, cost in costs.items():
-                part = rankdata([cost[i] for i in at]) / len(at)
-                ranks[score][at] = part - part.mean()
-        truth = np.corrcoef(list(ranks.values()))
-        result = compared(pool)
+        frame, costs = usable(pool)
+        truth, result = naive_within(costs.to_numpy(), frame.problem_id.to_numpy()), compared(pool)
         assert [score["name"] for score in result.scores] == ["rsr", "surprisal", "quality"]
         np.testing.assert_allclose(result.rank_correlation, truth)
         assert [score["rank_correlation"] for score in result.scores] == pytest.approx(truth[0].tolist())
 
     def test_rank_correlation_and_length_without_problems(self, pool):
-        rows, costs = usable(pool)
-        tokens = [row["rsr_num_tokens"] for row in rows]
-        truth = spearmanr(np.array([*costs.values(), tokens]).T).statistic
+        frame, costs = usable(pool)
+        truth = spearmanr(costs.assign(tokens=frame.rsr_num_tokens)).statistic
         result = compared(pool, problem_column=None)
         np.testing.assert_allclose(result.rank_correlation, truth[:3, :3])
         for score, row in zip(result.scores, truth, strict=False):
@@ -102,43 +117,28 @@ class TestAgainstLoops:
         assert result.rule == words
 
     def test_correct_first_within_problems(self, pool):
-        rows, costs = usable(pool)
+        frame, costs = usable(pool)
+        known = frame.correct.notna()
         for score in compared(pool).scores:
-            cost, won, pairs = costs[score["name"]], 0.0, 0
-            for i, j in combinations(range(len(rows)), 2):
-                kinds = {rows[i]["correct"], rows[j]["correct"]}
-                if rows[i]["problem_id"] != rows[j]["problem_id"] or kinds != {True, False}:
-                    continue
-                right, wrong = (i, j) if rows[i]["correct"] else (j, i)
-                won += 1.0 if cost[right] < cost[wrong] else 0.5 * (cost[right] == cost[wrong])
-                pairs += 1
-            assert pairs > 20 and score["correct_first"] == pytest.approx(won / pairs)
+            correct, problem = (frame[name][known].to_numpy() for name in ("correct", "problem_id"))
+            truth = naive_pairs(costs[score["name"]][known].to_numpy(), correct == True, problem)  # noqa: E712
+            assert score["correct_first"] == pytest.approx(truth)
             assert score["correct_first_low"] < score["correct_first"] < score["correct_first_high"]
 
     def test_teachers_on_the_problems_that_all_have(self, pool):
-        rows, costs = usable(pool)
-        has = {row["problem_id"]: set() for row in rows}
-        for row in rows:
-            has[row["problem_id"]].add(row["teacher"])
-        shared = [i for i, row in enumerate(rows) if len(has[row["problem_id"]]) == 4]
-        values = {}
-        for name in ("t0", "t1", "t2", "t3"):
-            mine = [rows[i] for i in shared if rows[i]["teacher"] == name]
-            rank, surprisal, quality = (
-                np.array([row[column] for row in mine])
-                for column in ("rsr_mean_clipped_rank", "rsr_mean_surprisal", "quality")
-            )
-            values[name] = (dataset_rsr(rank, surprisal), surprisal.mean(), quality.mean())
+        frame, _ = usable(pool)
+        frame = frame[frame.groupby("problem_id").teacher.transform("nunique") == 4]
+        means = frame.groupby("teacher")[["rsr_mean_clipped_rank", "rsr_mean_surprisal", "quality"]].mean()
+        values = means.assign(rsr_mean_clipped_rank=means.rsr_mean_clipped_rank / means.rsr_mean_surprisal)  # Eq. 9
         result = compared(pool)
-        assert result.num_shared_problems == len({rows[i]["problem_id"] for i in shared}) < 30
-        table = {row["teacher"]: row for row in result.teachers}
-        assert [row["teacher"] for row in result.teachers] == sorted(values, key=lambda name: values[name][0])
-        costs = np.array(list(values.values())) * [1, 1, -1]
-        places = rankdata(costs.round(9), method="min", axis=0)
-        for (name, truth), place in zip(values.items(), places, strict=True):
-            assert list(table[name]["values"].values()) == pytest.approx(list(truth))
-            assert list(table[name]["places"].values()) == place.tolist()
-            assert table[name]["trajectories"] == result.num_shared_problems
+        assert result.num_shared_problems == frame.problem_id.nunique() < 30
+        assert [row["teacher"] for row in result.teachers] == list(values.index[np.argsort(values.iloc[:, 0])])
+        costs = values.to_numpy() * [1, 1, -1]
+        places = pd.DataFrame(rankdata(costs.round(9), method="min", axis=0), values.index)
+        for row in result.teachers:
+            assert list(row["values"].values()) == pytest.approx(values.loc[row["teacher"]].tolist())
+            assert list(row["places"].values()) == places.loc[row["teacher"]].tolist()
+            assert row["trajectories"] == result.num_shared_problems
         np.testing.assert_allclose(result.teacher_agreement, spearmanr(costs).statistic)
 
 
@@ -152,19 +152,44 @@ def test_order_of_rows_and_monotone_changes_of_a_score_play_no_part(pool):
     assert after["scores"][2]["correct_first"] == pytest.approx(before["scores"][2]["correct_first"])
 
 
-def test_by_default_every_score_that_is_there(pool):
-    dataset = pool.add_column("score_random", np.random.default_rng(0).random(len(pool)).tolist())
-    result = compare_scores(dataset)
-    assert [score["name"] for score in result.scores] == ["rsr", "surprisal", "rank", "length", "random"]
-    assert result.num_compared == int(np.isfinite(column(pool, "rsr")).sum())
-    assert abs(result.scores[4]["rank_correlation"]) < 0.3
+def names_and_ends(dataset, scores=None, own_scores=None, notes=None):
+    return comparison_table(dataset, scores, own_scores, None, [] if notes is None else notes).prefer
 
 
-def test_a_column_of_the_score_itself_wins_over_what_every_dataset_has(pool):
-    dataset = pool.add_column("score_surprisal", column(pool, "price").astype(float).tolist())
-    by_name = {score["name"]: score for score in compare_scores(dataset).scores}
-    own = compare_scores(pool, own_scores={"price": "low"}).scores[-1]
-    assert by_name["surprisal"] == {**own, "name": "surprisal"}
+class TestWhatIsCompared:
+    def test_rsr_first_and_each_once(self, pool):
+        assert names_and_ends(pool, ["length", "rsr", "length"]) == {"rsr": "low", "length": "high"}
+        assert [score["name"] for score in compare_scores(pool).scores] == ["rsr", "surprisal", "rank", "length"]
+        assert compare_scores(pool).num_compared == int(np.isfinite(column(pool, "rsr")).sum())
+
+    def test_scores_can_be_turned_round_but_not_rsr(self, pool):
+        assert names_and_ends(pool, None, {"length": "low"})["length"] == "low"
+        with pytest.raises(RSRError, match="lower is more suitable"):
+            names_and_ends(pool, None, {"rsr": "high"})
+
+    def test_every_score_of_the_package_with_its_direction(self, pool):
+        """Also one that is made from the columns of others, and one whose name is a column of the user's too."""
+        for name in ("score_lark", "score_drop", "rsr_step_share"):
+            pool = pool.add_column(name, np.random.default_rng(0).uniform(0.1, 0.2, len(pool)))
+        pool, notes = pool.add_column("length", [7] * len(pool)), []
+        table = comparison_table(pool, None, None, None, notes)
+        assert list(table.values) == ["rsr", "surprisal", "rank", "drop", "casl", "lark", "length"] and notes == []
+        assert list(table.prefer.values()) == ["low"] * 5 + ["high"] * 2
+        np.testing.assert_array_equal(table.cost("lark"), -column(pool, "score_lark"))
+        np.testing.assert_array_equal(table.cost("length"), -column(pool, "rsr_num_tokens"))
+        np.testing.assert_array_equal(table.values["casl"], read_score(pool, "casl"))
+
+    def test_a_column_of_the_score_itself_wins_over_what_every_dataset_has(self, pool):
+        dataset = pool.add_column("score_surprisal", column(pool, "price").astype(float).tolist())
+        by_name = {score["name"]: score for score in compare_scores(dataset).scores}
+        own = compare_scores(pool, own_scores={"price": "low"}).scores[-1]
+        assert by_name["surprisal"] == {**own, "name": "surprisal"}
+
+    def test_scores_of_unknown_direction_are_said_and_can_be_named(self, pool):
+        dataset, notes = pool.rename_column("price", "score_price"), []
+        assert "score_price" not in names_and_ends(dataset, notes=notes)
+        assert "'score_price'" in compare_scores(dataset).notes[0] == notes[0]
+        assert names_and_ends(dataset, None, {"score_price": "low"}, notes)["score_price"] == "low" and len(notes) == 1
 
 
 def test_what_is_left_out_is_said(pool):
@@ -175,15 +200,6 @@ def test_what_is_left_out_is_said(pool):
     assert f"Compared on the {len(rows)} of 120 trajectories" in result.notes[0]
     assert f"quality in {missing}" in result.notes[0]
     assert compare_scores(clean_pool(), **COLUMNS).notes == []
-
-
-def test_scores_of_unknown_direction_are_said_and_can_be_named(pool):
-    dataset = pool.rename_column("price", "score_price")
-    assert "'score_price'" in compare_scores(dataset).notes[0]
-    assert "score_price" not in [score["name"] for score in compare_scores(dataset).scores]
-    named = compare_scores(dataset, own_scores={"score_price": "low"})
-    assert named.scores[-1] | {"name": "score_price", "prefer": "low"} == named.scores[-1]
-    assert not any("score_price" in note for note in named.notes)
 
 
 def test_teachers_that_share_no_problem_are_compared_on_what_they_have():
@@ -228,22 +244,101 @@ class TestErrors:
         ],
     )
     def test_one_message(self, pool, options, message):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(RSRError, match=message):
             compare_scores(pool, **options)
 
-    def test_an_unscored_dataset(self, pool):
-        with pytest.raises(ValueError, match="Score it first"):
+    def test_datasets_that_cannot_be_compared(self, pool):
+        with pytest.raises(RSRError, match="Score it first"):
             compare_scores(pool.remove_columns("rsr"), scores=["surprisal"])
-
-    def test_several_students(self):
-        with pytest.raises(ValueError, match="2 different students"):
+        with pytest.raises(RSRError, match="2 different students"):
             compare_scores(clean_pool(rsr_student=["one"] * 599 + ["two"]))
-
-    def test_no_row_with_all_scores(self, pool):
-        dataset = pool.add_column("empty", [None] * len(pool))
-        with pytest.raises(ValueError, match="'empty' lacks most, in 120 rows"):
-            compare_scores(dataset, own_scores={"empty": "low"})
-
-    def test_splits(self, pool):
+        with pytest.raises(RSRError, match="'empty' lacks most, in 120 rows"):
+            compare_scores(pool.add_column("empty", [None] * len(pool)), own_scores={"empty": "low"})
         with pytest.raises(TypeError, match="DatasetDict"):
             compare_scores(DatasetDict(train=pool))
+
+
+class TestRankCorrelation:
+    def test_is_spearmans_with_ties(self):
+        values = np.random.default_rng(0).integers(0, 6, (80, 4)).astype(float)
+        np.testing.assert_allclose(rank_correlation(values), spearmanr(values).statistic, atol=1e-12)
+
+    def test_within_groups_of_any_size(self):
+        rng = np.random.default_rng(1)
+        values, group = rng.integers(0, 5, (200, 3)).astype(float), rng.integers(0, 40, 200)
+        np.testing.assert_allclose(rank_correlation(values, group), naive_within(values, group), atol=1e-12)
+
+    def test_what_differs_between_groups_plays_no_part(self):
+        rng = np.random.default_rng(2)
+        values, group = rng.normal(size=(120, 3)), np.repeat(np.arange(20), 6)
+        moved = values + 100 * rng.normal(size=(20, 3))[group]
+        np.testing.assert_allclose(rank_correlation(moved, group), rank_correlation(values, group))
+        assert abs(rank_correlation(moved)[0, 1] - rank_correlation(values)[0, 1]) > 0.1
+
+    def test_what_does_not_vary_has_none(self):
+        values = np.stack([np.ones(9), np.arange(9.0)], axis=1)
+        assert np.isnan(rank_correlation(values)).tolist() == [[True, True], [True, False]]
+        assert np.isnan(rank_correlation(values, np.arange(9))).all()  # groups of one row
+
+
+class TestCorrectFirst:
+    @pytest.mark.parametrize("seed", range(5))
+    def test_share_of_pairs_with_ties_half(self, seed):
+        rng = np.random.default_rng(seed)
+        cost, correct = rng.integers(0, 5, 90).astype(float), rng.random(90) < 0.6
+        group = rng.integers(0, 25, 90)
+        share, low, high = correct_first(cost, correct, group)
+        assert share == pytest.approx(naive_pairs(cost, correct, group)) and low < share < high
+        auc = mannwhitneyu(-cost[correct], -cost[~correct]).statistic / correct.sum() / (~correct).sum()
+        assert correct_first(cost, correct)[0] == pytest.approx(auc)
+
+    def test_lower_cost_of_correct_ones_is_above_chance(self):
+        cost, correct = np.array([1.0, 3.0, 2.0, 4.0]), np.array([True, False, False, True])
+        assert correct_first(cost, correct)[0] == 0.5
+        assert correct_first(cost, correct, np.array([0, 0, 1, 1]))[0] == 0.5
+        assert correct_first(np.array([1.0, 3.0, 4.0, 2.0]), correct)[0] == 1.0
+
+    @pytest.mark.parametrize("grouped", [True, False])
+    def test_interval_covers_what_it_states(self, grouped):
+        rng = np.random.default_rng(7)
+        # Two normals one apart: P(correct is lower) = Phi(1 / sqrt 2). Problems differ in difficulty and accuracy.
+        truth, covered = 0.7602, []
+        for _ in range(400):
+            group = np.repeat(np.arange(60), 5)
+            correct = rng.random(300) < (rng.uniform(0.2, 0.9, 60)[group] if grouped else 0.6)
+            cost = rng.normal(size=300) - correct + (3 * rng.normal(size=60)[group] if grouped else 0)
+            _, low, high = correct_first(cost, correct, group if grouped else None)
+            covered.append(low <= truth <= high)
+        assert 0.92 <= np.mean(covered) <= 0.98
+
+    def test_says_nothing_where_nothing_can_be_said(self):
+        one, both = np.ones(4, dtype=bool), np.array([True, True, False, False])
+        assert np.isnan(correct_first(np.arange(4.0), one)).all()
+        assert np.isnan(correct_first(np.zeros(0), np.zeros(0, dtype=bool))[0])
+        assert np.isnan(correct_first(np.arange(4.0), both, np.array([0, 1, 2, 3]))[0])  # no pair within a problem
+        assert np.isnan(correct_first(np.zeros(4), both, np.array([0, 1, 1, 0]))[1])  # nothing but ties
+
+    @pytest.mark.parametrize("sign", [1, -1])
+    def test_all_pairs_one_way_bound_the_share_as_so_many_coins_would(self, sign):
+        correct, group = np.tile([True, True, False], 30), np.repeat(np.arange(30), 3)
+        bound = binomtest(30, 30).proportion_ci(method="exact").low
+        expected = (1.0, bound, 1.0) if sign == 1 else (0.0, 0.0, 1 - bound)
+        assert correct_first(-sign * correct.astype(float), correct, group) == pytest.approx(expected)
+        assert correct_first(-sign * correct.astype(float), correct) == pytest.approx(expected)  # 30 incorrect
+
+
+def test_chance_overlap_is_that_of_random_choices():
+    rng = np.random.default_rng(3)
+    group = np.repeat(np.arange(30), rng.integers(1, 8, 30))
+
+    def at_random(group):
+        order = np.lexsort((rng.random(len(group)), group))
+        place = np.arange(len(group)) - np.searchsorted(group[order], group[order])
+        chosen = np.zeros(len(group), dtype=bool)
+        chosen[order[place < 2]] = True
+        return chosen
+
+    chosen = at_random(group)
+    seen = np.mean([(at_random(group) & chosen).sum() / chosen.sum() for _ in range(2000)])
+    assert chance_overlap(chosen, group) == pytest.approx(seen, abs=0.01)
+    assert chance_overlap(chosen) == pytest.approx(chosen.mean())

@@ -41,35 +41,50 @@ def test_nothing_is_said_of_a_pool_without_failure_modes(seed, without):
     assert findings(clean_pool(seed), **dict.fromkeys(without)) == {}
 
 
-class TestShort:
-    def test_a_teacher_that_only_answers_is_named_even_if_never_chosen(self):
-        dataset = clean_pool()
-        rows = of_teacher(dataset, "t3")
-        finding = only(planted(dataset, rows, rsr_num_tokens=8, rsr=50.0), "short responses")
-        assert (finding.rows, finding.teachers) == (100, ["t3"])
-        assert "100 trajectories (17% of all, 0% of what RSR chooses; most of what 't3' wrote)" in finding.what
-        assert "rsr select --min_tokens 32" in finding.what_to_do
+def every(number):
+    return lambda dataset: np.arange(len(dataset)) % number == 0
 
-    def test_many_of_all_teachers(self):
-        dataset = clean_pool()
-        rows = np.arange(600) % 7 == 0
-        finding = only(planted(dataset, rows, rsr_num_tokens=31), "short responses")
-        assert (finding.rows, finding.teachers) == (86, [])
-        assert findings(planted(dataset, rows, rsr_num_tokens=32)) == {}
 
-    def test_few_are_not_a_failure_mode_and_few_that_are_chosen_are(self):
-        dataset = clean_pool()
-        rows = np.arange(600) % 43 == 0
-        assert findings(planted(dataset, rows, rsr_num_tokens=8, rsr=50.0)) == {}
-        finding = only(planted(dataset, rows, rsr_num_tokens=8, rsr=0.5), "short responses")
-        assert finding.example_rows == np.flatnonzero(rows)[:5].tolist()
+@pytest.mark.parametrize(
+    "rows, values, name, what, remedy",
+    [
+        # A teacher that only answers is named even if never chosen.
+        (
+            lambda dataset: of_teacher(dataset, "t3"),
+            dict(rsr_num_tokens=8, rsr=50.0),
+            "short responses",
+            "100 trajectories (17% of all, 0% of what RSR chooses; most of what 't3' wrote)",
+            "rsr select --min_tokens 32",
+        ),
+        (every(7), dict(rsr_num_tokens=31), "short responses", "86 trajectories (14% of all, ", "--min_tokens"),
+        (every(7), dict(rsr_num_tokens=32), None, None, None),
+        (every(43), dict(rsr_num_tokens=8, rsr=50.0), None, None, None),  # few, and never chosen
+        (every(43), dict(rsr_num_tokens=8, rsr=0.5), "short responses", "14 trajectories (2% of all, 14% of", "--min"),
+        (every(1), dict(rsr_mean_clipped_rank=55.0), "foreign to the student", "600 trajectories", "--as_chat"),
+        (lambda dataset: of_teacher(dataset, "t1"), dict(rsr_mean_clipped_rank=55.0, rsr=9.0), None, None, None),
+        (every(15), dict(rsr_truncated=True), "truncated trajectories", "40 trajectories (7% of all", "--max_length"),
+        (every(101), dict(rsr_truncated=True), None, None, None),
+    ],
+)
+def test_rows_that_mislead(rows, values, name, what, remedy):
+    dataset = clean_pool()
+    rows = rows(dataset)
+    found = findings(planted(dataset, rows, **values))
+    assert list(found) == ([] if name is None else [name])
+    if name is not None:
+        finding = found[name]
+        assert what in finding.what and remedy in finding.what_to_do and finding.rows == rows.sum()
+        assert finding.teachers == (
+            ["t3"] if "'t3'" in what else sorted(set(dataset["teacher"])) if rows.all() else []
+        )
+        assert set(finding.example_rows) <= set(np.flatnonzero(rows)) and len(finding.example_rows) == 5
 
-    def test_examples_are_rows_of_the_dataset_as_it_is(self):
-        dataset = clean_pool()
-        dataset = planted(dataset, np.arange(600) % 7 == 0, rsr_num_tokens=9)
-        dataset = planted(dataset, np.arange(600) < 10, rsr=np.nan).shuffle(seed=1)
-        for row in only(dataset, "short responses").example_rows:
-            assert dataset[row]["rsr_num_tokens"] == 9 and dataset[row]["rsr"] > 0
+
+def test_examples_are_rows_of_the_dataset_as_it_is():
+    dataset = planted(clean_pool(), np.arange(600) % 7 == 0, rsr_num_tokens=9)
+    dataset = planted(dataset, np.arange(600) < 10, rsr=np.nan).shuffle(seed=1)
+    for row in only(dataset, "short responses").example_rows:
+        assert dataset[row]["rsr_num_tokens"] == 9 and dataset[row]["rsr"] > 0
 
 
 class TestNearGuessing:
@@ -100,14 +115,6 @@ class TestNearGuessing:
         assert "random arm" in finding.what_to_do and "`rsr show`" in finding.what_to_do
 
 
-def test_text_that_the_student_hardly_reads():
-    dataset = clean_pool()
-    finding = only(planted(dataset, slice(None), rsr_mean_clipped_rank=55.0), "foreign to the student")
-    assert finding.rows == 600 and "--as_chat" in finding.what_to_do
-    foreign = of_teacher(dataset, "t1")
-    assert findings(planted(dataset, foreign, rsr_mean_clipped_rank=55.0, rsr=9.0)) == {}  # and so never chosen
-
-
 class TestCollapse:
     def test_one_teacher_of_most_chosen(self):
         dataset = clean_pool()
@@ -126,14 +133,6 @@ class TestCollapse:
     def test_of_two_teachers_one_has_half_anyway(self):
         dataset = clean_pool(teachers=2)
         assert findings(planted(dataset, of_teacher(dataset, "t0"), rsr=0.5)) == {}
-
-
-def test_truncated_trajectories():
-    dataset = clean_pool()
-    finding = only(planted(dataset, np.arange(600) % 15 == 0, rsr_truncated=True), "truncated trajectories")
-    assert (finding.rows, finding.teachers) == (40, [])
-    assert "--max_length" in finding.what_to_do
-    assert findings(planted(dataset, np.arange(600) % 101 == 0, rsr_truncated=True)) == {}
 
 
 class TestFewProblems:

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset
-from scipy.stats import norm
+from scipy.integrate import quad
+from scipy.stats import nct, norm
+from scipy.stats import t as student_t
 
-from rsr_trl.selection.contest import Contest
-from rsr_trl.selection.race import race_teachers
+from rsr_trl.rsr import RSRError
+from rsr_trl.selection.race import EFFECT_VARIANCE, Elimination, log_e_value, log_evidence, race_teachers
 
 
 PAPER = Path(__file__).parents[2] / "examples" / "data" / "teacher_student_metrics.csv"
@@ -26,16 +28,16 @@ def draw(rng, problems, ranks, surprisals, rank_spread=0.4, surprisal_spread=0.2
 
 
 def play(ranks, surprisals, goal="best", certainty=0.95, first=20, step=5):
-    """Run the rule over a pool; returns the contest and the trajectories used."""
-    contest = Contest(ranks.shape[1], goal, certainty)
+    """Run the rule over a pool; returns the rule and the trajectories used."""
+    rule = Elimination(ranks.shape[1], goal, certainty)
     start = used = 0
-    while contest.open.sum() > 1 and start < len(ranks):
+    while rule.open.sum() > 1 and start < len(ranks):
         stop = start + (step if start else first)
-        used += int(contest.open.sum()) * len(ranks[start:stop])
-        mask = np.where(contest.open, 1.0, np.nan)
-        contest.add(ranks[start:stop] * mask, surprisals[start:stop] * mask)
+        used += int(rule.open.sum()) * len(ranks[start:stop])
+        mask = np.where(rule.open, 1.0, np.nan)
+        rule.add(ranks[start:stop] * mask, surprisals[start:stop] * mask)
         start = stop
-    return contest, used
+    return rule, used
 
 
 def paper_teachers():
@@ -61,8 +63,8 @@ class TestErrorRate:
         wrong = 0
         for pool in range(2000):
             rng = np.random.default_rng([teachers, pool])
-            contest, _ = play(*draw(rng, 200, np.full(teachers, 3.0), np.full(teachers, 1.0), *spreads))
-            wrong += not contest.open[0]
+            rule, _ = play(*draw(rng, 200, np.full(teachers, 3.0), np.full(teachers, 1.0), *spreads))
+            wrong += not rule.open[0]
         assert wrong / 2000 <= 0.05
 
     def test_a_skewed_rival_gets_no_advantage(self):
@@ -72,17 +74,17 @@ class TestErrorRate:
             rng = np.random.default_rng([3, pool])
             ranks, surprisals = draw(rng, 200, np.full(6, 3.0), np.full(6, 1.0))
             ranks[:, 1:] = 3 * np.exp(0.6 * rng.normal(size=(200, 5)) - 0.18)
-            contest, _ = play(ranks, surprisals)
-            wrong += not contest.open[0]
+            rule, _ = play(ranks, surprisals)
+            wrong += not rule.open[0]
         assert wrong / 2000 <= 0.05
 
     def test_the_order_is_right(self):
         wrong = settled = 0
         for pool in range(2000):
             rng = np.random.default_rng([4, pool])
-            contest, _ = play(*draw(rng, 200, 3.0 * 1.08 ** np.arange(4), np.ones(4)), goal="order")
-            settled += not contest.open.any()
-            wrong += not contest.open.any() and contest.ranking.tolist() != [0, 1, 2, 3]
+            rule, _ = play(*draw(rng, 200, 3.0 * 1.08 ** np.arange(4), np.ones(4)), goal="order")
+            settled += not rule.open.any()
+            wrong += not rule.open.any() and rule.ranking.tolist() != [0, 1, 2, 3]
         assert settled > 500 and wrong / 2000 <= 0.05
 
 
@@ -139,19 +141,14 @@ class TestRace:
         assert race.num_trajectories == sum(row["trajectories"] for row in race.table)
         assert "'a' is the most suitable" in str(race) and "lower = more suitable" in str(race)
 
-    def test_rounds_are_matched_and_seeded(self):
+    def test_rounds_are_matched_and_seeded_and_independent_of_the_order_of_rows(self):
         dataset, score = texts()
-        first, again = (race_teachers(dataset, score, "teacher", "problem_id", seed=1) for _ in range(2))
-        other = race_teachers(dataset, score, "teacher", "problem_id", seed=2)
+        first, again, other = (race_teachers(dataset, score, "teacher", "problem_id", seed=seed) for seed in (1, 1, 2))
         assert first.scored.to_dict() == again.scored.to_dict() != other.scored.to_dict()
         start = first.scored.select(range(60)).to_pandas()
         assert start.groupby("problem_id").teacher.nunique().tolist() == [3] * 20
-
-    def test_the_order_of_rows_does_not_matter(self):
-        dataset, score = texts()
-        one = race_teachers(dataset, score, "teacher", "problem_id")
-        other = race_teachers(dataset.shuffle(seed=9), score, "teacher", "problem_id")
-        assert one.to_pandas().drop(columns="rsr").equals(other.to_pandas().drop(columns="rsr"))
+        shuffled = race_teachers(dataset.shuffle(seed=9), score, "teacher", "problem_id", seed=1)
+        assert first.to_pandas().drop(columns="rsr").equals(shuffled.to_pandas().drop(columns="rsr"))
 
     def test_whole_order(self):
         dataset, score = texts()
@@ -164,7 +161,7 @@ class TestRace:
         race = race_teachers(dataset, score, "teacher", "problem_id", certainty=1 - 1e-9, max_trajectories=100)
         assert not race.certain and race.num_trajectories == 90 and "Not settled" in str(race)
         assert {row["status"] for row in race.table} == {"possible"}
-        with pytest.raises(ValueError, match="max_trajectories=59 is less than the first round, 60 trajectories"):
+        with pytest.raises(RSRError, match="max_trajectories=59 is less than the first round, 60 trajectories"):
             race_teachers(dataset, score, "teacher", "problem_id", max_trajectories=59)
 
     def test_a_pool_that_ends_too_early(self):
@@ -189,20 +186,64 @@ class TestRace:
     )
     def test_options(self, options, message):
         dataset, score = texts()
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(RSRError, match=message):
             race_teachers(dataset, score, "teacher", "problem_id", **options)
 
-    def test_pools_that_cannot_be_compared(self):
+    @pytest.mark.parametrize(
+        "keep, scorer, message",
+        [
+            (lambda row: row["teacher"] == "a", None, "one teacher only, 'a'"),
+            (lambda row: (row["teacher"] == "a") == (row["problem_id"] < "p2"), None, "No problem .* all 3 teachers"),
+            (None, lambda rows: rows.select(range(5)), "got a Dataset of 60 rows and returned 5 rows"),
+            (None, lambda rows: rows, "no column 'rsr_mean_clipped_rank'"),
+            (None, lambda rows: texts()[1](rows.map(lambda row: {"rank": float("nan")})), "None of 60 trajectories"),
+        ],
+    )
+    def test_pools_and_scorers_that_do_not_fit(self, keep, scorer, message):
         dataset, score = texts()
-        with pytest.raises(ValueError, match="one teacher only, 'a'"):
-            race_teachers(dataset.filter(lambda row: row["teacher"] == "a"), score, "teacher", "problem_id")
-        apart = dataset.filter(lambda row: (row["teacher"] == "a") == (row["problem_id"] < "p2"))
-        with pytest.raises(ValueError, match="No problem has a trajectory of all 3 teachers"):
-            race_teachers(apart, score, "teacher", "problem_id")
+        with pytest.raises(RSRError, match=message):
+            race_teachers(dataset.filter(keep) if keep else dataset, scorer or score, "teacher", "problem_id")
 
-    def test_a_scorer_that_returns_something_else(self):
-        dataset, _ = texts()
-        with pytest.raises(ValueError, match="got a Dataset of 60 rows and returned 5 rows"):
-            race_teachers(dataset, lambda rows: rows.select(range(5)), "teacher", "problem_id")
-        with pytest.raises(ValueError, match="no column 'rsr_mean_clipped_rank'"):
-            race_teachers(dataset, lambda rows: rows, "teacher", "problem_id")
+    def test_scores_of_other_students_do_not_matter(self):
+        dataset, score = texts()
+        before = dataset.add_column("rsr_student", ["one", "two"] * 120)
+        assert race_teachers(before, score, "teacher", "problem_id").best == "a"
+
+
+@pytest.mark.parametrize("count, t", [(2, 0.5), (20, 3.0), (20, 0.1), (150, 5.0), (150, -2.0)])
+def test_the_e_value_is_the_mixture_of_likelihood_ratios(count, t):
+    """Against the definition: noncentral t over central t, averaged over a half-normal effect."""
+    spread = EFFECT_VARIANCE**0.5
+
+    def weighted(effect):
+        prior = 2 * np.exp(-0.5 * (effect / spread) ** 2) / (spread * np.sqrt(2 * np.pi))
+        return prior * nct.pdf(t, count - 1, effect * np.sqrt(count)) / student_t.pdf(t, count - 1)
+
+    expected = quad(weighted, 0, 8 * spread, limit=200)[0]
+    assert log_e_value(np.array([t]), np.array([count]))[0] == pytest.approx(np.log(expected), rel=1e-5, abs=1e-6)
+
+
+def test_evidence_is_for_the_lower_ratio():
+    rng = np.random.default_rng(0)
+    surprisals = np.exp(rng.normal(0, 0.2, (60, 2)))
+    ranks = surprisals * np.exp(rng.normal(0, 0.1, (60, 2))) * [2.0, 2.4]
+    low, high = ((ranks[:, [i]], surprisals[:, [i]]) for i in (0, 1))
+    assert log_evidence(low, high)[0] > 10 and log_evidence(high, low)[0] == -np.inf
+
+
+def test_problems_that_one_teacher_lacks_are_left_out_for_the_pair():
+    rng = np.random.default_rng(1)
+    ranks, surprisals = np.exp(rng.normal(0, 0.3, (2, 50, 3))) * [1.0, 1.2, 1.1]
+    ranks[30:, 1] = np.nan
+    both = log_evidence((ranks[:, [0, 0]], surprisals[:, [0, 0]]), (ranks[:, [1, 2]], surprisals[:, [1, 2]]))
+    first = log_evidence((ranks[:30, [0]], surprisals[:30, [0]]), (ranks[:30, [1]], surprisals[:30, [1]]))
+    assert np.isfinite(both).all() and both[0] == pytest.approx(first[0])
+
+
+def test_too_few_problems_and_equal_teachers_are_no_evidence():
+    rng = np.random.default_rng(2)
+    ranks, surprisals = np.exp(rng.normal(0, 0.01, (2, 19, 1)))
+    assert log_evidence((ranks, surprisals), (9 * ranks, surprisals))[0] == -np.inf
+    more = np.tile(ranks, (2, 1)), np.tile(surprisals, (2, 1))
+    assert log_evidence(more, more)[0] == -np.inf
+    assert log_evidence(more, (9 * more[0], more[1]))[0] > 10  # a constant factor is certain

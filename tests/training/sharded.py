@@ -5,6 +5,7 @@ Scores rows with a student under FSDP2 on CPU: one process of `torchrun ... shar
 import json
 import os
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from rsr_trl.training.live_student import add_rsr_head, score_rows
+from rsr_trl.training.live_student import ScoringPass, add_rsr_head
 
 
 def rows() -> Dataset:
@@ -26,6 +27,7 @@ def rows() -> Dataset:
     return Dataset.from_dict({"input_ids": ids, "rsr_scored": [[i > 1 for i in range(length)] for length in lengths]})
 
 
+ARGS = SimpleNamespace(rsr_r_max=100, rsr_max_batch_tokens=None, disable_tqdm=True)
 BATCHES = [[0], [1, 2], [3, 4]]
 
 
@@ -33,19 +35,20 @@ def score(student: str, shard: bool) -> dict:
     accelerator = Accelerator(cpu=True)
     model = AutoModelForCausalLM.from_pretrained(student, dtype="float32").eval()
     add_fused_lm_head(model)
-    head = add_rsr_head(model)
+    in_forward = add_rsr_head(model)
     if shard:
         for layer in model.model.layers:
             fully_shard(layer)
         fully_shard(model)
         assert isinstance(model.get_output_embeddings().weight, DTensor)
-    measured = score_rows(model, accelerator, rows(), BATCHES, r_max=100, pad_token_id=0, progress=False)
+    lengths = np.array([len(ids) for ids in rows()["input_ids"]])
+    measured = ScoringPass(model, accelerator, rows(), lengths, ARGS, pad_token_id=0).score(model, BATCHES)
     # The training forward, which leaves its scores in the head.
     ids = torch.tensor([rows()[0]["input_ids"]])
     targets = ids.masked_fill(torch.arange(9) < 2, -100)
     output = model(input_ids=ids, labels=ids, rsr_targets=targets, fused_lm_head=True)
     output.loss.backward()
-    stats = head.take()
+    stats = in_forward.pop()
     return {
         "rows": measured[0].tolist(),
         "ranks": measured[1].tolist(),

@@ -50,12 +50,16 @@ def test_is_read_from_the_command_line():
     assert config.rsr_group_column == "problem_id" and config.rsr_r_max == 100
 
 
-@pytest.mark.parametrize(
-    ("given", "max_steps", "steps"), [(50, 1000, 50), (0.1, 1000, 100), (0.1, 1001, 101), (0.01, 5, 1)]
-)
-def test_rescore_steps_may_be_a_ratio(given, max_steps, steps):
-    config = RSRSFTConfig("out", rsr_rescore_strategy="steps", rsr_rescore_steps=given)
-    assert config.rescore_every(max_steps) == steps
+def test_rescore_steps_may_be_a_ratio():
+    for given, max_steps, steps in ((50, 1000, 50), (0.1, 1000, 100), (0.1, 1001, 101), (0.01, 5, 1)):
+        config = RSRSFTConfig("out", rsr_rescore_strategy="steps", rsr_rescore_steps=given)
+        assert config.rescore_every(max_steps) == steps
+
+
+def test_every_option_is_explained_on_the_command_line():
+    explained = {action.dest: action.help for action in TrlParser(RSRSFTConfig)._actions if "rsr_" in action.dest}
+    assert len(explained) == 13 and all(text.endswith(".") and "`" not in text for text in explained.values())
+    assert explained["rsr_r_max"] == "Token ranks are clipped at this value."
 
 
 @pytest.mark.parametrize(
@@ -74,7 +78,7 @@ def test_rescore_steps_may_be_a_ratio(given, max_steps, steps):
         ({"rsr_rescore_steps": 5}, "needs rsr_rescore_strategy='steps'"),
         ({"rsr_rescore_strategy": "online", "num_train_epochs": 1}, "there is only one"),
         ({"rsr_rescore_strategy": "online", "torch_compile": True}, "torch_compile=False"),
-        ({"rsr_prefer": "lower"}, "rsr_prefer must be one of 'low', 'high', got 'lower'"),
+        ({"rsr_prefer": "lower"}, "prefer must be 'low' or 'high', got 'lower'"),
         ({"rsr_sampling": "best"}, "rsr_sampling must be one of"),
         ({"rsr_rescore_strategy": "epochs"}, "rsr_rescore_strategy must be one of"),
         ({"rsr_keep_fraction": 0.0}, "rsr_keep_fraction"),

@@ -3,6 +3,7 @@ import os
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from accelerate import Accelerator
 from trl.trainer.utils import add_fused_lm_head
 
 from rsr_trl.rsr import trajectory_means
-from rsr_trl.training.live_student import add_rsr_head, score_rows, token_means, undisturbed
+from rsr_trl.training.live_student import ScoringPass, add_rsr_head, token_means, undisturbed
 from tests.training import sharded
 from tests.training.runs import REPOSITORY
 
@@ -34,7 +35,9 @@ def test_scores_are_those_of_the_definition_however_rows_are_batched(tiny_studen
     model, dataset = tiny_student(), sharded.rows()
     expected = [trajectory_means(*naive(model, *row.values()), [sum(row["rsr_scored"])], 100) for row in dataset]
     add_rsr_head(model)
-    rows, ranks, surprisals = score_rows(model, Accelerator(cpu=True), dataset, batches, 100, 0, False, layout)
+    scoring = ScoringPass(model, Accelerator(cpu=True), dataset, np.ones(5), sharded.ARGS, pad_token_id=0)
+    scoring.layout = layout
+    rows, ranks, surprisals = scoring.score(model, batches)
     assert rows.tolist() == sum(batches, [])
     np.testing.assert_allclose(ranks, [expected[row][0][0] for row in rows])
     np.testing.assert_allclose(surprisals, [expected[row][1][0] for row in rows], rtol=1e-5)
@@ -45,7 +48,7 @@ def test_the_training_forward_is_the_same_with_and_without_scores(tiny_student):
     for targets in (None, torch.tensor([[-100, -100, 5, 6, -100], [-100, 3, 7, -100, -100]])):
         model = tiny_student(attention_dropout=0.1).train()
         add_fused_lm_head(model)
-        head = add_rsr_head(model)
+        in_forward = add_rsr_head(model)
         ids = torch.tensor([[1, 4, 5, 6, 2], [8, 3, 7, 2, 0]])
         mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
         torch.manual_seed(0)
@@ -58,9 +61,9 @@ def test_the_training_forward_is_the_same_with_and_without_scores(tiny_student):
         gradients.append([p.grad.clone() for p in model.parameters()])
     assert losses[0] == losses[1]
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-    stats = head.take()
+    stats = in_forward.pop()
     assert stats.ranks.shape == stats.surprisals.shape == (4,) and not stats.surprisals.requires_grad
-    assert head.last is None
+    assert in_forward == []
     assert not model.model._forward_hooks
 
 
@@ -69,10 +72,10 @@ def test_training_scores_are_those_of_the_definition(tiny_student):
     ids, scored = [1, 4, 5, 6, 2, 9], [False, False, True, True, False, True]
     expected = naive(model, ids, scored)
     add_fused_lm_head(model)
-    head = add_rsr_head(model)
+    in_forward = add_rsr_head(model)
     targets = torch.tensor([[token if s else -100 for token, s in zip(ids, scored, strict=True)]])
     model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids]), rsr_targets=targets, fused_lm_head=True)
-    stats = head.take()
+    stats = in_forward.pop()
     assert stats.ranks.tolist() == expected[0]
     assert stats.surprisals.tolist() == pytest.approx(expected[1], rel=1e-5)
 
@@ -122,25 +125,60 @@ def test_undisturbed_leaves_everything_as_it_was(tiny_student):
     assert [module.training for module in model.modules()] == modes and optimizer.mode == "train"
 
 
+@pytest.fixture
+def small_memory(tiny_student, monkeypatch):
+    """
+    `small_memory(tokens)`: a scoring pass that runs out of memory above so many tokens, what calls it, and the tokens
+    that it tried.
+    """
+    model, dataset, tried, score = tiny_student(), sharded.rows(), [], ScoringPass.score
+    lengths = np.array([len(ids) for ids in dataset["input_ids"]])
+    args = SimpleNamespace(**vars(sharded.ARGS) | {"rsr_max_batch_tokens": 64})
+    add_rsr_head(model)
+
+    def build(tokens: float):
+        def limited(self, model, batches):
+            tried.append(max(len(batch) * lengths[batch].max() for batch in batches))
+            if tried[-1] > tokens:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return score(self, model, batches)
+
+        monkeypatch.setattr(ScoringPass, "score", limited)
+        scoring = ScoringPass(model, Accelerator(cpu=True), dataset, lengths, args, pad_token_id=0)
+        scoring.layout = "padded"
+        return scoring, lambda: scoring(model, Modes(), np.arange(5)), tried
+
+    return build
+
+
+def test_out_of_memory_goes_on_in_smaller_batches_now_and_later(small_memory, caplog):
+    expected = small_memory(tokens=64)[1]()
+    _, measure, tried = small_memory(tokens=20)
+    np.testing.assert_allclose(measure(), expected, rtol=1e-5)
+    assert tried == [45, 45, 27, 14], "two halvings, which hold for the passes to come"
+    measure()
+    assert tried[4:] == [14]
+    said = [record.message for record in caplog.records if "Out of GPU memory" in record.message]
+    assert [message.split("=")[1].split(".")[0] for message in said] == ["32", "16"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_out_of_memory_that_smaller_batches_cannot_help_says_what_to_set(small_memory, monkeypatch, processes):
+    scoring, measure, tried = small_memory(tokens=5 if processes == 1 else 20)
+    monkeypatch.setattr(type(scoring.accelerator), "num_processes", processes)
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        measure()
+    assert "rsr_max_batch_tokens" in raised.value.__notes__[0] and "max_length" in raised.value.__notes__[0]
+    # A plan whose budget the longest row fills alone is the last that is tried.
+    assert tried == ([45] if processes == 2 else [45, 27, 14, 9])
+
+
 @pytest.mark.distributed
 def test_under_fsdp2_scores_are_those_of_one_process(tmp_path, tiny_student_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        sharded.__file__,
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [*command, tiny_student_path, str(tmp_path / "result.json")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command += [sharded.__file__, tiny_student_path, str(tmp_path / "result.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads((tmp_path / "result.json").read_text())
     expected = sharded.score(tiny_student_path, shard=False)

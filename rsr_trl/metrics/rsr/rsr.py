@@ -4,7 +4,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from rsr_trl.rsr import CITATION, R_MAX, dataset_rsr, rsr_from_means, trajectory_means
+from rsr_trl.rsr import CITATION, R_MAX, RSRError, dataset_rsr, rsr_from_means, trajectory_means
 
 
 _DESCRIPTION = """\
@@ -15,7 +15,7 @@ said it (low rank) and still has something to learn from it (high surprisal).
 
 _INPUTS = """
 With the configuration "tokens" (the default):
-    ranks (list of lists of int): 1-based rank of each token under the student, not clipped, one list a trajectory.
+    ranks (list of lists of int): 1-based rank of each token under the student, not clipped, one list per trajectory.
     surprisals (list of lists of float): -ln p of each token, in nats.
     r_max (float, defaults to 100): ranks are clipped here; None doesn't clip.
 
@@ -51,7 +51,7 @@ class RankSurprisalRatio(evaluate.Measurement):
         if self.config_name == "default":
             self.config_name = "tokens"
         if self.config_name not in _FEATURES:
-            raise ValueError(f"The configuration must be one of {list(_FEATURES)}, got {self.config_name!r}.")
+            raise RSRError(f"The configuration must be one of {list(_FEATURES)}, got {self.config_name!r}.")
         return evaluate.MeasurementInfo(
             module_type="measurement",
             description=_DESCRIPTION,
@@ -76,7 +76,7 @@ def _of_tokens(ranks: list, surprisals: list, r_max: float | None = R_MAX) -> tu
     lengths = [len(tokens) for tokens in ranks]
     for row, (length, other) in enumerate(zip(lengths, surprisals, strict=True)):
         if length != len(other):
-            raise ValueError(f"Trajectory {row} has {length} ranks and {len(other)} surprisals.")
+            raise RSRError(f"Trajectory {row} has {length} ranks and {len(other)} surprisals.")
     flat = [np.concatenate([np.zeros(0), *map(np.asarray, lists)]) for lists in (ranks, surprisals)]
     return trajectory_means(*flat, np.array(lengths, dtype=np.int64), r_max)
 

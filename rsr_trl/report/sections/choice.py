@@ -1,181 +1,109 @@
 """What selection changes: teachers before and after, and what a cap, a correctness filter or chance would choose."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from shlex import quote
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from rsr_trl.report.charts import INK, MUTED, SERIES, Chart, draw
+from rsr_trl.report.charts import INK, MUTED, SERIES, draw, key_above, name_lines
 from rsr_trl.report.format import label, percent
-from rsr_trl.report.pool import Material, Pool
-from rsr_trl.report.sections.headline import chosen_by_teacher
-from rsr_trl.rsr import dataset_rsr
-from rsr_trl.selection.choose import Criteria, choose
-from rsr_trl.selection.table import ScoredTable, place_in_run
+from rsr_trl.report.material import Material
+from rsr_trl.rsr import RSRError, dataset_rsr
+from rsr_trl.selection.choose import choose
 
 
 CAP = 0.4  # of one teacher, or half as much again as an even share where teachers are few
 MAX_DRAWN = 30
 
 
-@dataclass(frozen=True)
-class Way:
-    """
-    A way to choose, and what it gives.
-
-    Args:
-        name (`str`): What it does.
-        options (`str`, *optional*): Options of `rsr select` for it; `None` for a baseline.
-        rows (`int`): How many it keeps.
-        rsr, rank, surprisal, tokens (`float`): Of what it keeps.
-        correct (`float`): Share of correct ones; NaN where unknown.
-        most (`float`): Share of the teacher of whom it keeps most; NaN where unknown.
-        shared (`float`): Share of what it keeps that the page's choice keeps too.
-        failed (`str`, *optional*): Why it can't be done.
-    """
-
-    name: str
-    options: str | None
-    rows: int = 0
-    rsr: float = float("nan")
-    rank: float = float("nan")
-    surprisal: float = float("nan")
-    tokens: float = float("nan")
-    correct: float = float("nan")
-    most: float = float("nan")
-    shared: float = float("nan")
-    failed: str | None = None
+def view(material: Material) -> dict:
+    table, selection = material.table, material.selection
+    drawn = min(MAX_DRAWN, len(table.teachers))
+    return {
+        "chart": _composition(material, drawn) if table.teachers else None,
+        "drawn": drawn,
+        "teachers": len(table.teachers),
+        "ways": _ways(material),
+        "left_out": selection.left_out,
+        "empty_groups": {reason: len(groups) for reason, groups in selection.empty_groups.items()},
+        "has_correct": table.correct is not None,
+    }
 
 
-@dataclass(frozen=True)
-class Choice:
-    """
-    Args:
-        chart ([`Chart`], *optional*): Share of each teacher before and after.
-        drawn (`int`): Teachers in it.
-        teachers (`int`): Teachers in all.
-        ways (`list[Way]`): The choice, and others beside it.
-        left_out (`dict[str, int]`): Reason -> rows that could not be chosen.
-        empty_groups (`dict[str, int]`): Reason -> problems for which nothing is chosen.
-        has_teacher, has_correct (`bool`): Which columns of the table say something.
-    """
-
-    chart: Chart | None
-    drawn: int
-    teachers: int
-    ways: list[Way]
-    left_out: dict[str, int]
-    empty_groups: dict[str, int]
-    has_teacher: bool
-    has_correct: bool
-
-
-def make(material: Material) -> Choice:
-    pool = material.pool
-    chart, drawn = None, 0
-    if pool.teacher is not None:
-        drawn = min(MAX_DRAWN, len(pool.teacher.names))
-        chart = _composition(pool, drawn)
-    return Choice(
-        chart=chart,
-        drawn=drawn,
-        teachers=len(pool.teacher.names) if pool.teacher else 0,
-        ways=_ways(pool),
-        left_out=pool.selection.left_out,
-        empty_groups={reason: len(groups) for reason, groups in pool.selection.empty_groups.items()},
-        has_teacher=pool.teacher is not None,
-        has_correct=pool.correct is not None,
-    )
-
-
-def _ways(pool: Pool) -> list[Way]:
-    end = "Most" if pool.criteria.prefer == "low" else "Least"
-    of = "of each problem" if pool.problem else f"{pool.criteria.keep_fraction:.0%}"
-    plain = f"--keep_fraction {pool.criteria.keep_fraction}"
-    if pool.problem is not None:
-        plain = f"--group_column {quote(pool.problem.column)}"
-    plain += "" if pool.criteria.prefer == "low" else " --prefer high"
+def _ways(material: Material) -> list[dict]:
+    """The choice on the page, and others beside it: `options` are those of `rsr select`, `None` for a baseline."""
+    table, by = material.table, material.by
+    end = "Most" if by.prefer == "low" else "Least"
+    of = "of each problem" if by.group_column else f"{by.keep_fraction:.0%}"
+    plain = f"--group_column {quote(by.group_column)}" if by.group_column else f"--keep_fraction {by.keep_fraction}"
+    plain += "" if by.prefer == "low" else " --prefer high"
     ways = [
-        _way(pool, "All, as they are", None, np.flatnonzero(pool.scored)),
-        _way(pool, f"{end} suitable {of} (chosen on this page)", plain, pool.selection.rows),
+        _way(material, "All, as they are", None, np.flatnonzero(table.scored)),
+        _way(material, f"{end} suitable {of} (chosen on this page)", plain, material.selection.rows),
     ]
-    if pool.correct is not None:
-        criteria = replace(pool.criteria, require=pool.correctness_column)
-        options = f"{plain} --require {quote(pool.correctness_column)}"
-        ways.append(_chosen(pool, "… of the correct ones", options, criteria))
-    if pool.teacher is not None and len(pool.teacher.names) > 1:
-        cap = round(max(CAP, 1.5 / len(pool.teacher.names)), 2)
-        criteria = replace(pool.criteria, max_share_per_teacher=cap, teacher_column=pool.teacher.column)
-        options = f"{plain} --max_share_per_teacher {cap:g} --teacher_column {quote(pool.teacher.column)}"
-        ways.append(_chosen(pool, f"… at most {cap:.0%} of one teacher", options, criteria))
-    chance = np.random.default_rng(0).random(len(pool))
-    ways.append(_way(pool, f"Baseline: random {of}", None, _first(pool, chance)))
-    ways.append(_way(pool, f"Baseline: shortest {of}", None, _first(pool, pool.tokens)))
+    if table.correct is not None:
+        column = table.columns.correct
+        ways.append(_other(material, "… of the correct ones", f"{plain} --require {quote(column)}", require=column))
+    if len(table.teachers) > 1:
+        cap, column = round(max(CAP, 1.5 / len(table.teachers)), 2), table.columns.teacher
+        options = f"{plain} --max_share_per_teacher {cap:g} --teacher_column {quote(column)}"
+        criteria = {"max_share_per_teacher": cap, "teacher_column": column}
+        ways.append(_other(material, f"… at most {cap:.0%} of one teacher", options, **criteria))
+    chance = np.random.default_rng(0).random(len(table))
+    for name, cost in (("random", chance), ("shortest", table.tokens)):
+        rows = material.choose(np.where(material.finite, cost, np.nan))
+        ways.append(_way(material, f"Baseline: {name} {of}", None, rows))
     return ways
 
 
-def _chosen(pool: Pool, name: str, options: str, criteria: Criteria) -> Way:
+def _other(material: Material, name: str, options: str, **criteria) -> dict:
     try:
-        return _way(pool, name, options, choose(ScoredTable.read(pool.dataset, criteria.columns), criteria).rows)
-    except ValueError as error:  # a cap that can't be kept: the message says which can
-        return Way(name, options, failed=str(error))
+        rows = choose(material.table, replace(material.by, **criteria)).rows
+    except RSRError as error:  # a cap that can't be kept: the message says which can
+        return {"name": name, "options": options, "failed": str(error)}
+    return _way(material, name, options, rows)
 
 
-def _way(pool: Pool, name: str, options: str | None, rows: np.ndarray) -> Way:
+def _way(material: Material, name: str, options: str | None, rows: np.ndarray) -> dict:
     if not len(rows):
-        return Way(name, options, failed="Nothing meets it.")
-    correct = float("nan")
-    if pool.correct is not None and (known := pool.correct[rows])[~np.isnan(known)].size:
-        correct = float(np.nanmean(known))
-    most = float("nan")
-    if pool.teacher is not None:
-        most = float(np.bincount(pool.teacher.number[rows]).max() / len(rows))
-    return Way(
-        name=name,
-        options=options,
-        rows=len(rows),
-        rsr=dataset_rsr(pool.rank[rows], pool.surprisal[rows]),
-        rank=float(pool.rank[rows].mean()),
-        surprisal=float(pool.surprisal[rows].mean()),
-        tokens=float(pool.tokens[rows].mean()),
-        correct=correct,
-        most=most,
-        shared=float(pool.chosen[rows].mean()),
-    )
+        return {"name": name, "options": options, "failed": "No trajectory meets it."}
+    kept = material.table.where(rows)
+    known = [] if kept.correct is None else kept.correct[~np.isnan(kept.correct)]
+    return {
+        "name": name,
+        "options": options,
+        "failed": None,
+        "rows": len(rows),
+        "rsr": dataset_rsr(kept.rank, kept.surprisal),
+        "rank": kept.rank.mean(),
+        "surprisal": kept.surprisal.mean(),
+        "tokens": kept.tokens.mean(),
+        "correct": np.mean(known) if len(known) else None,
+        "most": np.bincount(kept.teacher).max() / len(rows) if kept.teachers else None,
+        "shared": material.chosen[rows].mean(),
+    }
 
 
-def _first(pool: Pool, key: np.ndarray) -> np.ndarray:
-    """What the plain rule would keep if it went by `key`, lowest first."""
-    rows = np.flatnonzero(pool.finite)
-    if pool.problem is None:
-        kept = int(np.ceil(pool.criteria.keep_fraction * len(rows) - 1e-9))
-        return rows[np.argsort(key[rows], kind="stable")[:kept]]
-    group = pool.problem.number[rows]
-    order = np.lexsort((key[rows], group))
-    return rows[order[place_in_run(group[order]) < pool.criteria.keep_per_group]]
-
-
-def _composition(pool: Pool, drawn: int) -> Chart:
-    before = 100 * pool.teacher.counts / len(pool)
-    chosen = chosen_by_teacher(pool)
-    after = 100 * chosen / max(1, chosen.sum())
+def _composition(material: Material, drawn: int) -> Markup:
+    table = material.table
+    count, chosen = material.per_teacher(...), material.per_teacher(material.chosen)
+    before, after = 100 * count / len(table), 100 * chosen / max(1, chosen.sum())
     order = np.argsort(-after, kind="stable")[:drawn]
+    names = [label(table.teachers[i]) for i in order]
 
     def plot(axes: Axes) -> None:
-        place = np.arange(len(order))
+        place = np.arange(drawn)
         axes.hlines(place, before[order], after[order], color=MUTED, linewidth=1.5)
         axes.plot(before[order], place, "o", fillstyle="none", color=INK, markersize=8, label="before")
         axes.plot(after[order], place, "D", color=SERIES[0], markersize=7, label="chosen")
-        axes.set_yticks(place, [label(pool.teacher.names[i]) for i in order])
-        axes.set_ylim(len(order) - 0.5, -0.5)
-        axes.tick_params(axis="y", length=0)
-        axes.grid(axis="y", visible=False)
+        name_lines(axes, names)
         axes.set_xlim(left=-1)
         axes.set_xlabel("% of the trajectories")
-        axes.figure.legend(loc="outside upper center", ncols=2, frameon=False)
+        key_above(axes)
 
     alt = "Share of each teacher before and after selection: " + "; ".join(
-        f"{label(pool.teacher.names[i])} {percent(before[i] / 100)} to {percent(after[i] / 100)}" for i in order[:12]
+        f"{names[place]} {percent(before[i] / 100)} to {percent(after[i] / 100)}" for place, i in enumerate(order[:12])
     )
-    return draw("composition", alt, 1.4 + 0.3 * max(2, len(order)), plot)
+    return draw("composition", alt, 1.4 + 0.3 * max(2, drawn), plot)

@@ -1,89 +1,58 @@
 """Teachers by RSR with intervals: a dot plot and a table."""
 
-from dataclasses import dataclass
-
 from matplotlib.axes import Axes
 
-from rsr_trl.report.charts import INK, MAX_SERIES, Chart, draw, few_ticks, mark, mark_svg
+from rsr_trl.report.charts import INK, MAX_SERIES, RATIO_AXIS, draw, mark, mark_svg, name_lines
 from rsr_trl.report.format import label
-from rsr_trl.report.pool import Material, Missing
+from rsr_trl.report.material import Material, Missing
 
 
 MAX_DRAWN = 30
-MAX_ROWS = 300
+MAX_LISTED = 300
 # An interval is drawn as far as this times the largest RSR, and the smallest over this: the rest is an arrow.
 REACH = 2.0
 
 
-@dataclass(frozen=True)
-class Teachers:
-    """
-    Args:
-        chart ([`Chart`]): RSR with intervals, the most suitable on top.
-        table (`list[dict]`): As [`rank_teachers`] gives it, with the mark of each teacher in the charts.
-        drawn, more (`int`): Teachers in the chart, and teachers that the table leaves out.
-        beyond (`bool`): Whether an interval reaches beyond the chart.
-        problems (`int`, *optional*): Problems compared on.
-        has (`dict[str, bool]`): Which columns of the table say something.
-        confidence (`float`): Level of the intervals.
-        notes (`list[str]`): What to know before trusting the numbers.
-    """
-
-    chart: Chart
-    table: list[dict]
-    drawn: int
-    more: int
-    beyond: bool
-    problems: int | None
-    has: dict[str, bool]
-    confidence: float
-    notes: list[str]
-
-
-def make(material: Material) -> Teachers | Missing:
-    pool = material.pool
-    if pool.teacher is None:
-        return Missing(
-            "No column names the teacher of each trajectory.",
-            "Name one:",
-            "rsr report --teacher_column COLUMN ...",
-        )
-    ranking = pool.ranking
+def view(material: Material) -> dict | Missing:
+    ranking = material.ranking
+    if ranking is None:
+        return Missing("No column names the teacher.", "Name one:", "rsr report --teacher_column COLUMN ...")
     rows = [row for row in ranking.table if row["rsr"] is not None][:MAX_DRAWN]
     alt = "RSR of each teacher with its interval, most suitable on top: " + "; ".join(
         f"{label(row['teacher'])} {row['rsr']:.2f}" for row in rows[:12]
     )
     number = len(ranking.table)
-    least, most = _span(rows)
+    least, most = span(rows)
     table = [
-        {**row, "mark": mark_svg(min(place, MAX_SERIES), number)} for place, row in enumerate(ranking.table[:MAX_ROWS])
+        {**row, "mark": mark_svg(min(place, MAX_SERIES), number)}
+        for place, row in enumerate(ranking.table[:MAX_LISTED])
     ]
-    return Teachers(
-        chart=draw("teachers", alt, 1.1 + 0.3 * max(2, len(rows)), lambda axes: _plot(axes, rows, number)),
-        table=table,
-        drawn=len(rows),
-        more=number - len(table),
-        beyond=any(row["rsr_low"] < least or row["rsr_high"] > most for row in rows if row["rsr_low"] is not None),
-        problems=ranking.num_problems,
-        has={
+    return {
+        "chart": draw("teachers", alt, 1.1 + 0.3 * max(2, len(rows)), lambda axes: _plot(axes, rows, number)),
+        "table": table,
+        "drawn": len(rows),
+        "more": number - len(table),
+        "beyond": any(row["rsr_low"] < least or row["rsr_high"] > most for row in rows if row["rsr_low"] is not None),
+        "problems": ranking.num_problems,
+        "has": {
             "interval": any(row["rsr_low"] is not None for row in table),
             "accuracy": any(row["accuracy"] is not None for row in table),
             "truncated": any(row["truncated_share"] for row in table),
             "unscored": any(row["unscored"] for row in table),
         },
-        confidence=ranking.confidence,
-        notes=ranking.notes,
-    )
+        "confidence": ranking.confidence,
+        "notes": ranking.notes,
+    }
 
 
-def _span(rows: list[dict]) -> tuple[float, float]:
+def span(rows: list[dict]) -> tuple[float, float]:
     """Where intervals are drawn: one from two or three problems may be so wide that it leaves no room for the rest."""
     ratios = [row["rsr"] for row in rows] or [1.0]
     return min(ratios) / REACH, max(ratios) * REACH
 
 
 def _plot(axes: Axes, rows: list[dict], number: int) -> None:
-    least, most = _span(rows)
+    least, most = span(rows)
     for place, row in enumerate(rows):
         if row["rsr_low"] is not None:
             low, high = max(row["rsr_low"], least), min(row["rsr_high"], most)
@@ -92,9 +61,5 @@ def _plot(axes: Axes, rows: list[dict], number: int) -> None:
                 if end != whole:
                     axes.plot([end], [place], marker=arrow, color=INK, markersize=5)
         axes.plot([row["rsr"]], [place], markersize=8, linestyle="none", **mark(place, number))
-    axes.set_yticks(range(len(rows)), [label(row["teacher"]) for row in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="y", visible=False)
-    few_ticks(axes)
-    axes.set_xlabel("← more suitable  ·  RSR  ·  less suitable →")
+    name_lines(axes, [label(row["teacher"]) for row in rows])
+    axes.set_xlabel(RATIO_AXIS)

@@ -44,7 +44,7 @@ function placeOf(token) {
   return token.getClientRects()[0] ?? token.getBoundingClientRect();
 }
 
-function tell(token) {
+function describe(token) {
   if (shown) shown.classList.remove("at");
   shown = token;
   tip.hidden = !token;
@@ -73,31 +73,31 @@ for (const heatmap of document.querySelectorAll(".heatmap")) {
     place = Math.max(0, Math.min(tokens.length - 1, to));
     if (!tokens.length) return;
     tokens[place].scrollIntoView({ block: "nearest" });
-    tell(tokens[place]);
+    describe(tokens[place]);
   };
   const point = (event) => {
     const token = event.target.closest(".tokens i");
     if (token) {
       place = tokens.indexOf(token);
-      tell(token);
+      describe(token);
     }
   };
   heatmap.addEventListener("mouseover", point);
   heatmap.addEventListener("click", point);
-  heatmap.addEventListener("mouseleave", () => tell(null));
+  heatmap.addEventListener("mouseleave", () => describe(null));
   heatmap.addEventListener("focus", () => { if (heatmap.matches(":focus-visible")) go(place); });
-  heatmap.addEventListener("blur", () => tell(null));
+  heatmap.addEventListener("blur", () => describe(null));
   heatmap.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: 10, ArrowUp: -10 }[event.key];
-    if (event.key === "Escape") tell(null);
+    if (event.key === "Escape") describe(null);
     if (step === undefined) return;
     event.preventDefault();
     go(place + step);
   });
 }
-// The tip stays where it is put, so it goes when its token moves away; a scroll told late, from before, moves nothing.
+// The tip stays where it is put, so it goes when its token moves away; a scroll event that arrives late moves nothing.
 addEventListener("scroll", () => {
   if (!shown) return;
   const { left, top } = placeOf(shown);
-  if (Math.abs(top - shownAt.top) > 1 || Math.abs(left - shownAt.left) > 1) tell(null);
+  if (Math.abs(top - shownAt.top) > 1 || Math.abs(left - shownAt.left) > 1) describe(null);
 }, { capture: true, passive: true });

@@ -1,6 +1,6 @@
 import numpy as np
 
-from rsr_trl.report.sections.teachers import REACH, _span
+from rsr_trl.report.sections.teachers import REACH, span
 from tests.report.pages import scored_rows
 
 
@@ -18,4 +18,4 @@ def test_the_chart_isnt_squeezed_by_wide_intervals(write, tiny_tokenizer):
     assert "An arrow: the interval reaches further." in page.words("teachers")
     assert "An arrow" not in write(scored_rows(tiny_tokenizer, 60)).words("teachers")
     table = [{"rsr": value} for value in (2.0, 5.0)]
-    assert np.allclose(_span(table), (2 / REACH, 5 * REACH))
+    assert np.allclose(span(table), (2 / REACH, 5 * REACH))

@@ -1,0 +1,254 @@
+"""The scores of a training while it runs: what is known of each row, when it is measured again, in which order rows
+come, and what is logged and kept of it.
+
+It knows neither the trainer nor the model: what measures is passed in. Every process has its own `LiveScores`, and all
+do the same at the same moments, so that tables and orders stay equal.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader
+from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers.utils import logging
+
+from rsr_trl.rsr import RSR, SCORE_PREFIX, RSRError
+from rsr_trl.training.config import RSRSFTConfig
+from rsr_trl.training.live_table import ScoreHistory, ScoreTable, spearman, summarize
+from rsr_trl.training.prepare import SOURCE_ROW, labels_of
+from rsr_trl.training.sampler import RSRSampler
+
+
+logger = logging.get_logger(__name__)
+
+SCORES_NAME, ORDER_NAME = "rsr_scores.safetensors", "rsr_order.safetensors"  # in a checkpoint
+
+
+class LiveScores:
+    """
+    Table, order, history and re-scoring of a training. `sampler` and `steps_per_epoch` are of the last `train()`.
+
+    Args:
+        table ([`ScoreTable`]): With the dataset's own scores, if it brought any.
+        accelerator ([`~accelerate.Accelerator`]): Gathers what the processes measured.
+        dataset ([`~datasets.Dataset`]), lengths (int array of shape `(n,)`): The prepared rows, and tokens of each.
+        args ([`RSRSFTConfig`]): Of the training.
+        measure (`Callable`): From rows to (rows, mean clipped rank, mean surprisal), with the student as it is then.
+        log (`Callable`): Takes named numbers for the next log.
+    """
+
+    def __init__(
+        self,
+        table: ScoreTable,
+        accelerator: Accelerator,
+        dataset: Dataset,
+        lengths: np.ndarray,
+        args: RSRSFTConfig,
+        measure: Callable[[np.ndarray], Sequence[np.ndarray]],
+        log: Callable[[dict[str, float]], None],
+    ):
+        self.table, self.lengths, self.args, self.accelerator = table, lengths, args, accelerator
+        self._measure, self._log = measure, log
+        self._groups = labels_of(dataset, args.rsr_group_column)
+        self._teachers = labels_of(dataset, args.rsr_teacher_column)
+        self._history = ScoreHistory(args.output_dir, np.asarray(dataset[SOURCE_ROW][:]))
+        # Of the current step on this process, each of shape (rows, 3): row, mean clipped rank, mean surprisal.
+        self._online: list[np.ndarray] = []
+        self._unwritten = np.zeros(len(table), dtype=bool)  # measured online and not yet in the history
+        # Of the next call of train(): whether the table describes its first student, and goes on from a checkpoint.
+        self._known, self._resumed = bool((table.step >= 0).any()), False
+        self._warned = False
+
+    def start_sampler(self, batch_size: int) -> RSRSampler:
+        """The order of a call of `train()`, with batches of `batch_size` rows on each process."""
+        args = self.args
+        self._step_draws = batch_size * args.gradient_accumulation_steps * args.world_size
+        names = ("sampling", "temperature", "prefer", "keep_fraction", "keep_per_group", "score_threshold")
+        self.sampler = RSRSampler(
+            self.table,
+            **{name: getattr(args, f"rsr_{name}") for name in names},
+            groups=None if self._groups is None else self._groups[0],
+            seed=args.seed if args.data_seed is None else args.data_seed,
+            # All processes get equally many full batches, so that accelerate repeats no example to even them out.
+            pad_to_multiple_of=1 if args.dataloader_drop_last else batch_size * args.world_size,
+            live=False,
+        )
+        return self.sampler
+
+    def begin_training(self, state: TrainerState, num_batches: int) -> None:
+        """Score for the first time, unless the dataset or a checkpoint has brought this student's scores."""
+        if self.args.rsr_rescore_strategy == "online" and state.num_train_epochs <= 1:
+            raise RSRError(
+                "rsr_rescore_strategy='online' shows its new order from the next epoch, and max_steps="
+                f"{self.args.max_steps} ends in the first: raise it or set rsr_rescore_strategy='steps'."
+            )
+        self.steps_per_epoch = math.ceil(num_batches / self.args.gradient_accumulation_steps)
+        if self.accelerator.is_main_process:
+            self._history.start(state.global_step if self._resumed else None)
+        self._warned = False
+        if not self._resumed:
+            if self._known or self.table.static is not None:
+                self._log_scores()
+            else:
+                self.rescore(state.global_step)
+            if self._known:
+                self._write_history(np.flatnonzero(self.table.num_tokens), state.global_step, "dataset")
+            if nothing := self._nothing_trains():
+                raise RSRError(nothing)
+        # Neither describes the student of a later call of train().
+        self._known = self._resumed = False
+
+    def begin_epoch(self, state: TrainerState) -> None:
+        """Start the epoch's order, and score again where the strategy says so."""
+        step, strategy = state.global_step, self.args.rsr_rescore_strategy
+        epoch, in_epoch = divmod(step, self.steps_per_epoch)
+        # accelerate doesn't reach it through the sampler that skips batches after resuming on 2+ processes.
+        self.sampler.set_epoch(epoch)
+        if epoch == 0 or in_epoch > 0:
+            return
+        if strategy == "epoch":
+            self.rescore(step)
+        elif strategy == "online":  # what the last epoch didn't train on
+            self.rescore(step, ~self.table.train_mode | (self.table.step < step - self.steps_per_epoch))
+        if not self._warned and (nothing := self._nothing_trains()):
+            self._warned = True  # once: the student hardly changes any more, nor do its scores
+            if self.accelerator.is_main_process:
+                logger.warning(f"{nothing} That is so from step {step} on.")
+
+    def end_step(self, state: TrainerState, should_log: bool) -> None:
+        """Take what the step measured, or score again in the middle of an epoch."""
+        step, args = state.global_step, self.args
+        if args.rsr_rescore_strategy == "online":
+            self._take_online(step)
+            if should_log:
+                self._log_scores()
+        elif args.rsr_rescore_strategy == "steps" and step % args.rescore_every(state.max_steps) == 0:
+            self._rescore_in_epoch(step, state.max_steps)
+        if should_log and args.rsr_score_threshold is not None:
+            in_epoch = (step - 1) % self.steps_per_epoch + 1
+            self._log({"rsr/masked_rows": self.sampler.num_masked(in_epoch * self._step_draws)})
+
+    def _nothing_trains(self) -> str | None:
+        """What is wrong where the score threshold lets no example through; the same on every process."""
+        prefer, threshold, scores = self.args.rsr_prefer, self.args.rsr_score_threshold, self.table.scores
+        if threshold is None or self.sampler.kept_share() > 0:
+            return None
+        low, scores, known = prefer == "low", scores[np.isfinite(scores)], "none has one"
+        if scores.size:
+            nearest = f"lowest is {scores.min():.4g}" if low else f"highest is {scores.max():.4g}"
+            known = f"the {nearest}, the median {np.median(scores):.4g}"
+        return (
+            f"No example trains: rsr_score_threshold={threshold} lets scores {self.table.score!r} of {threshold} and "
+            f"{'lower' if low else 'higher'} through (rsr_prefer={prefer!r}), and of {len(self.table)} examples "
+            f"{known}. {'Raise' if low else 'Lower'} the threshold."
+        )
+
+    def rescore(self, step: int, rows: np.ndarray | slice = slice(None)) -> None:
+        """Measure rows (all by default) with the student as it is after `step` steps, on all processes together."""
+        rows = np.arange(len(self.table))[rows]
+        rows = rows[self.table.num_tokens[rows] > 0]
+        if not rows.size:
+            return
+        before, started = self.table.scores, time.perf_counter()
+        rows, *measured = self._measure(rows)
+        self.table.update(rows, *measured, step=step)
+        seconds = time.perf_counter() - started
+        logs = {"rsr/seconds": seconds, "rsr/tokens_per_second": float(self.lengths[rows].sum() / seconds)}
+        if (moved := spearman(before[rows], self.table.scores[rows])) is not None:
+            logs["rsr/spearman_with_last"] = moved
+        self._log_scores(logs)
+        self._write_history(rows, step, "pass")
+
+    def _rescore_in_epoch(self, step: int, max_steps: int) -> None:
+        """Re-score what this epoch may still draw, or all rows if only the next epoch can follow the new scores."""
+        args, in_epoch = self.args, step % self.steps_per_epoch
+        # Batches that are drawn before their step comes: accelerate's one, and what workers prefetch. Counted as if
+        # each were a step, so that the same steps see the new scores on any number of processes.
+        read_ahead = 1 + args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
+        draws = (in_epoch + read_ahead) * self._step_draws
+        if step == max_steps:
+            return
+        if in_epoch > 0 and draws < self.sampler.num_kept:
+            self.sampler.commit(draws)
+            self.rescore(step, self.sampler.candidates())
+            self.sampler.refresh()
+        elif step - in_epoch + (self.steps_per_epoch if in_epoch else 0) < max_steps:
+            self.rescore(step)
+
+    def add_online(self, rows: np.ndarray, mean_clipped_rank: np.ndarray, mean_surprisal: np.ndarray) -> None:
+        """What a micro-batch of this process measured while it trained; row -1 doesn't train."""
+        self._online.append(np.stack([rows, mean_clipped_rank, mean_surprisal], axis=1))
+
+    def _take_online(self, step: int) -> None:
+        """Write what the training step measured, on all processes, into every process's table."""
+        local = np.concatenate(self._online)
+        self._online.clear()
+        padded = np.full((self._step_draws // self.args.world_size, 3), np.nan)
+        padded[: len(local)] = local
+        taken = self.accelerator.gather(torch.from_numpy(padded).to(self.accelerator.device)).cpu().numpy()
+        taken = taken[taken[:, 0] >= 0]
+        taken = taken[self.table.num_tokens[taken[:, 0].astype(np.int64)] > 0]
+        rows = taken[:, 0].astype(np.int64)
+        # The student that was measured had not taken this step yet.
+        self.table.update(rows, taken[:, 1], taken[:, 2], step=step - 1, train_mode=True)
+        self._unwritten[rows] = True
+
+    def summary(self) -> dict[str, float]:
+        """Numbers of RSR as it is known, and of the score that the examples are ordered by."""
+        summary, name = summarize(self.table.rsr, self._teachers), self.table.score.removeprefix(SCORE_PREFIX)
+        return summary if name == RSR else summary | summarize(self.table.scores, self._teachers, name)
+
+    def _log_scores(self, more: dict[str, float] | None = None) -> None:
+        self._log(self.summary() | {"rsr/kept_share": self.sampler.kept_share()} | (more or {}))
+
+    def _write_history(self, rows: np.ndarray, step: int, kind: str) -> None:
+        if rows.size and self.accelerator.is_main_process:
+            self._history.write(self.table, rows, step, kind)
+
+    def write_online_history(self, step: int) -> None:
+        """Write what was measured online since the last call."""
+        self._write_history(np.flatnonzero(self._unwritten), step, "online")
+        self._unwritten[:] = False
+
+    def save(self, folder: str) -> None:
+        """Write into a checkpoint all that an exact resume needs."""
+        self.table.save(os.path.join(folder, SCORES_NAME))
+        save_file(self.sampler.state_dict(), os.path.join(folder, ORDER_NAME))
+
+    def load(self, folder: str) -> None:
+        """Go on as the run that saved this checkpoint."""
+        paths = [os.path.join(folder, name) for name in (SCORES_NAME, ORDER_NAME)]
+        if missing := [path for path in paths if not os.path.isfile(path)]:
+            raise RSRError(
+                f"{missing[0]} is missing, without which the examples can't go on in the same order. Resume from a "
+                "checkpoint that RSRSFTTrainer saved (with save_only_model=False)."
+            )
+        self.table.load_state_dict(load_file(paths[0]))
+        self.sampler.load_state_dict(load_file(paths[1]))
+        self._resumed = True
+
+
+class ScoreCallback(TrainerCallback):
+    """Tells [`LiveScores`] the moments of a training. Callbacks run on all processes, in step."""
+
+    def __init__(self, scores: LiveScores):
+        self.scores = scores
+
+    def on_train_begin(self, args, state: TrainerState, control, train_dataloader: DataLoader, **kwargs):
+        self.scores.begin_training(state, len(train_dataloader))
+
+    def on_epoch_begin(self, args, state: TrainerState, control, **kwargs):
+        self.scores.begin_epoch(state)
+
+    def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs):
+        self.scores.end_step(state, control.should_log)
+
+    def on_epoch_end(self, args, state: TrainerState, control, **kwargs):
+        self.scores.write_online_history(state.global_step)

@@ -1,0 +1,127 @@
+import numpy as np
+import pandas as pd
+import pytest
+from datasets import Dataset
+from scipy import stats
+
+from rsr_trl.training.live_table import ScoreHistory, ScoreTable, spearman, summarize
+
+
+@pytest.fixture
+def table() -> ScoreTable:
+    table = ScoreTable([3, 0, 7, 2])
+    table.update([0, 3], [4.0, 9.0], [2.0, 1.5], step=5)
+    return table
+
+
+def test_later_measurements_replace_earlier_ones_and_raise_the_version(table):
+    np.testing.assert_array_equal(table.rsr, [2.0, np.nan, np.nan, 6.0])
+    np.testing.assert_array_equal(table.step, [5, -1, -1, 5])
+    np.testing.assert_array_equal(table.train_mode, [False] * 4)
+    version = table.version
+    table.update([3, 2], [8.0, 1.0], [4.0, 1.0], step=9, train_mode=True)
+    assert table.version > version
+    np.testing.assert_array_equal(table.rsr, [2.0, np.nan, 1.0, 2.0])
+    np.testing.assert_array_equal(table.step, [5, -1, 9, 9])
+    np.testing.assert_array_equal(table.train_mode, [False, False, True, True])
+
+
+@pytest.mark.parametrize(
+    ("rows", "ranks", "surprisals", "message"),
+    [
+        ([0, 2], [1.0], [1.0], "one length"),
+        ([0, 4], [1.0, 1.0], [1.0, 1.0], r"\[0, 4\)"),
+        ([-1], [1.0], [1.0], r"\[0, 4\)"),
+        ([1], [1.0], [1.0], "Row 1 has no scored token"),
+        ([0, 2], [1.0, np.nan], [1.0, 1.0], "row 2.*logits are broken"),
+        ([0], [1.0], [np.inf], "row 0"),
+        ([0], [0.5], [1.0], "row 0"),
+    ],
+)
+def test_refuses_what_is_no_measurement_and_keeps_what_it_had(table, rows, ranks, surprisals, message):
+    before, version = table.rsr, table.version
+    with pytest.raises(ValueError, match=message):
+        table.update(rows, ranks, surprisals, step=6)
+    np.testing.assert_array_equal(table.rsr, before)
+    assert table.version == version
+
+
+def test_a_saved_table_comes_back_bit_for_bit_and_only_for_the_same_examples(table, tmp_path):
+    table.update([2], [10 / 3], [0.1], step=7, train_mode=True)
+    table.save(tmp_path / "scores.safetensors")
+    loaded = ScoreTable.load(tmp_path / "scores.safetensors")
+    for name in ("num_tokens", "mean_clipped_rank", "mean_surprisal", "step", "train_mode", "version", "rsr"):
+        np.testing.assert_array_equal(getattr(loaded, name), getattr(table, name))
+    with pytest.raises(ValueError, match="4 examples with 12 scored tokens, the training set has 3 with 5"):
+        ScoreTable([1, 2, 2]).load_state_dict(table.state_dict())
+
+
+MEANS = {"rsr_mean_clipped_rank": [4.0, None, 9.0], "rsr_mean_surprisal": [2.0, None, 1.5]}
+
+
+def test_reads_the_columns_of_a_scored_dataset():
+    others = {"rsr_num_tokens": [3, 0, 2], "score_lark": [0.1, 0.4, 0.3], "rank": [0, 0, 0]}
+    scored = Dataset.from_dict(MEANS | others)
+    table = ScoreTable.from_dataset(scored)
+    np.testing.assert_array_equal(table.rsr, [2.0, np.nan, 6.0])
+    np.testing.assert_array_equal(table.num_tokens, [3, 0, 2])
+    assert ScoreTable.from_dataset(scored, "lark").scores.tolist() == [0.1, 0.4, 0.3]
+    np.testing.assert_array_equal(ScoreTable.from_dataset(scored, "surprisal").scores, [2.0, np.nan, 1.5])
+    with pytest.raises(ValueError, match="'rank' may mean the score of that name or the dataset's own column"):
+        ScoreTable.from_dataset(scored, "rank")
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ScoreTable.from_dataset(Dataset.from_dict({"text": ["a"]})), "rsr_num_tokens"),
+        (lambda: ScoreTable.from_dataset(Dataset.from_dict(MEANS | {"rsr_num_tokens": [3, 2, 2]})), "row 1"),
+        (lambda: ScoreTable([1, 2], "lark"), "rsr, surprisal, rank are measured live.*got score='lark' without them"),
+        (lambda: ScoreTable([1, 2], "rank", [1.0, 2.0]), "got score='rank' with them"),
+        (lambda: ScoreTable([1, 2], "lark", [1.0]), "a value for each of 2 rows"),
+    ],
+)
+def test_what_is_no_score_is_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
+
+
+def test_summary_leaves_out_what_is_not_finite():
+    scores = np.array([1.0, 2.0, np.nan, 4.0, np.inf])
+    teachers = np.array([0, 1, 0, 1, 2]), ["A", "B", "C"]
+    assert summarize(scores, teachers) == {
+        "rsr/mean": pytest.approx(7 / 3),
+        "rsr/median": 2.0,
+        "rsr/p10": pytest.approx(1.2),
+        "rsr/p90": pytest.approx(3.6),
+        "rsr/mean/A": 1.0,
+        "rsr/mean/B": 3.0,
+    }
+    assert summarize(np.array([np.nan])) == {}
+
+
+def test_spearman_is_of_the_rows_that_have_both():
+    rng = np.random.default_rng(0)
+    before, after = rng.integers(0, 9, 40).astype(float), rng.normal(size=40)
+    after[3] = np.nan
+    rest = np.arange(40) != 3
+    assert spearman(before, after) == pytest.approx(stats.spearmanr(before[rest], after[rest]).statistic)
+    assert spearman(np.full(40, np.nan), after) is None
+    assert spearman(np.ones(40), after) is None
+
+
+def test_the_history_is_one_table_of_all_files(tmp_path):
+    table, log = ScoreTable([4, 4, 0, 4]), ScoreHistory(str(tmp_path), np.array([10, 20, 30, 40]))
+    table.update([0, 3], [2.0, 3.0], [1.0, 1.0], step=0)
+    log.write(table, np.array([0, 3]), 0, "pass")
+    table.update([1], [8.0], [2.0], step=6, train_mode=True)
+    log.write(table, np.array([1]), 7, "online")
+    log.write(table, np.array([0]), 7, "pass")
+    found = pd.read_parquet(tmp_path / "rsr_history").sort_values(["step", "row"])
+    assert found["row"].tolist() == [10, 10, 40, 20]
+    assert found["rsr"].tolist() == [2.0, 2.0, 3.0, 4.0]
+    assert found["step"].tolist() == [0, 0, 0, 6] and found["train_mode"].tolist() == [False] * 3 + [True]
+    log.start(6)
+    assert [path.name for path in log.folder.iterdir()] == ["step-00000000-pass.parquet"]
+    log.start(None)
+    assert list(log.folder.iterdir()) == []
