@@ -20,6 +20,7 @@ from rsr_trl.rsr import RSRError
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import BitsAndBytesConfig
+    from trl import ModelConfig, SFTConfig
 
     from rsr_trl.data import Columns
     from rsr_trl.scoring.scorer import RSRScorer
@@ -41,9 +42,7 @@ class DatasetArguments:
         "dataset on the Hub."
     )
     dataset_config: str | None = option("Configuration of the dataset, if it has several.", None)
-    dataset_split: str = option(
-        "Split to read; slices such as 'train[:100]' work too, but for `save_to_disk`.", "train"
-    )
+    dataset_split: str = option("Split to read; slices such as 'train[:100]' work, except of `save_to_disk`.", "train")
 
     def load(self) -> "Dataset":
         from rsr_trl import data
@@ -205,6 +204,27 @@ class StudentArguments:
                 use_bnb_nested_quant=self.use_bnb_nested_quant,
             )
         )
+
+
+def student_to_train(model_args: "ModelConfig", training_args: "SFTConfig") -> dict:
+    """The student as SFTTrainer takes it, from the options of `trl sft`; what is about loading goes to the config."""
+    from trl import get_peft_config, get_quantization_config
+
+    if model_args.model_name_or_path is None:
+        raise RSRError("Say which student to train: --model_name_or_path.")
+    check_student_exists(model_args.model_name_or_path)
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "trust_remote_code": training_args.trust_remote_code,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    return {
+        "model": model_args.model_name_or_path,
+        "quantization_config": get_quantization_config(model_args),
+        "peft_config": get_peft_config(model_args),
+    }
 
 
 def check_student_exists(name: str) -> None:

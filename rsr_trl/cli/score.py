@@ -74,6 +74,7 @@ def main(
     from rsr_trl.cli import score_summary, tables
     from rsr_trl.scoring.job import Job
     from rsr_trl.scoring.rows import with_features
+    from rsr_trl.scoring.scorer import OF_THE_SCORE
     from rsr_trl.scoring.scores import SCORES
 
     process, num_processes = share_of(job_args.shard)
@@ -102,7 +103,8 @@ def main(
         return 0
     identity = {"files": data.source_files(*source), "config": source[1], "split": source[2]}
     identity["columns"] = asdict(format_args)
-    settings = {"dtype": str(scorer.student.model.dtype)[6:], "max_length": scorer.max_length, "r_max": scorer.r_max}
+    settings = {"dtype": str(scorer.student.model.dtype)[6:], "max_length": scorer.max_length}
+    settings |= scorer.config.some(OF_THE_SCORE)
     facts = {
         "command": "score",
         "version": __version__,

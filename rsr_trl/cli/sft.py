@@ -13,18 +13,10 @@ from rich.text import Text
 from transformers import PrinterCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
-from trl import (
-    DatasetMixtureConfig,
-    ModelConfig,
-    ScriptArguments,
-    TrlParser,
-    get_dataset,
-    get_peft_config,
-    get_quantization_config,
-)
+from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_dataset
 
 from rsr_trl import data
-from rsr_trl.cli.options import FormatArguments, JsonArguments, check_student_exists, option_parser
+from rsr_trl.cli.options import FormatArguments, JsonArguments, option_parser, student_to_train
 from rsr_trl.cli.summary import finite
 from rsr_trl.cli.tables import Column, beside, console, given, print_json, print_next, print_table, without_bars
 from rsr_trl.report.format import number, share
@@ -60,8 +52,11 @@ def main(
     # The trainer's progress and logs are for people, who read standard error: a pipe gets data and nothing else.
     with redirect_stdout(sys.stderr):
         checkpoint = _checkpoint(training_args)
-        splits = _load(script_args, format_args, training_args, mixture_args)
-        trainer = _trainer(splits, training_args, model_args, quiet=json_args.json)
+        student = student_to_train(model_args, training_args)
+        train_dataset, eval_dataset = _load(script_args, format_args, training_args, mixture_args)
+        trainer = RSRSFTTrainer(args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset, **student)
+        if json_args.json:
+            trainer.remove_callback(PrinterCallback)
         _train(trainer, checkpoint)
         trainer.save_model(training_args.output_dir)
         if training_args.push_to_hub:
@@ -71,11 +66,8 @@ def main(
     if result is not None and json_args.json:
         print_json(result)
     elif result is not None:
-        _print_summary(result, _next_command(splits[0], script_args, format_args, result["output_dir"]))
+        _print_summary(result, _next_command(train_dataset, script_args, format_args, result["output_dir"]))
     return 0
-
-
-# ------------------------------------------------------------------------------------------------ what it begins with
 
 
 def _checkpoint(args: RSRSFTConfig) -> str | None:
@@ -113,14 +105,14 @@ def _load(
     format_args: FormatArguments,
     training_args: RSRSFTConfig,
     mixture_args: DatasetMixtureConfig,
-) -> list[Dataset]:
+) -> tuple[Dataset, Dataset | None]:
     """Training rows, and evaluation rows if `eval_strategy` asks for them."""
     if script_args.dataset_streaming or mixture_args.streaming:
         raise RSRError("Ordering by score needs all examples at hand: don't set --dataset_streaming or --streaming.")
     if bool(mixture_args.datasets) == bool(script_args.dataset_name):
         raise RSRError("Say which data to train on: either --dataset_name, or a mixture in `datasets` (in --config).")
-    wanted = [script_args.dataset_train_split]
-    wanted += [script_args.dataset_test_split] if training_args.eval_strategy != "no" else []
+    evaluates = training_args.eval_strategy != "no"
+    wanted = [script_args.dataset_train_split] + [script_args.dataset_test_split] * evaluates
     if mixture_args.datasets:
         mixture = get_dataset(mixture_args)
         for split in wanted:
@@ -131,33 +123,8 @@ def _load(
         splits = [mixture[split] for split in wanted]
     else:
         splits = [data.load(script_args.dataset_name, script_args.dataset_config, split) for split in wanted]
-    return [data.as_trl_format(split, **vars(format_args)) for split in splits]
-
-
-def _trainer(
-    splits: list[Dataset], training_args: RSRSFTConfig, model_args: ModelConfig, quiet: bool
-) -> RSRSFTTrainer:
-    if model_args.model_name_or_path is None:
-        raise RSRError("Say which student to train: --model_name_or_path.")
-    check_student_exists(model_args.model_name_or_path)
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "trust_remote_code": training_args.trust_remote_code,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
-    trainer = RSRSFTTrainer(
-        model_args.model_name_or_path,
-        args=training_args,
-        train_dataset=splits[0],
-        eval_dataset=splits[1] if len(splits) > 1 else None,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-    )
-    if quiet:
-        trainer.remove_callback(PrinterCallback)
-    return trainer
+    splits = [data.as_trl_format(split, **vars(format_args)) for split in splits]
+    return splits[0], splits[1] if evaluates else None
 
 
 def _train(trainer: RSRSFTTrainer, checkpoint: str | None) -> None:
@@ -180,9 +147,6 @@ def _stopped(trainer: RSRSFTTrainer) -> str:
         f"Stopped at step {step:,}, and no checkpoint was saved yet ({saves}): with --save_strategy steps "
         "--save_steps N there is one every N steps to go on from."
     )
-
-
-# --------------------------------------------------------------------------------------------------- what came of it
 
 
 def _summarize(trainer: RSRSFTTrainer, checkpoint: str | None) -> dict:

@@ -20,6 +20,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
 from rsr_trl.rsr import SCORE_PREFIX, TOKEN_IDS, TOKEN_SURPRISALS, RSRError
+from rsr_trl.scoring.scorer import FORMAT_COLUMNS
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 
 
@@ -133,9 +134,9 @@ class _Row:
         if len(turns) != len(example.runs):
             return None
         for said, (begin, end) in zip(turns, example.runs.tolist(), strict=True):
-            stop = min(end, begin + left)
+            stop = min(end, begin + left)  # where the student's length limit cuts
             left -= stop - begin
-            if stop == begin:  # the student's length limit cuts this response off
+            if stop == begin:
                 break
             if begin == 1 and example.input_ids[0] not in tokenizer.all_special_ids:
                 begin = 0  # nothing predicts the first token of a row, but it's text
@@ -144,8 +145,8 @@ class _Row:
             pieces = [stream.step(tokenizer.backend_tokenizer, token) or "" for token in ids]
             edges, starts = np.cumsum([0, *map(len, pieces)]), np.flatnonzero(example.step_starts[begin:stop])
             indents = [0, *(len(pieces[k]) - len(pieces[k].lstrip()) for k in starts[1:])]
-            stop = min(edges[stop - begin] + (not pieces[stop - begin - 1]), edges[-1])  # with a character that is cut
-            sums.append(said and step_sums(said, "".join(pieces), edges[starts] + indents, stop))
+            seen = min(edges[stop - begin] + (not pieces[stop - begin - 1]), edges[-1])  # with a character that is cut
+            sums.append(said and step_sums(said, "".join(pieces), edges[starts] + indents, seen))
         return None if any(part is None for part in sums) else np.concatenate(sums)
 
 
@@ -155,8 +156,10 @@ def _scored_rows(scored: Dataset, texts: Dataset, tokenize: ExampleTokenizer, wh
         raise RSRError(f"The {whose}'s dataset has no {min(missing)}. Score it with RSRScorer(..., token_stats=True).")
     if len(scored) != len(texts):
         raise RSRError(f"The {whose}'s dataset has {len(scored)} rows instead of {len(texts)}: score the same rows.")
+    wanted = (*FORMAT_COLUMNS, tokenize.dataset_text_field)
+    texts = texts.with_format(None).select_columns([name for name in texts.column_names if name in wanted])
     stats = scored.with_format("numpy", [TOKEN_IDS, TOKEN_SURPRISALS])
-    for i, (text, of_tokens) in enumerate(zip(texts.with_format(None), stats, strict=True)):
+    for i, (text, of_tokens) in enumerate(zip(texts, stats, strict=True)):
         (example,), ids = tokenize([text]), of_tokens[TOKEN_IDS]
         if not np.array_equal(example.input_ids[example.scored][: len(ids)], ids):
             raise RSRError(

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from datasets import Dataset
 
-from rsr_trl.data import FORMAT_COLUMNS, Columns, examples
+from rsr_trl.data import Columns, examples
 from rsr_trl.rsr import ERROR, RSR, RSRError
 from rsr_trl.scoring.scores import SCORES, direction_of, known_score
 from rsr_trl.selection.choose import choose_rows
@@ -20,9 +20,9 @@ MAX_EXAMPLES = 128  # of the default budget
 
 
 class Strategy(NamedTuple):
-    """A way to choose, by the name that the user gives it."""
+    """A way to choose."""
 
-    name: str
+    name: str  # that the user gives it
     column: str | None = None  # score to choose by; by chance without one
     prefer: Literal["low", "high"] = "low"
     ordered: bool = False  # each epoch goes from the first choice to the last, instead of shuffled
@@ -58,19 +58,10 @@ def _parse(name: str) -> Strategy:
         column, prefer = base, direction_of(base)
     elif not column or prefer not in ("low", "high"):
         raise RSRError(
-            f"There is no strategy {name!r}. It is one of {', '.join((*SCORES, RESCORED))}, or a column "
-            f"with the end to choose, such as {name}:low or {name}:high. RSR: lower is more suitable."
+            f"There is no strategy {name!r}. It is one of {', '.join((*SCORES, RESCORED))}, or a column with the end "
+            f"to choose, such as {name}:low or {name}:high. RSR: lower is more suitable."
         )
     return Strategy(name, column, prefer, ordered=base != name, control=RANDOM if base == name else base)
-
-
-def check_budget(num_examples: int | None, num_tokens: int | None) -> None:
-    """Raise unless there is at most one budget, of 1 or more."""
-    if None not in (num_examples, num_tokens):
-        raise RSRError("Give one budget: num_examples or num_tokens.")
-    for name, value in (("num_examples", num_examples), ("num_tokens", num_tokens)):
-        if value is not None and value < 1:
-            raise RSRError(f"{name} must be 1 or more, got {value}.")
 
 
 class Pool:
@@ -83,32 +74,26 @@ class Pool:
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        columns: Columns,
-        strategies: Sequence[Strategy],
-        num_examples: int | None = None,
-        num_tokens: int | None = None,
+        self, dataset: Dataset, columns: Columns, strategies: Sequence[Strategy], num_examples=None, num_tokens=None
     ):
-        check_budget(num_examples, num_tokens)
         scores = {one.column: one.prefer for one in strategies if one.column is not None}
         table = ScoredTable.read(dataset, columns, scores, scores, optional=True)
         scored = np.flatnonzero(table.tokens > 0)
         if not scored.size:
             raise RSRError(f"None of the pool's {len(table)} rows is scored; {ERROR!r} says why.")
         self.dataset, self.table, self.left_out = dataset.select(scored), table.where(scored), len(table) - scored.size
-        self.groups, self.num_groups = None, scored.size
+        self._groups, self.num_problems, available, what = None, None, scored.size, "trajectories"
         if columns.problem is not None:
-            self._problems, self.groups = np.unique(self.table.problem, return_inverse=True)
-            self.num_groups = len(self._problems)
+            self._problems, self._groups = np.unique(self.table.problem, return_inverse=True)
+            self.num_problems = available = len(self._problems)
+            what = f"problems in {columns.problem!r}"
         if num_examples is None and num_tokens is None:
-            num_examples = max(1, min(MAX_EXAMPLES, self.num_groups // 2))
-        self.num_examples, self.num_tokens = num_examples, num_tokens
-        if num_examples is not None and num_examples > self.num_groups:
-            what = "trajectories" if self.groups is None else f"problems in {columns.problem!r}"
-            raise RSRError(f"num_examples={num_examples} is more than the pool has: {self.num_groups} {what}.")
+            num_examples = max(1, min(MAX_EXAMPLES, available // 2))
+        if num_examples is not None and num_examples > available:
+            raise RSRError(f"num_examples={num_examples} is more than the pool has: {available} {what}.")
         if num_examples is None and (renewed := [one.name for one in strategies if one.renewed]):
             raise RSRError(f"{renewed[0]} needs a budget in examples: give num_examples.")
+        self.num_examples, self.num_tokens = num_examples, num_tokens
 
     def choose(self, strategy: Strategy, seed: int, num_epochs: int = 1) -> list[np.ndarray]:
         """
@@ -117,9 +102,9 @@ class Pool:
         strategies, and the random choice.
         """
         if strategy.name == RESCORED:
-            if self.groups is None:
+            if self._groups is None:
                 return [np.arange(len(self.table))]
-            return [np.flatnonzero(self._draw(seed)[self.groups] < self.num_examples)]
+            return [np.flatnonzero(self._draw(seed)[self._groups] < self.num_examples)]
         if strategy.column is None:  # a random choice is the choice by a random score
             draws = [np.random.default_rng([seed, i, 1]) for i in range(num_epochs if strategy.renewed else 1)]
             return [self._best(rng.random(len(self.table)), strategy.name, seed) for rng in draws]
@@ -130,20 +115,20 @@ class Pool:
 
     def _draw(self, seed: int) -> np.ndarray:
         """Place of each problem in the order in which this seed draws them."""
-        return np.argsort(np.random.default_rng([seed, 0]).permutation(self.num_groups))
+        return np.argsort(np.random.default_rng([seed, 0]).permutation(self.num_problems))
 
     def _best(self, cost: np.ndarray, name: str, seed: int) -> np.ndarray:
         """The best row of each problem in the order of this seed, or all rows, best first: as many as the budget."""
         tokens = self.table.tokens
-        rows = choose_rows(cost, tokens, self.groups, threshold=np.inf if self.groups is None else None)
-        if self.groups is not None:
-            if empty := sorted({*range(self.num_groups)} - {*self.groups[rows].tolist()}):
+        rows = choose_rows(cost, tokens, self._groups, threshold=np.inf if self._groups is None else None)
+        if self._groups is not None:
+            if empty := sorted({*range(self.num_problems)} - {*self._groups[rows].tolist()}):
                 raise RSRError(
-                    f"{len(empty)} of the pool's {self.num_groups} problems have no finite score in {name!r}: "
+                    f"{len(empty)} of the pool's {self.num_problems} problems have no finite score in {name!r}: "
                     f"{examples([self.table.problems[self._problems[i]] for i in empty])}. Every arm needs the same "
                     "problems: filter them out."
                 )
-            rows = rows[np.argsort(self._draw(seed)[self.groups[rows]])]
+            rows = rows[np.argsort(self._draw(seed)[self._groups[rows]])]
         if self.num_examples is not None:
             if rows.size < self.num_examples:
                 raise RSRError(f"{name!r} has {rows.size} finite scores, fewer than num_examples={self.num_examples}.")
@@ -152,11 +137,6 @@ class Pool:
         if (available := total[-1] if rows.size else 0) < self.num_tokens:
             raise RSRError(f"num_tokens={self.num_tokens} is more than can be chosen by {name!r}: {available:.0f}.")
         return rows[: int(np.searchsorted(total, self.num_tokens)) + 1]
-
-    def trainable(self, rows: np.ndarray) -> Dataset:
-        """These rows, with the columns that training reads."""
-        wanted = {*FORMAT_COLUMNS, "tools", "chat_template_kwargs", self.table.columns.problem}
-        return self.dataset.select_columns([name for name in self.dataset.column_names if name in wanted]).select(rows)
 
     def count_teachers(self, rows: np.ndarray) -> dict[str, int] | None:
         """How many of these rows each teacher wrote; `None` where it isn't known."""

@@ -151,10 +151,10 @@ class Job:
             return True
 
     def _write_card(self) -> None:
-        content = xxh3_64_hexdigest("".join(record["digest"] for record in self.folder.done().values()))
-        card = dataset_card(self._card, f"{self.folder.run} {content}", self._facts)
+        digests = "".join(record["digest"] for record in self.folder.done().values())
+        version = f"{self.folder.run} {xxh3_64_hexdigest(digests.encode())}"
         with written_whole(self.folder.path / "README.md") as path:
-            path.write_text(card, encoding="utf-8")
+            path.write_text(dataset_card(self._card, version, self._facts), encoding="utf-8")
 
     def totals(self) -> dict:
         """

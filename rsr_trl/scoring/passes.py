@@ -17,10 +17,7 @@ from rsr_trl.scoring.tokens import TokenizedExample
 
 class OtherScores:
     """
-    The scores that a scorer adds beside RSR.
-
-    Args:
-        names (iterable of `str` or `str`, *optional*): As [`~rsr_trl.scoring.scores.check_scores`] takes them.
+    The scores that a scorer adds beside RSR, by their names as [`~rsr_trl.scoring.scores.check_scores`] takes them.
 
     Attributes:
         names (tuple of `str`): Each once, in the order of [`~rsr_trl.scoring.scores.SCORES`].
@@ -43,15 +40,8 @@ class OtherScores:
         first_row: int = 0,
     ) -> ScoredTokens:
         """
-        What the scores are computed from; where they need it, by another pass.
-
-        Args:
-            examples (sequence of [`TokenizedExample`]): All rows.
-            tokens ([`ScoredTokens`]): What the first pass gave for them.
-            r_max (`float`): Ranks are clipped here.
-            student ([`Student`]): Takes the other passes.
-            bos_token_id (`int`, *optional*): Of the student's tokenizer.
-            first_row (`int`, *optional*, defaults to `0`): What messages call the first row.
+        What the scores are computed from: `tokens`, as the pass of RSR gave them for `examples`, with all else that
+        the scores need. Other passes are the student's; messages count rows from `first_row`.
         """
         more = {}
         if "steps" in self.needs:
@@ -73,11 +63,9 @@ def surprisals_alone(
     student: Student, examples: Sequence[TokenizedExample], bos_token_id: int | None, first_row: int = 0
 ) -> np.ndarray:
     """
-    Surprisals of all scored tokens without what stands before the first of their example.
-
-    Returns:
-        float64 array of shape `(N,)`: NaN for tokens that nothing stands before, and for all tokens of an example if
-        no more than one token is left out. The beginning-of-sequence token stays where an example begins with it.
+    Surprisals of all scored tokens, float64 of shape `(N,)`, without what stands before the first of their example but
+    a beginning-of-sequence token. NaN for a token that nothing stands before, and for all tokens of an example of
+    which no more than one token is left out.
     """
     tokens = student.score([_without_prompt(example, bos_token_id) for example in examples], first_row=first_row)
     # Of each example's scored tokens the last ones are scored again.

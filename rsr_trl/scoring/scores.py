@@ -170,15 +170,8 @@ def casl(mean_surprisal: ArrayLike, drop: ArrayLike, step_share: ArrayLike) -> n
     mean surprisal of the first tokens, F, and a constant.
 
     As in the authors' public code, with the differences that [`drop`] names. A number of the pool, not of one
-    trajectory: it is computed when a dataset is read, from columns of the pass.
-
-    Args:
-        mean_surprisal (array of shape `(n,)`): M, in nats.
-        drop (array of shape `(n,)`): As [`drop`] gives it.
-        step_share (array of shape `(n,)`): F, as [`step_share`] gives it.
-
-    Returns:
-        float64 array of shape `(n,)`: NaN where a part is missing.
+    trajectory: it is computed when a dataset is read, from columns of the pass, M in nats, [`drop`] and F
+    ([`step_share`]), each of shape `(n,)` as the result is: float64, NaN where one is missing.
     """
     mean, other, share = (np.asarray(part, np.float64) for part in (mean_surprisal, drop, step_share))
     parts = np.stack([other, ratio(mean - (1 - share) * other, share), share], axis=1)
@@ -312,13 +305,8 @@ CASL_PARTS = (MEAN_SURPRISAL, *SCORES["casl"].parts)  # columns from which `casl
 
 def check_scores(names: Iterable[str] | str | None) -> tuple[str, ...]:
     """
-    Names of [`SCORES`] that a scorer can add, each once and in their order there.
-
-    Args:
-        names (iterable of `str` or `str`, *optional*): `"all"` stands for every score available from the same pass.
-
-    Raises:
-        RSRError: for a name that isn't there (the message lists those that are), or that a scorer doesn't compute.
+    Names of [`SCORES`] that a scorer can add, each once and in their order there; `"all"` stands for every score
+    available from the same pass. `RSRError` for a name that isn't there, or that a scorer doesn't compute.
     """
     asked = {names} if isinstance(names, str) else set(names or ())
     if unknown := sorted(asked - set(SCORES) - {"all"}):
@@ -354,10 +342,8 @@ def known_score(score: str) -> str | None:
 
 def direction_of(score: str, prefer: Literal["low", "high"] | None = None) -> Literal["low", "high"]:
     """
-    Which end of a score is chosen: `prefer` if it is given, else the score's own.
-
-    Raises:
-        RSRError: for a column of the user's without `prefer`, or a `prefer` that is neither.
+    Which end of a score is chosen: `prefer` if it is given, else the score's own. `RSRError` for a user's column
+    without `prefer`, or a `prefer` that is neither.
     """
     if prefer not in ("low", "high", None):
         raise RSRError(f"prefer must be 'low' or 'high', got {prefer!r}. RSR: lower is more suitable.")
@@ -384,8 +370,6 @@ def check_name(score: str, column_names: Iterable[str]) -> None:
 def columns_of(score: str) -> tuple[str, ...]:
     """Columns that may hold the values of a score, the first that is there counting; none for `casl`."""
     name = known_score(score)
-    if name is None:
-        return (score,)
-    if name == "casl":
-        return ()
-    return (SCORE_PREFIX + name, *([STORED[name]] if name in STORED else []))
+    if name in (None, "casl"):
+        return (score,) if name is None else ()
+    return (SCORE_PREFIX + name, STORED[name]) if name in STORED else (SCORE_PREFIX + name,)

@@ -60,7 +60,7 @@ class ShardFolder:
     def _open(self, run: dict, overwrite: bool) -> None:
         files = digests_of(run["data"]["files"], self.state / "hashes.json")
         run = json.loads(json.dumps(run | {"data": run["data"] | {"files": files}}, default=str))
-        self.run = xxh3_64_hexdigest(json.dumps(run, sort_keys=True))  # names it in the records
+        self.run = xxh3_64_hexdigest(json.dumps(run, sort_keys=True).encode())  # names it in the records
         known, busy, done = read_json(self.manifest), self.busy(), list(self.records.glob("*.json"))
         if known.keys() == run.keys():
             others = differences(known, run)

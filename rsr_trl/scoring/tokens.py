@@ -61,8 +61,6 @@ class TokenizedExample:
 
 @dataclass
 class _Rendered:
-    """Text of one example before tokenization."""
-
     text: str
     spans: list[Span]  # character spans of the text to score
     prompt: str | None  # prompt alone: tokens in its common prefix with the text aren't scored
@@ -83,21 +81,14 @@ class ExampleTokenizer:
     `chat_template_kwargs`.
 
     Args:
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]):
-            Tokenizer of the student; a fast one, since scored positions come from character offsets.
-        max_length (`int`, *optional*):
-            Longer examples are cut at the end (`truncation_mode="keep_start"`) and flagged. `None` cuts nothing.
-        assistant_only_loss (`bool`, *optional*, defaults to `False`):
-            Render conversations as SFTTrainer does under this setting: it swaps in TRL's training template where the
-            tokenizer's own has no `{% generation %}` markers. Which text is scored doesn't depend on it.
-        dataset_text_field (`str`, *optional*, defaults to `"text"`):
-            Column of the plain-text format.
-        with_steps (`bool`, *optional*, defaults to `False`):
-            Also find where reasoning steps begin.
-
-    Raises:
-        TypeError: if `processing_class` is a processor or a slow tokenizer.
-        RSRError: for a `max_length` below 2.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`]): Tokenizer of the student; a fast one (else
+            `TypeError`), since scored positions come from character offsets.
+        max_length (`int`, *optional*): Longer examples are cut at the end (`truncation_mode="keep_start"`).
+        assistant_only_loss (`bool`, *optional*, defaults to `False`): Render conversations as SFTTrainer does under
+            this setting: it swaps in TRL's training template where the tokenizer's own has no `{% generation %}`
+            markers. Which text is scored doesn't depend on it.
+        dataset_text_field (`str`, *optional*, defaults to `"text"`): Column of the plain-text format.
+        with_steps (`bool`, *optional*, defaults to `False`): Also find where reasoning steps begin.
     """
 
     def __init__(
@@ -158,13 +149,8 @@ class ExampleTokenizer:
 
     def __call__(self, examples: Sequence[Mapping]) -> list[TokenizedExample]:
         """
-        Tokenize examples. An example that can't be tokenized is returned with its `error` and without tokens.
-
-        Args:
-            examples (sequence of mappings): Rows of a dataset, column name -> value.
-
-        Returns:
-            list of [`TokenizedExample`], one per example, in their order.
+        Tokenize rows of a dataset, each column name -> value, in their order. An example that can't be tokenized is
+        returned with its `error` and without tokens.
         """
         rendered: dict[int, _Rendered] = {}
         errors: dict[int, str] = {}

@@ -17,8 +17,7 @@ from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from rsr_trl.rsr import CITATION, RSRError
-from rsr_trl.scoring.fingerprint import student_fingerprint
-from rsr_trl.scoring.student import Student
+from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from rsr_trl.training import prepare
 from rsr_trl.training.collator import NUM_SCORED, ROW, DrawnRows, live_collator, live_threshold
@@ -117,17 +116,15 @@ class RSRSFTTrainer(SFTTrainer):
         own = [None]
         if self.accelerator.is_main_process:  # the others may not have weights yet (FSDP)
             settings = {"r_max": self.args.rsr_r_max, "assistant_only_loss": self.args.assistant_only_loss}
-            weights = Student(self.model).weights_fingerprint()
-            own[0] = student_fingerprint(weights, self._tokenizer, **settings, logits_dtype="float32")
+            own[0] = RSRScorer(self.model, self._tokenizer, **settings).fingerprint
         broadcast_object_list(own)
-        if (scored := prepare.with_own_scores(self.train_dataset, table, own[0])) is not None:
-            return scored
-        # Who never scores in between has counted on the dataset's own.
-        say = logger.warning if self.args.rsr_rescore_strategy == "no" else logger.info
-        say(
-            f"The train dataset's scores aren't of this student as it is here, in {str(self.model.dtype)[6:]}, over "
-            "the same tokens: it is scored again. (`rsr score --dtype` says in which dtype it scores.)"
-        )
+        if not prepare.take_own_scores(self.train_dataset, table, own[0]):
+            # Who never scores in between has counted on the dataset's own.
+            say = logger.warning if self.args.rsr_rescore_strategy == "no" else logger.info
+            say(
+                f"The train dataset's scores aren't of this student as it is here, in {str(self.model.dtype)[6:]}, "
+                "over the same tokens: it is scored again. (`rsr score --dtype` says in which dtype it scores.)"
+            )
         return table
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):

@@ -7,12 +7,11 @@ import time
 
 import pytest
 from datasets import Dataset
-from tests.training.test_pilot import rows_of
 
 from rsr_trl.cli import pilot
 from rsr_trl.cli.options import parse
-from rsr_trl.data import as_trl_format
 from rsr_trl.scoring.scorer import RSRScorer
+from tests.pilot.test_run import rows_of
 
 
 QUICK = [
@@ -53,62 +52,75 @@ def run(argv: list[str]) -> int:
     return pilot.main(*parse(pilot.make_parser(), argv))
 
 
-def test_json_is_the_result_and_nothing_else(argv, capfd, tmp_path):
-    assert run(argv("--json", "--strategies", "rsr", "--num_seeds", "1")) == 0
+QUIET = ("--json", "--strategies", "rsr", "--num_seeds", "1")
+
+
+def test_json_is_the_result_and_nothing_else_and_other_settings_in_the_folder_are_an_error(
+    argv, files, capfd, tmp_path
+):
+    assert run(argv(*QUIET)) == 0
     out, _ = capfd.readouterr()
     result = json.loads(out)
     assert result == json.loads((tmp_path / "out" / "pilot.json").read_text())
     assert {(row["strategy"], row["metric"]) for row in result["table"]} == {("rsr", "loss"), ("rsr", "correct")}
     assert result["pool"] == {"trajectories": 24, "left_out": 0, "problems": 8}
-    assert sorted(os.listdir(tmp_path / "out")) == ["arms", "pilot.json", "scored", "settings.json"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == [
+        "arms",
+        "pilot.json",
+        "scored",
+        "settings.json",
+    ]
+    for more, message in (
+        (("--max_new_tokens", "5"), "max_new_tokens: 4 -> 5"),
+        (("--checker", "line"), "held_out.checker: number -> line"),
+        (("--use_peft", "--lora_target_modules", "q_proj"), "student.use_peft: None -> True"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(argv(*QUIET, *more))
+    with open(files["pool"], "a") as file:
+        file.write("\n" + json.dumps(rows_of(9, 0, 1)[-1]))
+    with pytest.raises(ValueError, match="pool.files: pool.jsonl changed"):
+        run(argv(*QUIET))
 
 
-def test_people_are_told_the_cost_the_differences_and_what_they_are_worth(argv, capfd):
-    assert run(argv("--strategies", "rsr", "--num_seeds", "2")) == 0
+def test_people_see_the_cost_the_differences_and_what_they_are_worth(argv, capfd):
+    words = argv("--strategies", "rsr", "--num_seeds", "2")
+    assert run(words) == 0
     out, err = capfd.readouterr()
     assert out == ""
     text = " ".join(err.split())
     assert text.index("Cost: 4 trainings") < text.index("random, seed 42: loss")
     assert "lower = better" in text and "difference" in text
-    assert "all intervals speak of these runs only" in text
+    assert "all intervals are about these runs only" in text
     for word in ("warn", "deprecat", "traceback"):
         assert word not in text.lower()
     # Again: nothing is trained, and the same is said.
-    assert run(argv("--strategies", "rsr", "--num_seeds", "2")) == 0
+    assert run(words) == 0
     again = " ".join(capfd.readouterr().err.split())
     assert "5 of 5 arms are done already." in again and "Cost" not in again
     assert again[again.index("2 seeds") :] == text[text.index("2 seeds") :]
 
 
-def test_a_pool_with_scores_of_this_student_is_taken_as_it_is_and_of_another_not(argv, tiny_student_path, tmp_path):
+def test_a_pool_with_scores_of_this_student_is_taken_as_it_is_and_of_another_not(
+    argv, tiny_student_path, tmp_path, capfd
+):
+    with pytest.raises(ValueError, match="--dry_run needs a pool with scores"):
+        run(argv("--dry_run"))
     scored = RSRScorer(tiny_student_path).score(Dataset.from_list(rows_of(8, 0, 3)))
-    path = str(tmp_path / "scored.parquet")
+    path, own = str(tmp_path / "scored.parquet"), str(tmp_path / "own.parquet")
     scored.to_parquet(path)
-    assert run(argv("--json", "--strategies", "rsr", "--num_seeds", "1", pool=path)) == 0
+    capfd.readouterr()
+    assert run(argv("--dry_run", "--json", "--strategies", "rsr", pool=path)) == 0
+    assert json.loads(capfd.readouterr().out)["arms"] == 6
+    assert not (tmp_path / "out").exists()
+    assert run(argv(*QUIET, pool=path)) == 0
     assert not (tmp_path / "out" / "scored").exists()
     other = scored.map(lambda row: {"rsr_student": "another"})
     other.to_parquet(path)
     with pytest.raises(ValueError, match="scores are of another student, dtype or template .another; this student"):
         run(argv("--num_seeds", "1", pool=path, output_dir=str(tmp_path / "other")))
-    own = str(tmp_path / "own.parquet")
     other.remove_columns("rsr_student").to_parquet(own)
-    more = ("--json", "--strategies", "rsr", "--num_seeds", "1")
-    assert run(argv(*more, pool=own, output_dir=str(tmp_path / "own"))) == 0
-
-
-def test_other_settings_in_the_same_folder_are_an_error(argv, files, tmp_path):
-    more = ("--json", "--strategies", "rsr", "--num_seeds", "1")
-    assert run(argv(*more)) == 0
-    with pytest.raises(ValueError, match="max_new_tokens: 4 -> 5"):
-        run(argv(*more, "--max_new_tokens", "5"))
-    with pytest.raises(ValueError, match="held_out.checker: number -> line"):
-        run(argv(*more, "--checker", "line"))
-    with pytest.raises(ValueError, match="student.use_peft: None -> True"):
-        run(argv(*more, "--use_peft", "--lora_target_modules", "q_proj"))
-    with open(files["pool"], "a") as file:
-        file.write("\n" + json.dumps(rows_of(9, 0, 1)[-1]))
-    with pytest.raises(ValueError, match="pool.files: pool.jsonl changed"):
-        run(argv(*more))
+    assert run(argv(*QUIET, pool=own, output_dir=str(tmp_path / "own"))) == 0
 
 
 def test_problems_in_both_sets_are_an_error(argv, files):
@@ -121,35 +133,23 @@ def test_problems_in_both_sets_are_an_error(argv, files):
     [
         (("--strategies", "rsrr"), "no strategy 'rsrr'"),
         (("--num_seeds", "0"), "num_seeds must be at least 1, got 0"),
+        (("--num_examples", "0"), "num_examples must be at least 1, got 0"),
         (("--num_tokens", "40"), "Give one budget"),
-        (("--group_column", "problem"), "no column 'problem' .group_column."),
-        (("--answer_column", "answer"), "no column 'answer' .answer_column."),
+        (("--group_column", "problem"), "no column 'problem'"),
+        (("--answer_column", "answer"), "no column 'answer'"),
         (("--max_new_tokens", "0"), "max_new_tokens must be at least 1"),
         (("--checker", "exact"), "checker must be number, line, math or module:function"),
+        (("--output_dir", None), "Say where the results go: output_dir"),
     ],
 )
 def test_wrong_options_are_found_before_any_work(argv, more, message, tmp_path):
+    words = argv(*more)
+    if more[1] is None:
+        at = words.index(more[0])
+        words = words[:at] + words[at + 2 : -2]
     with pytest.raises(ValueError, match=message):
-        run(argv(*more))
+        run(words)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_dry_run_needs_scores_and_then_writes_nothing(argv, tiny_student_path, tmp_path, capfd):
-    with pytest.raises(ValueError, match="--dry_run needs a pool with scores"):
-        run(argv("--dry_run"))
-    path = str(tmp_path / "scored.parquet")
-    RSRScorer(tiny_student_path).score(Dataset.from_list(rows_of(8, 0, 3))).to_parquet(path)
-    capfd.readouterr()
-    assert run(argv("--dry_run", "--json", "--strategies", "rsr", pool=path)) == 0
-    assert json.loads(capfd.readouterr().out)["arms"] == 6
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_output_dir_is_needed(argv):
-    words = argv()
-    at = words.index("--output_dir")
-    with pytest.raises(ValueError, match="Say where the results go: output_dir"):
-        run(words[:at] + words[at + 2 :])
 
 
 def start(words: list[str], *launcher: str) -> subprocess.Popen:
@@ -220,14 +220,3 @@ def test_on_the_demo_s_data(tmp_path):
     assert all(0 < arm["loss"] < 5 for arm in result["arms"])
     tokens = {arm["strategy"]: arm["tokens"] for arm in result["arms"][1:]}
     assert tokens["length"] == max(tokens.values())
-
-
-def test_a_pool_of_chats_and_plain_held_out_problems_are_refused():
-    from rsr_trl.cli.pilot_inputs import check_apart
-
-    plain = Dataset.from_list([{"prompt": "2+2=", "completion": "4"}])
-    chats = as_trl_format(Dataset.from_list([{"prompt": "3+3=", "completion": "6"}]), as_chat=True)
-    for pool, held_out, chat in ((chats, plain, "pool"), (plain, chats, "held-out set")):
-        with pytest.raises(ValueError, match=f"The {chat} holds chats and the .* plain text.*Pass as_chat"):
-            check_apart(pool, held_out)
-    check_apart(chats, as_trl_format(plain, as_chat=True))

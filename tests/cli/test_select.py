@@ -119,6 +119,15 @@ def test_wrong_options_are_one_message_and_write_nothing(select, capsys, tmp_pat
     assert not (tmp_path / "chosen").exists()
 
 
+def test_a_dataset_without_scores_is_chosen_from_by_a_column_of_its_own(select, capsys, tmp_path):
+    Dataset.from_dict({"prompt": ["a", "b"], "quality": [1.0, 2.0]}).to_parquet(tmp_path / "raw.parquet")
+    options = ["--keep_fraction", "0.5", "--score", "quality", "--prefer", "high"]
+    assert select(*options, dataset_name=str(tmp_path / "raw.parquet")) == 0
+    assert load_dataset(select.output_dir, split="train")["prompt"][:] == ["b"]
+    text = " ".join(capsys.readouterr().err.split())
+    assert "RSR (lower = more suitable) – –" in text and "mean quality (higher first) 1.500 2.000" in text
+
+
 def test_unscored_dataset_says_what_to_do_first(select, capsys, tmp_path):
     Dataset.from_list([{"prompt": "2+2=", "completion": "4"}]).to_parquet(tmp_path / "raw.parquet")
     assert select("--keep_fraction", "0.5", dataset_name=str(tmp_path / "raw.parquet")) == 1

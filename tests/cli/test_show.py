@@ -12,16 +12,12 @@ from rsr_trl.cli.options import parse
 from rsr_trl.demo import STUDENT_PATH
 from rsr_trl.rsr import (
     ERROR,
-    MEAN_CLIPPED_RANK,
-    MEAN_SURPRISAL,
-    NUM_TOKENS,
     RSR,
-    STUDENT,
-    TOKEN_IDS,
-    TOKEN_RANKS,
-    TOKEN_SURPRISALS,
+    TOKEN_COLUMNS,
     TOKEN_TOP1,
     TRUNCATED,
+    RSRError,
+    score_schema,
     trajectory_means,
     trajectory_rsr,
 )
@@ -41,31 +37,19 @@ def tokenizer():
 
 @pytest.fixture
 def scored(tokenizer, tmp_path):
-    """`scored(text, ...)` makes a scored file of two equal rows whose tokens have ranks 1, 2, 3, ... and returns its path."""
+    """`scored(text, ...)` makes a scored file of two equal rows whose tokens have ranks 1, 2, 3, ...; its path."""
 
-    def make(text: str, row: dict | None = None, with_top1: bool = True, surprisals: list[float] | None = None) -> str:
+    def make(text: str, row: dict | None = None, surprisals: list[float] | None = None, without: tuple = ()) -> str:
         ids = tokenizer.encode(text, add_special_tokens=False)
         ranks = list(range(1, len(ids) + 1))
         surprisals = surprisals or [rank / 4 for rank in ranks]
         rank, surprisal = (float(means[0]) for means in trajectory_means(ranks, surprisals, [len(ids)]))
-        row = {
-            "prompt": "What is 3 + 4?",
-            RSR: trajectory_rsr(ranks, surprisals),
-            MEAN_CLIPPED_RANK: rank,
-            MEAN_SURPRISAL: surprisal,
-            NUM_TOKENS: len(ids),
-            TRUNCATED: False,
-            ERROR: None,
-            STUDENT: "abc",
-            TOKEN_IDS: ids,
-            TOKEN_RANKS: ranks,
-            TOKEN_SURPRISALS: surprisals,
-            **({TOKEN_TOP1: ids[::-1]} if with_top1 else {}),
-            **(row or {}),
-        }
-        path = tmp_path / "scored.parquet"
-        Dataset.from_list([row, row]).to_parquet(path)
-        return str(path)
+        values = [trajectory_rsr(ranks, surprisals), rank, surprisal, len(ids), False, None, "abc"]
+        values += [ids, ranks, surprisals, ids[::-1]]
+        columns = dict(zip(score_schema(token_stats=True), values, strict=True)) | {"prompt": "What is 3 + 4?"}
+        columns = {name: value for name, value in (columns | (row or {})).items() if name not in without}
+        Dataset.from_list([columns] * 2).to_parquet(tmp_path / "scored.parquet")
+        return str(tmp_path / "scored.parquet")
 
     return make
 
@@ -78,8 +62,8 @@ def run(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERM", "xterm-256color")
 
-    def show_row(path: str, *more: str, row: str = "0") -> str:
-        argv = ["--dataset_name", path, "--row", row, "--tokenizer", str(STUDENT_PATH), *more]
+    def show_row(path: str, *more: str) -> str:
+        argv = ["--dataset_name", path, "--row", "0", "--tokenizer", str(STUDENT_PATH), *more]
         capsys.readouterr()
         show.main(*parse(show.make_parser(), argv))
         captured = capsys.readouterr()
@@ -102,38 +86,31 @@ def test_says_what_the_row_is(run, scored):
     assert "Prompt: What is 3 + 4?" in text
 
 
-def test_says_nothing_of_columns_that_are_not_there(run, scored):
-    text = run(scored("So 3+4=7."))
-    assert not any(word in text for word in ("teacher", "problem", "correct", "truncated", "student:"))
-
-
 def test_without_colours_surprising_tokens_have_marks(run, scored):
     text = run(scored("So 3+4=7."))
     # From 2 nats on: the eighth token, of rank 8.
     assert "So 3+4=7⟦.⟧₈" in text and text.count("⟦") == 2  # once in the legend
-    assert "\x1b" not in text
-    assert "surprisal in nats of 2 or more" in text
+    assert "\x1b" not in text and "surprisal in nats of 2 or more" in text
+    # Nothing is said of columns that aren't there.
+    assert not any(word in text for word in ("teacher", "problem", "correct", "truncated", "student:", "clipped"))
 
 
 def test_turns_have_a_border(run, scored):
     said = ("So it is 7", "Yes.")
     messages = [{"role": "assistant", "content": said[0]}, {"role": "user", "content": "Really?"}]
     row = {"messages": [*messages, {"role": "assistant", "content": said[1]}]}
-    path = scored("".join(said), row)
-    Dataset.from_parquet(path).remove_columns("prompt").to_parquet(path)
+    path = scored("".join(said), row, without=["prompt"])
     lines = run(path).splitlines()
     border = next(i for i, line in enumerate(lines) if "turn 2 ─" in line)
     assert "So" in lines[border - 1] and "Yes" in words(lines[border + 1]).replace("⟦", "").replace("⟧", "")
-    told = json.loads(run(path, "--json"))["sentences"]
-    assert [(one["turn"], one["text"]) for one in told] == [(1, said[0]), (2, said[1])]
+    sentences = json.loads(run(path, "--json"))["sentences"]
+    assert [(one["turn"], one["text"]) for one in sentences] == [(1, said[0]), (2, said[1])]
 
 
 def test_by_rank(run, scored):
     text = run(scored("So 3+4=7. So 5+6=11, and 7+8=15."), "--color_by", "rank")
-    marked = re.findall(r"⟦(.+?)⟧([₀-₉]+)", text)[1:]
-    assert [int(rank.translate(str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789"))) for _, rank in marked] == [
-        *range(21, 21 + len(marked))
-    ]
+    marked = re.findall(r"⟦.+?⟧([₀-₉]+)", text)[1:]
+    assert marked == [str(rank).translate(show.SUBSCRIPTS) for rank in range(21, 21 + len(marked))]
     assert "a rank of 21 or more" in text and marked
 
 
@@ -148,11 +125,7 @@ def test_colours_are_those_of_the_ramp(run, scored, monkeypatch):
     assert "⟦" not in text
     for label in ("0-0.1", "0.1-0.5", "2-4", "4 or more"):
         assert label in ESCAPE.sub("", text)
-
-
-def test_no_color_wins_over_a_terminal_with_colours(run, scored, monkeypatch):
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("NO_COLOR", "1")  # wins over a terminal with colours
     text = run(scored("So 3+4=7."))
     assert "48;" not in text and "⟦.⟧₈" in text
 
@@ -194,7 +167,7 @@ def test_lists_the_most_surprising_tokens(run, scored, tokenizer):
 
 
 def test_without_the_students_own_choice(run, scored):
-    text = run(scored("So 3+4=7.", with_top1=False))
+    text = run(scored("So 3+4=7.", without=[TOKEN_TOP1]))
     assert "student says" not in text and "prob." in text
 
 
@@ -202,7 +175,6 @@ def test_another_r_max_is_said(run, scored):
     text = run(scored("So 3+4=7."), "--r_max", "2")
     # (1 + 2 * 7) / 9
     assert "RSR 1.667" in text and "Ranks are clipped at 2 here. The dataset's own rsr is 4.000." in words(text)
-    assert "clipped" not in run(scored("So 3+4=7."))
 
 
 @pytest.mark.parametrize("color", [False, True])
@@ -260,37 +232,32 @@ def test_a_trajectory_that_the_student_foresaw(run, scored):
     assert result["rsr"] is None and result["sentences"][0]["rsr"] is None
 
 
-@pytest.mark.parametrize("row", ["2", "-1", "99"])
-def test_rows_that_are_not_there(run, scored, row):
-    with pytest.raises(ValueError, match=rf"no row {row}: .* has 2 rows, counted from 0"):
-        run(scored("So."), row=row)
+@pytest.mark.parametrize(
+    "row, options, message",
+    [
+        ({}, ["--row", "2"], r"no row 2: .* has 2 rows, counted from 0"),
+        ({}, ["--row", "-1"], r"no row -1: .* has 2 rows, counted from 0"),
+        ({RSR: None, ERROR: "completion is empty"}, [], "Row 0 has no score: completion is empty"),
+        ({}, ["--teacher_column", "author"], "no column 'author'.*prompt"),
+    ],
+)
+def test_what_cant_be_shown_is_said(run, scored, row, options, message):
+    with pytest.raises(RSRError, match=message):
+        run(scored("So.", row), *options)
 
 
-def test_a_row_without_score_says_why(run, scored):
-    path = scored("So.", {RSR: None, ERROR: "completion is empty"})
-    with pytest.raises(ValueError, match="Row 0 has no score: completion is empty"):
-        run(path)
-
-
-def test_what_is_missing_is_said_with_what_to_do(run, scored, tmp_path):
-    path = str(tmp_path / "raw.parquet")
-    Dataset.from_dict({"prompt": ["a"], "rsr": [1.0], "rsr_truncated": [False]}).to_parquet(path)
-    with pytest.raises(ValueError, match="rsr_token_ids.*--token_stats"):
-        run(path)
-    Dataset.from_dict({"prompt": ["a"]}).to_parquet(path)
-    with pytest.raises(ValueError, match="no scores.*rsr score --token_stats"):
-        run(path)
-    with pytest.raises(ValueError, match="no column 'author'.*prompt"):
-        run(scored("So."), "--teacher_column", "author")
+@pytest.mark.parametrize(
+    "without, message",
+    [(list(TOKEN_COLUMNS), "rsr_token_ids.*--token_stats"), ([RSR], "no scores.*rsr score --token")],
+)
+def test_what_is_missing_is_said_with_what_to_do(run, scored, without, message):
+    with pytest.raises(RSRError, match=message):
+        run(scored("So.", without=without))
 
 
 def test_a_picture_that_nobody_reads_is_no_error(scored):
     options = ["--dataset_name", scored("Add 3 and 4."), "--row", "0", "--tokenizer", str(STUDENT_PATH)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "rsr_trl", "show", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-m", "rsr_trl", "show", *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.close()  # as behind `| true`
     assert (process.stderr.read(), process.wait()) == ("", 141)

@@ -334,62 +334,42 @@ class TestSteps:
         assert steps(said, response + "z", [0]) is None
 
 
-class TestQwen3:
-    """Its template rewrites think blocks, adds empty ones, and drops those of earlier turns."""
+REASONED = "<think>\nHm, 2+3. 🧎‍♀️\nSo 5.\n</think>\n\nIt is 5.\nSure."
+ANSWER = "It is 5.\nSure."
+WIDE = REASONED.replace("\n</think>\n\n", "\n\n</think>\n\n\n")
+LINES = ["<think>\n", "Hm, 2+3. 🧎‍♀️\n", "So 5.\n", "</think>\n\n", "It is 5.\n", "Sure."]
+OF_QWEN3 = {  # turns of the conversation, what the server returned for each, the steps of the last or of all
+    "as it was said": ([REASONED], [REASONED], LINES),
+    "begun by the prompt": ([REASONED], [REASONED.removeprefix("<think>\n")], [None, *LINES[1:3], None, *LINES[4:]]),
+    "other white space around the tags": ([WIDE], [WIDE], [*LINES[:2], "So 5.\n\n", "</think>\n\n\n", *LINES[4:]]),
+    "an empty block that the template adds": ([ANSWER], [ANSWER], [None, None, *LINES[4:]]),
+    "reasoning that the server lacks": ([REASONED], [ANSWER], None),
+    "reasoning that the trajectory lacks": ([ANSWER], [REASONED], None),
+    "reasoning that the template drops": ([REASONED, "Yes."], [REASONED, "Yes."], None),
+    "reasoning that both drop": ([REASONED, "Yes."], [ANSWER, "Yes."], [*LINES[4:], None, None, "Yes."]),
+}
 
-    REASONED = "<think>\nHm, 2+3. 🧎‍♀️\nSo 5.\n</think>\n\nIt is 5.\nSure."
 
-    @pytest.fixture
-    def teacher_steps(self, qwen3_tokenizer):
-        """`teacher_steps(content, *said)`: the teacher's steps of a conversation whose last turn has this content."""
-
-        def of(content: str, *said: str, earlier: str | None = None) -> list[float] | None:
-            user = {"role": "user", "content": "2+3?"}
-            turns = [content] if earlier is None else [earlier, content]
-            messages = [m for turn in turns for m in (user, {"role": "assistant", "content": turn})]
-            logprobs = [self.spoken(qwen3_tokenizer, text) for text in said]
-            row = {"messages": messages, "logprobs": logprobs if len(logprobs) > 1 else logprobs[0]}
-            (example,) = ExampleTokenizer(qwen3_tokenizer)([row])
-            ids = example.input_ids[example.scored]
-            row |= {"rsr": 1.0, "rsr_token_ids": ids, "rsr_token_surprisals": np.ones(len(ids), np.float32)}
-            _, sums = shares_and_sums(Dataset.from_list([row]), qwen3_tokenizer, "logprobs")
-            return sums[0].tolist() if sums else None
-
-        return of
-
-    def spoken(self, tokenizer, text: str) -> list[dict]:
-        """A nat per token, and the end of the turn; each token decoded alone."""
-        ids = tokenizer(text + "<|im_end|>")["input_ids"]
-        return [{"token": t, "bytes": list(t.encode()), "logprob": -1.0} for t in map(tokenizer.decode, ids)]
-
-    def count(self, tokenizer, *texts: str) -> list[float]:
-        return [float(len(tokenizer(text)["input_ids"])) for text in texts]
-
-    def test_as_it_was_said(self, teacher_steps, qwen3_tokenizer):
-        lines = ["<think>\n", "Hm, 2+3. 🧎‍♀️\n", "So 5.\n", "</think>\n\n", "It is 5.\n", "Sure."]
-        assert "�" in "".join(token["token"] for token in self.spoken(qwen3_tokenizer, self.REASONED))
-        assert teacher_steps(self.REASONED, self.REASONED) == self.count(qwen3_tokenizer, *lines)
-
-    def test_begun_by_the_prompt(self, teacher_steps):
-        _, *whole = teacher_steps(self.REASONED, self.REASONED)
-        first, *found = teacher_steps(self.REASONED, self.REASONED.removeprefix("<think>\n"))
-        assert np.isnan(first) and np.isnan(found[2])
-        assert found[:2] == whole[:2] and found[3:] == whole[3:]
-
-    def test_other_white_space_around_the_tags(self, teacher_steps):
-        rewritten = self.REASONED.replace("\n</think>\n\n", "\n\n</think>\n\n\n")
-        assert np.isfinite(teacher_steps(rewritten, rewritten)).all()
-
-    def test_an_empty_block_that_the_template_adds(self, teacher_steps, qwen3_tokenizer):
-        found = teacher_steps("It is 5.\nSure.", "It is 5.\nSure.")
-        own = self.count(qwen3_tokenizer, "It is 5.\n", "Sure.")
-        assert found == pytest.approx([np.nan, np.nan, *own], nan_ok=True)
-
-    def test_reasoning_that_one_side_lacks(self, teacher_steps):
-        assert teacher_steps(self.REASONED, "It is 5.\nSure.") is None
-        assert teacher_steps("It is 5.\nSure.", self.REASONED) is None
-        assert teacher_steps("Yes.", self.REASONED, "Yes.", earlier=self.REASONED) is None  # the template drops it
-        assert teacher_steps("Yes.", "It is 5.\nSure.", "Yes.", earlier=self.REASONED) is not None
+@pytest.mark.parametrize("what", OF_QWEN3)
+def test_a_template_that_rewrites_think_blocks(what, qwen3_tokenizer):
+    """A nat per token, each decoded alone, and the end of the turn."""
+    turns, said, lines = OF_QWEN3[what]
+    ids = [qwen3_tokenizer(text + "<|im_end|>")["input_ids"] for text in said]
+    decoded = [[qwen3_tokenizer.decode(i) for i in turn] for turn in ids]
+    assert ("🧎" in said[0]) == ("\N{REPLACEMENT CHARACTER}" in "".join(decoded[0]))
+    logprobs = [[{"token": t, "bytes": list(t.encode()), "logprob": -1.0} for t in turn] for turn in decoded]
+    user = {"role": "user", "content": "2+3?"}
+    row = {"messages": [m for turn in turns for m in (user, {"role": "assistant", "content": turn})]}
+    row["logprobs"] = logprobs if len(turns) > 1 else logprobs[0]
+    (example,) = ExampleTokenizer(qwen3_tokenizer)([row])
+    own = example.input_ids[example.scored]
+    row |= {"rsr": 1.0, "rsr_token_ids": own, "rsr_token_surprisals": np.ones(len(own), np.float32)}
+    _, sums = shares_and_sums(Dataset.from_list([row]), qwen3_tokenizer, "logprobs")
+    if lines is None:
+        assert not sums
+    else:
+        counts = [np.nan if line is None else len(qwen3_tokenizer(line)["input_ids"]) for line in lines]
+        assert sums[0].tolist() == pytest.approx(counts, nan_ok=True)
 
 
 # -------------------------------------------------------------------------------------------- nulls, errors, reading

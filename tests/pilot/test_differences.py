@@ -16,7 +16,7 @@ def pilots(count, seeds, problems, by_seed, by_problem, rng, effect=0.0):
 
 
 def share_with(truth, d, bounded=False):
-    low, high = intervals(d, bounded=bounded, num_draws=1000)
+    low, high = intervals(d, bounded)
     return ((low <= truth) & (truth <= high)).mean()
 
 
@@ -86,8 +86,8 @@ def test_an_effect_of_the_detectable_size_is_significant_about_four_times_in_fiv
     rng = np.random.default_rng(2)
     # What is detectable is estimated from each pilot: the middle of many stands for the truth.
     trial = pilots(300, 5, 60, by_seed, by_problem, rng)
-    size = np.median([difference(one, np.zeros_like(one), num_draws=10)["detectable"] for one in trial])
-    low, high = intervals(pilots(2000, 5, 60, by_seed, by_problem, rng, effect=size), num_draws=1000)
+    size = np.median([difference(one, np.zeros_like(one))["detectable"] for one in trial])
+    low, high = intervals(pilots(2000, 5, 60, by_seed, by_problem, rng, effect=size))
     assert 0.7 <= ((low > 0) | (high < 0)).mean() <= 0.9
 
 
@@ -136,7 +136,7 @@ def test_swapping_the_arms_turns_the_interval_around_and_a_problem_s_ease_cancel
 @pytest.mark.parametrize(
     ("ours", "theirs", "message"),
     [
-        (np.zeros((2, 3)), np.zeros((2, 4)), "one shape"),
+        (np.zeros((2, 3)), np.zeros((2, 4)), "broadcast"),
         (np.zeros((2, 1)), np.zeros((2, 1)), "two at least"),
         (np.full((2, 3), np.nan), np.zeros((2, 3)), "finite"),
     ],

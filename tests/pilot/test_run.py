@@ -10,12 +10,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
 from rsr_trl.data import Columns
-from rsr_trl.pilot import arms as arms_module
-from rsr_trl.pilot.answers import same_number
-from rsr_trl.pilot.arms import Arm, Arms
+from rsr_trl.pilot import run as run_module
 from rsr_trl.pilot.config import PilotConfig
-from rsr_trl.pilot.held_out import HeldOut
-from rsr_trl.pilot.run import Pilot
+from rsr_trl.pilot.held_out import HeldOut, same_number
+from rsr_trl.pilot.run import Arm, Pilot
 from rsr_trl.pilot.strategies import Pool, parse_strategies
 from rsr_trl.scoring.scorer import RSRScorer
 
@@ -53,16 +51,12 @@ def make(tiny_student_path, tmp_path):
 
     def build(names, seeds=(0, 1, 2), each=3, num_examples=4, folder="out", answers=False, **settings) -> Pilot:
         lines, strategies = [], parse_strategies(names)
-        columns = Columns(teacher="teacher", problem="problem_id")
-        pool = RSRScorer(tiny_student_path).score(Dataset.from_list(rows_of(8, 0, each)))
+        rows = RSRScorer(tiny_student_path).score(Dataset.from_list(rows_of(8, 0, each)))
+        pool = Pool(rows, Columns(teacher="teacher", problem="problem_id"), strategies, num_examples)
         eval_rows = Dataset.from_list(rows_of(5, 1, 1))
-        arms = Arms(
-            {"model": tiny_student_path},
-            PilotConfig(str(tmp_path / folder), **SETTINGS | settings),
-            Pool(pool, columns, strategies, num_examples),
-            HeldOut(eval_rows, "problem_id", "gold" if answers else None, same_number, max_new_tokens=4),
-        )
-        pilot = Pilot(arms, strategies, seeds, tmp_path / folder, {"data": "toy"}, say=lines.append)
+        held_out = HeldOut(eval_rows, "problem_id", "gold" if answers else None, same_number, max_new_tokens=4)
+        args, student = PilotConfig(str(tmp_path / folder), **SETTINGS | settings), {"model": tiny_student_path}
+        pilot = Pilot(student, args, pool, held_out, strategies, seeds, {"data": "toy"}, say=lines.append)
         pilot.lines = lines
         return pilot
 
@@ -85,23 +79,23 @@ def trained(monkeypatch):
         return Recording
 
     for name in ("SFTTrainer", "RSRSFTTrainer"):
-        monkeypatch.setattr(arms_module, name, recording(getattr(arms_module, name)))
+        monkeypatch.setattr(run_module, name, recording(getattr(run_module, name)))
     return batches
 
 
 def texts(pilot, rows) -> list[str]:
-    return [row["prompt"] + row["completion"] for row in pilot.arms.pool.dataset.select(rows)]
+    return [row["prompt"] + row["completion"] for row in pilot.pool.dataset.select(rows)]
 
 
 def test_a_shuffled_arm_trains_on_its_choice_once_an_epoch(make, trained):
     pilot = make(["rsr"])
     arm = Arm(pilot.strategies[1], 1)
-    record = pilot.arms.run(arm)
-    (rows,) = pilot.arms.choose(*arm)
+    record = pilot.run_arm(arm)
+    (rows,) = pilot.choose(arm)
     seen = [text for batch in trained for text in batch]
     assert sorted(seen[:4]) == sorted(seen[4:]) == sorted(texts(pilot, rows))
     assert (record["steps"], record["examples"]) == (4, 4)
-    completions = pilot.arms.pool.dataset.select(rows)["completion"]
+    completions = pilot.pool.dataset.select(rows)["completion"]
     assert record["tokens"] == 2 * sum(len(completion.encode()) for completion in completions)
     assert [log["step"] for log in record["train_loss"]] == [1, 2, 3, 4]
     assert [point["step"] for point in record["held_out_loss"]] == [2, 4]
@@ -109,19 +103,19 @@ def test_a_shuffled_arm_trains_on_its_choice_once_an_epoch(make, trained):
 
 def test_an_ordered_arm_goes_from_the_lowest_ratio_to_the_highest_in_every_epoch(make, trained):
     pilot = make(["rsr_ordered"])
-    pilot.arms.run(Arm(pilot.strategies[-1], 0))
-    ratio = dict(zip(texts(pilot, range(24)), pilot.arms.pool.dataset["rsr"], strict=True))
+    pilot.run_arm(Arm(pilot.strategies[-1], 0))
+    ratio = dict(zip(texts(pilot, range(24)), pilot.pool.dataset["rsr"], strict=True))
     seen = [ratio[text] for batch in trained for text in batch]
     assert seen[:4] == sorted(seen[:4]) == seen[4:]
 
 
 def test_renewed_arms_train_on_one_trajectory_of_each_problem_an_epoch_in_as_many_steps(make, trained):
     pilot = make(["rsr_rescored"], num_examples=5, num_train_epochs=3)
-    problem = dict(zip(texts(pilot, range(24)), pilot.arms.pool.dataset["problem_id"], strict=True))
+    problem = dict(zip(texts(pilot, range(24)), pilot.pool.dataset["problem_id"], strict=True))
     steps, problems = [], []
     for strategy in pilot.strategies[1:]:
         trained.clear()
-        steps.append(pilot.arms.run(Arm(strategy, 0))["steps"])
+        steps.append(pilot.run_arm(Arm(strategy, 0))["steps"])
         seen = [text for batch in trained for text in batch if text]  # RSRSFTTrainer fills a batch up with nothing
         epochs = [seen[i : i + 5] for i in (0, 5, 10)]
         problems += [sorted(problem[text] for text in epoch) for epoch in epochs]
@@ -131,9 +125,9 @@ def test_renewed_arms_train_on_one_trajectory_of_each_problem_an_epoch_in_as_man
 
 def test_rescored_takes_the_lowest_ratio_of_the_student_as_it_is(make, trained):
     pilot = make(["rsr_rescored"], num_examples=8)
-    pilot.arms.run(Arm(pilot.strategies[-1], 0))
+    pilot.run_arm(Arm(pilot.strategies[-1], 0))
     lowest = {}
-    for row in sorted(pilot.arms.pool.dataset.to_list(), key=lambda row: row["rsr"]):
+    for row in sorted(pilot.pool.dataset.to_list(), key=lambda row: row["rsr"]):
         lowest.setdefault(row["problem_id"], row["prompt"] + row["completion"])
     assert {text for batch in trained[:4] for text in batch} == set(lowest.values())
 
@@ -208,7 +202,7 @@ def test_result_says_what_was_measured(make, tiny_student_path):
     before, *arms = result["arms"]
     model = AutoModelForCausalLM.from_pretrained(tiny_student_path, dtype="float32")
     tokenizer = AutoTokenizer.from_pretrained(tiny_student_path)
-    assert before["loss"] == pytest.approx(pilot.arms.held_out.loss(model, tokenizer).mean(), rel=1e-6)
+    assert before["loss"] == pytest.approx(pilot.held_out.loss(model, tokenizer).mean(), rel=1e-6)
     assert before["strategy"] is None and before["steps"] == 0
     for row in result["table"]:
         own, control = (
@@ -236,10 +230,10 @@ def test_lora(make):
     from peft import LoraConfig
 
     pilot = make(["rsr"], seeds=(0,))
-    full = pilot.arms.run(Arm(pilot.strategies[1], 0))["loss"]
+    full = pilot.run_arm(Arm(pilot.strategies[1], 0))["loss"]
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    pilot.arms.student["peft_config"] = lora
-    before, after = (pilot.arms.run(Arm(strategy, 0))["loss"] for strategy in (None, pilot.strategies[1]))
+    pilot.student["peft_config"] = lora
+    before, after = (pilot.run_arm(Arm(strategy, 0))["loss"] for strategy in (None, pilot.strategies[1]))
     assert not np.allclose([before, full], after, rtol=1e-6)
 
 

@@ -134,8 +134,6 @@ def test_controls_are_added_before_what_they_control():
     ("name", "budget", "message"),
     [
         ("rsrr", {}, "no strategy 'rsrr'.*rsrr:low or rsrr:high"),
-        ("rsr", {"num_examples": 3, "num_tokens": 4}, "one budget"),
-        ("rsr", {"num_tokens": 0}, "1 or more, got 0"),
         ("rsr", {"num_examples": 11}, "more than the pool has: 10 problems in 'problem'"),
         ("rsr", {"num_tokens": 10**6}, "more than can be chosen by 'rsr'"),
         ("other:low", {"num_examples": 2}, "no column 'other'"),

@@ -1,8 +1,10 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 from rsr_trl.pilot.strategies import parse_strategies
-from rsr_trl.pilot.verdict import compare, lopsided, sentences
+from rsr_trl.pilot.verdict import compare, notes, sentences
 
 
 STRATEGIES = parse_strategies(["rsr", "length"])
@@ -13,7 +15,7 @@ def records(loss, correct=None, tokens=100, teachers=None) -> list[dict]:
     correct = np.full(np.shape(loss), None) if correct is None else correct
     return [
         {
-            "problems": [{"loss": one, "correct": right} for one, right in zip(*of_seed, strict=True)],
+            "problems": [{"loss": one, "correct": right, "cut": False} for one, right in zip(*of_seed, strict=True)],
             "loss": np.mean(of_seed[0]),
             "correct": None if of_seed[1][0] is None else np.mean(of_seed[1]),
             "tokens": tokens,
@@ -68,14 +70,38 @@ def test_loss_alone():
     assert {row["metric"] for row in compare(arms, STRATEGIES)} == {"loss"}
 
 
-def test_what_else_differs_is_noted():
-    random = records(np.ones((2, 3)), tokens=100, teachers={"A": 5, "B": 5})
-    longer = records(np.ones((2, 3)), tokens=180, teachers={"A": 9, "B": 1})
-    alike = records(np.ones((2, 3)), tokens=110, teachers={"A": 6, "B": 4})
-    unknown = records(np.ones((2, 3)), tokens=None)
-    assert lopsided(STRATEGIES[1], {"random": random, "rsr": longer}) == [
-        "rsr trained on 1.8 times the tokens of random: num_tokens instead of num_examples gives all as many.",
-        "90% of what rsr chose is by A: read some of it.",
+@pytest.mark.parametrize(
+    ("of_rsr", "expected"),
+    [
+        (
+            {"tokens": 180, "teachers": {"A": 9, "B": 1}},
+            [
+                "rsr trained on 1.8 times the tokens of random: num_tokens instead of num_examples gives all as many.",
+                "90% of what rsr chose is by A: read some of it.",
+            ],
+        ),
+        ({"tokens": 110, "teachers": {"A": 6, "B": 4}}, []),
+        ({"tokens": None}, []),
+    ],
+)
+def test_what_else_differs_is_noted(of_rsr, expected):
+    arms = {"random": records(np.ones((2, 3)), teachers={"A": 5, "B": 5}), "rsr": records(np.ones((2, 3)), **of_rsr)}
+    (before,) = records(np.full((1, 3), 2.0))
+    assert notes(before, arms, STRATEGIES[:2], SimpleNamespace(left_out=0, num_problems=9, num_examples=4)) == expected
+
+
+def test_what_makes_the_verdict_worth_less_is_noted():
+    arms = {name: records(np.ones((2, 3))) for name in ("random", "rsr")}
+    for arm in arms["rsr"]:
+        arm["problems"][0]["cut"] = True
+    before, *_ = records(np.full((1, 3), 0.5))
+    pool = SimpleNamespace(left_out=2, num_problems=4, num_examples=4)
+    lines = notes(before, arms, STRATEGIES[:2], pool)
+    assert [line[:45] for line in lines] == [
+        "Training on random choices didn't lower the h",
+        "13% of the responses were cut at max_new_toke",
+        "2 trajectories of the pool have no score and ",
+        "Every seed trains on all of the pool's proble",
     ]
-    assert lopsided(STRATEGIES[1], {"random": random, "rsr": alike}) == []
-    assert lopsided(STRATEGIES[1], {"random": random, "rsr": unknown}) == []
+    pool.num_problems = None
+    assert notes(before, arms, STRATEGIES[:2], pool)[-1].startswith("Without group_column a strategy chooses the same")

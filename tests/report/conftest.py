@@ -1,8 +1,10 @@
 """What the tests of the page share."""
 
+import numpy as np
 import pytest
 
-from tests.report.pages import Page, as_dataset, scored_rows
+from rsr_trl.rsr import NUM_TOKENS
+from tests.report.pages import MEASURED, Page, as_dataset, scored_rows
 
 
 @pytest.fixture
@@ -22,5 +24,23 @@ def write(tmp_path, tiny_tokenizer):
         page = Page(report.path.read_text(encoding="utf-8"))
         page.report = report
         return page
+
+    return make
+
+
+@pytest.fixture
+def run(tmp_path):
+    """`run(rows, *factors)` writes the history of a run that scores once for each, with the ranks so much higher."""
+    from rsr_trl.training.live_table import ScoreHistory, ScoreTable
+
+    def make(rows: list[dict], *factors, source=None):
+        every = np.arange(len(rows))
+        table = ScoreTable([row[NUM_TOKENS] for row in rows])
+        log = ScoreHistory(str(tmp_path / "out"), every if source is None else source)
+        rank, surprisal = (np.array([row[name] for row in rows]) for name in MEASURED[1:])
+        for place, factor in enumerate(factors):
+            table.update(every, rank * factor, surprisal, step=10 * place)
+            log.write(table, every, 10 * place, "pass")
+        return tmp_path / "out"
 
     return make

@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 import pytest
 
-from rsr_trl.rsr import ERROR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, STUDENT, TOKEN_COLUMNS
+from rsr_trl.rsr import ERROR, STUDENT, TOKEN_COLUMNS
 from tests.report.pages import as_dataset, scored_rows, token_columns
 
 
@@ -85,11 +85,15 @@ return {
     const {left, right} = text.getBoundingClientRect(), chart = text.closest(".chart").getBoundingClientRect();
     return left < chart.left - 1 || right > chart.right + 1;
   }).map((text) => text.textContent.trim()),
-  drawings: [...document.querySelectorAll(".chart")].map(
-    (chart) => [...chart.querySelectorAll("svg")].filter((svg) => svg.checkVisibility()).length),
+  drawings: [...document.querySelectorAll("figure")].map(
+    (figure) => [...figure.querySelectorAll("svg")].filter((svg) => svg.checkVisibility()).length),
 };
 """
-SMALLEST_TEXT = 11  # CSS pixels
+SMALLEST_TEXT = 12  # CSS pixels
+FLAGS = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run "
+    "--disable-background-networking --disable-component-update --disable-sync"
+)
 
 
 @pytest.fixture(scope="module")
@@ -101,19 +105,9 @@ def browser():
     options = selenium.ChromeOptions()
     options.binary_location = programs[0]
     profile = tempfile.mkdtemp(prefix="rsr-trl-browser-")
-    for flag in (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        f"--user-data-dir={profile}",
-    ):
+    for flag in FLAGS.split():
         options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={profile}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = selenium.Chrome(options=options, service=selenium.ChromeService(programs[1]))
     yield driver
@@ -136,7 +130,7 @@ def show(browser, page, width: int = 1400, dark: bool = False) -> None:
 
 
 def shortly(browser, check) -> None:
-    """Wait until `check()` holds: a busy machine draws, and tells of pointer and keys, when it can."""
+    """Wait until `check()` holds: a busy machine draws, and reports pointer and keys, when it can."""
     WebDriverWait(browser, 20).until(lambda _: check())
 
 
@@ -151,26 +145,18 @@ def troubles(browser) -> list[str]:
 
 
 @pytest.fixture
-def full_page(write, tiny_tokenizer, tmp_path):
+def full_page(write, tiny_tokenizer, run):
     """A page with every part, of 12 problems and four teachers, some with long names."""
-    from rsr_trl.training.live_table import ScoreHistory, ScoreTable
-
     rows = scored_rows(tiny_tokenizer, 12, LONG_NAMES)
-    every = np.arange(len(rows))
-    table, log = ScoreTable([row["rsr_num_tokens"] for row in rows]), ScoreHistory(str(tmp_path / "out"), every)
-    parts = [np.array([row[name] for row in rows]) for name in (MEAN_CLIPPED_RANK, MEAN_SURPRISAL)]
-    for step in (0, 10, 20):
-        noise = np.random.default_rng(step).uniform(0.8, 1.2, len(rows)) if step else 1.0
-        table.update(every, parts[0] * noise, parts[1], step=step)
-        log.write(table, every, step, "pass")
+    folder = run(rows, 1.0, *(np.random.default_rng(seed).uniform(0.8, 1.2, len(rows)) for seed in (10, 20)))
     row = {"control": "random", "value": 0.5, "control_value": 0.4, "mean": 0.1, "low": 0.05, "high": 0.15}
-    row |= {"told": True, "better": True, "seeds": 3, "problems": 200}
+    row |= {"better": True, "seeds": 3, "problems": 200}
     table = [
         row | {"strategy": name, "metric": metric} for metric in ("correct", "loss") for name in ("rsr", "length")
     ]
     pilot = {"table": table, "verdict": ["rsr is better."], "notes": [], "confidence": 0.95}
-    (tmp_path / "out" / "pilot.json").write_text(json.dumps(pilot))
-    return write(rows, rows=[7], run=tmp_path / "out", pilot=tmp_path / "out")
+    (folder / "pilot.json").write_text(json.dumps(pilot))
+    return write(rows, rows=[7], run=folder, pilot=folder)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +220,7 @@ def test_hovering_and_the_keyboard_show_a_token(browser, full_page, tiny_tokeniz
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", token)
     ActionChains(browser).move_to_element(token).perform()
     shortly(browser, lambda: tip.is_displayed())
-    browser.execute_script("dispatchEvent(new Event('scroll'))")  # of a scroll before the pointer came, told late
+    browser.execute_script("dispatchEvent(new Event('scroll'))")  # of a scroll before the pointer came, arriving late
     probability = 100 * np.exp(-float(attrs["data-s"]))
     assert f"“{text}”" in tip.text and f"rank {attrs['data-r']}, probability" in tip.text
     assert float(tip.text.split("probability ")[1].split("%")[0]) == pytest.approx(probability, rel=6e-3)

@@ -1,5 +1,6 @@
 """Scoring into a folder: the same rows as in memory, whatever was there before and however it is divided."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -8,10 +9,9 @@ import pytest
 from datasets import Dataset, IterableDataset, load_dataset
 
 from rsr_trl import RSRScorer, data
-from rsr_trl.scoring.job import Job, Share
-from rsr_trl.scoring.locks import Lock
-from rsr_trl.scoring.manifest import data_identity
-from rsr_trl.scoring.parts import Parts, rows_of_part, sample
+from rsr_trl.rsr import RSRError
+from rsr_trl.scoring.job import Job, default_shard_rows, tokenized_sample
+from rsr_trl.scoring.rows import typed_rows
 
 
 ROWS = [
@@ -45,11 +45,23 @@ def make_job(scorer, source, tmp_path):
 
     def make(streaming=False, scorer=scorer, **options) -> Job:
         dataset = data.load(str(source), streaming=streaming)
-        identity = data_identity(data.source_files(str(source)), split="train")
+        identity = {"files": data.source_files(str(source)), "split": "train"}
         options = {"output_dir": tmp_path / "out", "shard_rows": SHARD_ROWS, "card": "# Rows", **options}
-        return Job(scorer, dataset, data=identity, **options)
+        return Job(scorer, dataset, identity=identity, **options)
 
     return make
+
+
+@pytest.fixture
+def run(make_job):
+    """`run(...)` makes such a job and runs it to its end."""
+
+    def run(*args, **options) -> Job:
+        job = make_job(*args, **options)
+        job.run(show_bar=False)
+        return job
+
+    return run
 
 
 @pytest.fixture
@@ -62,50 +74,49 @@ def read(tmp_path) -> list[dict]:
 
 
 def written(tmp_path) -> dict[str, tuple[int, int]]:
-    """Inode and time of each shard: what is written anew has others."""
+    """Inode and time of each shard: what is written again has others."""
     return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in (tmp_path / "out" / "data").iterdir()}
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_rows_are_those_of_the_scorer_in_memory(make_job, expected, tmp_path, streaming):
-    job = make_job(streaming)
-    job.run(show_bar=False)
+def test_rows_are_those_of_the_scorer_in_memory(run, expected, tmp_path, streaming):
+    job = run(streaming)
     assert read(tmp_path) == expected
     totals = job.totals()
-    assert totals.complete and (totals.shards, totals.rows, totals.scored) == (6, 23, 22)
-    assert (dict(totals.reasons), totals.failed_rows) == ({"completion is empty": 1}, [5])
-    assert totals.processes[job.process]["rows"] == 23
+    assert totals["complete"] and (totals["shards"], totals["rows_done"]) == (6, 23)
+    assert (totals["failed_rows"], totals["at_work"]) == ([5], [])
+    assert totals["processes"]["1-of-1"]["rows"] == 23
     assert sorted(written(tmp_path)) == [f"train-{i:06d}.parquet" for i in range(6)]
 
 
-def test_other_readers_read_it_and_see_no_manifest(make_job, expected, tmp_path):
-    make_job().run(show_bar=False)
+def test_other_readers_read_it_and_see_no_manifest(run, expected, tmp_path):
+    run()
     assert load_dataset(str(tmp_path / "out"), split="train").to_list() == expected
     files = str(tmp_path / "out" / "data" / "*.parquet")
     assert load_dataset("parquet", data_files=files, split="train").to_list() == expected
 
 
-def test_another_folder_of_the_same_name_is_not_taken_for_this_one(make_job, other_scorer, tmp_path, expected):
+def test_another_folder_of_the_same_name_is_not_taken_for_this_one(run, other_scorer, tmp_path, expected):
     """`load_dataset` caches by the folder's own name and its card."""
-    make_job(output_dir=tmp_path / "a" / "out").run(show_bar=False)
-    make_job(output_dir=tmp_path / "b" / "out", scorer=other_scorer).run(show_bar=False)
+    run(output_dir=tmp_path / "a" / "out")
+    run(output_dir=tmp_path / "b" / "out", scorer=other_scorer)
     first, second = (load_dataset(str(tmp_path / name / "out"), split="train") for name in "ab")
     assert first["rsr"][:] == [row["rsr"] for row in expected] != second["rsr"][:]
 
 
 class TestGoingOn:
-    def test_what_is_done_stays(self, make_job, expected, tmp_path):
-        make_job().run(show_bar=False)
+    def test_what_is_done_stays(self, make_job, run, expected, tmp_path):
+        assert make_job().run(show_bar=False)
         before = written(tmp_path)
         job = make_job()
-        job.run(show_bar=False)
+        assert job.was_complete and not job.run(show_bar=False)
         assert written(tmp_path) == before and read(tmp_path) == expected
-        assert job.totals().processes == {}
+        assert job.totals()["processes"] == {}
 
     @pytest.mark.parametrize("streaming", [False, True])
     @pytest.mark.parametrize("damage", ["cut in half", "one byte", "gone", "record gone", "record emptied"])
-    def test_damaged_shard_is_redone_and_no_other(self, make_job, expected, tmp_path, damage, streaming):
-        make_job(streaming).run(show_bar=False)
+    def test_damaged_shard_is_redone_and_no_other(self, run, make_job, expected, tmp_path, damage, streaming):
+        run(streaming)
         shard, record = tmp_path / "out/data/train-000002.parquet", tmp_path / "out/.rsr/shards/000002.json"
         content = bytearray(shard.read_bytes())
         if damage == "cut in half":
@@ -120,100 +131,102 @@ class TestGoingOn:
         else:
             record.write_text("")
         before = written(tmp_path)
-        make_job(streaming).run(show_bar=False)
+        job = make_job(streaming)
+        assert not job.was_complete and job.run(show_bar=False)
         after = written(tmp_path)
         assert {name for name in after if after[name] != before.get(name)} == {"train-000002.parquet"}
         assert read(tmp_path) == expected
 
     @pytest.mark.parametrize("content", [None, "", "{", "[]", "{}"])
-    def test_lost_manifest_is_made_again(self, make_job, expected, tmp_path, content):
-        make_job().run(show_bar=False)
+    def test_lost_manifest_is_written_again(self, run, expected, tmp_path, content):
+        run()
         manifest, before = tmp_path / "out/.rsr/manifest.json", written(tmp_path)
         was = manifest.read_text()
         manifest.unlink() if content is None else manifest.write_text(content)
-        make_job().run(show_bar=False)
+        run()
         assert (manifest.read_text(), written(tmp_path), read(tmp_path)) == (was, before, expected)
 
-    def test_lost_manifest_and_another_student(self, make_job, other_scorer, tmp_path):
-        make_job().run(show_bar=False)
+    def test_lost_manifest_and_another_student(self, run, make_job, other_scorer, tmp_path):
+        run()
         (tmp_path / "out/.rsr/manifest.json").write_text("")
-        with pytest.raises(ValueError, match="holds results of another run"):
+        with pytest.raises(RSRError, match="holds results of another run"):
             make_job(scorer=other_scorer)
 
-    def test_leftovers_of_killed_writers_go(self, make_job, expected, tmp_path):
-        make_job().run(show_bar=False)
-        leftovers = [tmp_path / "out/data/.000001-0123", tmp_path / "out/.rsr/shards/.000001.json-0123"]
+    def test_leftovers_of_killed_writers_go(self, run, expected, tmp_path):
+        run()
+        names = ("data/.train-000001.parquet", ".rsr/shards/.000001.json", ".rsr/.complete.json", ".README.md")
+        leftovers = [tmp_path / "out" / f"{name}-0123.unfinished" for name in names]
         for leftover in leftovers:
             leftover.write_text("half")
         (tmp_path / "out/.rsr/shards/000001.json").unlink()
-        make_job().run(show_bar=False)
+        run()
         assert not any(leftover.exists() for leftover in leftovers) and read(tmp_path) == expected
 
-    def test_unfinished_folder_is_not_read_as_if_it_were_whole(self, make_job, tmp_path):
-        make_job(share=Share(0, 2, own_only=True)).run(show_bar=False)
-        with pytest.raises(ValueError, match="isn't scored to its end"):
+    def test_unfinished_folder_is_not_read_as_if_it_were_whole(self, run, tmp_path):
+        run(process=0, num_processes=2)
+        with pytest.raises(RSRError, match="isn't scored to its end"):
             data.load(str(tmp_path / "out"))
 
 
 class TestAnotherRun:
-    def test_what_differs_is_said_and_nothing_changes(self, make_job, other_scorer, source, tmp_path, expected):
-        make_job().run(show_bar=False)
+    def test_what_differs_is_named_and_nothing_changes(self, run, make_job, other_scorer, source, tmp_path, expected):
+        run()
         before = written(tmp_path)
-        with pytest.raises(ValueError, match="student.r_max: 100.* -> 3.*--overwrite"):
+        with pytest.raises(RSRError, match="student.r_max: 100.* -> 3.*--overwrite"):
             make_job(scorer=other_scorer)
-        with pytest.raises(ValueError, match="settings.shard_rows: 4 -> 5"):
+        with pytest.raises(RSRError, match="settings.shard_rows: 4 -> 5"):
             make_job(shard_rows=5)
         source.write_text(json.dumps(ROWS[0]))
-        with pytest.raises(ValueError, match="files: rows.jsonl changed"):
+        with pytest.raises(RSRError, match="files: rows.jsonl changed"):
             make_job()
         assert written(tmp_path) == before and read(tmp_path) == expected
 
-    def test_other_weights_and_template(self, make_job, tiny_student, tiny_tokenizer):
-        make_job().run(show_bar=False)
-        with pytest.raises(ValueError, match="student.weights: "):
+    def test_other_weights_and_template(self, run, make_job, tiny_student, tiny_tokenizer):
+        run()
+        with pytest.raises(RSRError, match="student.weights: "):
             make_job(scorer=RSRScorer(tiny_student(seed=1), tiny_tokenizer))
         tiny_tokenizer.chat_template += " "
-        with pytest.raises(ValueError, match="student.tokenizer: "):
+        with pytest.raises(RSRError, match="student.tokenizer: "):
             make_job(scorer=RSRScorer(tiny_student(), tiny_tokenizer))
 
-    def test_batch_size_and_place_of_the_data_make_no_other_run(self, make_job, source, scorer, tmp_path, expected):
-        make_job().run(show_bar=False)
+    def test_batch_size_and_place_of_the_data_make_no_other_run(self, run, source, scorer, tmp_path):
+        run()
         before = written(tmp_path)
         scorer.student.max_batch_tokens = 50
         copy = tmp_path / "elsewhere" / "rows.jsonl"
         copy.parent.mkdir()
         shutil.move(source, copy)
         source.write_bytes(copy.read_bytes())  # the same bytes at another time
-        make_job().run(show_bar=False)
+        run()
         assert written(tmp_path) == before
 
-    def test_overwrite_starts_anew_but_keeps_what_is_its_own(self, make_job, other_scorer, tmp_path):
-        make_job().run(show_bar=False)
-        make_job(scorer=other_scorer, shard_rows=10, overwrite=True).run(show_bar=False)
+    def test_overwrite_starts_again_but_keeps_what_is_its_own(self, run, other_scorer, tmp_path):
+        run()
+        run(scorer=other_scorer, shard_rows=10, overwrite=True)
         before = written(tmp_path)
         assert len(before) == 3 and max(row["rsr_mean_clipped_rank"] or 0 for row in read(tmp_path)) <= 3
-        make_job(scorer=other_scorer, shard_rows=10, overwrite=True).run(show_bar=False)
+        run(scorer=other_scorer, shard_rows=10, overwrite=True)
         assert written(tmp_path) == before
 
-    def test_folder_in_which_nothing_is_done_is_free(self, make_job, other_scorer, tmp_path):
-        make_job()
-        make_job(scorer=other_scorer).run(show_bar=False)
+    def test_folder_in_which_nothing_is_done_is_free(self, make_job, run, other_scorer, tmp_path):
+        make_job().folder.lock.release()
+        run(scorer=other_scorer)
         assert len(read(tmp_path)) == len(ROWS)
 
     def test_folder_with_anything_else_is_left_alone(self, make_job, tmp_path):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.tex").touch()
         for overwrite in (False, True):
-            with pytest.raises(ValueError, match="isn't empty|holds other things"):
+            with pytest.raises(RSRError, match="isn't empty|holds other things"):
                 make_job(overwrite=overwrite)
         assert [file.name for file in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
-    def test_folder_that_is_read_is_not_written(self, make_job, scorer, tmp_path):
-        make_job().run(show_bar=False)
+    def test_folder_that_is_read_is_not_written(self, run, scorer, tmp_path):
+        run()
         name = str(tmp_path / "out")
         again = RSRScorer(scorer.student.model, scorer.processing_class, overwrite=True)
-        with pytest.raises(ValueError, match="is read and lies in output_dir"):
-            Job(again, data.load(name), name, data_identity(data.source_files(name)), 4, overwrite=True)
+        with pytest.raises(RSRError, match="is read and lies in output_dir"):
+            Job(again, data.load(name), name, {"files": data.source_files(name)}, 4, overwrite=True)
         assert len(read(tmp_path)) == len(ROWS)
 
 
@@ -221,88 +234,121 @@ class TestManyProcesses:
     """Here one after another; test_job_stops.py has real ones."""
 
     @pytest.mark.parametrize("streaming", [False, True])
-    def test_parts_in_any_order_make_the_whole(self, make_job, expected, tmp_path, streaming):
-        for number in (2, 0, 1):
-            job = make_job(streaming, share=Share(number, 3, own_only=True))
-            job.run(show_bar=False)
-        assert job.totals().complete and read(tmp_path) == expected
+    def test_any_number_in_any_order_gives_the_same_bytes(self, run, make_job, expected, tmp_path, streaming):
+        files = {}
+        for world in (1, 2, 3):
+            completed = []
+            for process in reversed(range(world)):
+                job = make_job(streaming, process=process, num_processes=world, output_dir=tmp_path / "w" / str(world))
+                completed.append(job.run(show_bar=False))
+            assert completed == [False] * (world - 1) + [True] and job.totals()["complete"]
+            paths = sorted(job.folder.data.iterdir())
+            paths.append(job.folder.path / "README.md")
+            files[world] = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
+        assert files[1] == files[2] == files[3]
+        assert data.load(str(tmp_path / "w" / "3")).to_list() == expected
 
-    def test_part_takes_its_own_only(self, make_job, tmp_path):
-        job = make_job(share=Share(1, 3, own_only=True))
-        job.run(show_bar=False)
+    def test_a_process_scores_its_own_shards_only(self, run, tmp_path):
+        totals = run(process=1, num_processes=3).totals()
         assert sorted(written(tmp_path)) == ["train-000001.parquet", "train-000004.parquet"]
-        assert (job.totals().shards_done, job.totals().shards, job.totals().complete) == (2, 6, False)
+        assert (totals["shards_done"], totals["shards"], totals["complete"]) == (2, 6, False)
 
-    def test_what_another_is_at_is_left_to_it(self, make_job, expected, tmp_path):
-        job = make_job()
-        lock = Lock(tmp_path / "out/.rsr/locks/000003")
-        assert lock.acquire()
-        job.run(show_bar=False)
-        assert "train-000003.parquet" not in written(tmp_path)
-        assert job.totals().held_by == [job.process]
-        lock.release()
-        make_job().run(show_bar=False)
-        assert read(tmp_path) == expected
-
-    def test_another_run_does_not_remove_what_is_being_written(self, make_job, other_scorer, tmp_path):
-        make_job()
-        lock = Lock(tmp_path / "out/.rsr/locks/000003")
-        assert lock.acquire()
-        with pytest.raises(ValueError, match="Another run is writing to"):
-            make_job(scorer=other_scorer, overwrite=True)
-        lock.release()
-
-    def test_shard_finished_by_another_after_the_look_is_not_done_twice(self, make_job, tmp_path, expected):
-        first, second = make_job(), make_job()
-        first.run(show_bar=False)
+    def test_another_number_of_processes_goes_on(self, run, make_job, expected, tmp_path):
+        run(process=1, num_processes=2)
         before = written(tmp_path)
-        second.run(show_bar=False)
-        assert written(tmp_path) == before and second.totals().complete
+        assert make_job().run(show_bar=False) and read(tmp_path) == expected
+        assert before.items() <= written(tmp_path).items()
+
+    def test_what_one_launch_did_counts_together(self, make_job):
+        first, second = (make_job(process=process, num_processes=2) for process in range(2))
+        assert second.totals()["at_work"] == ["1-of-2", "2-of-2"]
+        assert (first.run(show_bar=False), second.run(show_bar=False)) == (False, True)
+        totals = second.totals()
+        assert {name: one["rows"] for name, one in totals["processes"].items()} == {"1-of-2": 12, "2-of-2": 11}
+        seconds = [one["seconds"] for one in totals["processes"].values()]
+        assert totals["balance"] == min(seconds) / max(seconds)
 
 
-class TestRowsThatFail:
-    def test_raise_names_the_row_before_anything_is_scored(self, make_job, tmp_path):
-        with pytest.raises(ValueError, match="Row 5 can't be scored: completion is empty"):
-            make_job().check_rows()
-        assert written(tmp_path) == {}
+class TestLock:
+    """One run at a time: what isn't a process of the same launch is kept out, and says why."""
 
-    def test_student_that_gives_nan_names_the_row_of_the_dataset(self, make_job, scorer):
-        with_nan = scorer.student.model
-        with_nan.lm_head.weight.data.fill_(float("nan"))
-        job = make_job(shard_rows=9)
+    @pytest.mark.parametrize("other", [{}, {"process": 1, "num_processes": 2}, {"overwrite": True}])
+    def test_the_same_process_or_another_number_of_them(self, make_job, expected, tmp_path, other):
+        job = make_job()
+        with pytest.raises(RSRError, match=r"Another run is writing to .* \(process 1-of-1\)"):
+            make_job(**other)
+        assert job.run(show_bar=False) and read(tmp_path) == expected
+        make_job(**other)
+
+    def test_another_student_even_with_overwrite(self, make_job, run, other_scorer):
+        run(process=0, num_processes=2)
+        job = make_job(process=1, num_processes=2)
+        for overwrite in (False, True):
+            with pytest.raises(RSRError, match="Another run is writing to .* What differs: student.r_max: 100 -> 3"):
+                make_job(scorer=other_scorer, overwrite=overwrite, process=0, num_processes=2)
+        assert job.run(show_bar=False)
+
+    def test_it_ends_with_an_error_of_the_run_and_leftovers_of_others_stay(self, make_job, scorer, tmp_path):
+        others = make_job(process=1, num_processes=2)
+        unfinished = tmp_path / "out/data/.train-000001.parquet-0.unfinished"
+        unfinished.write_text("half")
+        scorer.student.model.lm_head.weight.data.fill_(float("nan"))
+        job = make_job(process=0, num_processes=2)
         with pytest.raises(FloatingPointError, match=r"rows \[0, 1, 2"):
             job.run(show_bar=False)
-        assert job.totals().rows == 0 and not list((job.state / "locks").iterdir())
-
-    def test_stream_whose_types_change_names_the_row(self):
-        class Stream(IterableDataset):
-            def __iter__(self):
-                yield from ({**row, "id": "seven"} if row["id"] == 7 else row for row in ROWS)
-
-        typed = Dataset.from_list(ROWS).to_iterable_dataset()
-        stream = Stream(typed._ex_iterable, info=typed.info)
-        parts = list(Parts(stream, SHARD_ROWS))
-        assert parts[0].load().to_list() == ROWS[:4]
-        with pytest.raises(ValueError, match="Row 7, column 'id', doesn't have the type of the first rows"):
-            parts[1].load()
+        assert job.totals()["rows_done"] == 0 and job.totals()["at_work"] == ["2-of-2"]
+        assert unfinished.exists()
+        others.folder.lock.release()
 
 
-def test_parts_are_measured_by_tokens(scorer):
+def test_raise_names_the_row_before_anything_is_scored(make_job, run, tmp_path):
+    with pytest.raises(RSRError, match="Row 5 can't be scored: completion is empty"):
+        make_job().check_rows()
+    assert written(tmp_path) == {}
+    run()
+
+
+def test_stream_whose_types_change_names_the_row(scorer, tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from ({**row, "id": "seven"} if row["id"] == 7 else row for row in ROWS)
+
+    typed = Dataset.from_list(ROWS).to_iterable_dataset()
+    stream = Stream(typed._ex_iterable, info=typed.info)
+    job = Job(scorer, stream, tmp_path / "out", {"files": []}, SHARD_ROWS)
+    with pytest.raises(RSRError, match="Row 7, column 'id', doesn't have the type of the first rows"):
+        job.run(show_bar=False)
+    assert sorted(written(tmp_path)) == ["train-000000.parquet"]
+    assert typed_rows(ROWS[4:8], typed.features, 4).to_list() == ROWS[4:8]
+
+
+def test_shards_are_measured_by_tokens_and_many(scorer):
     dataset = Dataset.from_list(ROWS)
-    examples = [example for window in scorer.windows_of(sample(dataset)) for example in window.examples]
-    mean = sum(len(example.input_ids) for example in examples) / len(examples)
-    assert rows_of_part(dataset, examples) == round(2**20 / mean)
-    assert rows_of_part(dataset.to_iterable_dataset(), examples) == round(2**22 / mean)
+    examples = tokenized_sample(scorer, dataset)
+    mean = sum(len(example.input_ids) for example in examples) / len(ROWS)
+    assert default_shard_rows(dataset.to_iterable_dataset(), examples) == round(2**22 / mean)
+    for num_rows, tokens in (
+        (23, 2**14),
+        (200_000, 200_000 * mean / 160),
+        (10**7, 2**20),
+        (10**9, 10**9 * mean / 2000),
+    ):
+
+        class Many(Dataset):
+            def __len__(self, num_rows=num_rows):
+                return num_rows
+
+        assert default_shard_rows(Many(dataset.data), examples) == round(tokens / mean)
 
 
-def test_other_scores_are_part_of_the_run(make_job, scorer, source, tmp_path):
+def test_other_scores_are_part_of_the_run(make_job, run, scorer, source, tmp_path):
     with_scores = RSRScorer(scorer.student.model, scorer.processing_class, scores=["lark", "casl", "lalp"])
-    make_job(scorer=with_scores).run(show_bar=False)
+    run(scorer=with_scores)
     assert read(tmp_path) == with_scores.score(data.load(str(source))).to_list()
-    with pytest.raises(ValueError, match="What differs: student.scores: score_drop, .* -> None"):
+    with pytest.raises(RSRError, match="What differs: student.scores: "):
         make_job()
     more = RSRScorer(scorer.student.model, scorer.processing_class, scores=["lark"])
-    with pytest.raises(ValueError, match="student.scores: score_drop, rsr_step_share, score_lark, .* -> score_lark"):
+    with pytest.raises(RSRError, match="student.scores: casl, lark, lalp -> lark"):
         make_job(scorer=more)
-    make_job(scorer=more, overwrite=True).run(show_bar=False)
+    run(scorer=more, overwrite=True)
     assert read(tmp_path) == more.score(data.load(str(source))).to_list()

@@ -7,7 +7,6 @@ from datasets import Dataset
 
 from rsr_trl import RSRScorer, data
 from rsr_trl.scoring.job import Job
-from rsr_trl.scoring.manifest import data_identity
 
 
 def turn(role: str, content: object, **more: object) -> dict:
@@ -68,7 +67,7 @@ def mixed(tmp_path) -> tuple[str, dict[int, str]]:
 def test_good_rows_score_as_without_the_poison(scorer, mixed, tmp_path, streaming):
     path, poison = mixed
     dataset = data.load(path, streaming=streaming)
-    Job(scorer, dataset, tmp_path / "out", data_identity([path]), 50).run(show_bar=False)
+    Job(scorer, dataset, tmp_path / "out", {"files": [path]}, 50).run(show_bar=False)
     scored = data.load(str(tmp_path / "out")).to_list()
     assert [row["id"] for row in scored] == list(range(10 * len(POISON)))
 
@@ -100,7 +99,7 @@ def test_lone_surrogates_are_named_when_the_file_is_read(tmp_path):
 
 def test_raise_names_the_first_bad_row(scorer, mixed, tmp_path):
     path, poison = mixed
-    job = Job(scorer, data.load(path), tmp_path / "out", data_identity([path]), 50)
+    job = Job(scorer, data.load(path), tmp_path / "out", {"files": [path]}, 50)
     with pytest.raises(ValueError, match=f"Row {min(poison)} can't be scored"):
         job.check_rows()
     assert not list((tmp_path / "out" / "data").iterdir())

@@ -41,9 +41,9 @@ def run(argv, world: int = 1, **options) -> list[int]:
 
 
 def table(tmp_path, name: str) -> list[dict]:
-    state = tmp_path / name / ".rsr"
-    assert json.loads((state / "complete.json").read_text()) == {"rows": NUM_ROWS, "shards": NUM_ROWS // SHARD_ROWS}
-    assert not list((state / "locks").iterdir())
+    complete = json.loads((tmp_path / name / ".rsr" / "complete.json").read_text())
+    assert complete == {"rows": NUM_ROWS, "shards": NUM_ROWS // SHARD_ROWS}
+    assert not list((tmp_path / name).rglob("*.unfinished"))
     assert sorted(p.name for p in (tmp_path / name / "data").iterdir()) == [
         f"train-{i:06d}.parquet" for i in range(NUM_ROWS // SHARD_ROWS)
     ]
@@ -89,37 +89,55 @@ def test_killed_at_random_moments(command, undisturbed, tmp_path, world):
     assert unfinished > MOMENTS // 2, "most were meant to be killed in the middle"
 
 
-def test_one_of_two_is_killed_and_the_other_takes_over(command, undisturbed, tmp_path):
-    expected, seconds = undisturbed
-    main, other = (job_process.start(command("one"), rank, 2) for rank in range(2))
-    time.sleep(0.6 * seconds)
+def test_one_of_two_is_killed_and_the_other_does_its_share(command, undisturbed, tmp_path):
+    expected, _ = undisturbed
+    log = tmp_path / "log"
+    other = job_process.start(command("one"), 1, 2)
+    wait_for_shards(tmp_path / "one", 1)
     other.kill()
-    main.join()
     other.join()
-    assert main.exitcode == 0
+    main = job_process.start(command("one"), 0, 2, log=log)
+    main.join()
+    assert main.exitcode == 0 and "of 15 shards are done" in log.read_text()
+    assert not (tmp_path / "one" / ".rsr" / "complete.json").exists()
+    assert run(command("one"), 2) == [0, 0]
     assert table(tmp_path, "one") == expected
 
 
-def test_two_runs_at_once(command, undisturbed, tmp_path):
+def test_a_second_run_is_kept_out_while_the_first_is_at_work(command, undisturbed, tmp_path):
     expected, _ = undisturbed
-    logs = [tmp_path / "log-0", tmp_path / "log-1"]
-    processes = [job_process.start(command("both"), log=log) for log in logs]
+    first = job_process.start(command("both"))
+    wait_for_shards(tmp_path / "both", 1)
+    os.kill(first.pid, signal.SIGSTOP)  # at work, and in no hurry
+    assert run(command("both"), log=tmp_path / "log") == [1]
+    said = " ".join((tmp_path / "log").read_text().split())
+    assert "Another run is writing to" in said and "(process 1-of-1)" in said
+    os.kill(first.pid, signal.SIGCONT)
+    first.join()
+    assert first.exitcode == 0
+    assert table(tmp_path, "both") == expected
+
+
+def test_launched_processes_say_the_end_once_and_are_even(command, undisturbed, tmp_path):
+    expected, _ = undisturbed
+    logs = [tmp_path / f"log-{rank}" for rank in range(2)]
+    processes = [job_process.start(command("even", "--json"), rank, 2, log) for rank, log in enumerate(logs)]
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
-    assert table(tmp_path, "both") == expected
-    assert any("of 120 trajectories" in log.read_text() for log in logs)
+    (result,) = [json.loads(line) for log in logs for line in log.read_text().splitlines() if line.startswith("{")]
+    assert result["complete"] and result["trajectories"] == NUM_ROWS
+    assert {name: one["rows"] for name, one in result["processes"].items()} == {"1-of-2": 64, "2-of-2": 56}
+    assert table(tmp_path, "even") == expected
 
 
 def test_sigterm_says_where_it_stopped(command, undisturbed, tmp_path):
     expected, _ = undisturbed
     process = job_process.start(command("stopped"), log=tmp_path / "log")
-    while not list((tmp_path / "stopped").glob(".rsr/shards/*.json")):
-        time.sleep(0.01)
+    wait_for_shards(tmp_path / "stopped", 1)
     os.kill(process.pid, signal.SIGTERM)
     process.join()
     assert process.exitcode == 128 + signal.SIGTERM
-    assert not list((tmp_path / "stopped" / ".rsr" / "locks").iterdir())
+    assert not list((tmp_path / "stopped").rglob("*.unfinished"))
     said = (tmp_path / "log").read_text()
     assert "Stopped: " in said and "of 15 shards are done" in said and "Run the same command again to go on" in said
     assert run(command("stopped")) == [0]
@@ -146,7 +164,11 @@ def test_full_disk_is_said_and_what_was_done_stays(command, undisturbed, small_d
     assert run(argv, log=tmp_path / "log") == [1]
     said = (tmp_path / "log").read_text()
     assert "no room left in" in said and "run the same command again" in said
-    done = {path.name: path.stat().st_ino for path in (small_disk / "out" / "data").glob("*.parquet")}
+    records = (small_disk / "out" / ".rsr" / "shards").glob("*.json")  # a shard without its record isn't done
+    done = {
+        name: (small_disk / "out" / "data" / name).stat().st_ino
+        for name in (f"train-{r.stem}.parquet" for r in records)
+    }
     assert done, "some shards were meant to fit"
     ballast.unlink()
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)

@@ -4,7 +4,7 @@ import pytest
 
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from tests.scoring import renderers
-from tests.scoring.conversations import assistant, scored_texts, system, user
+from tests.scoring.conversations import assistant, scored_texts, user
 
 
 def spelled(tokenizer, example) -> str:
@@ -46,15 +46,16 @@ def test_airline_agents_as_prompt_and_completion(qwen3, airline_rows, airline_to
         assert spelled(qwen3, example) == "".join(own[-answers:])
 
 
+@pytest.mark.parametrize("data", ["gsm8k_rows", "math500_rows"])
 @pytest.mark.parametrize("as_messages", [False, True])
-def test_gsm8k_chat(as_messages, qwen3, gsm8k_rows):
-    rows = []
-    for row in gsm8k_rows[::3]:
-        asked, answered = [user(row["prompt"])], [assistant(row["completion"])]
-        rows.append({"messages": asked + answered} if as_messages else {"prompt": asked, "completion": answered})
-    for row, example in zip(gsm8k_rows[::3], ExampleTokenizer(qwen3)(rows), strict=True):
-        own = [piece for piece, own in renderers.qwen3([user(row["prompt"]), assistant(row["completion"])]) if own]
-        assert spelled(qwen3, example) == "".join(own)
+def test_chat(as_messages, data, qwen3, request):
+    """Of MATH-500 the thoughts are long; truly truncated ones have no end of their think block."""
+    rows = request.getfixturevalue(data)[::3]
+    assert data == "gsm8k_rows" or any(not row["complete"] for row in rows)
+    chats = [[user(row["prompt"]), assistant(row["completion"])] for row in rows]
+    as_rows = [{"messages": chat} if as_messages else {"prompt": chat[:1], "completion": chat[1:]} for chat in chats]
+    for chat, example in zip(chats, ExampleTokenizer(qwen3)(as_rows), strict=True):
+        assert spelled(qwen3, example) == "".join(piece for piece, own in renderers.qwen3(chat) if own)
 
 
 @pytest.mark.parametrize("name", ["gpt2_tokenizer", "qwen3"])
@@ -70,15 +71,6 @@ def test_plain_prompt_and_completion(data, name, request):
         assert len(row["completion"]) <= len(text) <= len(row["completion"]) + 1
         num_exact += text == row["completion"]
     assert num_exact > 0.9 * len(rows)
-
-
-def test_math500_chat(qwen3, math500_rows):
-    """Long thoughts; truly truncated ones have no end of their think block."""
-    rows = [[user(row["prompt"]), assistant(row["completion"])] for row in math500_rows[::3]]
-    assert any(not row["complete"] for row in math500_rows[::3])
-    for messages, example in zip(rows, ExampleTokenizer(qwen3)([{"messages": m} for m in rows]), strict=True):
-        own = [piece for piece, own in renderers.qwen3(messages) if own]
-        assert spelled(qwen3, example) == "".join(own)
 
 
 def test_max_length_cuts_real_answers(qwen3, math500_rows):
@@ -102,12 +94,8 @@ def test_mistral_chat(mistral_tokenizer, gsm8k_rows):
         assert example.input_ids[~example.scored].tolist() == not_own["input_ids"]
 
 
-def test_developer_and_system_roles(qwen3):
+@pytest.mark.parametrize("role", ["system", "developer"])
+def test_roles_before_the_question(role, qwen3):
     """What a template does with a role is its own affair; the assistant's text stays its own."""
-    rows = [{"messages": [make("be kind"), user("q"), assistant("a")]} for make in (system, developer)]
-    for example in ExampleTokenizer(qwen3)(rows):
-        assert spelled(qwen3, example) == "<think>\n\n</think>\n\na"
-
-
-def developer(content: str) -> dict:
-    return {"role": "developer", "content": content}
+    messages = [{"role": role, "content": "be kind"}, user("q"), assistant("a")]
+    assert spelled(qwen3, ExampleTokenizer(qwen3)([{"messages": messages}])[0]) == "<think>\n\n</think>\n\na"

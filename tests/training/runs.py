@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
@@ -136,6 +137,18 @@ def rows_of_steps(results: list[dict[str, Any]]) -> dict[int, list[str]]:
         for step, rows, _ in result["record"]:
             steps.setdefault(step, []).extend(rows)
     return {step: sorted(rows) for step, rows in steps.items()}
+
+
+def source_rows(trainer, epoch: int) -> list[list[int]]:
+    """Source rows of each step of an epoch, from the token ids that a recording trainer noted."""
+    number = {" ".join(map(str, ids)): i for i, ids in enumerate(trainer.train_dataset["input_ids"])}
+    steps = rows_of_steps([{"record": trainer.record}])
+    per_epoch = trainer.scores.steps_per_epoch
+    return [[number[row] for row in steps.get(epoch * per_epoch + i, [])] for i in range(per_epoch)]
+
+
+def history(trainer) -> pd.DataFrame:
+    return pd.read_parquet(f"{trainer.args.output_dir}/rsr_history")
 
 
 def losses_of_steps(results: list[dict[str, Any]]) -> dict[int, float]:

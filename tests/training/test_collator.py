@@ -79,11 +79,35 @@ def test_counts_in_worker_processes():
     assert collator.num_dropped == 30
 
 
-def test_a_missing_score_column_says_what_to_do():
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"score": "surprisal", "score_threshold": 1.0}, [0, 2]),
+        ({"score": "lark", "score_threshold": 0.3}, [1, 2]),  # high is better
+        ({"score": "judge", "prefer": "low", "score_threshold": 2}, [2]),
+    ],
+    ids=str,
+)
+def test_drops_by_any_score(settings, kept):
+    names, values = ("rsr_mean_surprisal", "score_lark", "judge"), [(0.5, 0.1, 4), (3.0, 0.4, 3), (1.0, 0.3, 2)]
+    scores = [dict(zip(names, row, strict=True)) for row in [*values, (2.0, None, None)]]
+    rows = [{"input_ids": [i, 6, 7], "labels": [i, 6, 7]} | own for i, own in enumerate(scores)]
+    batch = RSRDataCollator(pad_token_id=0, **settings)(rows)
+    assert batch["input_ids"][:, 0].tolist() == kept
+
+
+def test_errors_say_what_to_do():
+    row = {"input_ids": [1, 2], "labels": [1, 2]}
     with pytest.raises(ValueError, match="remove_unused_columns=False"):
-        RSRDataCollator(pad_token_id=0, score_threshold=2.0)([{"input_ids": [1, 2], "labels": [1, 2]}])
+        RSRDataCollator(pad_token_id=0, score_threshold=2.0)([row])
+    with pytest.raises(ValueError, match="found no 'score_lark'"):
+        RSRDataCollator(pad_token_id=0, score="lark", score_threshold=1.0)([row])
     with pytest.raises(ValueError, match="lower is more suitable"):
         RSRDataCollator(pad_token_id=0, prefer="lowest")
+    with pytest.raises(ValueError, match="Which end of the column 'judge'"):
+        RSRDataCollator(pad_token_id=0, score="judge")
+    with pytest.raises(ValueError, match="'casl' is fitted to a whole dataset"):
+        RSRDataCollator(pad_token_id=0, score="casl", score_threshold=1.0)
 
 
 def test_filters_in_a_plain_sft_trainer(tmp_path, tiny_student_path):

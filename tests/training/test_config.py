@@ -50,12 +50,16 @@ def test_is_read_from_the_command_line():
     assert config.rsr_group_column == "problem_id" and config.rsr_r_max == 100
 
 
-@pytest.mark.parametrize(
-    ("given", "max_steps", "steps"), [(50, 1000, 50), (0.1, 1000, 100), (0.1, 1001, 101), (0.01, 5, 1)]
-)
-def test_rescore_steps_may_be_a_ratio(given, max_steps, steps):
-    config = RSRSFTConfig("out", rsr_rescore_strategy="steps", rsr_rescore_steps=given)
-    assert config.rescore_every(max_steps) == steps
+def test_rescore_steps_may_be_a_ratio():
+    for given, max_steps, steps in ((50, 1000, 50), (0.1, 1000, 100), (0.1, 1001, 101), (0.01, 5, 1)):
+        config = RSRSFTConfig("out", rsr_rescore_strategy="steps", rsr_rescore_steps=given)
+        assert config.rescore_every(max_steps) == steps
+
+
+def test_every_option_is_explained_on_the_command_line():
+    explained = {action.dest: action.help for action in TrlParser(RSRSFTConfig)._actions if "rsr_" in action.dest}
+    assert len(explained) == 13 and all(text.endswith(".") and "`" not in text for text in explained.values())
+    assert explained["rsr_r_max"] == "Token ranks are clipped at this value."
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ import os
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -124,25 +125,60 @@ def test_undisturbed_leaves_everything_as_it_was(tiny_student):
     assert [module.training for module in model.modules()] == modes and optimizer.mode == "train"
 
 
+@pytest.fixture
+def small_memory(tiny_student, monkeypatch):
+    """
+    `small_memory(tokens)`: a scoring pass that runs out of memory above so many tokens, what calls it, and the tokens
+    that it tried.
+    """
+    model, dataset, tried, score = tiny_student(), sharded.rows(), [], ScoringPass.score
+    lengths = np.array([len(ids) for ids in dataset["input_ids"]])
+    args = SimpleNamespace(**vars(sharded.ARGS) | {"rsr_max_batch_tokens": 64})
+    add_rsr_head(model)
+
+    def build(tokens: float):
+        def limited(self, model, batches):
+            tried.append(max(len(batch) * lengths[batch].max() for batch in batches))
+            if tried[-1] > tokens:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return score(self, model, batches)
+
+        monkeypatch.setattr(ScoringPass, "score", limited)
+        scoring = ScoringPass(model, Accelerator(cpu=True), dataset, lengths, args, pad_token_id=0)
+        scoring.layout = "padded"
+        return scoring, lambda: scoring(model, Modes(), np.arange(5)), tried
+
+    return build
+
+
+def test_out_of_memory_goes_on_in_smaller_batches_now_and_later(small_memory, caplog):
+    expected = small_memory(tokens=64)[1]()
+    _, measure, tried = small_memory(tokens=20)
+    np.testing.assert_allclose(measure(), expected, rtol=1e-5)
+    assert tried == [45, 45, 27, 14], "two halvings, which hold for the passes to come"
+    measure()
+    assert tried[4:] == [14]
+    said = [record.message for record in caplog.records if "Out of GPU memory" in record.message]
+    assert [message.split("=")[1].split(".")[0] for message in said] == ["32", "16"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_out_of_memory_that_smaller_batches_cannot_help_says_what_to_set(small_memory, monkeypatch, processes):
+    scoring, measure, tried = small_memory(tokens=5 if processes == 1 else 20)
+    monkeypatch.setattr(type(scoring.accelerator), "num_processes", processes)
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        measure()
+    assert "rsr_max_batch_tokens" in raised.value.__notes__[0] and "max_length" in raised.value.__notes__[0]
+    # A plan whose budget the longest row fills alone is the last that is tried.
+    assert tried == ([45] if processes == 2 else [45, 27, 14, 9])
+
+
 @pytest.mark.distributed
 def test_under_fsdp2_scores_are_those_of_one_process(tmp_path, tiny_student_path):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        sharded.__file__,
-    ]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(
-        [*command, tiny_student_path, str(tmp_path / "result.json")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command += [sharded.__file__, tiny_student_path, str(tmp_path / "result.json")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     found = json.loads((tmp_path / "result.json").read_text())
     expected = sharded.score(tiny_student_path, shard=False)

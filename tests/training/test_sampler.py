@@ -12,20 +12,18 @@ from rsr_trl.training.live_table import ScoreTable
 from rsr_trl.training.sampler import RSRSampler
 
 
-def table_of(scores, num_tokens=None) -> ScoreTable:
+def table_of(scores) -> ScoreTable:
     """A table with these ratios; NaN is a row without scored tokens."""
-    scores = np.asarray(scores, dtype=float)
-    table = ScoreTable(np.where(np.isnan(scores), 0, 5) if num_tokens is None else num_tokens)
+    table = ScoreTable(np.where(np.isnan(scores), 0, 5))
     set_scores(table, scores)
     return table
 
 
 def set_scores(table: ScoreTable, scores) -> None:
     rows = np.flatnonzero(table.num_tokens)
-    table.update(
-        rows, 1 + np.asarray(scores, float)[rows], (1 + np.asarray(scores, float)[rows]) / np.asarray(scores)[rows], 0
-    )
-    np.testing.assert_allclose(table.rsr[rows], np.asarray(scores)[rows])
+    scores = np.asarray(scores, dtype=float)[rows]
+    table.update(rows, 1 + scores, (1 + scores) / scores, 0)
+    np.testing.assert_allclose(table.rsr[rows], scores)
 
 
 def scores_of(n: int, seed: int = 0) -> np.ndarray:
@@ -33,9 +31,28 @@ def scores_of(n: int, seed: int = 0) -> np.ndarray:
 
 
 def test_ordered_is_the_sorted_order_with_unscored_rows_last():
-    sampler = RSRSampler(table_of([3.0, 1.0, np.nan, 2.0]), sampling="ordered")
-    assert list(sampler) == [1, 3, 0, 2]
-    assert list(RSRSampler(table_of([3.0, 1.0, np.nan, 2.0]), sampling="ordered", prefer="high")) == [0, 3, 1, 2]
+    table = table_of([3.0, 1.0, np.nan, 2.0])
+    assert list(RSRSampler(table, sampling="ordered")) == [1, 3, 0, 2]
+    assert list(RSRSampler(table, sampling="ordered", prefer="high")) == [0, 3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("score", "order"), [("rsr", [1, 2, 3, 0]), ("surprisal", [0, 2, 3, 1]), ("score_rank", [2, 1, 0, 3])]
+)
+def test_the_order_follows_any_live_score(score, order):
+    table = ScoreTable([5] * 4, score)
+    table.update(range(4), [4.0, 3.0, 2.0, 9.0], [0.5, 3.0, 1.0, 2.0], step=0)
+    assert list(RSRSampler(table, sampling="ordered")) == order
+    assert list(RSRSampler(table, sampling="ordered", prefer="high")) == order[::-1]
+
+
+def test_the_order_follows_static_scores():
+    assert list(RSRSampler(ScoreTable([5] * 4, "length", [5, 9, 7, 3]), sampling="ordered")) == [1, 2, 0, 3]  # longest
+    own = ScoreTable([5] * 4, "judge", [np.nan, 9, 7, 3])
+    assert list(RSRSampler(own, sampling="ordered", prefer="low")) == [3, 2, 1, 0]
+    assert sorted(RSRSampler(own, prefer="low", keep_fraction=1 - 1e-6)) == [1, 2, 3]
+    with pytest.raises(ValueError, match="Which end of the column 'judge'"):
+        RSRSampler(own)
 
 
 def test_ties_are_broken_by_seed_and_epoch():
@@ -125,7 +142,7 @@ def test_each_kept_example_comes_once_however_scores_change(settings, seed):
         for index in sampler:
             drawn.append(index)
             if rng.random() < 0.2:
-                set_scores(table, np.where(np.isnan(scores), np.nan, scores_of(41, rng.randrange(1000))))
+                set_scores(table, scores_of(41, rng.randrange(1000)))
         assert len(drawn) == len(sampler) == length and length % 4 == 0
         padding = drawn[sampler.num_kept :]
         assert all(index == 82 for index in padding) and len(padding) < 4
@@ -141,62 +158,57 @@ def test_each_kept_example_comes_once_however_scores_change(settings, seed):
             assert sampler.num_kept == 41
 
 
-def test_keep_fraction_takes_the_best_and_never_an_unscored_row():
+@pytest.mark.parametrize("sampling", ["weighted", "ordered", "random"])
+def test_the_choice_takes_the_best_and_never_an_unscored_row(sampling):
     scores = scores_of(30)
     scores[scores <= 2] = np.nan  # the two that would be the best
-    for sampling in ("weighted", "ordered", "random"):
-        drawn = list(RSRSampler(table_of(scores), sampling=sampling, keep_fraction=0.25))
-        assert sorted(drawn) == sorted(np.argsort(scores)[:7].tolist())
-
-
-def test_groups_give_their_best_rows():
+    drawn = list(RSRSampler(table_of(scores), sampling=sampling, keep_fraction=0.25))
+    assert sorted(drawn) == sorted(np.argsort(scores)[:7].tolist())
     scores, groups = scores_of(40), np.arange(40) % 8
-    drawn = list(RSRSampler(table_of(scores), groups=groups, keep_per_group=2))
+    drawn = list(RSRSampler(table_of(scores), sampling=sampling, groups=groups, keep_per_group=2))
     expected = [row for g in range(8) for row in sorted(np.flatnonzero(groups == g), key=lambda i: scores[i])[:2]]
     assert sorted(drawn) == sorted(expected)
 
 
-def test_a_group_that_was_drawn_is_done_and_the_others_choose_anew():
+def test_a_group_that_was_drawn_is_done_and_the_others_choose_again():
     table = table_of([1.0, 9.0, 2.0, 8.0])
-    sampler = RSRSampler(table, sampling="ordered", groups=[0, 0, 1, 1])
-    draws = iter(sampler)
+    draws = iter(RSRSampler(table, sampling="ordered", groups=[0, 0, 1, 1]))
     assert next(draws) == 0
-    set_scores(table, np.array([9.0, 0.5, 8.0, 2.0]))  # the other row of either group is better now
+    set_scores(table, [9.0, 0.5, 8.0, 2.0])  # the other row of either group is better now
     assert list(draws) == [3]
 
 
 def test_rows_past_the_threshold_come_last_and_are_drawn_masked():
-    scores = np.array([4.0, 1.0, 3.0, 2.0, np.nan])
+    table = table_of([4.0, 1.0, 3.0, 2.0, np.nan])
     for sampling in ("weighted", "ordered", "random"):
-        drawn = list(RSRSampler(table_of(scores), sampling=sampling, score_threshold=2.0))
+        sampler = RSRSampler(table, sampling=sampling, score_threshold=2.0)
+        drawn = list(sampler)
         assert sorted(drawn[:2]) == [1, 3]
         assert sorted(drawn[2:]) == [5 + 0, 5 + 2, 5 + 4]
-    sampler = RSRSampler(table_of(scores), score_threshold=2.0)
-    list(sampler)
-    assert sampler.num_masked(2) == 0 and sampler.num_masked(4) == 2
-    assert sampler.kept_share() == pytest.approx(2 / 5)
+        assert sampler.num_masked(2) == 0 and sampler.num_masked(4) == 2
+        assert sampler.kept_share() == pytest.approx(2 / 5)
 
 
 def test_the_threshold_is_decided_at_the_draw():
     table = table_of([1.0, 5.0, 6.0])
     draws = iter(RSRSampler(table, sampling="ordered", score_threshold=2.0))
     assert next(draws) == 0
-    set_scores(table, np.array([9.0, 5.0, 1.5]))
+    set_scores(table, [9.0, 5.0, 1.5])
     assert list(draws) == [2, 3 + 1]
 
 
-def test_reading_unchanged_scores_again_changes_no_order():
-    for settings in SETTINGS:
-        scores = scores_of(41)
-        quiet, busy = (RSRSampler(table_of(scores), seed=3, **settings) for _ in range(2))
-        drawn = []
-        for index in busy:
-            drawn.append(index)
-            set_scores(busy.table, scores)  # a new version with the same values
-        assert drawn == list(quiet)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+def test_reading_unchanged_scores_again_changes_no_order(settings):
+    scores = scores_of(41)
+    quiet, busy = (RSRSampler(table_of(scores), seed=3, **settings) for _ in range(2))
+    drawn = []
+    for index in busy:
+        drawn.append(index)
+        set_scores(busy.table, scores)  # a new version with the same values
+    assert drawn == list(quiet)
 
 
-def test_what_is_committed_stays_and_the_rest_follows_a_refresh():
+def test_what_is_committed_stays_and_the_rest_follows_a_refresh_or_the_next_epoch():
     table = table_of(scores_of(20))
     sampler = RSRSampler(table, sampling="ordered", live=False)
     order = list(np.argsort(table.rsr))
@@ -204,19 +216,15 @@ def test_what_is_committed_stays_and_the_rest_follows_a_refresh():
     assert next(draws) == order[0]
     sampler.commit(6)
     set_scores(table, 21 - table.rsr)
+    assert next(draws) == order[1]
     assert set(sampler.candidates()) == set(order[6:])
     sampler.refresh()
-    assert list(draws) == order[1:6] + order[:5:-1]
-
-
-def test_without_live_the_table_is_read_at_the_start_of_an_epoch():
-    table = table_of(scores_of(10))
-    sampler = RSRSampler(table, sampling="ordered", live=False)
-    draws, order = iter(sampler), list(np.argsort(table.rsr))
+    assert list(draws) == order[2:6] + order[:5:-1]
+    draws = iter(sampler)
     first = next(draws)
-    set_scores(table, 11 - table.rsr)
-    assert [first, *draws] == order
-    assert list(sampler) == order[::-1]
+    set_scores(table, 21 - table.rsr)  # without a refresh it shows in the next epoch
+    assert [first, *draws] == order[::-1]
+    assert list(sampler) == order
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -225,16 +233,13 @@ def test_a_restored_sampler_goes_on_as_the_first_would_have(settings, drawn):
     def start():
         return RSRSampler(table_of(scores_of(41)), seed=1, live=False, pad_to_multiple_of=4, **settings)
 
-    def change(sampler):
-        set_scores(sampler.table, scores_of(41, 9))
-        sampler.refresh()
-
     whole = start()
     whole.set_epoch(2)
     draws = iter(whole)
     begun = list(itertools.islice(draws, drawn))
     whole.commit(drawn + 2)
-    change(whole)
+    set_scores(whole.table, scores_of(41, 9))
+    whole.refresh()
     state = {name: tensor.clone() for name, tensor in whole.state_dict().items()}
     saved_table = {name: tensor.clone() for name, tensor in whole.table.state_dict().items()}
     rest = list(draws)
@@ -246,12 +251,6 @@ def test_a_restored_sampler_goes_on_as_the_first_would_have(settings, drawn):
     assert list(resumed) == begun + rest
     resumed.set_epoch(3), whole.set_epoch(3)
     assert list(resumed) == list(whole)
-
-
-def test_a_state_of_other_rows_is_refused():
-    state = RSRSampler(table_of(scores_of(10))).state_dict()
-    with pytest.raises(ValueError, match="10 rows.*9 rows"):
-        RSRSampler(table_of(scores_of(9))).load_state_dict(state)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -296,21 +295,20 @@ def test_works_alone_with_a_plain_data_loader_and_follows_the_table():
         ({"groups": [0, 1]}, "one group for each of 3 rows"),
         ({"groups": [0, 1, 2], "keep_fraction": 0.5}, "not both"),
         ({"groups": [0, 1, 2], "keep_per_group": 0}, "keep_per_group"),
+        ({"table": ScoreTable([])}, "empty"),
+        ({"table": ScoreTable([0, 0]), "keep_fraction": 0.5}, "nothing to choose from"),
     ],
+    ids=str,
 )
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        RSRSampler(table_of([1.0, 2.0, 3.0]), **settings)
+        RSRSampler(**{"table": table_of([1.0, 2.0, 3.0])} | settings)
 
 
-def test_nothing_to_draw_is_refused():
-    with pytest.raises(ValueError, match="empty"):
-        RSRSampler(ScoreTable([]))
-    with pytest.raises(ValueError, match="nothing to choose from"):
-        RSRSampler(ScoreTable([0, 0]), keep_fraction=0.5)
-
-
-def test_scores_that_are_no_table_are_refused_with_what_to_do():
+def test_a_state_of_other_rows_and_scores_that_are_no_table_are_refused():
+    state = RSRSampler(table_of(scores_of(10))).state_dict()
+    with pytest.raises(ValueError, match="10 rows.*9 rows"):
+        RSRSampler(table_of(scores_of(9))).load_state_dict(state)
     for given in ([1.0, 2.0], Dataset.from_dict({"rsr": [1.0]})):
         with pytest.raises(TypeError, match=r"ScoreTable.from_dataset\(dataset\)"):
             RSRSampler(given)

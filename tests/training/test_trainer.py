@@ -1,6 +1,7 @@
 """What RSRSFTTrainer promises in one process, against SFTTrainer, RSRScorer and plain arithmetic."""
 
 import json
+import os
 import warnings
 
 import numpy as np
@@ -8,55 +9,16 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import LoraConfig
 from trl import SFTConfig
 
 from rsr_trl.rsr import CITATION
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.training.collator import RSRDataCollator
 from rsr_trl.training.config import RSRSFTConfig
-from rsr_trl.training.live_student import ScoringPass
 from rsr_trl.training.live_table import ScoreTable
 from rsr_trl.training.trainer import RSRSFTTrainer
-from tests.training.runs import DEFAULTS, Job, examples, recording, rows_of_steps, run
-
-
-@pytest.fixture
-def student(tmp_path, tiny_student, tiny_tokenizer) -> str:
-    path = tmp_path / "student"
-    tiny_student(attention_dropout=0.1).save_pretrained(path)
-    tiny_tokenizer.save_pretrained(path)
-    return str(path)
-
-
-@pytest.fixture
-def make(student, tmp_path):
-    """`make(rows, trainer_kwargs=None, **args)`: a recording trainer that hasn't trained yet."""
-
-    def build(rows=None, trainer_kwargs=None, model=None, tokenizer=None, config=RSRSFTConfig, **args):
-        trainer = recording(RSRSFTTrainer)(
-            model or AutoModelForCausalLM.from_pretrained(student, dtype="float32"),
-            args=config(str(tmp_path / "out"), **DEFAULTS | args),
-            train_dataset=rows if isinstance(rows, Dataset) else Dataset.from_list(rows or examples()),
-            processing_class=tokenizer or AutoTokenizer.from_pretrained(student),
-            **trainer_kwargs or {},
-        )
-        trainer.record = []
-        return trainer
-
-    return build
-
-
-def history(trainer) -> pd.DataFrame:
-    return pd.read_parquet(f"{trainer.args.output_dir}/rsr_history")
-
-
-def source_rows(trainer, epoch: int) -> list[list[int]]:
-    """Source rows of each step of an epoch, from the recorded token ids."""
-    number = {" ".join(map(str, ids)): i for i, ids in enumerate(trainer.train_dataset["input_ids"])}
-    steps = rows_of_steps([{"record": trainer.record}])
-    per_epoch = trainer.scores.steps_per_epoch
-    return [[number[row] for row in steps.get(epoch * per_epoch + i, [])] for i in range(per_epoch)]
+from tests.training.runs import DEFAULTS, Job, examples, history, rows_of_steps, run, source_rows
 
 
 # ---------------------------------------------------------------------------------- against SFTTrainer
@@ -109,6 +71,7 @@ FORMATS = {
     },
     "text": lambda r: {"text": r["prompt"] + r["completion"]},
 }
+ONE_STEP = {"max_steps": 1, "learning_rate": 0.0}
 
 
 def check_against_scorer(trainer, model, tokenizer, dataset, **scorer_settings):
@@ -117,59 +80,43 @@ def check_against_scorer(trainer, model, tokenizer, dataset, **scorer_settings):
     expected = scorer.score(dataset)
     trainer.train()
     assert trainer.table.step.max() == 0
-    expected_rsr = np.array([np.nan if value is None else value for value in expected["rsr"]])
-    np.testing.assert_allclose(trainer.table.rsr, expected_rsr, rtol=1e-5)
+    np.testing.assert_allclose(trainer.table.rsr, np.array(expected["rsr"][:], dtype=float), rtol=1e-5)
     np.testing.assert_array_equal(trainer.table.num_tokens, expected["rsr_num_tokens"])
     ids = [example.input_ids.tolist() for example in scorer._tokenize(list(dataset))]
     assert ids == list(trainer.train_dataset["input_ids"])
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_scores_are_those_of_rsr_scorer_for_every_format(name, make, student):
+def test_scores_are_those_of_rsr_scorer_for_every_format(name, make, student_parts):
     dataset = Dataset.from_list([FORMATS[name](row) for row in examples(12)])
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(student), AutoTokenizer.from_pretrained(student)
-    trainer = make(dataset, model=model, tokenizer=tokenizer, max_steps=1, learning_rate=0.0)
-    check_against_scorer(trainer, model, tokenizer, dataset)
+    check_against_scorer(make(dataset, None, *student_parts, **ONE_STEP), *student_parts, dataset)
 
 
 def test_scores_of_tool_conversations_with_qwen3_are_those_of_rsr_scorer(
     make, airline_rows, airline_tools, qwen3_tokenizer, tiny_student
 ):
-    dataset = Dataset.from_list(
-        [{"messages": row["messages"][1:8], "tools": json.dumps(airline_tools[:2])} for row in airline_rows[:4]]
-    )
-    model = tiny_student(vocab_size=len(qwen3_tokenizer), max_position_embeddings=8192)
-    trainer = make(
-        dataset,
-        model=model,
-        tokenizer=qwen3_tokenizer,
-        max_steps=1,
-        learning_rate=0.0,
-        max_length=1024,
-        per_device_train_batch_size=1,
-    )
-    check_against_scorer(trainer, model, qwen3_tokenizer, dataset, max_length=1024)
+    tools = json.dumps(airline_tools[:2])
+    dataset = Dataset.from_list([{"messages": row["messages"][1:8], "tools": tools} for row in airline_rows[:4]])
+    student = (tiny_student(vocab_size=len(qwen3_tokenizer), max_position_embeddings=8192), qwen3_tokenizer)
+    trainer = make(dataset, None, *student, max_length=1024, per_device_train_batch_size=1, **ONE_STEP)
+    check_against_scorer(trainer, *student, dataset, max_length=1024)
     assert (trainer.table.num_tokens > 20).all()
 
 
-def test_truncated_and_formatted_rows_are_scored_as_they_are_trained_on(make, student):
+def test_truncated_and_formatted_rows_are_scored_as_they_are_trained_on(make, student_parts):
     dataset = Dataset.from_list([{"q": row["prompt"], "a": row["completion"]} for row in examples(12)])
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(student), AutoTokenizer.from_pretrained(student)
     arguments = {"formatting_func": lambda example: example["q"] + example["a"]}
-    trainer = make(dataset, arguments, model=model, tokenizer=tokenizer, max_steps=1, learning_rate=0.0, max_length=16)
+    trainer = make(dataset, arguments, *student_parts, max_length=16, **ONE_STEP)
     formatted = dataset.map(lambda example: {"text": example["q"] + example["a"]})
-    check_against_scorer(trainer, model, tokenizer, formatted, max_length=16)
+    check_against_scorer(trainer, *student_parts, formatted, max_length=16)
     assert max(map(len, trainer.train_dataset["input_ids"])) == 16
 
 
-def test_rows_that_sft_trainer_drops_and_shuffles_keep_their_own_scores(make, student):
+def test_rows_that_sft_trainer_drops_and_shuffles_keep_their_own_scores(make, student_parts):
     rows = examples(12)
     rows[4]["prompt"] = "x" * 50  # the prompt alone fills max_length: SFTTrainer drops it
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(student), AutoTokenizer.from_pretrained(student)
-    expected = RSRScorer(model, processing_class=tokenizer, max_length=40).score(Dataset.from_list(rows))["rsr"]
-    trainer = make(
-        rows, model=model, tokenizer=tokenizer, max_length=40, shuffle_dataset=True, rsr_rescore_strategy="no"
-    )
+    expected = RSRScorer(*student_parts, max_length=40).score(Dataset.from_list(rows))["rsr"]
+    trainer = make(rows, None, *student_parts, max_length=40, shuffle_dataset=True, rsr_rescore_strategy="no")
     trainer.train()
     found = history(trainer)
     assert sorted(found["row"]) == [0, 1, 2, 3, *range(5, 12)]
@@ -180,47 +127,40 @@ def test_rows_that_sft_trainer_drops_and_shuffles_keep_their_own_scores(make, st
 # ---------------------------------------------------------------------------------- starting from scores
 
 
-def test_starts_from_a_datasets_own_scores_only_if_they_are_of_this_student_and_these_tokens(make, student):
-    from peft import LoraConfig
+def test_starts_from_a_datasets_own_scores_only_if_they_are_of_this_student_and_these_tokens(
+    make, student, student_parts
+):
+    scored = RSRScorer(*student_parts).score(Dataset.from_list(examples()))
 
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(student), AutoTokenizer.from_pretrained(student)
-    scored = RSRScorer(model, processing_class=tokenizer).score(Dataset.from_list(examples()))
-    calls = []
-
-    def passes_of(dataset, **args):
-        trainer = make(dataset, model=AutoModelForCausalLM.from_pretrained(student), max_steps=1, **args)
-        rescore = trainer.scores.rescore
-        trainer.scores.rescore = lambda *a: (calls.append(1), rescore(*a))
-        calls.clear()
+    def start(dataset, own: bool, **args):
+        trainer = make(dataset, max_steps=1, **args)
         trainer.train()
-        return len(calls), trainer
+        kind = "dataset" if own else "pass"
+        assert os.listdir(f"{trainer.args.output_dir}/rsr_history") == [f"step-00000000-{kind}.parquet"]
+        assert not own or trainer.table.rsr.tolist() == scored["rsr"][:]
+        return trainer
 
-    count, trainer = passes_of(scored)
-    assert count == 0
-    np.testing.assert_array_equal(trainer.table.rsr, scored["rsr"])
+    trainer = start(scored, own=True)
     assert trainer.table.step.tolist() == [0] * len(scored)
     assert history(trainer)["rsr"].tolist() == scored["rsr"][:]
-    lora = {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])}
-    count, trainer = passes_of(scored, trainer_kwargs=lora)  # as it begins it is the student that was scored
-    assert count == 0 and trainer.table.rsr.tolist() == scored["rsr"][:]
-    assert passes_of(scored.remove_columns("rsr_student"))[0] == 1
-    assert passes_of(scored, max_length=12)[0] == 1
-    assert passes_of(scored, rsr_r_max=7)[0] == 1
+    start(scored, own=True, trainer_kwargs=LORA)  # as it begins it is the student that was scored
+    start(scored.remove_columns("rsr_student"), own=False)
+    start(scored, own=False, max_length=12)
+    start(scored, own=False, rsr_r_max=7)
     other = scored.map(lambda row, i: {"rsr_student": "0" * 16 if i == 3 else row["rsr_student"]}, with_indices=True)
-    assert passes_of(other)[0] == 1
+    start(other, own=False)
     with torch.no_grad():
-        model.model.norm.weight[0] += 0.5
-    model.save_pretrained(student)
-    assert passes_of(scored)[0] == 1
+        student_parts[0].model.norm.weight[0] += 0.5
+    student_parts[0].save_pretrained(student)
+    start(scored, own=False)
 
 
-def test_a_second_train_scores_anew(make, student):
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(student), AutoTokenizer.from_pretrained(student)
-    scored = RSRScorer(model, processing_class=tokenizer).score(Dataset.from_list(examples()))
-    trainer = make(scored, model=model, max_steps=3, rsr_rescore_strategy="no")
+def test_a_second_train_scores_again(make, student_parts):
+    scored = RSRScorer(*student_parts).score(Dataset.from_list(examples()))
+    trainer = make(scored, None, *student_parts, max_steps=3, rsr_rescore_strategy="no")
     trainer.train()
     assert trainer.table.rsr.tolist() == scored["rsr"][:]
-    changed = RSRScorer(model, processing_class=tokenizer, overwrite=True).score(scored)["rsr"]
+    changed = RSRScorer(*student_parts, overwrite=True).score(scored)["rsr"]
     trainer.train()
     np.testing.assert_allclose(trainer.table.rsr, changed, rtol=1e-5)
 
@@ -234,35 +174,31 @@ def test_each_epoch_is_ordered_by_the_scores_of_its_start(make):
     scores = history(trainer).pivot(index="row", columns="step", values="rsr")
     assert list(scores.columns) == [0, 19, 38]
     for epoch in range(3):
-        drawn = [rows[0] for rows in source_rows(trainer, epoch)]
-        assert drawn == scores[19 * epoch].sort_values().index.tolist()
+        assert sum(source_rows(trainer, epoch), []) == scores[19 * epoch].sort_values().index.tolist()
     assert scores[0].sort_values().index.tolist() != scores[19].sort_values().index.tolist()
 
 
 def test_re_scoring_in_an_epoch_covers_what_is_to_come_and_reorders_it(make):
-    trainer = make(
-        rsr_sampling="ordered",
-        per_device_train_batch_size=1,
-        num_train_epochs=1,
-        rsr_rescore_strategy="steps",
-        rsr_rescore_steps=6,
-    )
+    steps = {"rsr_rescore_strategy": "steps", "rsr_rescore_steps": 6}
+    trainer = make(rsr_sampling="ordered", per_device_train_batch_size=1, num_train_epochs=1, **steps)
     trainer.train()
-    drawn = [rows[0] for rows in source_rows(trainer, 0)]
-    found = history(trainer)
+    drawn, found = sum(source_rows(trainer, 0), []), history(trainer)
     for step, begin in ((6, 7), (12, 13)):  # accelerate reads one batch ahead
         of_step = found[found["step"] == step].set_index("row")["rsr"]
         assert set(of_step.index) == set(drawn[begin:])
-        end = begin + 6
-        assert drawn[begin:end] == of_step.sort_values().index.tolist()[: end - begin]
+        assert drawn[begin : begin + 6] == of_step.sort_values().index.tolist()[:6]
     assert found["step"].max() == 12  # nothing is left to come at step 18
 
 
-def test_re_scoring_equals_a_scorer_with_the_weights_of_that_moment(make, student):
-    trainer = make(num_train_epochs=2, save_strategy="epoch")
+LORA = {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])}
+
+
+@pytest.mark.parametrize("trainer_kwargs", [{}, LORA], ids=["full", "lora"])
+def test_re_scoring_equals_a_scorer_with_the_weights_of_that_moment(make, trainer_kwargs):
+    trainer = make(trainer_kwargs=trainer_kwargs, num_train_epochs=2, save_strategy="epoch")
     trainer.train()
-    path = f"{trainer.args.output_dir}/checkpoint-{trainer.scores.steps_per_epoch}"
-    scorer = RSRScorer(path)
+    assert not np.allclose(*(history(trainer).pivot(index="row", columns="step", values="rsr").to_numpy().T))
+    scorer = RSRScorer(f"{trainer.args.output_dir}/checkpoint-{trainer.scores.steps_per_epoch}")
     scored = scorer.score(Dataset.from_list(examples()))
     np.testing.assert_allclose(trainer.table.rsr, scored["rsr"], rtol=1e-5)
 
@@ -273,56 +209,11 @@ def test_a_problem_trains_on_its_most_suitable_trajectory_of_the_moment(make):
     found = history(trainer)
     chosen = []
     for epoch in range(5):
-        of_epoch = found[found["step"] == epoch * trainer.scores.steps_per_epoch].copy()
-        of_epoch["problem"] = of_epoch["row"] // 3
-        best = of_epoch.loc[of_epoch.groupby("problem")["rsr"].idxmin(), "row"].tolist()
+        of_epoch = found[found["step"] == epoch * trainer.scores.steps_per_epoch]
+        best = of_epoch.loc[of_epoch.groupby(of_epoch["row"] // 3)["rsr"].idxmin(), "row"].tolist()
         assert sorted(sum(source_rows(trainer, epoch), [])) == best
         chosen.append(best)
     assert chosen[0] != chosen[-1]  # the student changed its mind about some problem
-
-
-@pytest.fixture
-def small_memory(make, monkeypatch):
-    """`small_memory(tokens, **args)`: a trainer whose scoring batches run out of memory above so many tokens."""
-    score, tried = ScoringPass.score, []
-
-    def build(tokens: int, **args):
-        trainer = make(rsr_rescore_strategy="epoch", rsr_max_batch_tokens=256, **args)
-        trainer.scoring.layout, lengths = "padded", trainer.scoring.lengths
-
-        def limited(scoring, model, batches):
-            tried.append(max(len(batch) * lengths[batch].max() for batch in batches))
-            if tried[-1] > tokens:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-            return score(scoring, model, batches)
-
-        monkeypatch.setattr(ScoringPass, "score", limited)
-        return trainer, tried
-
-    return build
-
-
-def test_out_of_memory_while_scoring_goes_on_in_smaller_batches(make, small_memory, caplog):
-    expected = make(rsr_rescore_strategy="epoch")
-    expected.train()
-    trainer, tried = small_memory(tokens=100)
-    trainer.train()
-    assert tried[0] > 128 and max(tried[2:]) <= 64, "two halvings, which hold for the epochs to come"
-    np.testing.assert_allclose(trainer.table.scores, expected.table.scores, rtol=1e-4)
-    told = [record.message for record in caplog.records if "Out of GPU memory" in record.message]
-    assert [message.split("=")[1].split(".")[0] for message in told] == ["128", "64"]
-    assert [row[:2] for row in trainer.record] == [row[:2] for row in expected.record]
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_out_of_memory_that_smaller_batches_cannot_mend_says_what_to_set(small_memory, monkeypatch, processes):
-    trainer, tried = small_memory(tokens=5 if processes == 1 else 100)
-    monkeypatch.setattr(type(trainer.accelerator), "num_processes", processes)
-    with pytest.raises(torch.OutOfMemoryError) as raised:
-        trainer.train()
-    assert "rsr_max_batch_tokens" in raised.value.__notes__[0] and "max_length" in raised.value.__notes__[0]
-    # A plan whose budget the longest row fills alone is the last that is tried.
-    assert len(tried) == (1 if processes == 2 else 1 + int(np.ceil(np.log2(256 / trainer.scoring.lengths.max()))))
 
 
 def test_keep_fraction_trains_on_the_best_share(make):
@@ -336,12 +227,11 @@ def test_keep_fraction_trains_on_the_best_share(make):
 
 @pytest.mark.parametrize("given", ["config", "collator"])
 def test_rows_past_the_threshold_take_no_part_and_are_counted(make, given):
-    threshold, rows = 11.5, examples()
+    threshold = 11.5
     if given == "config":
-        trainer = make(rows, rsr_score_threshold=threshold, dataloader_num_workers=1)
+        trainer = make(rsr_score_threshold=threshold, dataloader_num_workers=1)
     else:
-        collator = RSRDataCollator(pad_token_id=0, score_threshold=threshold)
-        trainer = make(rows, {"data_collator": collator})
+        trainer = make(None, {"data_collator": RSRDataCollator(pad_token_id=0, score_threshold=threshold)})
     trainer.train()
     found, steps = history(trainer), trainer.scores.steps_per_epoch
     assert steps == 10  # rows that don't train count towards the length
@@ -351,9 +241,10 @@ def test_rows_past_the_threshold_take_no_part_and_are_counted(make, given):
         assert sorted(sum(source_rows(trainer, epoch), [])) == sorted(scores[scores <= threshold].index)
         masked.append(int((scores > threshold).sum()))
     assert 0 < masked[0] < 19
-    logs = [log["rsr/masked_rows"] for log in trainer.state.log_history if "rsr/masked_rows" in log]
-    assert [logs[steps * (epoch + 1) - 1] for epoch in range(3)] == masked
-    shares = [log["rsr/kept_share"] for log in trainer.state.log_history if "rsr/kept_share" in log]
+    logs = trainer.state.log_history
+    counts = [log["rsr/masked_rows"] for log in logs if "rsr/masked_rows" in log]
+    assert [counts[steps * (epoch + 1) - 1] for epoch in range(3)] == masked
+    shares = [log["rsr/kept_share"] for log in logs if "rsr/kept_share" in log]
     assert shares == [pytest.approx(1 - count / 19) for count in masked]
 
 
@@ -379,9 +270,9 @@ def test_a_threshold_that_nothing_is_within_any_more_is_said_once(make, monkeypa
 
     monkeypatch.setattr(ScoreTable, "update", moved)
     trainer.train()
-    told = [record.message for record in caplog.records if "No example trains" in record.message]
-    assert len(told) == 1 and "the lowest is 60" in told[0]
-    assert told[0].endswith(f"from step {trainer.scores.steps_per_epoch} on.")
+    said = [record.message for record in caplog.records if "No example trains" in record.message]
+    assert len(said) == 1 and "the lowest is 60" in said[0]
+    assert said[0].endswith(f"from step {trainer.scores.steps_per_epoch} on.")
     assert {step for step, rows, _ in trainer.record if rows} == set(range(trainer.scores.steps_per_epoch))
 
 
@@ -401,18 +292,17 @@ def test_unscorable_rows_come_last_and_are_never_chosen(make, caplog):
 # ---------------------------------------------------------------------------------- online
 
 
-def test_online_scores_are_those_of_a_scoring_pass_when_nothing_else_differs(make, tiny_student, tiny_tokenizer):
+@pytest.mark.parametrize(
+    ("trainer_kwargs", "args"), [({}, {}), ({}, {"padding_free": True}), (LORA, {})], ids=["padded", "free", "lora"]
+)
+def test_online_scores_are_those_of_a_scoring_pass_when_nothing_else_differs(
+    make, tiny_student, tiny_tokenizer, trainer_kwargs, args
+):
     """Without dropout and with a learning rate of 0 the training forward sees what a scoring pass sees."""
     model = tiny_student()
     expected = RSRScorer(model, processing_class=tiny_tokenizer).score(Dataset.from_list(examples()))["rsr"]
-    trainer = make(
-        model=model,
-        rsr_rescore_strategy="online",
-        learning_rate=0.0,
-        num_train_epochs=2,
-        gradient_accumulation_steps=2,
-        rsr_r_max=100,
-    )
+    args |= {"learning_rate": 0.0, "num_train_epochs": 2, "gradient_accumulation_steps": 2, "max_length": None}
+    trainer = make(None, trainer_kwargs, model, rsr_rescore_strategy="online", **args)
     trainer.train()
     np.testing.assert_allclose(trainer.table.rsr, expected, rtol=1e-5)
     assert trainer.table.train_mode.all()
@@ -451,10 +341,8 @@ def test_logs_say_what_the_table_says(make):
     trainer = make(rsr_teacher_column="teacher", num_train_epochs=2)
     trainer.train()
     log = [log for log in trainer.state.log_history if "rsr/mean" in log][-1]
-    found = history(trainer)
-    last, first = (
-        found[found["step"] == step].set_index("row")["rsr"] for step in (trainer.scores.steps_per_epoch, 0)
-    )
+    scores = history(trainer).pivot(index="row", columns="step", values="rsr")
+    first, last = scores[0], scores[trainer.scores.steps_per_epoch]
     assert log["rsr/mean"] == pytest.approx(last.mean())
     assert log["rsr/median"] == pytest.approx(last.median())
     assert log["rsr/p10"] == pytest.approx(last.quantile(0.1))
@@ -468,7 +356,7 @@ def test_logs_say_what_the_table_says(make):
 
 
 def test_the_model_card_tells_how_the_data_was_scored_and_chosen(make):
-    trainer = make(rsr_group_column="problem", num_train_epochs=1)
+    trainer = make(rsr_group_column="problem", rsr_teacher_column="teacher", num_train_epochs=1)
     trainer.train()
     trainer.create_model_card(model_name="out")
     with open(f"{trainer.args.output_dir}/README.md") as file:
@@ -476,50 +364,17 @@ def test_the_model_card_tells_how_the_data_was_scored_and_chosen(make):
     for text in ("rsr", "| rsr_group_column | `problem` |", "Lower means more suitable", "RSR-SFT", CITATION):
         assert text in card
     assert f"| median | {np.median(trainer.table.rsr):.4g} |" in card
+    assert f"| mean/B | {trainer.table.rsr[1::3].mean():.4g} |" in card
     assert {"trl", "sft", "rsr"} <= set(trainer.model.model_tags)
 
 
 # ---------------------------------------------------------------------------------- together with the rest of TRL
 
 
-def test_lora_is_scored_with_its_adapter(make, student):
-    from peft import LoraConfig
-
-    trainer = make(
-        trainer_kwargs={"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])},
-        num_train_epochs=2,
-        save_strategy="epoch",
-    )
-    trainer.train()
-    assert not np.allclose(*(history(trainer).pivot(index="row", columns="step", values="rsr").to_numpy().T))
-    saved = RSRScorer(f"{trainer.args.output_dir}/checkpoint-10").score(Dataset.from_list(examples()))["rsr"]
-    np.testing.assert_allclose(trainer.table.rsr, saved, rtol=1e-5)
-
-
-def test_lora_online_scores_are_those_of_its_passes(make, tiny_student):
-    from peft import LoraConfig
-
-    trainer = make(
-        model=tiny_student(),
-        trainer_kwargs={"peft_config": LoraConfig(r=4, target_modules=["q_proj"])},
-        rsr_rescore_strategy="online",
-        learning_rate=0.0,
-        num_train_epochs=2,
-    )
-    trainer.train()
-    found = history(trainer)
-    by_pass = found[~found["train_mode"]].set_index("row")["rsr"].sort_index()
-    online = found[found["train_mode"]].groupby("row")["rsr"].last()
-    np.testing.assert_allclose(online, by_pass, rtol=1e-5)
-
-
-@pytest.mark.parametrize("strategy", ["epoch", "online"])
-def test_padding_free(make, tiny_student, strategy):
-    shared = {"max_length": None, "rsr_rescore_strategy": strategy, "rsr_sampling": "random", "learning_rate": 0.0}
-    padded = make(model=tiny_student(), **shared)
-    padded.train()
-    free = make(model=tiny_student(), padding_free=True, **shared)
-    free.train()
+def test_padding_free_trains_on_the_same_rows_with_the_same_losses(make, tiny_student):
+    shared = {"max_length": None, "rsr_sampling": "random", "learning_rate": 0.0}
+    padded, free = (make(model=tiny_student(), padding_free=value, **shared) for value in (False, True))
+    padded.train(), free.train()
     assert rows_of_steps([{"record": free.record}]) == rows_of_steps([{"record": padded.record}])
     losses = [[float.fromhex(loss) for _, _, loss in trainer.record] for trainer in (padded, free)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
@@ -527,14 +382,12 @@ def test_padding_free(make, tiny_student, strategy):
 
 
 def test_evaluation_in_between_sees_every_row_and_changes_nothing(make, tiny_student):
-    rows = examples(8, seed=5)
-    arguments = {"eval_dataset": Dataset.from_list(rows)}
+    arguments = {"eval_dataset": Dataset.from_list(examples(8, seed=5))}
     shared = {"rsr_score_threshold": 11.0, "rsr_rescore_strategy": "online"}
     # Without dropout: the evaluation's own data loader draws a random number, in SFTTrainer too.
     with_eval = make(model=tiny_student(), trainer_kwargs=arguments, eval_strategy="steps", eval_steps=3, **shared)
-    with_eval.train()
     without = make(model=tiny_student(), **shared)
-    without.train()
+    with_eval.train(), without.train()
     assert with_eval.record == without.record
     assert with_eval.table.rsr.tolist() == without.table.rsr.tolist()
     assert any("eval_loss" in log for log in with_eval.state.log_history)
@@ -546,20 +399,16 @@ class ScheduleFree(torch.optim.SGD):
     training = False
 
     def train(self):
-        if not self.training:
-            self._scale(1 / 1.5)
-        self.training = True
+        self._swap(True, 1 / 1.5)
 
     def eval(self):
-        if self.training:
-            self._scale(1.5)
-        self.training = False
+        self._swap(False, 1.5)
 
     @torch.no_grad()
-    def _scale(self, factor):
-        for group in self.param_groups:
-            for p in group["params"]:
-                p.mul_(factor)
+    def _swap(self, training, factor):
+        for p in self.param_groups[0]["params"] if training != self.training else ():
+            p.mul_(factor)
+        self.training = training
 
     def step(self, closure=None):
         assert self.training
@@ -568,22 +417,14 @@ class ScheduleFree(torch.optim.SGD):
 
 def test_schedule_free_optimizers_are_scored_with_their_evaluation_weights(make, tiny_student, tiny_tokenizer):
     model = tiny_student()
-    trainer = make(
-        model=model,
-        trainer_kwargs={"optimizers": (ScheduleFree(model.parameters(), lr=0.0), None)},
-        rsr_rescore_strategy="steps",
-        rsr_rescore_steps=1,
-        max_steps=2,
-        per_device_train_batch_size=1,
-    )
+    arguments = {"optimizers": (ScheduleFree(model.parameters(), lr=0.0), None)}
+    steps = {"rsr_rescore_strategy": "steps", "rsr_rescore_steps": 1, "max_steps": 2}
+    trainer = make(model=model, trainer_kwargs=arguments, per_device_train_batch_size=1, **steps)
     trainer.train()
-    scored = RSRScorer(tiny_student(), processing_class=tiny_tokenizer).score(Dataset.from_list(examples()))["rsr"]
+    scored = np.array(RSRScorer(tiny_student(), tiny_tokenizer).score(Dataset.from_list(examples()))["rsr"][:])
     found = history(trainer)
-    first, second = (found[found["step"] == step].set_index("row")["rsr"] for step in (0, 1))
-    np.testing.assert_allclose(first, np.array(scored)[first.index], rtol=1e-4)  # in eval mode before it began
-    np.testing.assert_allclose(
-        second, np.array(scored)[second.index], rtol=1e-4
-    )  # and again after a step in train mode
+    assert set(found["step"]) == {0, 1}  # before it began, and after a step in train mode
+    np.testing.assert_allclose(found["rsr"], scored[found["row"]], rtol=1e-4)
 
 
 def test_a_plain_sft_config_and_no_config_at_all(make, tmp_path, monkeypatch, student):
@@ -601,11 +442,9 @@ def test_a_normal_run_prints_no_warnings(make, caplog):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         make(rsr_rescore_strategy="steps", rsr_rescore_steps=4).train()
-    ours = [str(w.message) for w in caught if "rsr" in f"{w.filename}{w.message}".lower()]
-    assert ours == []
+    assert [str(w.message) for w in caught if "rsr" in f"{w.filename}{w.message}".lower()] == []
     # TRL's own, because the fixture's model has no eos_token_id
-    told = [r.message for r in caplog.records if r.levelname == "WARNING" and "PAD/BOS/EOS" not in r.message]
-    assert told == []
+    assert [r for r in caplog.records if r.levelname == "WARNING" and "PAD/BOS/EOS" not in r.message] == []
 
 
 @pytest.mark.slow
@@ -631,26 +470,25 @@ def test_broken_logits_are_an_error_before_the_first_step(make, tiny_student):
     assert trainer.record == []
 
 
+def with_changes(i: int, **values) -> list[dict]:
+    return [row | values if j == i or i < 0 else row for j, row in enumerate(examples())]
+
+
 @pytest.mark.parametrize(
-    ("change", "args", "message"),
+    ("rows", "args", "message"),
     [
-        (lambda rows: rows[0].update(prompt="é" * 10), {}, "token id 2.., but the student knows 100 ids"),
-        (lambda rows: rows.clear(), {}, "empty"),
-        (lambda rows: [row.update(prompt="x" * 60) for row in rows], {"max_length": 20}, "No example is left"),
-        (
-            lambda rows: rows[3].update(problem=None),
-            {"rsr_group_column": "problem"},
-            "'problem' is null in 1 of 19 rows",
-        ),
-        (lambda rows: None, {"rsr_group_column": "task"}, "no column 'task'"),
-        (lambda rows: None, {"rsr_teacher_column": "who"}, "no column 'who'"),
-        (lambda rows: [row.pop("completion") for row in rows], {}, "no `completion`"),
-        (lambda rows: [row.update(image="x.png") for row in rows], {}, "only text is scored"),
+        (with_changes(0, prompt="é" * 10), {}, "token id 2.., but the student knows 100 ids"),
+        ([], {}, "empty"),
+        (with_changes(-1, prompt="x" * 60), {"max_length": 20}, "No example is left"),
+        (with_changes(3, problem=None), {"rsr_group_column": "problem"}, "'problem' is null in 1 of 19 rows"),
+        (examples(), {"rsr_group_column": "task"}, "no column 'task'"),
+        (examples(), {"rsr_teacher_column": "who"}, "no column 'who'"),
+        ([{"prompt": row["prompt"]} for row in examples()], {}, "no `completion`"),
+        (with_changes(-1, image="x.png"), {}, "only text is scored"),
+        ([{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}], {}, "already tokenized"),
     ],
 )
-def test_bad_input_is_a_clear_error_before_the_first_step(make, tiny_student, change, args, message):
-    rows = examples()
-    change(rows)
+def test_bad_input_is_a_clear_error_before_the_first_step(make, tiny_student, rows, args, message):
     model = tiny_student(vocab_size=100) if "knows 100" in message else None
     with pytest.raises(ValueError, match=message):
         make(Dataset.from_list(rows), model=model, **args)
@@ -659,15 +497,11 @@ def test_bad_input_is_a_clear_error_before_the_first_step(make, tiny_student, ch
 def test_datasets_and_collators_that_cannot_be_ordered_are_refused(make):
     with pytest.raises(TypeError, match="IterableDataset.*without streaming"):
         RSRSFTTrainer("any", train_dataset=Dataset.from_list(examples()).to_iterable_dataset())
-    with pytest.raises(ValueError, match="already tokenized"):
-        make(Dataset.from_dict({"input_ids": [[1, 2, 3]], "labels": [[1, 2, 3]]}))
-    with pytest.raises(ValueError, match="function.*derive it from RSRDataCollator"):
+    with pytest.raises(ValueError, match="function.*derive the data collator from RSRDataCollator"):
         make(trainer_kwargs={"data_collator": lambda rows: rows})
+    own = {"data_collator": RSRDataCollator(pad_token_id=0, score_threshold=3.0)}
     with pytest.raises(ValueError, match="set them in the config alone"):
-        make(
-            trainer_kwargs={"data_collator": RSRDataCollator(pad_token_id=0, score_threshold=3.0)},
-            rsr_score_threshold=4.0,
-        )
+        make(trainer_kwargs=own, rsr_score_threshold=4.0)
 
 
 def test_a_checkpoint_of_another_trainer_is_refused(make, student, tmp_path):

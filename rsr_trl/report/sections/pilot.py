@@ -5,6 +5,7 @@ import json
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
+from rsr_trl.pilot.verdict import METRICS, Metric
 from rsr_trl.report.charts import INK, MUTED, SERIES, draw, name_lines
 from rsr_trl.report.format import label
 from rsr_trl.report.material import Material, Missing
@@ -12,12 +13,6 @@ from rsr_trl.rsr import RSRError
 
 
 RESULT = "pilot.json"  # of a pilot's folder, once it is done
-# Of a metric: the factor that gives the unit of its differences, their digits, and which end is better.
-KEYS = ("title", "unit", "factor", "digits", "better")
-METRICS = {
-    "correct": ("Accuracy", "percentage points", 100, 1, "better →"),
-    "loss": ("Loss on held-out references", "nats per token", 1, 4, "← better"),
-}
 
 
 def view(material: Material) -> dict | Missing:
@@ -27,25 +22,25 @@ def view(material: Material) -> dict | Missing:
     if not (file := material.pilot / RESULT).is_file():
         raise RSRError(f"There is no {RESULT} in {str(material.pilot)!r}: `rsr pilot` writes it when it is done.")
     result, measured = json.loads(file.read_text(encoding="utf-8")), []
-    for name in METRICS:
-        metric = dict(zip(KEYS, METRICS[name], strict=True))
-        if rows := [row for row in result["table"] if row["metric"] == name]:
-            measured.append({**metric, "rows": rows, "chart": _draw(name, metric, rows)})
-    return {**result, "folder": material.pilot, "metrics": measured}
+    for metric in METRICS:
+        if rows := [row for row in result["table"] if row["metric"] == metric.name]:
+            better = "better →" if metric.higher_is_better else "← better"
+            chart = _draw(metric, better, rows)
+            measured.append({"metric": metric, "better": better, "rows": rows, "chart": chart})
+    return {**result, "folder": material.pilot, "measured": measured}
 
 
-def _draw(name: str, metric: dict, rows: list[dict]) -> Markup:
-    factor = metric["factor"]
-
+def _draw(metric: Metric, better: str, rows: list[dict]) -> Markup:
     def plot(axes: Axes) -> None:
         axes.axvline(0, color=MUTED, linewidth=1)
         for place, row in enumerate(rows):
-            axes.plot([factor * row["low"], factor * row["high"]], [place, place], color=INK, linewidth=1.4)
+            low, mean, high = (metric.factor * row[name] for name in ("low", "mean", "high"))
+            axes.plot([low, high], [place, place], color=INK, linewidth=1.4)
             # Filled: the interval excludes zero.
             style = {"fillstyle": "none" if row["better"] is None else "full", "color": SERIES[0], "marker": "o"}
-            axes.plot([factor * row["mean"]], [place], markersize=8, linestyle="none", **style)
+            axes.plot([mean], [place], markersize=8, linestyle="none", **style)
         name_lines(axes, [f"{label(row['strategy'])}\nover {label(row['control'])}" for row in rows])
-        axes.set_xlabel(f"difference, {metric['unit']}  ·  {metric['better']}")
+        axes.set_xlabel(f"difference, {metric.unit}  ·  {better}")
 
-    alt = f"{metric['title']}: differences to the control"
-    return draw(f"pilot-{name}", alt, 1.2 + 0.45 * max(2, len(rows)), plot)
+    alt = f"{metric.label.capitalize()}: differences to the control"
+    return draw(f"pilot-{metric.name}", alt, 1.2 + 0.45 * max(2, len(rows)), plot)

@@ -8,26 +8,18 @@ from tests.report.pages import as_dataset, scored_rows
 
 def test_the_table_says_what_compare_scores_finds(write, tiny_tokenizer):
     rows = scored_rows(tiny_tokenizer, 10)
-    named = {"teacher_column": "teacher", "problem_column": "problem_id", "correctness_column": "correct"}
-    comparison = compare_scores(as_dataset(rows), **named)
+    comparison = compare_scores(as_dataset(rows), None, None, "teacher", "problem_id", "correct")
     words = write(rows).words("compare")
     for score in comparison.scores[1:]:
         expected = f"{score['name']} ({score['prefer']}) {score['rank_correlation']:+.2f} {score['overlap']:.0%}"
         assert expected in words
     assert f"by chance {comparison.chance_overlap:.0%}" in words
-
-
-def test_a_score_of_its_own_is_beside_the_others(write, rows):
-    for place, row in enumerate(rows):
-        row["score_random"] = float(place)
-    assert "random (low)" in write(rows).words("compare")
+    assert "random (low)" in write([{**row, "score_random": row["rsr"]} for row in rows]).words("compare")
 
 
 def test_without_common_rows_the_page_says_so_and_has_its_cautions(write, rows):
-    for row in rows:
-        row["score_random"] = float("nan")
-        row["rsr_num_tokens"] = 9
-    page = write([{name: row[name] for name in row if "token_" not in name} for row in rows])
+    rows = [{**row, "score_random": float("nan"), "rsr_num_tokens": 9} for row in rows]
+    page = write(rows, without=["rsr_token_ids"])
     assert not page.sections()["compare"]
     assert "None of the 18 rows has a finite value of every score" in page.words("teachers")
     assert "short responses" in page.report.cautions
@@ -35,7 +27,7 @@ def test_without_common_rows_the_page_says_so_and_has_its_cautions(write, rows):
 
 @pytest.mark.parametrize("without", [["teacher"], ["problem_id", "prompt"], ["correct"]])
 def test_columns_that_are_absent_are_left_out(write, rows, without):
-    words = write(as_dataset(rows).remove_columns(without)).words("compare")
+    words = write(rows, without=without).words("compare")
     assert ("same order of teachers" in words.split("agrees with RSR, same")[0]) == (without != ["teacher"])
     assert ("correct first" in words) == (without != ["correct"])
     if without == ["problem_id", "prompt"]:

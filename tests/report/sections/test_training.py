@@ -3,32 +3,13 @@ import pytest
 from scipy import stats
 
 from rsr_trl.report.sections.training import MAX_POINTS, read_history
-from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, dataset_rsr
+from rsr_trl.rsr import RSRError, dataset_rsr
 from rsr_trl.training.live_table import ScoreHistory, ScoreTable
-from tests.report.pages import as_dataset
-
-
-@pytest.fixture
-def run(tmp_path, rows):
-    """`run(*rank factors)` writes the history of a run that scores once for each, with the ranks so much higher."""
-
-    def write(*factors, source=None):
-        table = ScoreTable([row["rsr_num_tokens"] for row in rows])
-        log = ScoreHistory(str(tmp_path / "out"), np.arange(len(rows)) if source is None else source)
-        surprisal = np.array([row[MEAN_SURPRISAL] for row in rows])
-        rank = np.array([row[MEAN_CLIPPED_RANK] for row in rows])
-        for place, factor in enumerate(factors):
-            table.update(np.arange(len(rows)), rank * factor, surprisal, step=10 * place)
-            log.write(table, np.arange(len(rows)), 10 * place, "pass")
-        return tmp_path / "out"
-
-    return write
 
 
 def test_scores_move_as_they_were_logged(write, rows, run):
-    rng = np.random.default_rng(0)
-    factors = rng.uniform(0.3, 3, len(rows))
-    page = write(rows, run=run(1.0, factors))
+    factors = np.random.default_rng(0).uniform(0.3, 3, len(rows))
+    page = write(rows, run=run(rows, 1.0, factors))
     assert page.sections()["training"]
     words = page.words("training")
     before = np.array([row["rsr"] for row in rows])
@@ -40,7 +21,7 @@ def test_scores_move_as_they_were_logged(write, rows, run):
     assert "(steps 0 to 10)" in words and "is this the dataset" not in words
 
 
-def test_snapshots_keep_the_latest_score_of_each_row(tmp_path):
+def test_the_history_keeps_the_latest_score_of_each_row(tmp_path):
     table, log = ScoreTable([4, 4, 4]), ScoreHistory(str(tmp_path), np.array([2, 0, 1]))
     table.update([0, 1, 2], [2.0, 3.0, 4.0], [1.0, 1.0, 1.0], step=0)
     log.write(table, np.array([0, 1, 2]), 0, "dataset")
@@ -50,8 +31,7 @@ def test_snapshots_keep_the_latest_score_of_each_row(tmp_path):
     log.write(table, np.array([2]), 5, "pass")
     steps, scores = read_history(tmp_path, 4)
     assert steps == [0, 5]
-    np.testing.assert_array_equal(scores[0, 0], [3.0, 4.0, 2.0, np.nan])
-    np.testing.assert_array_equal(scores[1, 0], [3.0, 8.0, 2.0, np.nan])
+    np.testing.assert_array_equal(scores[:, 0], [[3.0, 4.0, 2.0, np.nan], [3.0, 8.0, 2.0, np.nan]])
     assert dataset_rsr(scores[1, 1], scores[1, 2]) == pytest.approx((9 + 8 + 2) / (3 + 1 + 1))
 
 
@@ -65,16 +45,16 @@ def test_of_many_scorings_the_first_and_the_last_stay(tmp_path):
 
 
 def test_a_run_on_other_data_is_noticed(write, rows, run):
-    assert "is this the dataset that the run was trained on" in write(rows, run=run(2.0, 1.0)).words("training")
-    with pytest.raises(ValueError, match="scored row 117, but the dataset has 18 rows"):
-        write(rows, run=run(1.0, 2.0, source=np.arange(18) + 100))
+    assert "is this the dataset that the run was trained on" in write(rows, run=run(rows, 2.0, 1.0)).words("training")
+    with pytest.raises(RSRError, match="scored row 117, but the dataset has 18 rows"):
+        write(rows, run=run(rows, 1.0, 2.0, source=np.arange(18) + 100))
 
 
 def test_a_run_that_scored_once_says_how_to_score_again(write, rows, run):
-    page = write(rows, run=run(1.0))
+    page = write(rows, run=run(rows, 1.0))
     assert not page.sections()["training"] and "--rsr_rescore_strategy" in page.words("training")
 
 
 def test_a_run_needs_no_teachers_and_no_problems(write, rows, run):
-    dataset = as_dataset(rows).remove_columns(["teacher", "problem_id", "prompt"])
-    assert "would be chosen again" in write(dataset, run=run(1.0, 2.0)).words("training")
+    page = write(rows, run=run(rows, 1.0, 2.0), without=["teacher", "problem_id", "prompt"])
+    assert "would be chosen again" in page.words("training")
