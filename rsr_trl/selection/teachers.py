@@ -251,8 +251,8 @@ def _notes_on_rows(scored: ScoredTable) -> list[str]:
             f"{counted(len(lost), 'teacher')} {have} no scored trajectory and {are} compared: {examples(lost)}."
         )
     problem = np.zeros(len(scored)) if scored.problem is None else scored.problem
-    keys = pd.DataFrame([scored.teacher, problem, scored.rank, scored.surprisal, scored.tokens]).T
-    if repeated := int(keys.duplicated().sum()):
+    keys = dict(enumerate((scored.teacher, problem, scored.rank, scored.surprisal, scored.tokens)))
+    if repeated := int(pd.DataFrame(keys).duplicated().sum()):
         same = "teacher" if scored.problem is None else "teacher and problem"
         repeat, count = ("repeats", "counts") if repeated == 1 else ("repeat", "count")
         notes.append(
