@@ -1,22 +1,19 @@
 """Word problems of two to four steps, made from a seed. Knows nothing of teachers, tokens or scores."""
 
+import json
 import random
 import zlib
-from dataclasses import dataclass
-from typing import Literal
-
-from rsr_trl.demo import WORDS
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 
 Split = Literal["demo", "pretrain"]
-# Kinds of stories: nouns, and sentences by what they do to the total ([`Move`]).
-THEMES = [{name: WORDS[name] for name in ("more_packs", "worth", "share")} | theme for theme in WORDS["themes"]]
-SCALE = {int(factor): sentences for factor, sentences in WORDS["scale"].items()}
 OPERATORS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
+WORDS = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))
+THEMES = [WORDS["every theme"] | theme for theme in WORDS["themes"]]  # kind of move -> sentences; and nouns
 
 
-@dataclass(frozen=True)
-class Move:
+class Move(NamedTuple):
     """What one part of the story does to the running total: `kind` names it, `a` and `b` are its numbers."""
 
     kind: Literal["packs", "sum", "more_packs", "gain", "loss", "scale", "share", "worth"]
@@ -24,8 +21,7 @@ class Move:
     a: int = 0
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One line of a solution: `left operator right = result`. `kind` says what it is for."""
 
     kind: str
@@ -35,8 +31,7 @@ class Step:
     result: int
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """
     A word problem.
 
@@ -115,7 +110,7 @@ def _draw_moves(theme: dict, rng: random.Random) -> tuple[Move, ...]:
             case "loss":
                 moves.append(Move("loss", rng.randint(2, min(total - 1, 60))))
             case "scale":
-                moves.append(Move("scale", rng.choice(list(SCALE))))
+                moves.append(Move("scale", rng.choice([2, 3])))
             case "more_packs":
                 moves.append(Move("more_packs", rng.randint(3, 20), rng.randint(2, 9)))
             case _:
@@ -123,16 +118,16 @@ def _draw_moves(theme: dict, rng: random.Random) -> tuple[Move, ...]:
     return tuple(moves)
 
 
-def _write(theme: dict, moves: tuple[Move, ...], words: dict[str, str], rng: random.Random) -> str:
+def _tell(theme: dict, moves: tuple[Move, ...], words: dict[str, str], rng: random.Random) -> str:
     """The story in words, with its question at the end."""
-    sentences = []
+    texts = []
     for move in moves:
-        choices = SCALE[move.b] if move.kind == "scale" else theme[move.kind]
-        sentences.append(rng.choice([choice for choice in choices if choice not in sentences]))
+        choices = theme["scale"][str(move.b)] if move.kind == "scale" else theme[move.kind]
+        texts.append(rng.choice([choice for choice in choices if choice not in texts]))
     if moves[-1].kind not in ("share", "worth"):
-        sentences.append(rng.choice(WORDS["total"]))
-    numbers = list(moves) + [moves[-1]] * (len(sentences) - len(moves))
-    return " ".join(text.format(a=move.a, b=move.b, **words) for text, move in zip(sentences, numbers, strict=True))
+        texts.append(rng.choice(theme["total"]))
+    numbers = list(moves) + [moves[-1]] * (len(texts) - len(moves))
+    return " ".join(text.format(a=move.a, b=move.b, **words) for text, move in zip(texts, numbers, strict=True))
 
 
 def split_of(prompt: str) -> Split:
@@ -152,9 +147,6 @@ def generate_problems(num_problems: int, seed: int = 0, split: Split = "demo") -
         seed (`int`, *optional*, defaults to `0`): The same seed gives the same problems; asking for more adds to them.
         split (`str`, *optional*, defaults to `"demo"`): `"demo"` or `"pretrain"`, which share no prompt, whatever the
             seeds.
-
-    Returns:
-        `list[Problem]`
     """
     if num_problems < 1:
         raise ValueError(f"num_problems must be at least 1, got {num_problems}.")
@@ -162,11 +154,11 @@ def generate_problems(num_problems: int, seed: int = 0, split: Split = "demo") -
     problems: dict[str, Problem] = {}
     while len(problems) < num_problems:
         theme = rng.choice(THEMES)
-        (name, they), (pack, packs) = rng.choice(WORDS["names"]), rng.choice(theme["pack_names"])
+        (name, they), (pack, packs) = rng.choice(WORDS["names"]), rng.choice(theme["containers"])
         words = {"name": name, "they": they, "pack": pack, "packs": packs}
         words |= {"items": rng.choice(theme["items"]), "receivers": rng.choice(theme["receivers"])}
         moves = _draw_moves(theme, rng)
-        prompt = _write(theme, moves, words, rng)
+        prompt = _tell(theme, moves, words, rng)
         if work(moves)[-1].result < 1000 and split_of(prompt) == split and prompt not in problems:
             problems[prompt] = Problem(f"{split}-{seed}-{len(problems)}", prompt, words, moves)
     return list(problems.values())

@@ -3,8 +3,11 @@
 On several processes each measures its share and all get the whole.
 """
 
+import pkgutil
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -15,50 +18,50 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from trl import is_conversational
 
 from rsr_trl.data import read_table
-from rsr_trl.pilot.answers import Checker
 from rsr_trl.rsr import MEAN_SURPRISAL, RSRError
 from rsr_trl.scoring.rows import TokenBar
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.selection.table import labels
 
 
+NUMBER = re.compile(r"(?:(?<![\w)])-)?\d+(?:,\d{3})*(?:\.\d+)?")  # a minus is a sign unless between two terms
+REFERENCES = {"completion", "messages", "conversations", "text"}  # columns
+
+
 class HeldOut:
     """
-    Problems that no arm trains on: prompts with references (`completion`, or whole `messages`), with answers, or both.
-
-    The rows with one value of `problem_column` are references of one problem; without it every row is a problem. The
-    checker, from [`load_checker`], says whether a response is right.
+    Problems that no arm trains on: prompts with references (`completion`, or whole `messages`), with answers (which a
+    checker of [`load_checker`] compares with responses), or both. The rows with one value of `problem_column` are
+    references of one problem; without it every row is a problem.
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        problem_column: str | None = None,
-        answer_column: str | None = None,
-        checker: Checker | None = None,
-        max_new_tokens: int = 512,
+        self, dataset: Dataset, problem_column=None, answer_column=None, checker=None, max_new_tokens: int = 512
     ):
         if not len(dataset):
             raise RSRError("The held-out set has no rows.")
-        self.dataset, self.checker, self.max_new_tokens = dataset.with_format(None), checker, max_new_tokens
-        names, self._problem, self.problems = dataset.column_names, np.arange(len(dataset)), list(range(len(dataset)))
-        if problem_column in names:
-            self._problem, self.problems = labels(read_table(dataset, [problem_column]), problem_column)
-        self._first = np.unique(self._problem, return_index=True)[1]
-        self.has_references = not {"completion", "messages", "conversations", "text"}.isdisjoint(names)
+        names, self.dataset = dataset.column_names, dataset.with_format(None)
+        self.checker, self.max_new_tokens = checker, max_new_tokens
+        self.has_references = not REFERENCES.isdisjoint(names)
         if not self.has_references and answer_column is None:
             raise RSRError(
                 "The held-out set has neither references (completion or messages) nor answers (answer_column): there "
                 f"is nothing to measure. Its columns are {names}."
             )
-        self._answers = None if answer_column is None else self._read_answers(answer_column)
-        self._prompts = None if answer_column is None else self._read_prompts()
+        self._problem, self.problems = np.arange(len(dataset)), list(range(len(dataset)))
+        if problem_column in names:
+            self._problem, self.problems = labels(read_table(dataset, [problem_column]), problem_column)
+        self._first = np.unique(self._problem, return_index=True)[1]
+        self._answers = self._prompts = None
+        if answer_column is not None:
+            self._answers, self._prompts = self._one_per_problem(answer_column), self._read_prompts()
+            self._check_answers(answer_column)
 
-    def _one_per_problem(self, column: str, part: Callable = lambda value: value) -> list:
-        """`part` of the column's values, on which all rows of a problem must agree; nothing without such a column."""
+    def _one_per_problem(self, column: str) -> list:
+        """The column's values, on which all rows of a problem must agree; nothing without such a column."""
         if column not in self.dataset.column_names:
             return [None] * len(self.problems)
-        values = [part(value) for value in self.dataset[column]]
+        values = [_before_answer(value) if column == "messages" else value for value in self.dataset[column]]
         for row, first in enumerate(self._first[self._problem]):
             if values[row] != values[first]:
                 raise RSRError(
@@ -67,9 +70,16 @@ class HeldOut:
                 )
         return [values[row] for row in self._first]
 
-    def _read_answers(self, column: str) -> list:
-        answers = self._one_per_problem(column)
-        for row, answer in zip(self._first, answers, strict=True):
+    def _read_prompts(self) -> list[tuple]:
+        """Prompt, tools and arguments of the chat template of each problem."""
+        names = self.dataset.column_names
+        if "prompt" not in names and "messages" not in names:
+            raise RSRError(f"Responses need a prompt, or messages, in the held-out set; its columns are {names}.")
+        columns = ("prompt" if "prompt" in names else "messages", "tools", "chat_template_kwargs")
+        return list(zip(*map(self._one_per_problem, columns), strict=True))
+
+    def _check_answers(self, column: str) -> None:
+        for row, answer in zip(self._first, self._answers, strict=True):
             if answer is None:
                 raise RSRError(f"Row {row} of the held-out set has no answer in {column!r}.")
             try:
@@ -77,41 +87,32 @@ class HeldOut:
             except ValueError as error:
                 where = f"Row {row} of the held-out set, column {column!r}"
                 raise RSRError(f"{where}: {error}. Choose another checker or fix it.") from error
-        return answers
-
-    def _read_prompts(self) -> list[tuple]:
-        """Prompt, tools and arguments of the chat template of each problem."""
-        prompts = self._one_per_problem("prompt")
-        if "prompt" not in self.dataset.column_names:
-            prompts = self._one_per_problem("messages", _before_answer)
-        if prompts[0] is None:
-            names = self.dataset.column_names
-            raise RSRError(f"Responses need a prompt, or messages, in the held-out set; its columns are {names}.")
-        return list(zip(prompts, *map(self._one_per_problem, ("tools", "chat_template_kwargs")), strict=True))
 
     def measure(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, autocast=nullcontext
     ) -> list[dict]:
         """
-        What the student does on each problem: `loss` in nats per token, its `response`, whether that was `cut` at the
-        length limit and whether it is `correct`; `None` for what the held-out set has no references or answers for.
+        For each problem the student's `loss` in nats per token, its `response`, whether that was `cut` at the length
+        limit and whether it is `correct`; `None` for what the held-out set has no references or answers for.
         """
         response = cut = correct = [None] * len(self.problems)
-        loss = self.loss(model, tokenizer) if self.has_references else np.array(response)
+        loss = self.loss(model, tokenizer).tolist() if self.has_references else response
         if self._answers is not None:
-            with autocast():
-                response, cut = self.respond(model, tokenizer, batch_size)
+            ids, state, mine = [_prompt_ids(tokenizer, *prompt) for prompt in self._prompts], PartialState(), []
+            order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))[state.process_index :: state.num_processes]
+            for start in range(0, len(order), batch_size):
+                batch = order[start : start + batch_size]
+                with autocast():
+                    responses = generate(model, tokenizer, [ids[i] for i in batch], self.max_new_tokens)
+                mine += [(i, *response) for i, response in zip(batch, responses, strict=True)]
+            _, response, cut = zip(*sorted(gather_object(mine)), strict=True)
             correct = [bool(self.checker(text, answer)) for text, answer in zip(response, self._answers, strict=True)]
-        names = [name if isinstance(name, int) else str(name) for name in self.problems]
+        problem = [name if isinstance(name, int) else str(name) for name in self.problems]
         keys = ("problem", "loss", "correct", "cut", "response")
-        rows = zip(names, loss.tolist(), correct, cut, response, strict=True)
-        return [dict(zip(keys, row, strict=True)) for row in rows]
+        return [dict(zip(keys, row, strict=True)) for row in zip(problem, loss, correct, cut, response, strict=True)]
 
     def loss(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-        """
-        Mean surprisal of the tokens of a problem's references, in nats, mean over its references: float array of shape
-        `(problems,)`. Raises `RSRError` for a reference without a token to score.
-        """
+        """Mean surprisal per token of a problem's references, in nats, mean over them: of shape `(problems,)`."""
         state = PartialState()
         rows = range(state.process_index, len(self.dataset), state.num_processes)
         with TokenBar(len(rows), disable=True) as bar:
@@ -122,20 +123,6 @@ class HeldOut:
             row = surprisal.index(None)
             raise RSRError(f"Row {row} of the held-out set has no token to score: fix it or leave it out.")
         return np.bincount(self._problem, weights=surprisal) / np.bincount(self._problem)
-
-    def respond(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int
-    ) -> tuple[list[str], list[bool]]:
-        """A greedy response to each problem, and whether it ran into the length limit or the student's positions."""
-        ids, state = [prompt_ids(tokenizer, *prompt) for prompt in self._prompts], PartialState()
-        order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))[state.process_index :: state.num_processes]
-        mine = []
-        for start in range(0, len(order), batch_size):
-            batch = order[start : start + batch_size]
-            responses = generate(model, tokenizer, [ids[i] for i in batch], self.max_new_tokens)
-            mine += [(i, *response) for i, response in zip(batch, responses, strict=True)]
-        _, texts, cut = zip(*sorted(gather_object(mine)), strict=True)
-        return list(texts), list(cut)
 
 
 def check_apart(pool: Dataset, held_out: Dataset) -> None:
@@ -157,20 +144,16 @@ def check_apart(pool: Dataset, held_out: Dataset) -> None:
 
 def _question(value: str | list[dict]) -> str:
     """What is asked: a plain prompt, or the first user turn of a chat, whatever the system message."""
-    if isinstance(value, str):
-        return value
-    return str(next((message["content"] for message in value if message["role"] == "user"), value))
+    turns = [] if isinstance(value, str) else [turn["content"] for turn in value if turn["role"] == "user"]
+    return str(turns[0] if turns else value)
 
 
 def _before_answer(messages: list[dict]) -> list[dict]:
     """A conversation up to its last assistant turn."""
-    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
-    return messages[:last]
+    return messages[: max((i for i, turn in enumerate(messages) if turn["role"] == "assistant"), default=None)]
 
 
-def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | list[dict], tools: list | None, template_kwargs: dict | None
-) -> list[int]:
+def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list, tools, template_kwargs) -> list[int]:
     """A prompt as SFTTrainer tokenizes it: plain text as it is, a chat with its generation prompt."""
     if isinstance(prompt, str):
         return tokenizer(text=prompt)["input_ids"]
@@ -182,7 +165,7 @@ def prompt_ids(
 def generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], max_new_tokens: int
 ) -> list[tuple[str, bool]]:
-    """Greedy responses to prompts of token ids, and whether each was cut; the student's positions lower the limit."""
+    """Greedy responses to prompts of token ids, and whether each was cut: there, or at the student's last position."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     width = max(map(len, prompts))
     room = max_new_tokens if positions is None else min(max_new_tokens, positions - width)
@@ -195,12 +178,10 @@ def generate(
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
     # Instead of the student's own, which would warn about its sampling settings.
     own, was_training = model.generation_config, model.training
-    model.generation_config = GenerationConfig(
-        do_sample=False, max_new_tokens=room, eos_token_id=sorted(ends), pad_token_id=pad, use_cache=True
-    )
-    model.eval()
+    greedy = {"do_sample": False, "max_new_tokens": room, "eos_token_id": sorted(ends), "pad_token_id": pad}
+    model.generation_config = GenerationConfig(**greedy, use_cache=True)
     try:
-        responses = model.generate(input_ids=ids, attention_mask=mask)[:, width:].tolist()
+        responses = model.eval().generate(input_ids=ids, attention_mask=mask)[:, width:].tolist()
     finally:
         model.generation_config = own
         model.train(was_training)
@@ -209,3 +190,52 @@ def generate(
         end = next((i for i, token in enumerate(response) if token in ends), None)
         results.append((tokenizer.decode(response[:end], skip_special_tokens=True), end is None))
     return results
+
+
+def load_checker(name: str) -> Callable[[str, object], bool]:
+    """
+    What says whether a response is right: `"number"` (its last number is the answer's), `"line"` (its last line that
+    isn't empty is), `"math"` (math-verify compares the mathematics), or the user's own `"module:function"`.
+    """
+    if name in ("number", "line"):
+        return same_number if name == "number" else same_line
+    if name == "math":
+        return _math_checker()
+    if ":" not in name:
+        raise RSRError(f"checker must be number, line, math or module:function, got {name!r}.")
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise RSRError(f"checker {name!r}: {error}. Is the name right, and its folder on PYTHONPATH?") from error
+
+
+def same_number(response: str, answer: object) -> bool:
+    """`"... so 1,234.50"` and `"1234.5"`."""
+    expected, given = NUMBER.findall(str(answer)), NUMBER.findall(response)
+    if not expected:
+        raise RSRError(f"there is no number in the answer {str(answer)[:60]!r}")
+    return bool(given) and Fraction(given[-1].replace(",", "")) == Fraction(expected[-1].replace(",", ""))
+
+
+def same_line(response: str, answer: object) -> bool:
+    if not str(answer).strip():
+        raise RSRError("the answer is empty")
+    last, expected = (text.strip().rpartition("\n")[2].strip() for text in (response, str(answer)))
+    return last == expected
+
+
+def _math_checker() -> Callable[[str, object], bool]:
+    try:
+        from math_verify import parse, verify
+    except ImportError as error:
+        raise RSRError("The checker math needs math-verify: pip install 'rsr-trl[pilot]'.") from error
+
+    def same_mathematics(response: str, answer: object) -> bool:
+        text = str(answer)
+        marked = any(sign in text for sign in ("$", r"\boxed", r"\(", r"\["))
+        expected = parse(text if marked else f"${text}$")
+        if not expected:
+            raise RSRError(f"math-verify can't read the answer {text[:60]!r}")
+        return bool(verify(expected, parse(response)))
+
+    return same_mathematics

@@ -1,86 +1,110 @@
 """A pilot from its first arm to its verdict, in a folder that lets it go on after a stop.
 
-An arm's file is written whole when the arm is done, so a pilot that was killed goes on with the next arm.
+An arm is a fresh student, trained by TRL on what a strategy chooses and measured on the held-out problems; nothing is
+kept of it but its record, which is written whole when the arm is done.
 """
 
+import gc
 import json
+import math
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
+from transformers import PrinterCallback, TrainerCallback, set_seed
+from trl import SFTConfig, SFTTrainer
 from xxhash import xxh3_64_hexdigest
 
-from rsr_trl.pilot.arms import Arm, Arms
+from rsr_trl.pilot.config import PilotConfig
 from rsr_trl.pilot.differences import CONFIDENCE
-from rsr_trl.pilot.strategies import Strategy
-from rsr_trl.pilot.verdict import compare, lopsided, sentences
+from rsr_trl.pilot.held_out import HeldOut
+from rsr_trl.pilot.strategies import RESCORED, Pool, Strategy
+from rsr_trl.pilot.verdict import compare, notes, sentences
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring.shards import differences, read_json, write_json
+from rsr_trl.training.config import RSRSFTConfig
+from rsr_trl.training.trainer import RSRSFTTrainer
 
 
 SETTINGS, RESULT, ARMS, LOCK = "settings.json", "pilot.json", "arms", ".lock"
 SCORED = "scored"  # the pool with its scores, where it came without
-CUT_SHARE = 0.1  # of responses that ran into the length limit, beyond which accuracy says little
+TRIAL_STEPS = 4  # of the training that measures a step
+FORWARD = 1 / 3  # part of a training step's time that a scoring pass takes for the same tokens
+
+
+class Arm(NamedTuple):
+    """A training: how it chooses (`None`: the student as it is), and the seed of problems, order and all the rest."""
+
+    strategy: Strategy | None = None
+    seed: int = 0
+
+    @property
+    def file(self) -> str:
+        return "before.json" if self.strategy is None else f"{quote(self.strategy.name, safe='')}-seed{self.seed}.json"
 
 
 class Pilot:
     """
-    Tries strategies, each once with each seed, and says what follows from it.
-
-    `identity` names the student, the pool and the held-out set, and how they were asked for. `say` gets a line of text
-    now and then, on the main process only.
+    Tries strategies, each once with each seed, and says what follows from it. `student` is what SFTTrainer takes as
+    `model`, `quantization_config` and `peft_config`; `identity` names it, the pool and the held-out set.
     """
 
     def __init__(
         self,
-        arms: Arms,
+        student: dict,
+        args: PilotConfig,
+        pool: Pool,
+        held_out: HeldOut,
         strategies: Sequence[Strategy],
         seeds: Sequence[int],
-        output_dir: str | Path,
         identity: dict,
         say: Callable[[str], None] = lambda line: None,
     ):
-        if len(set(seeds)) < len(seeds) or not seeds:
-            raise RSRError(f"seeds must be different and at least one, got {list(seeds)}.")
-        self.arms, self.strategies, self.seeds, self.folder = arms, list(strategies), list(seeds), Path(output_dir)
-        arms.args.device  # noqa: B018 - sets the processes up as the trainings want them
-        self.is_main = PartialState().is_main_process
+        self.student, self.args, self.pool, self.held_out = student, args, pool, held_out
+        self.strategies, self.seeds, self.folder = list(strategies), list(seeds), Path(args.output_dir)
+        self.is_main = args.process_index == 0
         self.say = say if self.is_main else lambda line: None
         # Seed by seed, so that a pilot that is stopped early has whole comparisons.
-        self.plan = [Arm(), *(Arm(strategy, seed) for seed in self.seeds for strategy in self.strategies)]
-        for arm in self.plan[1:]:
-            arms.check(*arm)
-        budget = {"examples": arms.pool.num_examples, "tokens": arms.pool.num_tokens}
+        self.plan = [Arm(strategy, seed) for seed in self.seeds for strategy in self.strategies]
+        for arm in self.plan:  # an error comes before the work
+            self.choose(arm)
+        budget = {"examples": pool.num_examples, "tokens": pool.num_tokens}
         settings = identity | {
-            "recipe": arms.args.recipe(),
+            "recipe": args.recipe(),
             "budget": {name: value for name, value in budget.items() if value is not None},
-            "max_new_tokens": arms.held_out.max_new_tokens,
-            "group_column": arms.pool.table.columns.problem,
+            "max_new_tokens": held_out.max_new_tokens,
+            "group_column": pool.table.columns.problem,
         }
         self.settings = json.loads(json.dumps(settings))
-        self._run = xxh3_64_hexdigest(json.dumps(self.settings, sort_keys=True).encode())
+        self._name = xxh3_64_hexdigest(json.dumps(self.settings, sort_keys=True).encode())
 
     def run(self, dry_run: bool = False) -> dict:
         """Run what isn't done, and return what `pilot.json` then holds; with `dry_run` only measure the cost."""
         if dry_run:
-            return self._cost(self.plan[1:], self.arms.run(Arm()))
+            return self._cost(self.plan, self.run_arm(Arm()))
         with self._lock() if self.is_main else nullcontext():
-            files = {arm: read_json(self._file(arm)) for arm in self.plan if self.is_main}
-            done = {arm: record for arm, record in files.items() if record.get("run") == self._run}
+            files = {arm: read_json(self.folder / ARMS / arm.file) for arm in [Arm(), *self.plan] if self.is_main}
+            done = {arm: record for arm, record in files.items() if record.get("run") == self._name}
             records, cost = broadcast_object_list([done])[0], None
             if records:
-                self.say(f"{len(records)} of {len(self.plan)} arms are done already.")
+                self.say(f"{len(records)} of {len(self.plan) + 1} arms are done already.")
+            if Arm() not in records:
+                records[Arm()] = self._keep(Arm())
             left = [arm for arm in self.plan if arm not in records]
+            if left:
+                cost = self._cost(left, records[Arm()])
             for arm in left:
-                if arm.strategy is not None and cost is None:
-                    cost = self._cost([one for one in left if one.strategy is not None], records[Arm()])
-                records[arm] = self._run_arm(arm)
+                records[arm] = self._keep(arm)
             result = self._sum_up(records, cost)
             if self.is_main:
                 write_json(self.folder / RESULT, result)
@@ -97,32 +121,21 @@ class Pilot:
         write_json(self.folder / SETTINGS, self.settings)
         return lock
 
-    def _file(self, arm: Arm) -> Path:
-        return self.folder / ARMS / f"{arm.file_name}.json"
-
-    def _run_arm(self, arm: Arm) -> dict:
-        record = {"run": self._run, **self.arms.run(arm)}
+    def _keep(self, arm: Arm) -> dict:
+        """Run an arm and write its record."""
+        record = {"run": self._name, **self.run_arm(arm)}
         if self.is_main:
-            write_json(self._file(arm), record)
+            write_json(self.folder / ARMS / arm.file, record)
         name = "before" if arm.strategy is None else f"{arm.strategy.name}, seed {arm.seed}"
         measured = [] if record["loss"] is None else [f"loss {record['loss']:.4f}"]
         measured += [] if record["correct"] is None else [f"{record['correct']:.1%} right"]
-        self.say(f"{name}: {', '.join(measured)} ({_duration(record['seconds'])})")
+        self.say(f"{name}: {', '.join(measured)} ({record['seconds']:.0f} s)")
         return record
-
-    def _cost(self, left: Sequence[Arm], before: dict) -> dict:
-        """The cost of what is left, said before it is paid."""
-        cost = self.arms.cost(left, self.plan[1], before["seconds"])
-        self.say(
-            f"Cost: {cost['arms']} trainings of about {cost['steps_per_arm']} steps of "
-            f"{cost['seconds_per_step']:.3g} s (measured), and {cost['evaluation_seconds_per_arm']:.3g} s each to "
-            f"evaluate: about {_duration(cost['seconds'])} in all."
-        )
-        return cost
 
     def _sum_up(self, records: dict[Arm, dict], cost: dict | None) -> dict:
         by_strategy = {one.name: [records[Arm(one, seed)] for seed in self.seeds] for one in self.strategies}
-        table, pool = compare(by_strategy, self.strategies), self.arms.pool
+        table, pool = compare(by_strategy, self.strategies), self.pool
+        arms = [records[arm] for arm in (Arm(), *self.plan)]
         return {
             "settings": self.settings,
             "strategies": [strategy._asdict() for strategy in self.strategies],
@@ -130,45 +143,128 @@ class Pilot:
             "confidence": CONFIDENCE,
             "pool": {"trajectories": len(pool.table), "left_out": pool.left_out, "problems": pool.num_problems},
             "cost": cost,
-            "arms": [{k: v for k, v in records[arm].items() if k != "problems"} for arm in self.plan],
+            "arms": [{name: value for name, value in arm.items() if name != "problems"} for arm in arms],
             "table": table,
             "verdict": sentences(table),
-            "notes": self._notes(records, by_strategy),
+            "notes": notes(arms[0], by_strategy, self.strategies, pool),
         }
 
-    def _notes(self, records: dict[Arm, dict], by_strategy: dict[str, list[dict]]) -> list[str]:
-        """What would make the verdict worth less."""
-        notes, pool, before = [], self.arms.pool, records[Arm()]["loss"]
-        after = None if before is None else np.mean([record["loss"] for record in by_strategy["random"]])
-        if after is not None and after >= before:
-            notes.append(
-                f"Training on random choices didn't lower the held-out loss ({before:.4f} -> {after:.4f}): train "
-                "longer, with another learning_rate, or look at whether the references are of the kind that the pool "
-                "teaches."
+    def choose(self, arm: Arm) -> list[np.ndarray]:
+        """Rows of the pool that an arm trains on, as [`Pool.choose`] gives them, or an error where it can't train."""
+        strategy, count, epochs = arm.strategy, self.pool.num_examples, self.args.num_train_epochs
+        num_epochs = self._schedule(count)[1] if count else 1
+        if strategy.renewed and num_epochs < 2:
+            raise RSRError(f"{strategy.name} chooses again in each epoch: raise num_train_epochs above 1.")
+        if strategy.renewed and self.args.max_steps <= 0 and epochs % 1:
+            raise RSRError(f"{strategy.name} needs whole epochs, got num_train_epochs={epochs}.")
+        return self.pool.choose(strategy, arm.seed, num_epochs)
+
+    def _schedule(self, num_examples: int) -> tuple[int, int]:
+        """Steps of a training on so many examples, and epochs that are begun."""
+        per_epoch, steps = math.ceil(num_examples / self.args.batch), self.args.max_steps
+        steps = steps if steps > 0 else math.ceil(self.args.num_train_epochs * per_epoch)
+        return steps, math.ceil(steps / per_epoch)
+
+    def run_arm(self, arm: Arm) -> dict:
+        """Train and measure. On several processes all call it, and all get the record of the arm."""
+        started, is_trained = time.perf_counter(), arm.strategy is not None
+        arm = arm if is_trained else Arm(self.strategies[0], self.seeds[0])  # a trainer needs some rows
+        rows = self.choose(arm)
+        chosen = np.concatenate(rows) if is_trained and arm.strategy.name != RESCORED else None
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = self._trainer(arm, rows, folder)
+            watch = _Watch(self.held_out, trainer)
+            if is_trained:
+                trainer.add_callback(watch)
+                trainer.train()
+            train_seconds, state = time.perf_counter() - started, trainer.state
+            batch_size, autocast = self.args.per_device_eval_batch_size, trainer.accelerator.autocast
+            problems = self.held_out.measure(trainer.model, trainer.processing_class, batch_size, autocast)
+        means = {name: [problem[name] for problem in problems] for name in ("correct", "loss")}
+        means = {name: None if values[0] is None else float(np.mean(values)) for name, values in means.items()}
+        if self.held_out.has_references:
+            watch.losses.append({"step": state.global_step, "loss": means["loss"]})
+        tokens = None if chosen is None else round(state.epoch * float(self.pool.table.tokens[chosen].sum()))
+        return {
+            "strategy": arm.strategy.name if is_trained else None,
+            "seed": arm.seed if is_trained else 0,
+            "examples": self.pool.num_examples or len(rows[0]) if is_trained else 0,
+            "tokens": tokens if is_trained else 0,  # over all epochs; unknown for a choice that is made in training
+            "teachers": None if chosen is None else self.pool.count_teachers(chosen),
+            "steps": state.global_step,
+            "seconds": round(time.perf_counter() - started, 3),
+            "train_seconds": round(train_seconds, 3),
+            "train_loss": [{"step": log["step"], "loss": log["loss"]} for log in state.log_history if "loss" in log],
+            "held_out_loss": watch.losses,  # at the end of each epoch; the last is that of the finished student
+            **means,
+            "problems": problems,
+        }
+
+    def _trainer(self, arm: Arm, rows: list[np.ndarray], folder: str, **changes) -> SFTTrainer:
+        gc.collect()  # the last student goes before this one comes
+        strategy, trainer_class, config_class, own = arm.strategy, SFTTrainer, SFTConfig, {}
+        if strategy.name == RESCORED:
+            trainer_class, config_class, column = RSRSFTTrainer, RSRSFTConfig, self.pool.table.columns.problem
+            own = {"rsr_rescore_strategy": "epoch", "rsr_sampling": "random", "rsr_group_column": column}
+            own |= {} if column else {"rsr_keep_fraction": self.pool.num_examples / len(self.pool.table)}
+        elif strategy.renewed:
+            # One choice after another in one long epoch, with the steps of as many epochs of one choice each.
+            own = {"train_sampling_strategy": "sequential", "max_steps": self._schedule(len(rows[0]))[0]}
+        elif strategy.ordered:
+            own = {"train_sampling_strategy": "sequential"}
+        recipe = {f.name: getattr(self.args, f.name) for f in fields(config_class) if f.init}
+        args = config_class(**recipe | {"output_dir": folder, "seed": arm.seed} | own | changes)
+        dataset = self.pool.dataset.select(np.concatenate(rows))
+        set_seed(arm.seed)  # an adapter begins at random
+        trainer = trainer_class(args=args, train_dataset=dataset, **self.student)
+        if dropped := len(dataset) - len(trainer.train_dataset):
+            raise RSRError(
+                f"{strategy.name}: {dropped} of {len(dataset)} chosen trajectories have no token to train on within "
+                f"max_length={args.max_length}: raise it."
             )
-        cut = [problem["cut"] for record in records.values() for problem in record["problems"]]
-        if cut[0] is not None and np.mean(cut) > CUT_SHARE:
-            limit = self.arms.held_out.max_new_tokens
-            notes.append(f"{np.mean(cut):.0%} of the responses were cut at {limit} tokens or before.")
-        for strategy in self.strategies:
-            notes += lopsided(strategy, by_strategy)
-        if pool.left_out:
-            notes.append(f"{pool.left_out:,} trajectories of the pool have no score and were left out.")
-        if len(self.seeds) > 1 and pool.num_problems is None:
-            notes.append("Without group_column a strategy chooses the same for all seeds: they differ in order only.")
-        elif len(self.seeds) > 1 and pool.num_examples == pool.num_problems:
-            notes.append("Every seed trains on all of the pool's problems: seeds differ in order only.")
-        return notes
+        trainer.remove_callback(PrinterCallback)
+        return trainer
+
+    def _cost(self, left: Sequence[Arm], before: dict) -> dict:
+        """What `left` costs, said before it is paid: by a trial of the first arm, and the evaluation of `before`."""
+        step, start = self._trial(self.plan[0])
+        rows, tokens, seconds = self.choose(self.plan[0]), self.pool.table.tokens, 0.0
+        usual, evaluation = tokens[rows[0]].mean(), before["seconds"]
+        for arm in left:
+            chosen = np.concatenate(self.choose(arm))
+            steps, epochs = self._schedule(self.pool.num_examples or len(chosen))
+            seconds += start + step * steps * float(tokens[chosen].mean() / usual)
+            if arm.strategy.name == RESCORED:
+                seconds += FORWARD * step * epochs * float(tokens[chosen].sum() / usual) / self.args.batch
+        cost = {
+            "arms": len(left),
+            "steps_per_arm": self._schedule(len(rows[0]))[0],
+            "seconds_per_step": step,
+            "training_seconds": seconds,
+            "evaluation_seconds_per_arm": evaluation,
+            "seconds": seconds + evaluation * len(left),
+        }
+        self.say(
+            f"Cost: {len(left)} trainings of about {cost['steps_per_arm']} steps of {step:.3g} s (measured), and "
+            f"{evaluation:.3g} s each to evaluate: about {cost['seconds'] / 60:.1f} min in all."
+        )
+        return cost
+
+    def _trial(self, arm: Arm) -> tuple[float, float]:
+        """Train a few steps and throw the student away: seconds of a step without the first, and of getting ready."""
+        with tempfile.TemporaryDirectory() as folder:
+            started, watch = time.perf_counter(), _Watch()
+            trainer = self._trainer(arm, self.choose(arm), folder, max_steps=TRIAL_STEPS)
+            trainer.add_callback(watch)
+            trainer.train()
+            seconds = time.perf_counter() - started
+        step = float(np.median(np.diff(watch.ends)[1:]))
+        return step, max(0.0, seconds - step * TRIAL_STEPS)
 
 
 def check_folder(path: Path, settings: dict) -> None:
-    """
-    Raise `RSRError` unless `path` is absent, empty or a pilot's with these `settings`: before the work, not after it.
-    Settings that aren't named aren't compared.
-    """
-    if path.is_file():
-        raise RSRError(f"{str(path)!r} is a file; output_dir must be a folder.")
-    names = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    """Raise `RSRError` unless `path` is absent, empty or a pilot's, one of these `settings` as far as they go."""
+    names = {file.name for file in path.iterdir()} if path.exists() else set()
     if foreign := sorted(names - {SETTINGS, RESULT, ARMS, LOCK, SCORED}):
         raise RSRError(f"{str(path)!r} holds other things than a pilot (first: {foreign[0]}): choose another.")
     known, settings = read_json(path / SETTINGS), json.loads(json.dumps(settings))
@@ -180,16 +276,22 @@ def check_folder(path: Path, settings: dict) -> None:
 
 
 def leave() -> None:
-    """Leave the group of processes at the end of the program."""
-    state = PartialState()
-    if state.num_processes > 1:
-        on_gloo = torch.distributed.get_backend() == "gloo"
-        state.destroy_process_group()
-        if on_gloo:
-            time.sleep(1)  # gloo's threads need the interpreter a moment longer (pytorch/pytorch#179291)
+    """Leave the group of processes at the end of the program, as [`RSRSFTTrainer.end`] does."""
+    on_gloo = torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo"
+    PartialState().destroy_process_group()
+    time.sleep(1 if on_gloo else 0)
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+class _Watch(TrainerCallback):
+    """Notes when each step ended and, if asked, the held-out loss at the end of each epoch but the last."""
+
+    def __init__(self, held_out: HeldOut | None = None, trainer: SFTTrainer | None = None):
+        self.held_out, self.trainer, self.ends, self.losses = held_out, trainer, [], []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.ends.append(time.perf_counter())
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.held_out is not None and self.held_out.has_references and state.global_step < state.max_steps:
+            loss = self.held_out.loss(self.trainer.model, self.trainer.processing_class)
+            self.losses.append({"step": state.global_step, "loss": float(loss.mean())})

@@ -20,9 +20,9 @@ MAX_EXAMPLES = 128  # of the default budget
 
 
 class Strategy(NamedTuple):
-    """A way to choose, by the name that the user gives it."""
+    """A way to choose."""
 
-    name: str
+    name: str  # that the user gives it
     column: str | None = None  # score to choose by; by chance without one
     prefer: Literal["low", "high"] = "low"
     ordered: bool = False  # each epoch goes from the first choice to the last, instead of shuffled
@@ -58,39 +58,21 @@ def _parse(name: str) -> Strategy:
         column, prefer = base, direction_of(base)
     elif not column or prefer not in ("low", "high"):
         raise RSRError(
-            f"There is no strategy {name!r}. It is one of {', '.join((*SCORES, RESCORED))}, or a column "
-            f"with the end to choose, such as {name}:low or {name}:high. RSR: lower is more suitable."
+            f"There is no strategy {name!r}. It is one of {', '.join((*SCORES, RESCORED))}, or a column with the end "
+            f"to choose, such as {name}:low or {name}:high. RSR: lower is more suitable."
         )
     return Strategy(name, column, prefer, ordered=base != name, control=RANDOM if base == name else base)
 
 
-def check_budget(num_examples: int | None, num_tokens: int | None) -> None:
-    """Raise unless there is at most one budget, of 1 or more."""
-    if None not in (num_examples, num_tokens):
-        raise RSRError("Give one budget: num_examples or num_tokens.")
-    for name, value in (("num_examples", num_examples), ("num_tokens", num_tokens)):
-        if value is not None and value < 1:
-            raise RSRError(f"{name} must be 1 or more, got {value}.")
-
-
 class Pool:
     """
-    Scored trajectories, and the budget: how many of them (or the fewest that hold how many scored tokens) each arm
-    trains on. By default half of the problems, at most 128.
-
-    With a column of problems, all arms of a seed choose one trajectory each for the same problems; without, from all
-    trajectories. Rows without a score are left out for all arms alike.
+    Scored trajectories, and how many of them (or the fewest that hold how many scored tokens) each arm trains on: one
+    for each of some problems or, without a column of problems, of all. Rows without a score are left out.
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        columns: Columns,
-        strategies: Sequence[Strategy],
-        num_examples: int | None = None,
-        num_tokens: int | None = None,
+        self, dataset: Dataset, columns: Columns, strategies: Sequence[Strategy], num_examples=None, num_tokens=None
     ):
-        check_budget(num_examples, num_tokens)
         scores = {one.column: one.prefer for one in strategies if one.column is not None}
         table = ScoredTable.read(dataset, columns, scores, scores, optional=True)
         scored = np.flatnonzero(table.tokens > 0)
@@ -113,8 +95,7 @@ class Pool:
     def choose(self, strategy: Strategy, seed: int, num_epochs: int = 1) -> list[np.ndarray]:
         """
         Rows that an arm trains on, in its order: one int array for all epochs or, where the choice is renewed, one for
-        each. For `"rsr_rescored"`, all that it may choose from. The seed draws the problems, the same for all
-        strategies, and the random choice.
+        each; for `"rsr_rescored"`, all that it may choose from. All strategies of a seed get the same problems.
         """
         if strategy.name == RESCORED:
             if self._groups is None:

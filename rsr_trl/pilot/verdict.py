@@ -6,16 +6,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rsr_trl.data import counted
 from rsr_trl.pilot.differences import CONFIDENCE, difference
-from rsr_trl.pilot.strategies import Strategy
+from rsr_trl.pilot.strategies import Pool, Strategy
 
 
 UNEVEN = 1.5  # times the tokens of the control
 ONE_TEACHER = 0.6  # share of a strategy's choices
+CUT_SHARE = 0.1  # of responses that ran into the length limit, beyond which accuracy says little
 
 
 class Metric(NamedTuple):
-    """What is measured on a held-out problem: its name in records, and how its differences are shown."""
+    """What is measured on a held-out problem: its name in records, and how it is shown."""
 
     name: str
     label: str
@@ -36,12 +38,8 @@ METRICS = (
 
 def compare(records: dict[str, list[dict]], strategies: Sequence[Strategy]) -> list[dict]:
     """
-    Each strategy that has a control beside it, by the records of each one's arms, in the same order of seeds.
-
-    Returns:
-        `list[dict]`: a row for each metric and strategy: `strategy`, `control`, `metric`, `value`, `control_value`,
-        `better` (whether a significant difference is one for the better, else `None`) and what
-        [`~rsr_trl.pilot.differences.difference`] returns.
+    A row for each metric and each strategy with a control, from the records of their arms, seeds in the same order:
+    what `difference` returns, and whether a significant one is for the `better` (else `None`).
     """
     rows = []
     for metric in METRICS:
@@ -53,15 +51,9 @@ def compare(records: dict[str, list[dict]], strategies: Sequence[Strategy]) -> l
                 for name in (strategy.name, strategy.control)
             )
             result = difference(ours, theirs, bounded=metric.name == "correct")
-            row = {
-                "strategy": strategy.name,
-                "control": strategy.control,
-                "metric": metric.name,
-                "value": float(ours.mean()),
-                "control_value": float(theirs.mean()),
-                "better": (result["mean"] > 0) == metric.higher_is_better if result["significant"] else None,
-            }
-            rows.append(row | result)
+            better = (result["mean"] > 0) == metric.higher_is_better if result["significant"] else None
+            row = {"strategy": strategy.name, "control": strategy.control, "metric": metric.name, "better": better}
+            rows.append(row | {"value": float(ours.mean()), "control_value": float(theirs.mean())} | result)
     return rows
 
 
@@ -69,25 +61,24 @@ def sentences(table: Sequence[dict]) -> list[str]:
     """The verdict in plain sentences."""
     lines = []
     for metric in METRICS:
-        rows = [row for row in table if row["metric"] == metric.name]
-        for row in (row for row in rows if row["significant"]):
-            what = "better" if row["better"] else "worse"
-            where = "In these runs, " if row["these_runs_only"] else ""
+        rows, unclear = [row for row in table if row["metric"] == metric.name], {}
+        for row in rows:
+            if not row["significant"]:
+                unclear.setdefault(row["control"], []).append(row)
+                continue
+            what, where = "better" if row["better"] else "worse", "In these runs, " if row["these_runs_only"] else ""
             mean, low, high = (metric.number(row[name]) for name in ("mean", "low", "high"))
             lines.append(
                 f"{where}{row['strategy']} is {what} than {row['control']} in {metric.label}: {mean} {metric.unit} "
                 f"({CONFIDENCE:.0%}: {low} to {high})."
             )
-        unclear = [row for row in rows if not row["significant"]]
-        for control in dict.fromkeys(row["control"] for row in unclear):
-            lines.append(_unclear(metric, control, [row for row in unclear if row["control"] == control]))
+        lines += [_unclear(metric, control, rows) for control, rows in unclear.items()]
     if table and table[0]["these_runs_only"]:
-        seeds = table[0]["seeds"]
         lines.append(
-            f"With {seeds} seed{'s' if seeds > 1 else ''}, all intervals are about these runs only: another order or "
+            f"With {counted(table[0]['seeds'], 'seed')}, all intervals are about these runs only: another order or "
             "other problems to train on may turn a difference around. Three seeds or more say something about that."
         )
-    if sum(row["significant"] for row in table) and len(table) > 1:
+    if len(table) > 1 and any(row["significant"] for row in table):
         lines.append(
             f"{len(table)} comparisons were made, and each interval by itself leaves zero out by chance in "
             f"{1 - CONFIDENCE:.0%} of pilots without any difference."
@@ -102,33 +93,45 @@ def _unclear(metric: Metric, control: str, rows: list[dict]) -> str:
         f"No significant difference to {control} in {metric.label} ({names}): with this budget, one below about "
         f"{metric.number(detectable, '')} {metric.unit} is likely to stay hidden."
     )
-    needs = [f"{row['strategy']} ({metric.number(row['mean'])}) {_needed(row)}" for row in rows if row["mean"]]
+    needs = []
+    for row in (row for row in rows if row["mean"]):
+        counts = {"held-out problems": row["needed_problems"], "seeds": row["needed_seeds"]}
+        ways = " or ".join(f"about {count:,} {what}" for what, count in counts.items() if count is not None)
+        what = ways or "more of both, seeds and held-out problems"
+        needs.append(f"{row['strategy']} ({metric.number(row['mean'])}) {what}")
     return f"{text} Differences as large as those seen need: {'; '.join(needs)}." if needs else text
 
 
-def _needed(row: dict) -> str:
-    """How many problems or seeds would make a difference as large as the one seen significant."""
-    ways = []
-    for what, label in (("problems", "held-out problems"), ("seeds", "seeds")):
-        if (count := row[f"needed_{what}"]) is not None:
-            ways.append(f"about {max(count, row[what] + 1):,} {label}")
-    return " or ".join(ways) or "more of both, seeds and held-out problems"
-
-
-def lopsided(strategy: Strategy, records: dict[str, list[dict]]) -> list[str]:
-    """Where a strategy differs from its control in more than what it chooses by."""
-    ours, notes = records[strategy.name], []
-    tokens = [record["tokens"] for record in ours]
-    if strategy.control is not None and None not in tokens:
-        factor = sum(tokens) / sum(record["tokens"] for record in records[strategy.control])
+def notes(before: dict, records: dict[str, list[dict]], strategies: Sequence[Strategy], pool: Pool) -> list[str]:
+    """What would make the verdict worth less, by the records of the student `before` and of each strategy's arms."""
+    lines, seeds = [], len(records["random"])
+    if before["loss"] is not None and (after := np.mean([arm["loss"] for arm in records["random"]])) >= before["loss"]:
+        lines.append(
+            f"Training on random choices didn't lower the held-out loss ({before['loss']:.4f} -> {after:.4f}): train "
+            "longer, with another learning_rate, or look at whether the references are of the kind that the pool "
+            "teaches."
+        )
+    arms = [before, *(record for name in records for record in records[name])]
+    cut = [problem["cut"] for record in arms for problem in record["problems"]]
+    if cut[0] is not None and np.mean(cut) > CUT_SHARE:
+        lines.append(f"{np.mean(cut):.0%} of the responses were cut at max_new_tokens or the student's positions.")
+    tokens = {name: [record["tokens"] for record in records[name]] for name in records}
+    for strategy in strategies:
+        ours, theirs = tokens[strategy.name], tokens.get(strategy.control, [])
+        factor = sum(ours) / sum(theirs) if theirs and None not in ours + theirs else 1.0
         if not 1 / UNEVEN < factor < UNEVEN:
-            notes.append(
+            lines.append(
                 f"{strategy.name} trained on {factor:.1f} times the tokens of {strategy.control}: num_tokens instead "
                 "of num_examples gives all as many."
             )
-    counts: Counter[str] = Counter()
-    for record in ours:
-        counts.update(record["teachers"] or {})
-    if len(counts) > 1 and (top := counts.most_common(1)[0])[1] > ONE_TEACHER * counts.total():
-        notes.append(f"{top[1] / counts.total():.0%} of what {strategy.name} chose is by {top[0]}: read some of it.")
-    return notes
+        teachers = sum((Counter(record["teachers"]) for record in records[strategy.name]), Counter())
+        if len(teachers) > 1 and (top := teachers.most_common(1)[0])[1] > ONE_TEACHER * teachers.total():
+            share = top[1] / teachers.total()
+            lines.append(f"{share:.0%} of what {strategy.name} chose is by {top[0]}: read some of it.")
+    if pool.left_out:
+        lines.append(f"{pool.left_out:,} trajectories of the pool have no score and were left out.")
+    if seeds > 1 and pool.num_problems is None:
+        lines.append("Without group_column a strategy chooses the same for all seeds: they differ in order only.")
+    elif seeds > 1 and pool.num_examples == pool.num_problems:
+        lines.append("Every seed trains on all of the pool's problems: seeds differ in order only.")
+    return lines
