@@ -345,8 +345,10 @@ def test_shards_are_measured_by_tokens_and_many(scorer):
 
 @pytest.mark.parametrize("world", [2, 8])
 def test_shares_are_even_of_teachers_one_after_another(gsm8k_rows, world):
-    rows = sorted(gsm8k_rows, key=lambda row: row["teacher"])
-    lengths = np.repeat([len(row["completion"]) for row in rows], 40)
+    by_teacher, draw = {}, np.random.default_rng(0)
+    for row in gsm8k_rows:
+        by_teacher.setdefault(row["teacher"], []).append(len(row["completion"]))
+    lengths = np.concatenate([draw.choice(own, 40 * len(own)) for own in by_teacher.values()])  # 48M tokens
     shards = np.add.reduceat(lengths, range(0, len(lengths), rows_of_shard(lengths[::300], len(lengths))))
     shares = [shards[process::world].sum() for process in range(world)]
     assert len(shards) >= 20 * world and min(shares) >= 0.95 * max(shares)
