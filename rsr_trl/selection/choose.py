@@ -54,7 +54,7 @@ def choose_rows(
 
 @dataclass(frozen=True)
 class Criteria:
-    """The options of [`select_trajectories`]. `RSRError` for one out of its range, or two that contradict each other."""
+    """The options of [`select_trajectories`]. `RSRError` if one is out of its range or contradicts another."""
 
     group_column: str | None = None
     keep_per_group: int = 1
