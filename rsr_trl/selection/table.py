@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from rsr_trl.data import Columns, read_table
+from rsr_trl.data import Columns, examples, read_table
 from rsr_trl.rsr import (
     ERROR,
     MEAN_CLIPPED_RANK,
@@ -206,8 +206,8 @@ def check_one_student(dataset: Dataset) -> list[str]:
     if len(students) > 1:
         raise RSRError(
             f"The rows were scored by {len(students)} different students or settings ({STUDENT}: "
-            f"{', '.join(map(repr, students[:3]))}{', ...' if len(students) > 3 else ''}), and such scores can't be "
-            "compared. Score all rows with one student, or filter the dataset to one."
+            f"{examples(students, 3)}), and such scores can't be compared. Score all rows with one student, or filter "
+            "the dataset to one."
         )
     return students
 

@@ -70,7 +70,7 @@ class TeacherRanking:
             return "One problem can't tell teachers apart."
 
         def listed(rows: list[dict]) -> str:
-            return ", ".join(name(row["teacher"]) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+            return examples([row["teacher"] for row in rows], show=name)
 
         scored, judged = [row for row in self.table if row["trajectories"]], self.judged
         ahead = scored[: scored.index(judged[0])] if judged else scored
