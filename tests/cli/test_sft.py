@@ -14,7 +14,7 @@ from rsr_trl.cli import sft
 from rsr_trl.cli.main import main as cli
 from rsr_trl.cli.options import parse
 from rsr_trl.rsr import RSRError, dataset_rsr
-from rsr_trl.training.live_scores import ScoreCallback
+from rsr_trl.training.live_scores import LiveScores
 from tests.training.runs import REPOSITORY, examples
 
 
@@ -175,14 +175,14 @@ def test_nothing_to_resume_from_is_said_before_anything_is_loaded(train, raw, tm
 def test_an_interrupted_training_says_how_to_go_on(
     train, raw, tmp_path, tiny_student_path, monkeypatch, capsys, options, told
 ):
-    out, on_step_end = str(tmp_path / "out"), ScoreCallback.on_step_end
+    out, on_step_end = str(tmp_path / "out"), LiveScores.on_step_end
 
     def interrupted(self, args, state, control, **kwargs):
         if state.global_step == 3:
             raise KeyboardInterrupt
         on_step_end(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(ScoreCallback, "on_step_end", interrupted)
+    monkeypatch.setattr(LiveScores, "on_step_end", interrupted)
     argv = ["--model_name_or_path", tiny_student_path, "--dataset_name", raw, *COLUMNS, *QUICK, "--output_dir", out]
     assert cli(["sft", *argv, *options]) == 130
     assert told.format(out=out) in capsys.readouterr().err
