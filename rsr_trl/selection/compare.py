@@ -147,21 +147,24 @@ def comparison_table(
         added = [column for column in dataset.column_names if column.startswith(SCORE_PREFIX)]
         if unknown := [column for column in added if known_score(column) is None and column not in own_scores]:
             notes.append(
-                f"{examples(unknown)}: no score that is known here, so not compared. To compare such a column, say "
-                "which end of it is more suitable (own_scores)."
+                f"{examples(unknown)}: no score that is known here, so not compared. To compare such a column, name "
+                "it as one of your own, with the end that is more suitable."
             )
     for name in scores:
         if name not in SCORES:
-            raise RSRError(f"There is no score {name!r}. Scores are {', '.join(SCORES)}; own_scores names columns.")
+            raise RSRError(
+                f"There is no score {name!r}. Scores are {', '.join(SCORES)}; a column of your own is named as one, "
+                "with the end that is more suitable."
+            )
         if name not in there:
             raise RSRError(
                 f"The dataset has no score {name!r}; it has {', '.join(there)}. `rsr score --scores {name}` adds it."
             )
     for name, prefer in own_scores.items():
         if prefer not in ("low", "high"):
-            raise RSRError(f"own_scores[{name!r}] must be 'low' or 'high' (more suitable), got {prefer!r}.")
+            raise RSRError(f"The more suitable end of {name!r} must be 'low' or 'high', got {prefer!r}.")
         if name == RSR and prefer != "low":
-            raise RSRError("own_scores can't turn RSR round: lower is more suitable.")
+            raise RSRError("RSR can't be turned round: lower is more suitable.")
     prefer = {name: SCORES[name].prefer for name in (RSR, *scores)} | dict(own_scores)
     # Read by the score's full name: the dataset may have a column of its own that is called as a score is.
     full = {name: SCORE_PREFIX + name if name in SCORES else name for name in prefer}

@@ -188,7 +188,8 @@ def _places(pool: ScoredTable, seed: int) -> np.ndarray:
         fewest = np.argsort(pool.problems_per_teacher(), kind="stable")
         raise RSRError(
             f"No problem has a trajectory of all {len(pool.teachers)} teachers, so they can't be compared on equal "
-            f"terms. Teachers with the fewest problems: {examples([pool.teachers[t] for t in fewest])}."
+            f"terms. Teachers with the fewest problems: {examples([pool.teachers[t] for t in fewest])}. Leave those "
+            "teachers out, or score all trajectories and compare them unmatched."
         )
     place = np.full(len(pool.problems), -1)
     place[np.random.default_rng(seed).permutation(shared)] = np.arange(len(shared))

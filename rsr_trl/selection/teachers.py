@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
@@ -188,6 +188,22 @@ def rank_teachers(
     return ranking
 
 
+def match_if_shared(table: ScoredTable, notes: list[str], score: str = RSR) -> ScoredTable:
+    """
+    The table for [`rank_table`]: without its problems, which `notes` then says, where no problem has a scored
+    trajectory of every teacher. For a column of problems that was found; one that the user asked for is an error.
+    """
+    if table.problem is None or table.where(_usable(table, score)).shared_problems().any():
+        return table
+    notes.append(f"No problem in {table.columns.problem!r} has a scored trajectory of every teacher.")
+    return replace(table, problem=None)
+
+
+def _usable(table: ScoredTable, score: str) -> np.ndarray:
+    """Rows to rank by: bool array."""
+    return table.scored if score == RSR else table.scored & np.isfinite(table.values[score])
+
+
 def rank_table(
     table: ScoredTable, score: str = RSR, confidence: float = 0.95, num_draws: int = 1000, seed: int = 0
 ) -> TeacherRanking:
@@ -201,7 +217,7 @@ def rank_table(
         raise RSRError(f"num_draws must be at least 100 for an interval to mean anything, got {num_draws}.")
     prefer = table.prefer.get(score) or direction_of(score)
     sign = 1 if prefer == "low" else -1
-    usable = table.scored if score == RSR else table.scored & np.isfinite(table.values[score])
+    usable = _usable(table, score)
     if not usable.any():
         raise RSRError(f"None of the {len(table)} rows has a score, so there is nothing to rank. {ERROR!r} says why.")
     scored, name = table.where(usable), RSR if score == RSR else "score"
@@ -251,8 +267,8 @@ def _notes_on_rows(scored: ScoredTable) -> list[str]:
             f"{counted(len(lost), 'teacher')} {have} no scored trajectory and {are} compared: {examples(lost)}."
         )
     problem = np.zeros(len(scored)) if scored.problem is None else scored.problem
-    keys = pd.DataFrame([scored.teacher, problem, scored.rank, scored.surprisal, scored.tokens]).T
-    if repeated := int(keys.duplicated().sum()):
+    keys = dict(enumerate((scored.teacher, problem, scored.rank, scored.surprisal, scored.tokens)))
+    if repeated := int(pd.DataFrame(keys).duplicated().sum()):
         same = "teacher" if scored.problem is None else "teacher and problem"
         repeat, count = ("repeats", "counts") if repeated == 1 else ("repeat", "count")
         notes.append(
@@ -270,8 +286,8 @@ def _matched(scored: ScoredTable, notes: list[str]) -> tuple[ScoredTable, int | 
             least, most = int(count.min()), int(count.max())
             solved = f"{counted(most, 'trajectory')} each" if least == most else f"{least} to {most} trajectories"
             notes.append(
-                f"Without a problem column the {len(present)} teachers are compared on whatever each of them "
-                f"solved ({solved}): give problem_column to compare like with like."
+                f"Not matched by problem, the {len(present)} teachers are compared on whatever each of them solved "
+                f"({solved}): name a column of problems that they share to compare like with like."
             )
         if alone := [scored.teachers[t] for t in present[count == 1]]:
             notes.append(
@@ -288,7 +304,7 @@ def _matched(scored: ScoredTable, notes: list[str]) -> tuple[ScoredTable, int | 
             raise RSRError(
                 f"No problem has a scored trajectory of all {len(present)} teachers, so they can't be compared on "
                 f"equal terms. Problems of those with the fewest: {detail} (of {in_all}). Leave those teachers "
-                "out, or pass problem_column=None to compare unmatched."
+                "out, or compare unmatched, without a column of problems."
             )
         notes.append(
             f"The {len(present)} teachers share {num_shared} of {in_all} problems, and only "

@@ -171,8 +171,8 @@ class ScoringPass:
                 stats = model(**on_device(arrays, self.accelerator.device), rsr_only=True)
                 if number < len(batches):
                     num_scored = [int(mask.sum()) for mask in given[SCORED]]
-                    part, found = slice(*starts[number : number + 2]), (stats["ranks"], stats["surprisals"])
-                    means[:, part] = token_means(*found, num_scored, self.args.rsr_r_max)
+                    part = slice(starts[number], starts[number + 1])
+                    means[:, part] = token_means(stats["ranks"], stats["surprisals"], num_scored, self.args.rsr_r_max)
                 bar.update(int(starts[min(first + world, len(batches))] - starts[first]))
         if world > 1:
             means = self.accelerator.reduce(torch.from_numpy(means).to(self.accelerator.device), "sum").cpu().numpy()

@@ -72,29 +72,23 @@ class ScoreTable:
         self.version = 0
 
     @classmethod
-    def from_dataset(cls, dataset: Dataset, score: str = RSR, static: ArrayLike | None = None) -> "ScoreTable":
+    def from_dataset(cls, dataset: Dataset, score: str = RSR) -> "ScoreTable":
         """
-        The scores that [`RSRScorer`] or `rsr score` put into `dataset`, as measured at step 0.
-
-        Args:
-            dataset (`Dataset`): Scored.
-            score (`str`, *optional*, defaults to `"rsr"`): What to order by: the name of a score, or a numeric column.
-            static (float array of shape `(n,)`, *optional*): Its values, where it isn't live. By default read from
-                the dataset ([`~rsr_trl.selection.table.read_score`]).
-
-        Raises:
-            RSRError: for a missing score column, or a row with scored tokens but without a score.
+        The scores that [`RSRScorer`] or `rsr score` put into `dataset`, to order by the named one or a numeric column.
+        `RSRError` for a missing column, or a row with scored tokens but without a score.
         """
-        names = [MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS]
-        data = read_table(dataset, names)
-        ranks, surprisals, num_tokens = (numbers(data, name) for name in names)
         check_name(score, dataset.column_names)
-        if static is None and known_score(score) not in LIVE:
-            static = read_score(dataset, score)
+        num_tokens = numbers(read_table(dataset, [NUM_TOKENS]), NUM_TOKENS)
+        static = None if known_score(score) in LIVE else read_score(dataset, score)
         table = cls(np.nan_to_num(num_tokens).astype(np.int64), score, static)
-        rows = np.flatnonzero(table.num_tokens)
-        table.update(rows, ranks[rows], surprisals[rows], step=0)
+        table.take(dataset)
         return table
+
+    def take(self, dataset: Dataset) -> None:
+        """Take over what a scoring pass measured of the same examples, as of step 0."""
+        names, rows = [MEAN_CLIPPED_RANK, MEAN_SURPRISAL], np.flatnonzero(self.num_tokens)
+        data = read_table(dataset, names)
+        self.update(rows, *(numbers(data, name)[rows] for name in names), step=0)
 
     def __len__(self) -> int:
         return self.num_tokens.size

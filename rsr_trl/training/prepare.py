@@ -112,9 +112,10 @@ def unmeasured(dataset: Dataset, score: str, num_scored: np.ndarray) -> ScoreTab
     return ScoreTable(num_scored, score, np.where(num_scored > 0, values, np.nan))
 
 
-def with_own_scores(dataset: Dataset, table: ScoreTable, student: str) -> ScoreTable | None:
-    """The table with the dataset's own scores, if they are of the student with this fingerprint and of its tokens."""
+def take_own_scores(dataset: Dataset, table: ScoreTable, student: str) -> bool:
+    """Fill the table with the dataset's scores if they are of the student so fingerprinted and the same tokens."""
     data = read_table(dataset, [STUDENT, NUM_TOKENS])
     same_tokens = np.array_equal(numbers(data, NUM_TOKENS), table.num_tokens)
-    same = same_tokens and data[STUDENT].unique().to_pylist() == [student]
-    return ScoreTable.from_dataset(dataset, table.score, table.static) if same else None
+    if same := same_tokens and data[STUDENT].unique().to_pylist() == [student]:
+        table.take(dataset)
+    return same

@@ -118,14 +118,13 @@ class RSRSFTTrainer(SFTTrainer):
             settings = {"r_max": self.args.rsr_r_max, "assistant_only_loss": self.args.assistant_only_loss}
             own[0] = RSRScorer(self.model, self._tokenizer, **settings).fingerprint
         broadcast_object_list(own)
-        if (scored := prepare.with_own_scores(self.train_dataset, table, own[0])) is not None:
-            return scored
-        # Who never scores in between has counted on the dataset's own.
-        say = logger.warning if self.args.rsr_rescore_strategy == "no" else logger.info
-        say(
-            f"The train dataset's scores aren't of this student as it is here, in {str(self.model.dtype)[6:]}, over "
-            "the same tokens: it is scored again. (`rsr score --dtype` says in which dtype it scores.)"
-        )
+        if not prepare.take_own_scores(self.train_dataset, table, own[0]):
+            # Who never scores in between has counted on the dataset's own.
+            say = logger.warning if self.args.rsr_rescore_strategy == "no" else logger.info
+            say(
+                f"The train dataset's scores aren't of this student as it is here, in {str(self.model.dtype)[6:]}, "
+                "over the same tokens: it is scored again. (`rsr score --dtype` says in which dtype it scores.)"
+            )
         return table
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):

@@ -31,18 +31,6 @@ def test_colours_are_the_pages_own():
     assert "<style" not in chart and "<metadata" not in chart
 
 
-def test_no_id_occurs_twice_whatever_is_drawn_how_often():
-    charts = [
-        draw(name, "", 2.0, lambda axes: axes.plot([1, 2], [3, 4], marker="o", gid="series-4"))
-        for name in ("first", "second")
-    ]
-    ids = re.findall(r' id="([^"]*)"', "".join(charts))
-    assert ids and len(set(ids)) == len(ids)
-    used = re.findall(r'(?:href="#|url\(#)([^")]*)', "".join(charts))
-    assert used and set(used) <= set(ids)
-    assert all(chart.count('data-series="4"') == 1 for chart in charts)
-
-
 def test_a_long_label_stays_inside_and_notes_apart():
     def plot(axes):
         axes.set_yticks([0], ["a name of a teacher that leaves no room"])

@@ -59,12 +59,6 @@ def test_same_lengths_same_plan_and_ties_in_source_order(layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("lengths", [[], [0, 0]], ids=str)
-def test_nothing_to_do(lengths, layout):
-    assert plan_batches(lengths, 100, layout) == []
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
 def test_rows_beyond_a_border_stay_among_themselves(layout):
     lengths = np.asarray(LENGTHS["random"])
     border = int(np.median(lengths))
@@ -74,7 +68,8 @@ def test_rows_beyond_a_border_stay_among_themselves(layout):
     assert {bool(lengths[batch][0] > border) for batch in batches} == {True, False}
 
 
-def test_impossible_budget():
+def test_nothing_to_do_and_an_impossible_budget():
+    assert plan_batches([], 100) == plan_batches([0, 0], 100, "packed") == plan_batches([0], 1, "equal") == []
     with pytest.raises(ValueError, match="max_batch_tokens must be at least 1, got 0"):
         plan_batches([1], 0)
 

@@ -138,7 +138,7 @@ class TestVerdict:
 
 class TestInvariance:
     @pytest.mark.parametrize("options", [{}, {"problem_column": None}])
-    @pytest.mark.filterwarnings("ignore:Without a problem column")
+    @pytest.mark.filterwarnings("ignore:Not matched by problem")
     def test_order_of_rows(self, options):
         dataset = pool(each=2)
         one, other = rank(dataset, **options), rank(dataset.shuffle(seed=1), **options)
@@ -147,7 +147,7 @@ class TestInvariance:
                 assert left[name] == (pytest.approx(right[name]) if isinstance(left[name], float) else right[name])
 
     @pytest.mark.parametrize("options", [{}, {"problem_column": None}])
-    @pytest.mark.filterwarnings("ignore:Without a problem column")
+    @pytest.mark.filterwarnings("ignore:Not matched by problem")
     def test_adding_a_teacher_changes_nothing_about_the_others(self, options):
         three, two = pool(), pool().filter(lambda row: row["teacher"] != "c")
         after = {row["teacher"]: row for row in rank(three, **options).table}
@@ -187,7 +187,7 @@ class TestOddPools:
         assert [pair["probability"] for pair in ranking.pairs] == [None] * 3 and ranking.judged == []
         assert "One problem can't tell teachers apart." in str(ranking) and "on 1 problem," in str(ranking)
 
-    @pytest.mark.filterwarnings("ignore:Without a problem column")
+    @pytest.mark.filterwarnings("ignore:Not matched by problem")
     def test_a_teacher_with_one_trajectory_is_not_judged(self):
         few = pool().filter(lambda row, i: row["teacher"] != "c" or i < 3, with_indices=True)
         best = few.map(

@@ -74,7 +74,7 @@ def test_reads_the_columns_of_a_scored_dataset():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: ScoreTable.from_dataset(Dataset.from_dict({"text": ["a"]})), "rsr_mean_clipped_rank"),
+        (lambda: ScoreTable.from_dataset(Dataset.from_dict({"text": ["a"]})), "rsr_num_tokens"),
         (lambda: ScoreTable.from_dataset(Dataset.from_dict(MEANS | {"rsr_num_tokens": [3, 2, 2]})), "row 1"),
         (lambda: ScoreTable([1, 2], "lark"), "rsr, surprisal, rank are measured live.*got score='lark' without them"),
         (lambda: ScoreTable([1, 2], "rank", [1.0, 2.0]), "got score='rank' with them"),

@@ -143,8 +143,7 @@ def test_starts_from_a_datasets_own_scores_only_if_they_are_of_this_student_and_
     trainer = start(scored, own=True)
     assert trainer.table.step.tolist() == [0] * len(scored)
     assert history(trainer)["rsr"].tolist() == scored["rsr"][:]
-    lora = {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])}
-    start(scored, own=True, trainer_kwargs=lora)  # as it begins it is the student that was scored
+    start(scored, own=True, trainer_kwargs=LORA)  # as it begins it is the student that was scored
     start(scored.remove_columns("rsr_student"), own=False)
     start(scored, own=False, max_length=12)
     start(scored, own=False, rsr_r_max=7)
@@ -191,9 +190,14 @@ def test_re_scoring_in_an_epoch_covers_what_is_to_come_and_reorders_it(make):
     assert found["step"].max() == 12  # nothing is left to come at step 18
 
 
-def test_re_scoring_equals_a_scorer_with_the_weights_of_that_moment(make):
-    trainer = make(num_train_epochs=2, save_strategy="epoch")
+LORA = {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])}
+
+
+@pytest.mark.parametrize("trainer_kwargs", [{}, LORA], ids=["full", "lora"])
+def test_re_scoring_equals_a_scorer_with_the_weights_of_that_moment(make, trainer_kwargs):
+    trainer = make(trainer_kwargs=trainer_kwargs, num_train_epochs=2, save_strategy="epoch")
     trainer.train()
+    assert not np.allclose(*(history(trainer).pivot(index="row", columns="step", values="rsr").to_numpy().T))
     scorer = RSRScorer(f"{trainer.args.output_dir}/checkpoint-{trainer.scores.steps_per_epoch}")
     scored = scorer.score(Dataset.from_list(examples()))
     np.testing.assert_allclose(trainer.table.rsr, scored["rsr"], rtol=1e-5)
@@ -288,15 +292,17 @@ def test_unscorable_rows_come_last_and_are_never_chosen(make, caplog):
 # ---------------------------------------------------------------------------------- online
 
 
-@pytest.mark.parametrize("padding_free", [False, True])
+@pytest.mark.parametrize(
+    ("trainer_kwargs", "args"), [({}, {}), ({}, {"padding_free": True}), (LORA, {})], ids=["padded", "free", "lora"]
+)
 def test_online_scores_are_those_of_a_scoring_pass_when_nothing_else_differs(
-    make, tiny_student, tiny_tokenizer, padding_free
+    make, tiny_student, tiny_tokenizer, trainer_kwargs, args
 ):
     """Without dropout and with a learning rate of 0 the training forward sees what a scoring pass sees."""
     model = tiny_student()
     expected = RSRScorer(model, processing_class=tiny_tokenizer).score(Dataset.from_list(examples()))["rsr"]
-    settings = {"learning_rate": 0.0, "num_train_epochs": 2, "gradient_accumulation_steps": 2, "max_length": None}
-    trainer = make(model=model, rsr_rescore_strategy="online", padding_free=padding_free, **settings)
+    args |= {"learning_rate": 0.0, "num_train_epochs": 2, "gradient_accumulation_steps": 2, "max_length": None}
+    trainer = make(None, trainer_kwargs, model, rsr_rescore_strategy="online", **args)
     trainer.train()
     np.testing.assert_allclose(trainer.table.rsr, expected, rtol=1e-5)
     assert trainer.table.train_mode.all()
@@ -363,26 +369,6 @@ def test_the_model_card_tells_how_the_data_was_scored_and_chosen(make):
 
 
 # ---------------------------------------------------------------------------------- together with the rest of TRL
-
-
-def test_lora_is_scored_with_its_adapter(make):
-    lora = {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])}
-    trainer = make(trainer_kwargs=lora, num_train_epochs=2, save_strategy="epoch")
-    trainer.train()
-    assert not np.allclose(*(history(trainer).pivot(index="row", columns="step", values="rsr").to_numpy().T))
-    saved = RSRScorer(f"{trainer.args.output_dir}/checkpoint-10").score(Dataset.from_list(examples()))["rsr"]
-    np.testing.assert_allclose(trainer.table.rsr, saved, rtol=1e-5)
-
-
-def test_lora_online_scores_are_those_of_its_passes(make, tiny_student):
-    lora = {"peft_config": LoraConfig(r=4, target_modules=["q_proj"])}
-    settings = {"rsr_rescore_strategy": "online", "learning_rate": 0.0, "num_train_epochs": 2}
-    trainer = make(model=tiny_student(), trainer_kwargs=lora, **settings)
-    trainer.train()
-    found = history(trainer)
-    by_pass = found[~found["train_mode"]].set_index("row")["rsr"].sort_index()
-    online = found[found["train_mode"]].groupby("row")["rsr"].last()
-    np.testing.assert_allclose(online, by_pass, rtol=1e-5)
 
 
 def test_padding_free_trains_on_the_same_rows_with_the_same_losses(make, tiny_student):

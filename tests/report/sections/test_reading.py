@@ -80,12 +80,6 @@ def test_no_more_rows_than_there_is_room_for(write, rows):
         write(rows * 3, rows=range(54))
 
 
-def test_a_foreign_tokenizer_is_refused(write, rows):
-    rows[0][TOKEN_IDS][0] = 5000
-    with pytest.raises(RSRError, match="5000 is unknown"):
-        write(rows, rows=[0])
-
-
 def test_top1_may_be_absent(write, rows):
     page = write(rows, without=[TOKEN_TOP1])
     assert page.tokens and not any("data-t" in attrs for tokens in page.tokens for _, attrs in tokens)
