@@ -145,14 +145,11 @@ def _print_gaps(out: Console, result: dict) -> None:
             out.print(f"  ... and {more} more reasons, in the column rsr_error.")
         named = result["failed_rows"][:NAMED_ROWS]
         out.print(f"  rows {', '.join(map(str, named))}{', ...' if missing > len(named) else ''}")
-    for name, count in result["undefined"].items():
-        null = share(count, result["scored"])
-        out.print(Text(f"{name} is null for {null} of the scored: it isn't defined for them."))
+    for name, n in result["undefined"].items():
+        out.print(Text(f"{name} is null for {share(n, result['scored'])} of the scored: it isn't defined for them."))
     if result["truncated"]:
-        out.print(
-            f"Truncated at {result['max_length']:,} tokens: {share(result['truncated'], rows)}. Their scores are of "
-            "their beginnings only."
-        )
+        cut = share(result["truncated"], rows)
+        out.print(f"Truncated at {result['max_length']:,} tokens: {cut}. Their scores are of their beginnings only.")
     if result["short"] > 0.1 * rows:
         out.print(
             f"Short: {share(result['short'], rows)} have fewer than {NOISY_BELOW} scored tokens. RSR is noisy on "

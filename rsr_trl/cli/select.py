@@ -8,7 +8,7 @@ from rich.text import Text
 from trl import TrlParser
 
 from rsr_trl.cli.options import DatasetArguments, OutputArguments, ScoreArguments, option, option_parser
-from rsr_trl.cli.tables import Column, beside, console, print_json, print_next, print_table, without_bars
+from rsr_trl.cli.tables import DATASET_CARD, Column, beside, console, print_json, print_next, print_table, without_bars
 from rsr_trl.report.format import number, share
 from rsr_trl.rsr import DIRECTION, NOISY_BELOW, RSR, RSRError
 
@@ -34,16 +34,6 @@ class SelectArguments(ScoreArguments):
     min_tokens: int | None = option("Leave out trajectories with fewer scored tokens, such as bare answers.", None)
     max_tokens: int | None = option("Leave out trajectories with more scored tokens.", None)
     max_share_per_teacher: float | None = option("No teacher gets more than this share of what is chosen.", None)
-
-
-CARD = """\
-# Selected trajectories
-
-{chosen} of {trajectories} trajectories of `{dataset}`{scored}, chosen by `rsr select` of rsr-trl {version} with
-`{options}`.
-
-A lower `rsr` suits the student better; the other columns are those of the scored dataset.
-"""
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -75,16 +65,9 @@ def main(data_args: DatasetArguments, select_args: SelectArguments, output_args:
         raise RSRError(f"Nothing was chosen of {len(table)} trajectories, so nothing is written. Loosen the choice.")
     options = {name: value for name, value in asdict(select_args).items() if value != getattr(SelectArguments, name)}
     student = data.card_facts(source).get("student")
-    card = CARD.format(
-        chosen=len(selection.rows),
-        scored=f", scored with the student `{student}`" if student else "",
-        trajectories=len(table),
-        dataset=source,
-        version=__version__,
-        options=" ".join(f"--{name} {value}" for name, value in options.items()),
-    )
-    facts = {"command": "select", "student": student, "dataset": source, "settings": options}
-    data.write_scored(dataset.select(selection.rows), output_dir, card, output_args.overwrite, facts)
+    facts = {"command": "select", "version": __version__, "student": student, "dataset": source, "settings": options}
+    facts |= {"chosen": len(selection.rows), "trajectories": len(table)}
+    data.write_scored(dataset.select(selection.rows), output_dir, DATASET_CARD, output_args.overwrite, facts)
     result = {
         "output_dir": output_dir,
         "score": by.score,

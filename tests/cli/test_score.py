@@ -13,6 +13,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from rsr_trl import RSRScorer
 from rsr_trl.cli.main import main
+from rsr_trl.data import card_facts
 from rsr_trl.rsr import SCORE_COLUMNS
 
 
@@ -99,7 +100,7 @@ def test_a_student_that_is_worse_than_a_blind_guess_is_pointed_out(score, capsys
 
 def test_nulls_of_another_score_are_counted(score, capsys, tmp_path):
     path = tmp_path / "single.jsonl"
-    rows = [{**ROWS[0], "completion": "4"}, *ROWS[1:]]  # a response of one token has no other one
+    rows = [{**ROWS[0], "completion": "7"}, *ROWS[1:]]  # a single token, as the next one
     path.write_text("\n".join(json.dumps(row) for row in rows))
     assert score("--scores", "drop,surprisal", dataset_name=str(path)) == 0
     values = load_dataset(score.output_dir, split="train")
@@ -247,7 +248,11 @@ class TestLargeDatasets:
     def test_independent_parts_in_any_order(self, score, capsys):
         assert score("--shard_rows", "1", "--shard", "2/2") == 0
         assert _parts(score.output_dir) == ["train-000001.parquet", "train-000003.parquet"]
-        assert "Nothing is left to take here: 2 of 4 shards are done" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "2 of 4 shards are done" in said and "The rest belongs to other shares (--shard i/n)" in said
+        assert score("--shard_rows", "1", "--shard", "2/2", "--json") == 0
+        part = json.loads(capsys.readouterr().out)
+        assert (part["complete"], part["shards_done"], part["rows_done"]) == (False, 2, 2)
         assert score("--shard_rows", "1", "--shard", "1/2") == 0
         assert "Scored 3 of 4 trajectories" in capsys.readouterr().err
         scored = load_dataset(score.output_dir, split="train")
@@ -326,6 +331,9 @@ class TestLargeDatasets:
         assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
         for said in (raw, tiny_student_path, "float32", "2,048", "lower `rsr`", "2601.14249", "bibtex"):
             assert said in card.text
+        facts = card_facts(score.output_dir)
+        assert (facts["command"], facts["student"], facts["dataset"]) == ("score", tiny_student_path, raw)
+        assert {"dtype": "float32", "max_length": 2048, "r_max": 100}.items() <= facts["settings"].items()
 
 
 @pytest.mark.slow

@@ -49,6 +49,15 @@ def test_no_batch_could_take_in_the_next_one_first_row(name, layout):
         assert cost(grown, layout) > budget or (layout == "equal" and len(set(grown)) > 1)
 
 
+def test_padding_is_little_where_a_window_is_small():
+    lengths = np.random.default_rng(0).integers(50, 2000, 300)  # 300k tokens
+    batches = plan_batches(lengths, 32_768, "padded")
+    assert sum(cost(lengths[batch], "padded") for batch in batches) < 1.07 * lengths.sum()
+    for batch, following in pairwise(batches):
+        is_full = cost(lengths[[*batch, following[0]]], "padded") > 32_768
+        assert is_full or (cost(lengths[batch], "padded") >= 8192 and lengths[following[0]] < 0.9 * lengths[batch[0]])
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_same_lengths_same_plan_and_ties_in_source_order(layout):
     lengths = LENGTHS["random"]

@@ -328,8 +328,8 @@ def test_shards_are_measured_by_tokens_and_many(scorer):
     mean = sum(len(example.input_ids) for example in examples) / len(ROWS)
     assert default_shard_rows(dataset.to_iterable_dataset(), examples) == round(2**22 / mean)
     for num_rows, tokens in (
-        (23, 2**14),
-        (200_000, 200_000 * mean / 160),
+        (23, 2**16),
+        (10**6, 10**6 * mean / 160),
         (10**7, 2**20),
         (10**9, 10**9 * mean / 2000),
     ):
