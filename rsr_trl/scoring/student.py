@@ -24,7 +24,7 @@ from transformers.utils import find_adapter_config_file, is_peft_available
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring import fingerprint
 from rsr_trl.scoring.batches import HEAD_POSITIONS, MAX_BATCH_TOKENS, Layout, lay_out, plan_batches
-from rsr_trl.scoring.lm_head import LMHead, compiles
+from rsr_trl.scoring.lm_head import LMHead, compiles, own_logits, unknown_logits
 from rsr_trl.scoring.scores import ScoredTokens
 from rsr_trl.scoring.tokens import TokenizedExample
 
@@ -128,6 +128,16 @@ def length_border(model: PreTrainedModel) -> int | None:
     return None
 
 
+def check_architecture(model: PreTrainedModel) -> None:
+    """Raise `RSRError` for a model whose scores can't be computed, before any work."""
+    LMHead.of(model)
+    if model.config.is_encoder_decoder or model.base_model is model:
+        raise RSRError(
+            f"{type(model).__name__} can't be scored: the student must be a decoder-only causal language model "
+            "whose backbone stands apart from its LM head."
+        )
+
+
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode for a while; every module's own mode comes back."""
@@ -173,12 +183,7 @@ class Student:
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"The student must be a transformers model, got {type(model).__name__}.")
         self._base = model
-        LMHead.of(model)  # says what is wrong with the head before any work
-        if model.config.is_encoder_decoder or model.base_model is model:
-            raise RSRError(
-                f"{type(model).__name__} can't be scored: the student must be a decoder-only causal language model "
-                "whose backbone stands apart from its LM head."
-            )
+        check_architecture(model)
         if any(parameter.is_meta for parameter in model.parameters()):
             raise RSRError(
                 "Part of the student's weights was left on the CPU or on disk, because the devices don't hold them. "
@@ -345,17 +350,14 @@ class Student:
         hidden, targets = self._forward([TokenizedExample(part, np.arange(len(part)) > 0) for part in parts])
         ours = self.head.score(hidden, targets).surprisals
         whole = torch.from_numpy(ids.astype(np.int64)).to(self.device)[None]
-        logits = self._base(input_ids=whole, use_cache=False).logits[0].to(ours.device).float()
+        logits = own_logits(self._base, self._base, input_ids=whole)[0].to(ours.device)
         logits = torch.cat([logits[: len(part) - 1] for part in parts])
         own = logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0]
         # Reduced precision rounds both. NaN passes here: the error for broken weights names the rows that show it.
         tolerance = 0.01 if torch.finfo(self._base.dtype).eps < 1e-6 else 0.1
         if (ours - own).abs().mean() > tolerance * (1 + own.mean()):
-            raise RSRError(
-                f"{type(self._base).__name__} doesn't compute its logits in a way that is known here (mean surprisal "
-                f"{ours.mean():.4g} instead of its own {own.mean():.4g} nats on {len(ours)} tokens). Only causal "
-                "language models can be scored; if it is one, please report the architecture."
-            )
+            how = f"mean surprisal {ours.mean():.4g} in a batch, {own.mean():.4g} nats alone, on {len(ours)} tokens"
+            raise unknown_logits(self._base, how)
         self._verified = True
 
     def weights_fingerprint(self) -> str:

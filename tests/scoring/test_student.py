@@ -84,9 +84,14 @@ def test_longrope_rows_have_the_factors_of_their_own_length(layout):
 
 
 class TestRefuses:
-    def test_an_unknown_way_to_logits(self):
-        model = build("llama")
-        model.lm_head.register_forward_hook(lambda module, inputs, output: output * 0.8)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize(
+        "change", [lambda z: z * 0.98, lambda z: 15 * torch.tanh(z / 15)], ids=["scale", "soft cap"]
+    )
+    def test_an_unknown_way_to_logits(self, change, dtype):
+        """Logits spread by 1.7 here, so the cap bends them as little as one at 30 bends those of a usual model."""
+        model = build("llama").to(dtype)
+        model.lm_head.register_forward_hook(lambda module, inputs, output: change(output))
         with pytest.raises(ValueError, match="LlamaForCausalLM doesn't compute its logits in a way that is known"):
             Student(model).score(examples_of())
 
@@ -111,13 +116,24 @@ class TestRefuses:
             ("Qwen3ForSequenceClassification", "has no LM head"),
             ("T5ForConditionalGeneration", "must be a decoder-only causal language model"),
             ("Llama4ForCausalLM", "whose backbone stands apart"),
+            ("RecurrentGemmaForCausalLM", "doesn't compute its logits in a way that is known"),  # capped at 30
+            ("xLSTMForCausalLM", "doesn't compute its logits in a way that is known"),
         ],
     )
     @pytest.mark.filterwarnings("ignore::UserWarning")
     def test_models_that_are_not_causal_or_not_known(self, name, message):
         kind = getattr(transformers, name)
-        small = {"Llama4ForCausalLM": {"num_local_experts": 2}, "T5ForConditionalGeneration": {"d_kv": 8}}
-        model = kind(kind.config_class(**SHAPE | small.get(name, {})))
+        small = {
+            "Llama4ForCausalLM": {"num_local_experts": 2},
+            "T5ForConditionalGeneration": {"d_kv": 8},
+            "RecurrentGemmaForCausalLM": {"lru_width": 32, "num_hidden_layers": 3},
+            "xLSTMForCausalLM": {"num_heads": 4, "embedding_dim": 32, "num_blocks": 2},
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = kind(kind.config_class(**SHAPE | small.get(name, {}))).eval()
+        if "ForCausalLM" in name:  # as widely spread as the logits of trained models
+            model.get_output_embeddings().weight.data.mul_(2 / model.get_output_embeddings().weight.std() / 32**0.5)
         with pytest.raises(ValueError, match=message):
             Student(model).score(examples_of())
 
