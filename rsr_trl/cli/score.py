@@ -1,4 +1,7 @@
-"""`rsr score`: add the RSR of every trajectory to a dataset, with any number of processes, and go on after a stop."""
+"""
+Score every trajectory of a dataset with your student. A lower RSR suits the student better. The same command, started
+again after a stop, goes on. Under `accelerate launch -m rsr_trl score ...`, the processes share the work.
+"""
 
 import logging
 import os
@@ -6,23 +9,13 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 from trl import TrlParser
 
-from rsr_trl.cli.options import (
-    DatasetArguments,
-    FormatArguments,
-    OutputArguments,
-    StudentArguments,
-    option,
-    option_parser,
-)
+from rsr_trl.cli import options
+from rsr_trl.cli.options import DatasetArguments, FormatArguments, OutputArguments, StudentArguments, option
 from rsr_trl.rsr import RSRError
-
-
-CARD = Path(__file__).parent / "templates" / "dataset_card.md"  # of `rsr score` and `rsr select`
 
 
 @dataclass
@@ -31,47 +24,30 @@ class JobArguments:
 
     _argument_group_name = "large datasets"
 
-    dataset_streaming: bool = option(
-        "Read rows as they are needed, without a copy on disk; works for files too.", False
-    )
+    dataset_streaming: bool = option("Read rows (of files too) as needed, without a copy on disk.", False)
     shard: str | None = option(
-        "i/n: score the i-th of n shares (i from 1 to n), for schedulers without torch.distributed. All go into the "
-        "same folder, in any order.",
-        None,
+        "i/n: score the i-th of n shares into the same folder, in any order; without torch.distributed.", None
     )
     shard_rows: int | None = option(
         "Rows of an output file, which is also what a stop can lose; by default a minute of work.", None
     )
     on_error: Literal["null", "raise"] = option(
-        "Rows that can't be scored get null and their reason, or stop the run before anything is scored (all rows are "
-        "tokenized first).",
-        "null",
+        "Rows that can't be scored get null and a reason, or stop the run (all are tokenized first).", "null"
     )
     dry_run: bool = option("Measure a few rows, say what the run would cost, and write nothing.", False)
-    push_to_hub: str | None = option(
-        "Dataset repository, such as me/scored, to upload the result to; made private if new.", None
-    )
+    push_to_hub: str | None = option("Dataset repository to upload to (me/scored); made private if new.", None)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
-    return option_parser(
-        (DatasetArguments, FormatArguments, StudentArguments, OutputArguments, JobArguments),
-        prog=prog,
-        description="Score every trajectory of a dataset with your student. A lower RSR suits the student better. The "
-        "same command, started again after a stop, goes on. Under `accelerate launch -m rsr_trl score ...`, the "
-        "processes share the work.",
+    return options.option_parser(
+        (DatasetArguments, FormatArguments, StudentArguments, OutputArguments, JobArguments), prog, __doc__
     )
 
 
-def main(
-    data_args: DatasetArguments,
-    format_args: FormatArguments,
-    student_args: StudentArguments,
-    output_args: OutputArguments,
-    job_args: JobArguments,
-) -> int:
+def main(data_args, format_args, student_args, output_args: OutputArguments, job_args: JobArguments) -> int:
     from rsr_trl import __version__, data
-    from rsr_trl.cli import score_summary, tables
+    from rsr_trl.cli import score_summary
+    from rsr_trl.cli.tables import without_bars
     from rsr_trl.scoring.job import Job
     from rsr_trl.scoring.rows import with_features
     from rsr_trl.scoring.scorer import OF_THE_SCORE
@@ -79,20 +55,16 @@ def main(
 
     process, num_processes = share_of(job_args.shard)
     is_main = process == 0 or job_args.shard is not None
-    if output_args.json or not is_main:
-        tables.without_bars()
+    if not is_main:
+        without_bars()
     if job_args.push_to_hub:
         _check_login(job_args.push_to_hub)
     logging.getLogger("rsr_trl.scoring").setLevel(logging.ERROR)  # its counts of bad rows are in the summary
-    source = (data_args.dataset_name, data_args.dataset_config, data_args.dataset_split)
     scorer = student_args.scorer(output_args.overwrite)
-    dataset = data.load(*source, streaming=job_args.dataset_streaming)
+    dataset = data_args.load(job_args.dataset_streaming)
     dataset = with_features(dataset) if job_args.dataset_streaming else dataset
-    if output_args.teacher_column not in (None, "none", *dataset.column_names):
-        names = ", ".join(dataset.column_names)
-        raise RSRError(
-            f"There is no column {output_args.teacher_column!r} (teacher_column). The dataset has: {names}."
-        )
+    if (teacher := output_args.teacher_column) not in (None, "none", *dataset.column_names):
+        raise RSRError(f"teacher_column: the dataset has no column {teacher!r}; it has {dataset.column_names}.")
     dataset = data.as_trl_format(dataset, **vars(format_args))
     scorer.check_columns(dataset.column_names)
     if not job_args.dataset_streaming and not len(dataset):
@@ -101,8 +73,8 @@ def main(
         if is_main:
             score_summary.dry_run(scorer, dataset, job_args.shard_rows, num_processes, output_args.json)
         return 0
-    identity = {"files": data.source_files(*source), "config": source[1], "split": source[2]}
-    identity["columns"] = asdict(format_args)
+    identity = {"files": data.source_files(*data_args.source), "config": data_args.dataset_config}
+    identity |= {"split": data_args.dataset_split, "columns": asdict(format_args)}
     settings = {"dtype": str(scorer.student.model.dtype)[6:], "max_length": scorer.max_length}
     settings |= scorer.config.some(OF_THE_SCORE)
     facts = {
@@ -114,7 +86,7 @@ def main(
         "scores": {name: SCORES[name].prefer for name in scorer.scores},
     }
     share = (job_args.shard_rows, process, num_processes)
-    job = Job(scorer, dataset, output_args.output_dir, identity, *share, CARD, facts, output_args.overwrite)
+    job = Job(scorer, dataset, output_args.output_dir, identity, *share, options.CARD, facts, output_args.overwrite)
     with _stoppable():
         try:
             if job_args.on_error == "raise":
@@ -141,9 +113,8 @@ def share_of(shard: str | None) -> tuple[int, int]:
     if shard is None:
         return process, num_processes
     if num_processes > 1:
-        raise RSRError(
-            f"--shard {shard} is for independent runs, but this is one of {num_processes} launched processes."
-        )
+        launched = f"this is one of {num_processes} launched processes"
+        raise RSRError(f"--shard {shard} is for independent runs, but {launched}.")
     parts = shard.split("/")
     if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not 1 <= int(parts[0]) <= int(parts[1]):
         raise RSRError(f"--shard must be i/n with i from 1 to n, such as 1/8 to 8/8, got {shard!r}.")
