@@ -105,12 +105,10 @@ def _show(out: Console, comparison) -> None:
     def most_from(row: dict) -> str:
         return f"{label(row['chosen_top_teacher'])} {percent(row['chosen_top_teacher_share'])}"
 
-    columns = (
-        Column("score", "name"),
-        Column("mean tokens", "chosen_tokens", digits=0),
-        Column("correct", lambda row: percent(row["chosen_accuracy"]), shown=first["chosen_accuracy"] is not None),
-        Column("most from", most_from, shown=bool(teachers)),
-    )
+    is_known = first["chosen_accuracy"] is not None
+    columns = [Column("score", "name"), Column("mean tokens", "chosen_tokens", digits=0)]
+    columns += [Column("correct", lambda row: percent(row["chosen_accuracy"]), shown=is_known)]
+    columns += [Column("most from", most_from, shown=bool(teachers))]
     print_table(out, scores, columns, limit=None)
     if len(teachers) > 1:
         shared = comparison.num_shared_problems

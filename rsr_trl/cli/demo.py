@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from time import monotonic
 
 from rich.console import Console
@@ -28,6 +29,12 @@ INTRODUCTION = """\
 
 The demo shows the way on a toy and claims no gain. The evidence, on real language models, is in the paper:
 https://arxiv.org/abs/2601.14249"""
+
+YOUR_OWN = """
+The same with a student and data of your own:
+
+  rsr score --model_name_or_path STUDENT --dataset_name data.jsonl --output_dir scored
+  rsr select --dataset_name scored --group_column problem_id --output_dir selected"""
 
 
 @dataclass
@@ -59,18 +66,11 @@ def main(args: DemoArguments) -> None:
     selected = _select(out, scored, folder / "selected.parquet")
     _fine_tune(out, selected, args.seed, folder / "student")
     _headline(out, 6, "What is left for you")
-    for name, what in (
-        ("scored.parquet", "every trajectory with its scores: sort by `rsr` and read both ends"),
-        ("selected.parquet", "the chosen ones, as SFTTrainer takes them"),
-        ("student", "the fine-tuned student, as from_pretrained takes it"),
-    ):
+    files = {"scored.parquet": "every trajectory with its scores: sort by `rsr` and read both ends"}
+    files |= {"selected.parquet": "the chosen ones, as SFTTrainer takes them"}
+    for name, what in (files | {"student": "the fine-tuned student, as from_pretrained takes it"}).items():
         out.print(Text.assemble("  ", (str(folder / name), "bold"), f": {what}"), soft_wrap=True)
-    out.print(
-        "\nThe same with a student and data of your own:\n\n"
-        "  rsr score --model_name_or_path STUDENT --dataset_name data.jsonl --output_dir scored\n"
-        "  rsr select --dataset_name scored --group_column problem_id --output_dir selected",
-        soft_wrap=True,
-    )
+    out.print(YOUR_OWN, soft_wrap=True)
     out.print(f"\nThe demo took {monotonic() - start:.0f} seconds.")
 
 
@@ -88,9 +88,8 @@ def _score(out: Console, args: DemoArguments, path: Path):
         "differ in dialect, length and error rate; one of them only guesses. The student never saw these problems.\n"
     )
     _show_problem(out, "The first problem", pool[0])
-    _headline(
-        out, 2, "The student scores every trajectory", "add_rsr = RSRScorer(student)\nscored = add_rsr.score(pool)"
-    )
+    code = "add_rsr = RSRScorer(student)\nscored = add_rsr.score(pool)"
+    _headline(out, 2, "The student scores every trajectory", code)
     # On the CPU in float32, the demo shows the same on every machine.
     add_rsr = RSRScorer(str(STUDENT_PATH), dtype="float32", device="cpu")
     enable_progress_bars()
@@ -112,9 +111,9 @@ def _show_teachers(out: Console, scored) -> None:
 
     _headline(out, 3, "The teachers side by side, the most suitable first")
     teachers = rank_table(ScoredTable.read(scored, Columns("teacher", "problem_id", "correct"))).table
-    of_all = {"teacher": "teacher", "RSR (lower = better)": "rsr", "mean rank": "mean_rank"}
-    columns = [Column(heading, key) for heading, key in (of_all | {"surprisal (nats)": "mean_surprisal"}).items()]
-    columns += [Column("tokens", "mean_tokens", digits=0), Column("correct", lambda one: percent(one["accuracy"]))]
+    columns = [Column("teacher", "teacher"), Column("RSR (lower = better)", "rsr"), Column("mean rank", "mean_rank")]
+    columns += [Column("surprisal (nats)", "mean_surprisal"), Column("tokens", "mean_tokens", digits=0)]
+    columns += [Column("correct", lambda one: percent(one["accuracy"]))]
     print_table(out, teachers, columns)
     out.print(
         "[bold]Look at[/] RSR and its two parts. It is high for text that the student nearly knows by heart (hardly "
@@ -122,11 +121,8 @@ def _show_teachers(out: Console, scored) -> None:
         "first that the student would think of. And look at what RSR doesn't know: length and correctness."
     )
     if teachers[0]["teacher"] == "guesser":
-        _caution(
-            out,
-            f"The best RSR goes to the guesser, which is right {percent(teachers[0]['accuracy'])} of the time and "
-            "explains nothing. Step 4 says why.",
-        )
+        right = f"is right {percent(teachers[0]['accuracy'])} of the time and explains nothing"
+        _caution(out, f"The best RSR goes to the guesser, which {right}. Step 4 says why.")
 
 
 def _select(out: Console, scored, path: Path):
@@ -164,17 +160,15 @@ def _show_example(out: Console, scored, chosen: dict) -> None:
     """All candidates of one problem, with the chosen one marked."""
     _show_problem(out, "\nOne problem", chosen)
 
-    def response(row: dict) -> str:
-        text = " ".join(row["completion"][0]["content"].split())
-        return text if len(text) <= RESPONSE_WIDTH else text[: RESPONSE_WIDTH - 1] + "…"
+    def teacher(row: dict) -> str:
+        return f"{row['teacher']} (chosen)" if row["teacher"] == chosen["teacher"] else row["teacher"]
 
-    columns = (
-        Column("teacher", lambda row: f"{row['teacher']}{' (chosen)' if row['teacher'] == chosen['teacher'] else ''}"),
-        Column("RSR", "rsr"),
-        Column("tokens", "rsr_num_tokens"),
-        Column("correct", lambda row: "yes" if row["correct"] else "no"),
-        Column("response", response, justify="left"),
-    )
+    def response(row: dict) -> str:
+        return shorten(row["completion"][0]["content"], RESPONSE_WIDTH, placeholder="…")
+
+    columns = [Column("teacher", teacher), Column("RSR", "rsr"), Column("tokens", "rsr_num_tokens")]
+    columns += [Column("correct", lambda row: "yes" if row["correct"] else "no")]
+    columns += [Column("response", response, justify="left")]
     candidates = (row for row in scored if row["problem_id"] == chosen["problem_id"])
     print_table(out, sorted(candidates, key=lambda row: row["rsr"]), columns)
 

@@ -28,14 +28,9 @@ from rsr_trl.selection.table import ScoredTable
 
 NAMED_ROWS, NAMED_REASONS = 10, 5  # that the terminal names; JSON and the column rsr_error have more
 PROBE_TOKENS, PROBE_SECONDS = 200_000, 20.0  # what a dry run scores at most
-TEACHERS = [
-    Column("teacher", "teacher"),
-    Column("RSR", "rsr", digits=3),
-    Column("rank", "mean_clipped_rank"),
-    Column("surprisal", "mean_surprisal"),
-    Column("tokens", "mean_tokens", digits=0),
-    Column("scored", "scored"),
-]
+TEACHERS = [Column("teacher", "teacher"), Column("RSR", "rsr", digits=3), Column("rank", "mean_clipped_rank")]
+TEACHERS += [Column("surprisal", "mean_surprisal"), Column("tokens", "mean_tokens", digits=0)]
+TEACHERS += [Column("scored", "scored")]
 
 
 def finish(job: Job, args: OutputArguments, push_to_hub: str | None) -> int:

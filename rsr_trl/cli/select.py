@@ -97,13 +97,9 @@ def _show(out: Console, result: dict, args: SelectArguments) -> None:
     of = f" from {groups:,} groups in {args.group_column!r}" if args.group_column else ""
     chose = f"\nChose {chosen:,} of {before['trajectories']:,} trajectories"
     say(out, f"{of} -> {result['output_dir']}", chose)
-    rows = [
-        (f"RSR ({DIRECTION})", "rsr", 3),
-        ("  median of its trajectories", "rsr_median", 3),
-        ("mean rank", "mean_clipped_rank", 2),
-        ("mean surprisal (nats)", "mean_surprisal", 2),
-        ("mean tokens", "mean_tokens", 0),
-    ]
+    rows = [(f"RSR ({DIRECTION})", "rsr", 3), ("  median of its trajectories", "rsr_median", 3)]
+    rows += [("mean rank", "mean_clipped_rank", 2), ("mean surprisal (nats)", "mean_surprisal", 2)]
+    rows += [("mean tokens", "mean_tokens", 0)]
     rows += [(f"mean {result['score']} ({result['prefer']}er first)", "score", 3)] if "score" in before else []
     columns = [Column("", lambda row: row[0])]
     for when, facts in (("before", before), ("chosen", after)):
@@ -126,12 +122,9 @@ def _show_teachers(out: Console, before: dict, after: dict) -> None:
     """Composition by teacher, the most chosen first, and a word if one teacher takes most of it."""
     counts = {one["teacher"]: one["scored"] for one in after["teachers"]}
     say(out, "Teachers, most chosen first:")
-    columns = (
-        Column("teacher", "teacher"),
-        Column("RSR", "rsr", digits=3),
-        Column("before", lambda one: share(one["scored"], before["scored"])),
-        Column("chosen", lambda one: share(counts.get(one["teacher"], 0), after["scored"])),
-    )
+    columns = [Column("teacher", "teacher"), Column("RSR", "rsr", digits=3)]
+    columns += [Column("before", lambda one: share(one["scored"], before["scored"]))]
+    columns += [Column("chosen", lambda one: share(counts.get(one["teacher"], 0), after["scored"]))]
     teachers = sorted(before["teachers"], key=lambda one: -counts.get(one["teacher"], 0))
     print_table(out, teachers, columns, things="teacher")
     if len(teachers) > 2 and max(counts.values()) > 0.5 * after["scored"]:

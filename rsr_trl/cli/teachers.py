@@ -6,6 +6,7 @@ trajectories as it takes. A lower RSR suits the student better.
 import csv
 import logging
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,9 +55,8 @@ def main(data_args: DatasetArguments, format_args: FormatArguments, student_args
 
     with_student = student_args.model_name_or_path is not None
     in_rounds = with_student and args.goal != "all"
-    for is_wrong, message in _contradictions(args, with_student, in_rounds):
-        if is_wrong:
-            raise RSRError(message)
+    for contradiction in _contradictions(args, with_student, in_rounds):
+        raise RSRError(contradiction)
     dataset, source = data_args.load(), data_args.dataset_name
     if with_student:
         dataset = data.as_trl_format(dataset, **vars(format_args))
@@ -85,26 +85,20 @@ def main(data_args: DatasetArguments, format_args: FormatArguments, student_args
     finish(args.json, result, show, ["rsr", *words, "--output_dir", output_dir])
 
 
-def _contradictions(args: TeachersArguments, with_student: bool, in_rounds: bool) -> list[tuple[bool, str]]:
-    """What is wrong with the options before anything is read: whether it is so, and the message."""
-    by_low_rsr, on_rounds = args.score == RSR and args.prefer != "high", "is for scoring in rounds: with"
-    return [
-        (args.json and args.csv, "Give one of --json and --csv: both go to standard output."),
-        (not 0 < args.certainty < 1, f"--certainty must be in (0, 1), got {args.certainty:g}: 95% is 0.95."),
-        (
-            args.goal == "order" and not with_student,
-            f"--goal order {on_rounds} --model_name_or_path. Of a scored dataset the whole order is shown anyway, "
-            "with the probability of each pair in --json.",
-        ),
-        (
-            in_rounds and not by_low_rsr,
-            "Scoring in rounds compares teachers by RSR: for another score, or its other end, --goal all.",
-        ),
-        (
-            args.max_trajectories is not None and not in_rounds,
-            f"--max_trajectories {on_rounds} --model_name_or_path, --goal best or order.",
-        ),
-    ]
+def _contradictions(args: TeachersArguments, with_student: bool, in_rounds: bool) -> Iterator[str]:
+    """What is wrong with the options, before anything is read."""
+    on_rounds = "is for scoring in rounds: with --model_name_or_path"
+    if args.json and args.csv:
+        yield "Give one of --json and --csv: both go to standard output."
+    if not 0 < args.certainty < 1:
+        yield f"--certainty must be in (0, 1), got {args.certainty:g}: 95% is 0.95."
+    if args.goal == "order" and not with_student:
+        shown = "the whole order is shown anyway, with the probability of each pair in --json"
+        yield f"--goal order {on_rounds}. Of a scored dataset {shown}."
+    if in_rounds and (args.score != RSR or args.prefer == "high"):
+        yield "Scoring in rounds compares teachers by RSR: for another score, or its other end, --goal all."
+    if not in_rounds and args.max_trajectories is not None:
+        yield f"--max_trajectories {on_rounds}, --goal best or order."
 
 
 def _rank(scored, columns, args: TeachersArguments, source: str) -> tuple:

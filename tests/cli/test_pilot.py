@@ -18,33 +18,23 @@ QUICK = [
     *("--use_cpu", "--activation_checkpointing", "False", "--num_train_epochs", "2", "--learning_rate", "1e-2"),
     *("--per_device_train_batch_size", "2", "--max_new_tokens", "4", "--num_examples", "4"),
 ]
-RUN = (
-    "import sys; from rsr_trl.cli import pilot; from rsr_trl.cli.options import parse; "
-    "sys.exit(pilot.main(*parse(pilot.make_parser(), sys.argv[1:])))"
-)
 
 
 @pytest.fixture
-def files(tmp_path) -> dict[str, str]:
-    """A pool and a held-out set, with a problem_id, an answer and a teacher each."""
-    found = {}
-    for name, seed, each, count in (("pool", 0, 3, 8), ("held_out", 1, 1, 5)):
-        path = tmp_path / f"{name}.jsonl"
-        path.write_text("\n".join(json.dumps(row) for row in rows_of(count, seed, each)))
-        found[name] = str(path)
-    return found
+def argv(tiny_student_path, tmp_path):
+    """`argv(*more)`: the words of a quick pilot, on files with a problem_id, an answer and a teacher in each row."""
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("pool", "held_out")}
+    for path, *what in ((files["pool"], 8, 0, 3), (files["held_out"], 5, 1, 1)):
+        path.write_text("\n".join(map(json.dumps, rows_of(*what))))
+    pool, held_out = map(str, files.values())
 
-
-@pytest.fixture
-def argv(files, tiny_student_path, tmp_path):
-    """`argv(*more)`: the words of a quick pilot."""
-
-    def words(*more, pool=files["pool"], held_out=files["held_out"], output_dir=str(tmp_path / "out")) -> list[str]:
+    def words(*more, pool=pool, held_out=held_out, output_dir=str(tmp_path / "out")) -> list[str]:
         return [
             *("--model_name_or_path", tiny_student_path, "--dataset_name", pool, "--eval_dataset_name", held_out),
             *("--output_dir", output_dir, *QUICK, *more),
         ]
 
+    words.pool = pool
     return words
 
 
@@ -55,21 +45,14 @@ def run(argv: list[str]) -> int:
 QUIET = ("--json", "--strategies", "rsr", "--num_seeds", "1")
 
 
-def test_json_is_the_result_and_nothing_else_and_other_settings_in_the_folder_are_an_error(
-    argv, files, capfd, tmp_path
-):
+def test_json_is_the_result_and_nothing_else_and_other_settings_in_the_folder_are_an_error(argv, capfd, tmp_path):
     assert run(argv(*QUIET)) == 0
-    out, _ = capfd.readouterr()
-    result = json.loads(out)
+    result = json.loads(capfd.readouterr().out)
     assert result == json.loads((tmp_path / "out" / "pilot.json").read_text())
     assert {(row["strategy"], row["metric"]) for row in result["table"]} == {("rsr", "loss"), ("rsr", "correct")}
     assert result["pool"] == {"trajectories": 24, "left_out": 0, "problems": 8}
-    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == [
-        "arms",
-        "pilot.json",
-        "scored",
-        "settings.json",
-    ]
+    names = sorted(path.name for path in (tmp_path / "out").glob("[!.]*"))
+    assert names == ["arms", "pilot.json", "scored", "settings.json"]
     for more, message in (
         (("--max_new_tokens", "5"), "max_new_tokens: 4 -> 5"),
         (("--checker", "line"), "held_out.checker: number -> line"),
@@ -77,7 +60,7 @@ def test_json_is_the_result_and_nothing_else_and_other_settings_in_the_folder_ar
     ):
         with pytest.raises(ValueError, match=message):
             run(argv(*QUIET, *more))
-    with open(files["pool"], "a") as file:
+    with open(argv.pool, "a") as file:
         file.write("\n" + json.dumps(rows_of(9, 0, 1)[-1]))
     with pytest.raises(ValueError, match="pool.files: pool.jsonl changed"):
         run(argv(*QUIET))
@@ -123,9 +106,9 @@ def test_a_pool_with_scores_of_this_student_is_taken_as_it_is_and_of_another_not
     assert run(argv(*QUIET, pool=own, output_dir=str(tmp_path / "own"))) == 0
 
 
-def test_problems_in_both_sets_are_an_error(argv, files):
+def test_problems_in_both_sets_are_an_error(argv):
     with pytest.raises(ValueError, match="24 of the 24 held-out rows have a prompt that is in the pool too"):
-        run(argv(held_out=files["pool"]))
+        run(argv(held_out=argv.pool))
 
 
 @pytest.mark.parametrize(
@@ -154,8 +137,12 @@ def test_wrong_options_are_found_before_any_work(argv, more, message, tmp_path):
 
 def start(words: list[str], *launcher: str) -> subprocess.Popen:
     env = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.getcwd()}
-    script = list(launcher) or ["-c", RUN]
-    return subprocess.Popen([sys.executable, *script, *words], env=env, stderr=subprocess.PIPE, text=True)
+    command = [sys.executable, *launcher, "-m", "rsr_trl", "pilot", *words]
+    return subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+
+
+def result_in(folder) -> dict:
+    return json.loads((folder / "pilot.json").read_text())
 
 
 @pytest.mark.slow
@@ -178,10 +165,10 @@ def test_killed_and_started_again_it_repeats_no_finished_arm(argv, tmp_path):
     assert f"{len(done)} of 5 arms are done already." in err
     for name, stat in done.items():
         assert ((arms / name).stat().st_ino, (arms / name).stat().st_mtime_ns) == stat
-    result = json.loads((tmp_path / "out" / "pilot.json").read_text())
+    result = result_in(tmp_path / "out")
     process = start(argv("--strategies", "rsr", "--num_seeds", "2", output_dir=str(tmp_path / "whole")))
     assert process.communicate(timeout=300) and process.returncode == 0
-    whole = json.loads((tmp_path / "whole" / "pilot.json").read_text())
+    whole = result_in(tmp_path / "whole")
     assert result["table"] == whole["table"] and result["verdict"] == whole["verdict"]
 
 
@@ -190,13 +177,11 @@ def test_killed_and_started_again_it_repeats_no_finished_arm(argv, tmp_path):
 def test_two_processes_give_what_one_gives(argv, tmp_path):
     more = ("--strategies", "rsr", "rsr_rescored", "--num_seeds", "1")
     assert run(argv("--json", *more)) == 0
-    (tmp_path / "run.py").write_text(RUN)
-    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(tmp_path / "run.py"))
     words = argv(*more, "--per_device_train_batch_size", "1", output_dir=str(tmp_path / "two"))
-    process = start(words, *launcher)
+    process = start(words, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     _, err = process.communicate(timeout=500)
     assert process.returncode == 0, err[-4000:]
-    one, two = (json.loads((tmp_path / name / "pilot.json").read_text()) for name in ("out", "two"))
+    one, two = (result_in(tmp_path / name) for name in ("out", "two"))
     assert [arm["steps"] for arm in one["arms"]] == [arm["steps"] for arm in two["arms"]]
     assert [arm["loss"] for arm in two["arms"]] == pytest.approx([arm["loss"] for arm in one["arms"]], rel=1e-3)
     assert err.count("Cost:") == 1
@@ -215,7 +200,7 @@ def test_on_the_demo_s_data(tmp_path):
     process = start([*words, "--num_seeds", "1", "--max_new_tokens", "64"])
     _, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
-    result = json.loads((tmp_path / "out" / "pilot.json").read_text())
+    result = result_in(tmp_path / "out")
     assert [one["name"] for one in result["strategies"]] == ["random", "rsr", "surprisal", "length"]
     assert all(0 < arm["loss"] < 5 for arm in result["arms"])
     tokens = {arm["strategy"]: arm["tokens"] for arm in result["arms"][1:]}
