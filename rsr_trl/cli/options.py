@@ -18,9 +18,6 @@ from rsr_trl.cli.tables import without_bars
 from rsr_trl.rsr import RSRError
 
 
-CARD = Path(__file__).parent / "templates" / "dataset_card.md"  # of `rsr score` and `rsr select`
-
-
 def option(help: str, default: Any = MISSING) -> Any:
     """A field that is an option of a command, required without a default."""
     return field(default=default, metadata={"help": help})

@@ -1,6 +1,6 @@
 """
-Try ways to choose trajectories against a random choice: small trainings of your student, measured on held-out
-problems. The same command, started again after a stop, goes on with the next arm. RSR: lower suits the student better.
+Try ways to choose trajectories against a random choice: short trainings of your student, tested on held-out problems.
+Started again after a stop, it goes on with the next arm. RSR: lower suits better.
 """
 
 import logging
@@ -47,23 +47,20 @@ class PilotArguments(TeacherArguments, JsonArguments):
     eval_dataset_config: str | None = option("Configuration of the held-out dataset, if it has several.", None)
     eval_dataset_split: str = option("Split of the held-out dataset.", "train")
     strategies: list[str] | None = option(
-        "What to try, by default rsr surprisal length random: rsr, surprisal, rank (each from its lowest), length "
-        "(longest first), random, rsr_rescored (chosen again in each epoch), COLUMN:low or COLUMN:high for any score; "
-        "with _ordered at the end it trains in the order of the score instead of shuffled. Controls are added.",
+        "What to try, by default rsr surprisal length random; also rank, rsr_rescored (chosen again in each epoch), "
+        "COLUMN:low and COLUMN:high; with _ordered at the end it trains in order of the score. Controls are added.",
         None,
     )
     num_seeds: int = option("Trainings of each strategy; below 3 nothing is said about other runs.", 3)
     num_examples: int | None = option("Trajectories of an arm; by default half of the problems, at most 128.", None)
     num_tokens: int | None = option("Instead of --num_examples: scored tokens of an arm.", None)
     group_column: str | None = option(
-        "Column of problems, of each of which one is chosen; by default a well-known one; none: choose from all.", None
+        "Column that names the problem; by default a well-known one; none: choose from all trajectories.", None
     )
-    answer_column: str | None = option(
-        "Held-out column with the true answer, by default `gold`; without it only the loss is measured.", None
-    )
+    answer_column: str | None = option("Column of the held-out set with the true answer, by default `gold`.", None)
     checker: str = option(
-        "When a response is right: number (its last number is the answer's), line (its last line is the answer's), "
-        "math (math-verify), or module:function, which takes response and answer.",
+        "A response is right if its last number (number) or line (line) is the answer's, by math-verify (math), or by "
+        "a function of yours, module:function, which takes response and answer.",
         "number",
     )
     max_new_tokens: int = option("Cut responses at this many tokens.", 512)
@@ -111,7 +108,7 @@ def main(data_args: DatasetArguments, format_args, pilot_args: PilotArguments, t
     if not _is_scored(rows, scorer):
         if pilot_args.dry_run:
             raise RSRError("--dry_run needs a pool with scores: pass one that `rsr score` has written.")
-        run = {"files": data.source_files(*data_args.source), "columns": asdict(format_args)}
+        run = _named(data_args) | {"files": data.source_files(*data_args.source), "columns": asdict(format_args)}
         scored, share = Path(training_args.output_dir, SCORED), (training_args.process_index, training_args.world_size)
         Job(scorer, rows, scored, run, None, *share, CARD).run()
         PartialState().wait_for_everyone()

@@ -6,8 +6,6 @@ again after a stop, goes on. Under `accelerate launch -m rsr_trl score ...`, the
 import logging
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -45,59 +43,39 @@ def make_parser(prog: str | None = None) -> TrlParser:
 
 
 def main(data_args, format_args, student_args, output_args: OutputArguments, job_args: JobArguments) -> int:
-    from rsr_trl import __version__, data
-    from rsr_trl.cli import score_summary
-    from rsr_trl.cli.tables import without_bars
+    from rsr_trl.cli import score_summary, tables
     from rsr_trl.scoring.job import Job
-    from rsr_trl.scoring.rows import with_features
-    from rsr_trl.scoring.scorer import OF_THE_SCORE
-    from rsr_trl.scoring.scores import SCORES
 
     process, num_processes = share_of(job_args.shard)
     is_main = process == 0 or job_args.shard is not None
     if not is_main:
-        without_bars()
+        tables.without_bars()
     if job_args.push_to_hub:
         _check_login(job_args.push_to_hub)
     logging.getLogger("rsr_trl.scoring").setLevel(logging.ERROR)  # its counts of bad rows are in the summary
     scorer = student_args.scorer(output_args.overwrite)
-    dataset = data_args.load(job_args.dataset_streaming)
-    dataset = with_features(dataset) if job_args.dataset_streaming else dataset
-    if (teacher := output_args.teacher_column) not in (None, "none", *dataset.column_names):
-        raise RSRError(f"teacher_column: the dataset has no column {teacher!r}; it has {dataset.column_names}.")
-    dataset = data.as_trl_format(dataset, **vars(format_args))
+    dataset = _dataset(data_args, format_args, job_args.dataset_streaming, output_args.teacher_column)
     scorer.check_columns(dataset.column_names)
-    if not job_args.dataset_streaming and not len(dataset):
-        raise RSRError(f"{data_args.dataset_name!r} has no rows.")
     if job_args.dry_run:
         if is_main:
             score_summary.dry_run(scorer, dataset, job_args.shard_rows, num_processes, output_args.json)
         return 0
-    identity = {"files": data.source_files(*data_args.source), "config": data_args.dataset_config}
-    identity |= {"split": data_args.dataset_split, "columns": asdict(format_args)}
-    settings = {"dtype": str(scorer.student.model.dtype)[6:], "max_length": scorer.max_length}
-    settings |= scorer.config.some(OF_THE_SCORE)
-    facts = {
-        "command": "score",
-        "version": __version__,
-        "student": student_args.model_name_or_path,
-        "dataset": data_args.dataset_name,
-        "settings": settings,
-        "scores": {name: SCORES[name].prefer for name in scorer.scores},
-    }
-    share = (job_args.shard_rows, process, num_processes)
-    job = Job(scorer, dataset, output_args.output_dir, identity, *share, options.CARD, facts, output_args.overwrite)
-    with _stoppable():
-        try:
-            if job_args.on_error == "raise":
-                job.check_rows()
-            completed = job.run(show_bar=is_main and not output_args.json)
-        except KeyboardInterrupt as stop:
-            if is_main:
-                score_summary.print_progress(job, output_args, is_stopped=True)
-            return 128 + (stop.args[0] if stop.args else signal.SIGINT)
-        except FloatingPointError as error:  # the student gives NaN
-            raise RSRError(str(error)) from error
+    identity, facts = _names(data_args, format_args, student_args, scorer)
+    share, overwrite = (job_args.shard_rows, process, num_processes), output_args.overwrite
+    job = Job(scorer, dataset, output_args.output_dir, identity, *share, tables.DATASET_CARD, facts, overwrite)
+    before = signal.signal(signal.SIGTERM, _stop)
+    try:
+        if job_args.on_error == "raise":
+            job.check_rows()
+        completed = job.run(show_bar=is_main and not output_args.json)
+    except KeyboardInterrupt as stop:
+        if is_main:
+            score_summary.print_progress(job, output_args, is_stopped=True)
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+    except FloatingPointError as error:  # the student gives NaN
+        raise RSRError(str(error)) from error
+    finally:
+        signal.signal(signal.SIGTERM, before)
     # Once for all processes: by the one that ends last.
     if completed or (job.was_complete and is_main):
         return score_summary.finish(job, output_args, job_args.push_to_hub)
@@ -105,6 +83,33 @@ def main(data_args, format_args, student_args, output_args: OutputArguments, job
     if is_main and not (output_args.json and job_args.shard is None):
         score_summary.print_progress(job, output_args)
     return 0
+
+
+def _dataset(data_args: DatasetArguments, format_args: FormatArguments, streaming: bool, teacher_column: str | None):
+    from rsr_trl import data
+    from rsr_trl.scoring.rows import with_features
+
+    dataset = with_features(data_args.load(streaming=True)) if streaming else data_args.load()
+    if teacher_column not in (None, "none", *(names := dataset.column_names)):
+        raise RSRError(f"teacher_column: the dataset has no column {teacher_column!r}; its columns are {names}.")
+    if not streaming and not len(dataset):
+        raise RSRError(f"{data_args.dataset_name!r} has no rows.")
+    return data.as_trl_format(dataset, **vars(format_args))
+
+
+def _names(data_args: DatasetArguments, format_args: FormatArguments, student_args: StudentArguments, scorer) -> tuple:
+    """What names the data, for the manifest; and what the card says of the result."""
+    from rsr_trl import __version__, data
+    from rsr_trl.scoring.scorer import OF_THE_SCORE
+    from rsr_trl.scoring.scores import SCORES
+
+    name, config, split = data_args.source
+    identity = {"files": data.source_files(name, config, split), "config": config, "split": split}
+    identity["columns"] = asdict(format_args)
+    settings = {"dtype": str(scorer.student.model.dtype)[6:], "max_length": scorer.max_length}
+    facts = {"command": "score", "version": __version__, "student": student_args.model_name_or_path}
+    facts |= {"dataset": name, "settings": settings | scorer.config.some(OF_THE_SCORE)}
+    return identity, facts | {"scores": {name: SCORES[name].prefer for name in scorer.scores}}
 
 
 def share_of(shard: str | None) -> tuple[int, int]:
@@ -115,32 +120,22 @@ def share_of(shard: str | None) -> tuple[int, int]:
     if num_processes > 1:
         launched = f"this is one of {num_processes} launched processes"
         raise RSRError(f"--shard {shard} is for independent runs, but {launched}.")
-    parts = shard.split("/")
-    if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not 1 <= int(parts[0]) <= int(parts[1]):
+    part, _, parts = shard.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise RSRError(f"--shard must be i/n with i from 1 to n, such as 1/8 to 8/8, got {shard!r}.")
-    return int(parts[0]) - 1, int(parts[1])
+    return int(part) - 1, int(parts)
 
 
-@contextmanager
-def _stoppable() -> Iterator[None]:
+def _stop(number: int, frame: object) -> None:
     """SIGTERM ends the work as Ctrl-C does, so that unfinished files go."""
-
-    def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt(number)
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    raise KeyboardInterrupt(number)
 
 
 def _check_login(repo_id: str) -> None:
     """Raise before the work, not after it, where the upload would be refused."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
     try:
         HfApi().whoami()
-    except (LocalTokenNotFoundError, HfHubHTTPError, OSError) as error:
+    except OSError as error:  # no token, an invalid one, no connection
         raise RSRError(f"--push_to_hub {repo_id} needs a login: run `hf auth login` first ({error}).") from None

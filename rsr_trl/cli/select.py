@@ -10,8 +10,8 @@ from rich.console import Console
 from trl import TrlParser
 
 from rsr_trl import __version__
-from rsr_trl.cli.options import CARD, DatasetArguments, OutputArguments, ScoreArguments, option, option_parser
-from rsr_trl.cli.tables import Column, beside, finish, print_table, say, short_ones
+from rsr_trl.cli.options import DatasetArguments, OutputArguments, ScoreArguments, option, option_parser
+from rsr_trl.cli.tables import DATASET_CARD, Column, beside, finish, print_table, say, short_ones
 from rsr_trl.report.format import number, share
 from rsr_trl.rsr import DIRECTION, NOISY_BELOW, RSR, RSRError
 
@@ -65,7 +65,7 @@ def main(data_args: DatasetArguments, args: SelectArguments, output_args: Output
         "chosen": len(selection.rows),
         "trajectories": len(table),
     }
-    data.write_scored(dataset.select(selection.rows), output_dir, CARD, output_args.overwrite, facts)
+    data.write_scored(dataset.select(selection.rows), output_dir, DATASET_CARD, output_args.overwrite, facts)
     result = {
         "output_dir": output_dir,
         "score": by.score,

@@ -21,6 +21,7 @@ from rsr_trl.report.format import name, number
 from rsr_trl.rsr import NOISY_BELOW
 
 
+DATASET_CARD = Path(__file__).parent / "templates" / "dataset_card.md"  # of `rsr score` and `rsr select`
 MAX_ROWS = 20  # lines of a table in the terminal; JSON has them all
 MIN_TEXT = 16  # characters that names get, however narrow the terminal is
 

@@ -12,6 +12,7 @@ from huggingface_hub import DatasetCard, HfApi
 from huggingface_hub.utils import filter_repo_objects
 
 from rsr_trl import RSRScorer
+from rsr_trl.data import card_facts
 from rsr_trl.rsr import SCORE_COLUMNS
 
 
@@ -78,7 +79,7 @@ def test_a_student_that_is_worse_than_a_blind_guess_is_pointed_out(score):
 
 
 def test_nulls_of_another_score_are_counted(score):
-    rows = [{**ROWS[0], "completion": "4"}, *ROWS[1:]]  # a response of one token has no other one
+    rows = [{**ROWS[0], "completion": "7"}, *ROWS[1:]]  # a single token, as the next one
     text = score("--scores", "drop,surprisal", rows=rows).text
     values = score.rows()
     missing = [p is None and rsr is not None for p, rsr in zip(values["score_drop"], values["rsr"], strict=True)]
@@ -109,6 +110,9 @@ def test_summary_is_on_standard_error_and_says_what_to_do(score, tiny_student_pa
     assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
     for said in (score.raw, tiny_student_path, "float32", "2,048", "lower `rsr`", "2601.14249", "bibtex"):
         assert said in card.text
+    facts = card_facts(score.output_dir)
+    assert (facts["command"], facts["student"], facts["dataset"]) == ("score", tiny_student_path, score.raw)
+    assert {"dtype": "float32", "max_length": 2048, "r_max": 100}.items() <= facts["settings"].items()
 
 
 def test_json_is_all_there_is_on_standard_output(score):
@@ -222,6 +226,9 @@ class TestLargeDatasets:
         text = score("--shard_rows", "1", "--shard", "2/2").text
         assert _files(score.output_dir) == ["train-000001.parquet", "train-000003.parquet"]
         assert "This share is done: 2 of 4 shards are done (2 trajectories)" in text
+        assert "The rest belongs to other shares (--shard i/n)" in text
+        part = score("--shard_rows", "1", "--shard", "2/2", "--json").json
+        assert (part["complete"], part["shards_done"], part["rows_done"]) == (False, 2, 2)
         assert "Scored 3 of 4 trajectories" in score("--shard_rows", "1", "--shard", "1/2").text
         assert score.rows().select_columns(list(ROWS[0])).to_list() == ROWS
 

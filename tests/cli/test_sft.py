@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 
 from rsr_trl.cli import sft
 from rsr_trl.rsr import dataset_rsr
-from rsr_trl.training.live_scores import ScoreCallback
+from rsr_trl.training.live_scores import LiveScores
 from tests.training.runs import REPOSITORY, examples
 
 
@@ -155,14 +155,14 @@ def test_nothing_to_resume_from_is_said_before_anything_is_loaded(train, tmp_pat
     ],
 )
 def test_an_interrupted_training_says_how_to_go_on(train, monkeypatch, options, said):
-    on_step_end = ScoreCallback.on_step_end
+    on_step_end = LiveScores.on_step_end
 
     def interrupted(self, args, state, control, **kwargs):
         if state.global_step == 3:
             raise KeyboardInterrupt
         on_step_end(self, args, state, control, **kwargs)
 
-    monkeypatch.setattr(ScoreCallback, "on_step_end", interrupted)
+    monkeypatch.setattr(LiveScores, "on_step_end", interrupted)
     assert said.format(out=train.out) in train(*options, code=130).err
 
 

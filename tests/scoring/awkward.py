@@ -10,21 +10,8 @@ BITS += ["<|start_header_id|>assistant<|end_header_id|>\n\n", "<|assistant|>\n",
 BITS += ["<start_of_turn>model\n", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "[INST] ", " [/INST]", "<|endoftext|>"]
 BITS += ["<think>", "</think>", "<think>\n", "\n</think>\n\n", "<tool_call>\n", "\n</tool_call>", '"}}']
 BITS += ["<tool_response>", "</tool_response>", "\n", "\n\n", " ", "  ", "\t", "a", "Hello", "42", "the same"]
-BITS += [
-    "😀",
-    "👩‍👩‍👧",
-    "漢字",
-    "שלום",
-    "مرحبا",
-    "é",
-    "e\u0301",
-    "\u200b",
-    "\x00",
-    "\ue123",
-    "\ue456",
-    "{{ x }}",
-    "{% if %}",
-]
+BITS += ["😀", "👩‍👩‍👧", "漢字", "שלום", "مرحبا", "é", "e\u0301", "\u200b", "\x00", "\ue123", "\ue456"]
+BITS += ["{{ x }}", "{% if %}"]
 
 
 class Author:

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from rsr_trl import RSRScorer
-from rsr_trl.scoring.fingerprint import checkpoint_fingerprint, tokenizer_fingerprint, weights_fingerprint
+from rsr_trl.scoring.fingerprint import checkpoint_fingerprint, weights_fingerprint
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -131,14 +131,6 @@ class TestCheckpoint:
 
     def test_a_hub_id_is_its_commit(self):
         assert checkpoint_fingerprint("org/model", "abc") != checkpoint_fingerprint("org/model", "abd")
-
-
-def test_tokenizer_alone(tiny_tokenizer):
-    first = tokenizer_fingerprint(tiny_tokenizer)
-    tiny_tokenizer(["a", "bb"], padding=True, truncation=True, max_length=8)
-    assert tokenizer_fingerprint(tiny_tokenizer) == first
-    tiny_tokenizer.chat_template = None
-    assert tokenizer_fingerprint(tiny_tokenizer) != first
 
 
 def test_tensors_that_are_made_of_others_count_by_those():

@@ -189,17 +189,6 @@ def test_a_tokenizer_without_chat_template(tiny_student, tiny_tokenizer):
         scorer({"messages": [USER, ASSISTANT]})
 
 
-def test_a_tokenizer_without_pad_token_and_with_left_padding(tiny_student, tiny_tokenizer, scorer):
-    expected = scorer(GOOD)
-    tiny_tokenizer.pad_token = None
-    tiny_tokenizer.padding_side = tiny_tokenizer.truncation_side = "left"
-    scorer = RSRScorer(tiny_student(), tiny_tokenizer)
-    assert scorer(GOOD) == expected
-    scorer.student.layout = "padded"
-    scored = scorer.score(Dataset.from_list([GOOD, GOOD | {"completion": " 4"}]))
-    assert scored[0][RSR] == pytest.approx(expected[RSR], rel=1e-5)
-
-
 @pytest.mark.distributed
 def test_workers_with_a_live_model(scorer):
     dataset = Dataset.from_list([GOOD] * 4)
