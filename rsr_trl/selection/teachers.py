@@ -36,22 +36,16 @@ class TeacherRanking:
         pairs (`list[dict]`): For each pair among the best 20: `better`, `worse`, `rsr_ratio` (worse over better; with
             another score `score_difference`, worse minus better) and `probability` that this order is right (null for
             a teacher with a single problem or trajectory).
-        num_problems (`int` or `None`): Problems compared on; `None` without a problem column.
-        num_problems_in_all (`int` or `None`): Problems that any teacher has.
-        confidence (`float`): Level of the intervals.
-        notes (`list[str]`): What to know before trusting the numbers; empty in a normal run.
-        score (`str`, *optional*, defaults to `"rsr"`): What they are ranked by.
-        prefer (`str`, *optional*, defaults to `"low"`): Which end of it is the better one.
     """
 
     table: list[dict]
     pairs: list[dict]
-    num_problems: int | None
-    num_problems_in_all: int | None
-    confidence: float
-    notes: list[str]
-    score: str = RSR
-    prefer: Literal["low", "high"] = "low"
+    num_problems: int | None  # compared on; None without a problem column
+    num_problems_in_all: int | None  # that any teacher has
+    confidence: float  # level of the intervals
+    notes: list[str]  # what to know before trusting the numbers; empty in a normal run
+    score: str = RSR  # what they are ranked by
+    prefer: Literal["low", "high"] = "low"  # which end of it is the better one
 
     @property
     def best(self):
@@ -65,13 +59,10 @@ class TeacherRanking:
 
     def verdict(self, name: Callable[[object], str] = str) -> str:
         """
-        What may be said of this ranking, in a sentence or two; empty for a single teacher.
+        What may be said of this ranking, in a sentence or two; empty for a single teacher. `name` writes a teacher's.
 
         A teacher is called the most suitable only if none of the others that can be judged has a probability of 5% or
         more of being it; else it leads, and those are named. Teachers that come first without an interval are said to.
-
-        Args:
-            name (`Callable`, *optional*): Writes a teacher's name, as a page needs it.
         """
         if len(self.table) < 2:
             return ""
@@ -79,7 +70,7 @@ class TeacherRanking:
             return "One problem can't tell teachers apart."
 
         def listed(rows: list[dict]) -> str:
-            return ", ".join(name(row["teacher"]) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+            return examples([row["teacher"] for row in rows], show=name)
 
         scored, judged = [row for row in self.table if row["trajectories"]], self.judged
         ahead = scored[: scored.index(judged[0])] if judged else scored
@@ -147,10 +138,7 @@ def rank_teachers(
         confidence (`float`, *optional*, defaults to `0.95`): Level of the intervals.
         num_draws (`int`, *optional*, defaults to `1000`): Bootstrap draws.
         seed (`int`, *optional*, defaults to `0`): Seed of the draws: the same rows in any order give the same numbers.
-        score (`str`, *optional*, defaults to `"rsr"`): What to rank by: a score of `RSRScorer(scores=...)` by its
-            name, such as `"surprisal"`, or any numeric column (see [`~rsr_trl.selection.table.read_score`]).
-        prefer (`str`, *optional*): `"low"` or `"high"`: which end of it is the better one. By default the score's own
-            (RSR: `"low"`); a column of your own has none and needs it.
+        score, prefer (*optional*): What to rank by, and its better end: as in [`select_trajectories`].
 
     Returns:
         [`TeacherRanking`], with these columns in its table, all but the last two over the compared trajectories:
@@ -165,11 +153,7 @@ def rank_teachers(
 
     Raises:
         `RSRError`: a missing column, a null teacher or problem, scores of different students, no scored row at all,
-            or no problem that all teachers have in common.
-
-    Warns:
-        `UserWarning`: everything in `notes`: teachers without a score, problems left out because not all teachers have
-            them, unmatched problems, repeated rows, few problems.
+            or no problem that all teachers have in common. Everything in `notes` comes as a `UserWarning`.
 
     Example:
 
