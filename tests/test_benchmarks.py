@@ -7,10 +7,9 @@ import re
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks import pretrain_demo_student
+from benchmarks import pretrain_demo_student as pretraining
 from benchmarks.bench import main as measure
 from benchmarks.bench import make_parser
-from benchmarks.pretrain_demo_student import DIALECTS, make_chats, train_tokenizer
 from rsr_trl.cli.options import parse
 from rsr_trl.demo import STUDENT_PATH
 from rsr_trl.demo.problems import split_of
@@ -56,32 +55,26 @@ def test_real_rows_need_a_tokenizer(tmp_path):
 
 
 def test_pretraining_reads_only_correct_solutions_of_its_own_split():
-    chats = make_chats(300, 9, DIALECTS)
+    tokenizer = AutoTokenizer.from_pretrained(STUDENT_PATH)
+    chats = pretraining.make_chats(300, 9, pretraining.DIALECTS)
     assert {split_of(messages[0]["content"]) for messages, _ in chats} == {"pretrain"}
     for messages, gold in chats:
         assert answer_by_reading(messages[0]["content"]) == int(gold)
         assert re.findall(r"\d+", messages[1]["content"])[-1] == gold
+    # A small corpus gives other merges, but the same special tokens, template and treatment of digits.
+    made = pretraining.train_tokenizer([message["content"] for messages, _ in chats for message in messages])
+    assert made.chat_template == tokenizer.chat_template
+    assert (made.eos_token_id, made.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    assert len(made("12345")["input_ids"]) == 5
 
 
 def test_the_script_writes_a_student_that_loads(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pretrain_demo_student, "NUM_HELD_OUT", 2)
-    pretrain_demo_student.pretrain(num_steps=3, output_dir=tmp_path / "made")
+    monkeypatch.setattr(pretraining, "NUM_HELD_OUT", 2)
+    pretraining.pretrain(num_steps=3, output_dir=tmp_path / "made")
     made, shipped = (AutoModelForCausalLM.from_pretrained(path).config for path in (tmp_path / "made", STUDENT_PATH))
     assert made.to_diff_dict() == shipped.to_diff_dict()
-    assert {path.name for path in (tmp_path / "made").iterdir()} == {p.name for p in STUDENT_PATH.iterdir()} - {
-        "README.md"
-    }
+    files, written = ({path.name for path in folder.iterdir()} for folder in (STUDENT_PATH, tmp_path / "made"))
+    assert written == files - {"README.md"}
     losses = [float(loss) for loss in re.findall(r"held-out (?:nats/token )?(\d\.\d+)", capsys.readouterr().out)]
     assert losses[0] == pytest.approx(math.log(made.vocab_size), abs=0.3)  # untrained weights know nothing
     assert losses[-1] < losses[0]
-
-
-def test_the_script_makes_the_tokenizer_that_is_shipped():
-    """A small corpus gives other merges, but the same special tokens, template and treatment of digits."""
-    shipped = AutoTokenizer.from_pretrained(STUDENT_PATH)
-    made = train_tokenizer(
-        [message["content"] for messages, _ in make_chats(200, 1, DIALECTS) for message in messages]
-    )
-    assert made.chat_template == shipped.chat_template
-    assert (made.eos_token_id, made.pad_token_id) == (shipped.eos_token_id, shipped.pad_token_id)
-    assert len(made("12345")["input_ids"]) == 5

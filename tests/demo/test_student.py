@@ -1,5 +1,4 @@
 import math
-import re
 from statistics import mean
 
 import pytest
@@ -7,11 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.chat_template_utils import get_training_chat_template
 
-from benchmarks import pretrain_demo_student as pretraining
+from benchmarks.pretrain_demo_student import DIALECTS
 from rsr_trl.demo import STUDENT_PATH
-from rsr_trl.demo.problems import split_of
 from rsr_trl.demo.teachers import TEACHERS, make_pool
-from tests.demo.reading import answer_by_reading
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +50,7 @@ def test_teachers_suit_the_student_differently(responses, tokenizer):
         assert responses[teacher][1] < 3
     assert surprisal["thinker"] < surprisal["terse"] < surprisal["latex"]
     assert responses["latex"][1] > 5 * responses["terse"][1]
-    assert "latex" not in pretraining.DIALECTS
+    assert "latex" not in DIALECTS
 
 
 def test_tokenizer_and_template(tokenizer):
@@ -66,28 +63,3 @@ def test_tokenizer_and_template(tokenizer):
     marked = [i for i, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
     assert tokenizer.decode(marked) == "4<|im_end|>"
     assert get_training_chat_template(tokenizer) is None  # TRL needs no other template to train on it
-
-
-def test_pretraining_reads_only_correct_solutions_of_its_own_split(tokenizer):
-    chats = pretraining.make_chats(300, 9, pretraining.DIALECTS)
-    assert {split_of(messages[0]["content"]) for messages, _ in chats} == {"pretrain"}
-    for messages, gold in chats:
-        assert answer_by_reading(messages[0]["content"]) == int(gold)
-        assert re.findall(r"\d+", messages[1]["content"])[-1] == gold
-    # A small corpus gives other merges, but the same special tokens, template and treatment of digits.
-    made = pretraining.train_tokenizer([message["content"] for messages, _ in chats for message in messages])
-    assert made.chat_template == tokenizer.chat_template
-    assert (made.eos_token_id, made.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
-    assert len(made("12345")["input_ids"]) == 5
-
-
-def test_the_script_writes_a_student_that_loads(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pretraining, "NUM_HELD_OUT", 2)
-    pretraining.pretrain(num_steps=3, output_dir=tmp_path / "made")
-    made, shipped = (AutoModelForCausalLM.from_pretrained(path).config for path in (tmp_path / "made", STUDENT_PATH))
-    assert made.to_diff_dict() == shipped.to_diff_dict()
-    files, written = ({path.name for path in folder.iterdir()} for folder in (STUDENT_PATH, tmp_path / "made"))
-    assert written == files - {"README.md"}
-    losses = [float(loss) for loss in re.findall(r"held-out (?:nats/token )?(\d\.\d+)", capsys.readouterr().out)]
-    assert losses[0] == pytest.approx(math.log(made.vocab_size), abs=0.3)  # untrained weights know nothing
-    assert losses[-1] < losses[0]

@@ -187,8 +187,6 @@ def test_result_says_what_was_measured(make, tiny_student_path):
         own, control = ([arm[row["metric"]] for arm in arms if arm["strategy"] == name] for name in names)
         assert row["mean"] == pytest.approx(np.mean(own) - np.mean(control))
         assert row["low"] <= row["mean"] <= row["high"] and row["these_runs_only"]
-    assert {(row["strategy"], row["metric"]) for row in result["table"]} == {("rsr", "loss"), ("rsr", "correct")}
-    assert any("With 2 seeds, all intervals are about these runs only" in one for one in result["verdict"])
     assert sum(arms[0]["teachers"].values()) == 4
     assert "Cost: 4 trainings of about 4 steps" in next(line for line in pilot.lines if line.startswith("Cost"))
     json.dumps(result, allow_nan=False)
@@ -214,7 +212,6 @@ def test_lora(make):
     [
         (["rsr_rescored"], {"num_train_epochs": 1}, "again in each epoch: raise num_train_epochs above 1"),
         (["rsr_rescored"], {"num_train_epochs": 2.5}, "whole epochs, got num_train_epochs=2.5"),
-        (["rsr"], {"num_examples": 9}, "num_examples=9 is more than the pool has: 8 problems"),
         (["rsr"], {"rsr_sampling": "ordered"}, "rsr_sampling='ordered': .* decided by the pilot"),
         (["rsr"], {"folder": "taken"}, "holds other things than a pilot .first: thesis.txt."),
         (["rsr"], {"max_length": 8}, "no token to train on within max_length=8: raise it"),

@@ -67,34 +67,27 @@ def test_below_three_seeds_it_speaks_of_these_runs(three):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "teachers", "lines"),
+    ("tokens", "teachers", "expected"),
     [
         (180, {"A": 9, "B": 1}, ["rsr trained on 1.8 times the tokens", "90% of what rsr chose is by A: read some"]),
         (110, {"A": 6, "B": 4}, []),
         (None, None, []),
     ],
 )
-def test_what_else_differs_is_noted(tokens, teachers, lines):
+def test_what_makes_the_verdict_worth_less_is_noted(tokens, teachers, expected):
     arms = {"random": records(np.ones((2, 3)), teachers={"A": 5, "B": 5})}
     arms["rsr"] = records(np.ones((2, 3)), tokens=tokens, teachers=teachers)
-    (before,) = records(np.full((1, 3), 2.0))
     pool = SimpleNamespace(left_out=0, num_problems=9, num_examples=4)
-    for note, line in zip(notes(before, arms, STRATEGIES[:2], pool), lines, strict=True):
-        assert note.startswith(line)
 
+    def starts(before: float, expected: list[str]) -> bool:
+        lines = notes(records([[before] * 3])[0], arms, STRATEGIES[:2], pool)
+        return all(line.startswith(start) for line, start in zip(lines, expected, strict=True))
 
-def test_what_makes_the_verdict_worth_less_is_noted():
-    arms = {name: records(np.ones((2, 3))) for name in ("random", "rsr")}
+    assert starts(2.0, expected)
     for arm in arms["rsr"]:
         arm["problems"][0]["cut"] = True
-    before, *_ = records(np.full((1, 3), 0.5))
-    pool = SimpleNamespace(left_out=2, num_problems=4, num_examples=4)
-    lines = notes(before, arms, STRATEGIES[:2], pool)
-    assert [line[:45] for line in lines] == [
-        "Training on random choices didn't lower the h",
-        "13% of the responses were cut at max_new_toke",
-        "2 trajectories of the pool have no score and ",
-        "Every seed trains on all of the pool's proble",
-    ]
+    before = ["Training on random choices didn't lower the held-out loss (0.5000 -> 1.0000)", "13% of the responses"]
+    pool.left_out, pool.num_problems = 2, 4
+    assert starts(0.5, [*before, *expected, "2 trajectories of the pool have no score", "Every seed trains on all of"])
     pool.num_problems = None
-    assert notes(before, arms, STRATEGIES[:2], pool)[-1].startswith("Without group_column a strategy chooses the same")
+    assert starts(0.5, [*before, *expected, "2 trajectories", "Without group_column a strategy chooses the same"])
