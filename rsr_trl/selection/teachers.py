@@ -136,8 +136,8 @@ def rank_teachers(
         problem_column (`str`, *optional*): Column that says which trajectories answer the same problem.
         correctness_column (`str`, *optional*): Boolean column from which to report each teacher's accuracy.
         confidence (`float`, *optional*, defaults to `0.95`): Level of the intervals.
-        num_draws, seed (`int`, *optional*, default to `1000` and `0`): Bootstrap draws. The same rows in any order give
-            the same numbers.
+        num_draws, seed (`int`, *optional*, default to `1000` and `0`): Bootstrap draws. The same rows in any order
+            give the same numbers.
         score, prefer (*optional*): What to rank by, and its better end: as in [`select_trajectories`].
 
     Returns:
