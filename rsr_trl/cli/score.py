@@ -1,4 +1,7 @@
-"""`rsr score`: add the RSR of every trajectory to a dataset, with any number of processes, and go on after a stop."""
+"""
+Score every trajectory of a dataset with your student. A lower RSR suits the student better. The same command, started
+again after a stop, goes on. Under `accelerate launch -m rsr_trl score ...`, the processes share the work.
+"""
 
 import logging
 import os
@@ -8,14 +11,8 @@ from typing import Literal
 
 from trl import TrlParser
 
-from rsr_trl.cli.options import (
-    DatasetArguments,
-    FormatArguments,
-    OutputArguments,
-    StudentArguments,
-    option,
-    option_parser,
-)
+from rsr_trl.cli import options
+from rsr_trl.cli.options import DatasetArguments, FormatArguments, OutputArguments, StudentArguments, option
 from rsr_trl.rsr import RSRError
 
 
@@ -25,51 +22,33 @@ class JobArguments:
 
     _argument_group_name = "large datasets"
 
-    dataset_streaming: bool = option(
-        "Read rows as they are needed, without a copy on disk; works for files too.", False
-    )
+    dataset_streaming: bool = option("Read rows (of files too) as needed, without a copy on disk.", False)
     shard: str | None = option(
-        "i/n: score the i-th of n shares (i from 1 to n), for schedulers without torch.distributed. All go into the "
-        "same folder, in any order.",
-        None,
+        "i/n: score the i-th of n shares into the same folder, in any order; without torch.distributed.", None
     )
     shard_rows: int | None = option(
         "Rows of an output file, which is also what a stop can lose; by default a minute of work.", None
     )
     on_error: Literal["null", "raise"] = option(
-        "Rows that can't be scored get null and their reason, or stop the run before anything is scored (all rows are "
-        "tokenized first).",
-        "null",
+        "Rows that can't be scored get null and a reason, or stop the run (all are tokenized first).", "null"
     )
     dry_run: bool = option("Measure a few rows, say what the run would cost, and write nothing.", False)
-    push_to_hub: str | None = option(
-        "Dataset repository, such as me/scored, to upload the result to; made private if new.", None
-    )
+    push_to_hub: str | None = option("Dataset repository to upload to (me/scored); made private if new.", None)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
-    return option_parser(
-        (DatasetArguments, FormatArguments, StudentArguments, OutputArguments, JobArguments),
-        prog=prog,
-        description="Score every trajectory of a dataset with your student. A lower RSR suits the student better. The "
-        "same command, started again after a stop, goes on. Under `accelerate launch -m rsr_trl score ...`, the "
-        "processes share the work.",
+    return options.option_parser(
+        (DatasetArguments, FormatArguments, StudentArguments, OutputArguments, JobArguments), prog, __doc__
     )
 
 
-def main(
-    data_args: DatasetArguments,
-    format_args: FormatArguments,
-    student_args: StudentArguments,
-    output_args: OutputArguments,
-    job_args: JobArguments,
-) -> int:
+def main(data_args, format_args, student_args, output_args: OutputArguments, job_args: JobArguments) -> int:
     from rsr_trl.cli import score_summary, tables
     from rsr_trl.scoring.job import Job
 
     process, num_processes = share_of(job_args.shard)
     is_main = process == 0 or job_args.shard is not None
-    if output_args.json or not is_main:
+    if not is_main:
         tables.without_bars()
     if job_args.push_to_hub:
         _check_login(job_args.push_to_hub)
@@ -110,8 +89,7 @@ def _dataset(data_args: DatasetArguments, format_args: FormatArguments, streamin
     from rsr_trl import data
     from rsr_trl.scoring.rows import with_features
 
-    source = (data_args.dataset_name, data_args.dataset_config, data_args.dataset_split)
-    dataset = with_features(data.load(*source, streaming=True)) if streaming else data.load(*source)
+    dataset = with_features(data_args.load(streaming=True)) if streaming else data_args.load()
     if teacher_column not in (None, "none", *(names := dataset.column_names)):
         raise RSRError(f"teacher_column: the dataset has no column {teacher_column!r}; its columns are {names}.")
     if not streaming and not len(dataset):
@@ -125,7 +103,7 @@ def _names(data_args: DatasetArguments, format_args: FormatArguments, student_ar
     from rsr_trl.scoring.scorer import OF_THE_SCORE
     from rsr_trl.scoring.scores import SCORES
 
-    name, config, split = data_args.dataset_name, data_args.dataset_config, data_args.dataset_split
+    name, config, split = data_args.source
     identity = {"files": data.source_files(name, config, split), "config": config, "split": split}
     identity["columns"] = asdict(format_args)
     settings = {"dtype": str(scorer.student.model.dtype)[6:], "max_length": scorer.max_length}
@@ -140,9 +118,8 @@ def share_of(shard: str | None) -> tuple[int, int]:
     if shard is None:
         return process, num_processes
     if num_processes > 1:
-        raise RSRError(
-            f"--shard {shard} is for independent runs, but this is one of {num_processes} launched processes."
-        )
+        launched = f"this is one of {num_processes} launched processes"
+        raise RSRError(f"--shard {shard} is for independent runs, but {launched}.")
     part, _, parts = shard.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
         raise RSRError(f"--shard must be i/n with i from 1 to n, such as 1/8 to 8/8, got {shard!r}.")
