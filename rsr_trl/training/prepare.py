@@ -11,6 +11,7 @@ from datasets import Dataset, Features, List, Value
 
 from rsr_trl.data import read_table
 from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, STUDENT, RSRError
+from rsr_trl.scoring.fingerprint import DEFINITION
 from rsr_trl.scoring.scores import ScoredTokens, check_name, content_hash, known_score, random
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from rsr_trl.selection.table import labels, numbers, read_score
@@ -57,14 +58,15 @@ def add_scored_column(dataset: Dataset, tokenizer: ExampleTokenizer, num_proc: i
         _scored_of,
         batched=True,
         with_indices=True,
-        fn_kwargs={"tokenizer": tokenizer},
+        fn_kwargs={"tokenizer": tokenizer, "definition": DEFINITION},
         features=Features({**dataset.features, SCORED: List(Value("bool")), SOURCE_ROW: Value("int64")}),
         num_proc=num_proc,
         desc="Finding the scored tokens of train dataset",
     )
 
 
-def _scored_of(batch: dict[str, list], indices: list[int], tokenizer: ExampleTokenizer) -> dict[str, list]:
+def _scored_of(batch: dict[str, list], indices: list[int], tokenizer: ExampleTokenizer, definition: str) -> dict:
+    # `definition` is there for the cache of `datasets` alone: what an older rule found isn't taken.
     examples = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     return {SCORED: [example.scored for example in tokenizer(examples)], SOURCE_ROW: indices}
 

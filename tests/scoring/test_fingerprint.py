@@ -50,10 +50,18 @@ def test_differs_with_everything_that_changes_scores(tiny_student_path, tiny_stu
     assert len(set(prints.values())) == len(prints), prints
 
 
+@pytest.mark.parametrize("name", ["output_multiplier", "output_logit_soft_cap"])
+def test_numbers_of_the_output_count(tiny_student, name):
+    plain, other = tiny_student(), tiny_student()
+    setattr(other.config, name, 0.25)
+    assert weights_fingerprint(plain) != weights_fingerprint(other)
+
+
 def test_does_not_differ_with_anything_else(tiny_student, tiny_tokenizer):
     expected = RSRScorer(tiny_student(), tiny_tokenizer).fingerprint
     model = tiny_student(attention_dropout=0.5).train()
     model.config.use_cache = False
+    model.config.output_hidden_states = model.config.output_router_logits = True
     model.config.pad_token_id = 0  # as trainers set it
     model.requires_grad_(False)
     tiny_tokenizer.pad_token = "<|unused|>"

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsr_trl import RSRScorer
 from rsr_trl.rsr import RSR, STUDENT
+from rsr_trl.scoring import fingerprint, scorer
 from rsr_trl.scoring.student import Student
 
 
@@ -56,6 +57,15 @@ def retrain(path: str) -> None:
     with torch.no_grad():
         model.model.norm.weight.mul_(1.5)
     model.save_pretrained(path)
+
+
+def test_another_definition_is_computed_again(dataset, tiny_student_path, computed, monkeypatch):
+    first = dataset.map(RSRScorer(tiny_student_path), batched=True)
+    assert computed() == len(ROWS)
+    for module in (scorer, fingerprint):
+        monkeypatch.setattr(module, "DEFINITION", "another")
+    second = dataset.map(RSRScorer(tiny_student_path), batched=True)
+    assert computed() == len(ROWS) and first[STUDENT] != second[STUDENT]
 
 
 SETTINGS = [
