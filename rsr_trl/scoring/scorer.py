@@ -41,7 +41,7 @@ from rsr_trl.scoring.rows import (
     windows,
     without_scores,
 )
-from rsr_trl.scoring.student import Student, find_config_and_tokenizer, load_model
+from rsr_trl.scoring.student import Student, find_config_and_tokenizer, load_model, num_positions
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 
 
@@ -185,7 +185,7 @@ class RSRScorer:
         self._prepare(*find_config_and_tokenizer(self.model_id, self._given_tokenizer, **hub))
 
     def _prepare(self, config: PreTrainedConfig, processing_class: PreTrainedTokenizerBase) -> None:
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None) or float("inf")
+        positions = num_positions(config)
         max_length = self.config.max_length
         if max_length is not None and max_length > positions:
             raise RSRError(f"max_length={max_length} is beyond the student's {positions} positions. Lower it.")

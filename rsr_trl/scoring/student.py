@@ -8,12 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from pathlib import Path
+from threading import RLock
 
 import numpy as np
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -31,12 +33,22 @@ from rsr_trl.scoring.tokens import TokenizedExample
 
 if is_peft_available():
     from peft import PeftConfig, PeftModel, PromptLearningConfig
+    from peft.utils import load_peft_weights
 
 
 logger = logging.getLogger(__name__)
 
 
 # ------------------------------------------------------------------------------------------------ finding and loading
+
+
+def find_config(model_id: str, **hub) -> tuple[str, PreTrainedConfig]:
+    """The name of a student's weights, which are its base model's where it is an adapter, and their config."""
+    base, revision = model_id, hub.get("revision")
+    is_whole = (Path(model_id) / "config.json").is_file()
+    if not is_whole and find_adapter_config_file(model_id, revision=revision) is not None:
+        base = PeftConfig.from_pretrained(model_id, revision=revision).base_model_name_or_path
+    return base, AutoConfig.from_pretrained(base, **hub)
 
 
 def find_config_and_tokenizer(
@@ -46,11 +58,7 @@ def find_config_and_tokenizer(
     Config and tokenizer (unless one is given) of a named student, without its weights; an adapter has those of its
     base model. `hub` is `revision` and `trust_remote_code`, as `from_pretrained` takes them.
     """
-    base, revision = model_id, hub.get("revision")
-    is_whole = (Path(model_id) / "config.json").is_file()
-    if not is_whole and find_adapter_config_file(model_id, revision=revision) is not None:
-        base = PeftConfig.from_pretrained(model_id, revision=revision).base_model_name_or_path
-    config = AutoConfig.from_pretrained(base, **hub)
+    base, config = find_config(model_id, **hub)
     if processing_class is None:
         try:
             processing_class = AutoTokenizer.from_pretrained(model_id, **hub)
@@ -72,7 +80,8 @@ def load_model(
     """
     Load a student from a hub id or folder; an adapter's folder loads its base model and applies it. It goes to the GPU
     if there is one, unless `device` says otherwise or `device_map` spreads it. `kwargs` are passed to
-    `AutoModelForCausalLM.from_pretrained`.
+    `from_pretrained` of `AutoModelForCausalLM`, or of `AutoModelForImageTextToText` for a model that has its language
+    model inside.
     """
     if device_map is not None and device is not None:
         raise RSRError(f"Pass either device={device!r} or device_map={device_map!r}, not both.")
@@ -81,10 +90,29 @@ def load_model(
             f"device={str(device)!r}: PyTorch {torch.__version__} finds no CUDA GPU here. Leave device unset, or "
             "install a PyTorch for your GPU."
         )
-    model = AutoModelForCausalLM.from_pretrained(model_id, dtype=dtype, device_map=device_map, **kwargs)
+    hub = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
+    base, config = find_config(model_id, **hub)
+    inside = type(config) in AutoModelForImageTextToText._model_mapping
+    only_inside = inside and type(config) not in AutoModelForCausalLM._model_mapping
+    kind = AutoModelForImageTextToText if only_inside else AutoModelForCausalLM
+    model = kind.from_pretrained(base, dtype=dtype, device_map=device_map, **kwargs)
+    if base != model_id:
+        _add_adapter(model, model_id, hub.get("revision"))
     if device_map is None and not getattr(model, "is_quantized", False):
         model.to(device or default_device())
     return model.eval()
+
+
+def _add_adapter(model: PreTrainedModel, adapter: str, revision: str | None) -> None:
+    """Apply an adapter, with as many embeddings as it was saved with: its training may have added tokens."""
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = tuple(f"base_model.model.{name}." for name, module in model.named_modules() if module in embeddings)
+    saved = load_peft_weights(adapter, device="cpu", revision=revision)
+    whole = [name for name in saved if name.startswith(names) and name.endswith("weight") and ".lora_" not in name]
+    sizes = {saved[name].shape[0] for name in whole}
+    if sizes:
+        model.resize_token_embeddings(max(sizes), mean_resizing=False)
+    model.load_adapter(adapter, adapter_kwargs={"revision": revision})
 
 
 def default_device() -> torch.device:
@@ -116,15 +144,34 @@ def best_layout(model: PreTrainedModel, device: torch.device) -> Layout:
     return "packed" if flash and passes_on and attends else "padded"
 
 
+def _rope_parameters(config: PreTrainedConfig) -> list[dict]:
+    """The parameters of rotary positions: one set, or one for each kind of layer."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return [rope, *(value for value in rope.values() if isinstance(value, dict))]
+
+
+def num_positions(config: PreTrainedConfig) -> int | float:
+    """
+    How many positions a student has: `max_position_embeddings`, or what RoPE scaling stretches them to, which model
+    cards set without raising that number. Infinity where nothing limits them.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or float("inf")
+    for rope in _rope_parameters(config):
+        original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+        # Dynamic scaling gives a row positions that depend on the longest row before it: it isn't used.
+        if original and factor and rope.get("rope_type") != "dynamic":
+            positions = max(positions, int(factor * original))
+    return positions
+
+
 def length_border(model: PreTrainedModel) -> int | None:
     """
     The length beyond which a student computes positions in another way: LongRoPE's (Phi-3) long factors hold for all
     rows of a batch whose longest row is longer.
     """
-    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):  # one, or one per kind
-        if parameters.get("rope_type") == "longrope":
-            return parameters["original_max_position_embeddings"]
+    for rope in _rope_parameters(model.config):
+        if rope.get("rope_type") == "longrope":
+            return rope["original_max_position_embeddings"]
     return None
 
 
@@ -138,16 +185,20 @@ def check_architecture(model: PreTrainedModel) -> None:
         )
 
 
+_in_evaluation = RLock()  # of two threads, the second would take evaluation for the modes to bring back
+
+
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every module's own mode comes back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    """Evaluation mode for a while, by one thread at a time; every module's own mode comes back."""
+    with _in_evaluation:
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
 
 def on_device(arrays: dict[str, np.ndarray | int], device: torch.device) -> dict[str, torch.Tensor | int]:

@@ -60,7 +60,8 @@ def add_rsr_head(model: PreTrainedModel) -> list[TokenStats]:
             return inner(*args, **kwargs)
         if rsr_only:
             if not checked:  # once, on a few tokens
-                few = {name: kwargs[name][:1, :16] for name in ("input_ids", "inputs_embeds") if name in kwargs}
+                given = {name: kwargs.get(name) for name in ("input_ids", "inputs_embeds")}
+                few = {name: value[:1, :16] for name, value in given.items() if value is not None}
                 checked.append(own_logits(self, inner, **few).shape)
             with torch.no_grad():
                 hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state

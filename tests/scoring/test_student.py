@@ -8,8 +8,9 @@ import pytest
 import torch
 import transformers
 
+from rsr_trl import RSRScorer
 from rsr_trl.scoring import student as student_module
-from rsr_trl.scoring.student import Student, best_layout, length_border, load_model
+from rsr_trl.scoring.student import Student, best_layout, length_border, load_model, num_positions
 from rsr_trl.scoring.tokens import TokenizedExample
 from tests.scoring.students import SHAPE, V, assert_true, build, examples_of, rsr_of
 from tests.scoring.truth import in_float64, truth_of
@@ -255,6 +256,42 @@ class TestLoading:
         np.testing.assert_allclose(
             rsr_of(Student(load_model(str(tmp_path), dtype=dtype)).score(examples)), truth, 0.02
         )
+
+    def test_a_language_model_inside_a_model_of_images(self, tmp_path, tiny_tokenizer):
+        """Mistral 3 and its kin: `AutoModelForCausalLM` doesn't know their checkpoints."""
+        rope = {"rope_type": "default", "rope_theta": 10_000.0}
+        text = {"model_type": "ministral3", **SHAPE, "vocab_size": 262, "rope_parameters": rope}
+        vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+        vision |= {"model_type": "pixtral", "image_size": 28, "patch_size": 14, "head_dim": 16}
+        config = transformers.Mistral3Config(text_config=text, vision_config=vision)
+        model = transformers.Mistral3ForConditionalGeneration(config).eval()
+        model.save_pretrained(tmp_path)
+        tiny_tokenizer.save_pretrained(tmp_path)
+        row = {"prompt": "2+3=", "completion": " five"}
+        by_path, live = RSRScorer(str(tmp_path)), RSRScorer(model, tiny_tokenizer)
+        assert by_path(row) == live(row) and by_path.max_length == 128
+        tokens = tiny_tokenizer("2+3= five")["input_ids"]
+        truth = truth_of(model.double(), tokens, range(4, len(tokens)))
+        assert by_path(row)["rsr"] == pytest.approx(truth.rsr(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rope", "positions"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}, 128),  # raised already
+        ({"rope_type": "linear", "factor": 4.0}, 128),  # nothing says that it wasn't raised, as Gemma 3's is
+        ({"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 128}, 128),
+        ({"rope_type": "default"}, 128),
+    ],
+    ids=str,
+)
+def test_positions_that_rope_scaling_gives(rope, positions):
+    model = build("llama", rope_parameters={"rope_theta": 10_000.0, **rope})
+    assert num_positions(model.config) == positions
+    if positions > 128:
+        examples = examples_of((200, 150))
+        assert_true(model, examples, Student(model).score(examples))
 
 
 class TestOutOfMemory:
