@@ -48,7 +48,7 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
         if not isinstance(tensor, torch.Tensor):
             continue
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        for part in _plain(tensor.detach()):
+        for part in plain_tensors(tensor.detach()):
             digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
@@ -62,13 +62,13 @@ def _deciding(config: dict) -> dict:
     }
 
 
-def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """The tensors that one is made of: torchao's hold their numbers and scales inside."""
     if not is_traceable_wrapper_subclass(tensor):
         yield tensor
         return
     for name in tensor.__tensor_flatten__()[0]:
-        yield from _plain(getattr(tensor, name))
+        yield from plain_tensors(getattr(tensor, name))
 
 
 def _adds_nothing(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> bool:

@@ -3,6 +3,7 @@
 Everything is scored by one path, whatever the entry: examples -> tokens -> student -> columns.
 """
 
+import copy
 import json
 import logging
 import os
@@ -394,6 +395,13 @@ class RSRScorer:
         if self.model_id is None:
             return partial, (_refuse_live_model, identity)
         return _rebuild, (identity, self.model_id, self._given_tokenizer, vars(self.config))
+
+    def __copy__(self) -> "RSRScorer":
+        return RSRScorer(self.model_id or self._student.model, self._given_tokenizer, **vars(self.config))
+
+    def __deepcopy__(self, memo: dict) -> "RSRScorer":
+        parts = (self.model_id or self._student.model, self._given_tokenizer)
+        return RSRScorer(*copy.deepcopy(parts, memo), **vars(self.config))
 
     # ------------------------------------------------------------------------------------------------------ checks
 

@@ -7,8 +7,10 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
+from itertools import chain
 from pathlib import Path
 from threading import RLock
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -185,13 +187,14 @@ def check_architecture(model: PreTrainedModel) -> None:
         )
 
 
-_in_evaluation = RLock()  # of two threads, the second would take evaluation for the modes to bring back
+# Of two threads with one model, the second would take evaluation for the modes to bring back.
+_in_evaluation: WeakKeyDictionary[torch.nn.Module, RLock] = WeakKeyDictionary()
 
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode for a while, by one thread at a time; every module's own mode comes back."""
-    with _in_evaluation:
+    with _in_evaluation.setdefault(model, RLock()):
         modes = [(module, module.training) for module in model.modules()]
         model.eval()
         try:
@@ -416,8 +419,16 @@ class Student:
         return fingerprint.weights_fingerprint(self._base)
 
     def weights_version(self) -> tuple:
-        """Cheap key that changes when an optimizer or `load_state_dict` changes the weights in place."""
-        return *((p.data_ptr(), p._version) for p in self._base.parameters()), *fingerprint.adapters(self._base)
+        """
+        Cheap key that changes when an optimizer or `load_state_dict` changes the weights in place. Changes through
+        `param.data` leave no trace but in the numbers: some of each tensor are in it.
+        """
+        parameters = list(self._base.parameters())
+        samples: dict[torch.device, list[torch.Tensor]] = {}
+        for part in chain.from_iterable(fingerprint.plain_tensors(p.detach()) for p in parameters):
+            samples.setdefault(part.device, []).append(part.flatten()[:: part.numel() // 64 + 1].float())
+        numbers = [torch.cat(parts).cpu().numpy().tobytes() for parts in samples.values()]
+        return *((p.data_ptr(), p._version) for p in parameters), *numbers, *fingerprint.adapters(self._base)
 
 
 def _together(waiting: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]) -> tuple:

@@ -115,6 +115,28 @@ def test_is_computed_anew_only_when_weights_change(tiny_student, tiny_tokenizer)
     assert scorer.fingerprint != first and len(hashed) == 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_change_through_data_is_another_student(tiny_student, tiny_tokenizer, dtype):
+    model = tiny_student().to(dtype)
+    scorer, row = RSRScorer(model, tiny_tokenizer), {"prompt": "2+2=", "completion": "4, of course"}
+    first = scorer(row)
+    model.model.layers[1].mlp.down_proj.weight.data.mul_(1.5)
+    second = scorer(row)
+    assert second == RSRScorer(model, tiny_tokenizer)(row)
+    assert second["rsr"] != first["rsr"] and second["rsr_student"] != first["rsr_student"]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_of_a_live_scorer_scores(tiny_student, tiny_tokenizer, copied):
+    model, row = tiny_student(), {"prompt": "2+2=", "completion": "4, of course"}
+    scorer = RSRScorer(model, tiny_tokenizer, r_max=50)
+    first, other = scorer(row), copied(scorer)
+    assert other(row) == first
+    with torch.no_grad():
+        model.model.norm.weight.mul_(2)
+    assert (other(row) == first) == (copied is copy.deepcopy)
+
+
 def test_follows_a_template_that_is_set_later(tiny_student, tiny_tokenizer):
     scorer = RSRScorer(tiny_student(), tiny_tokenizer)
     row = {"messages": [{"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}]}

@@ -2,6 +2,8 @@
 
 import logging
 import random
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -216,6 +218,18 @@ class TestLeftAsFound:
             broken.score(examples)
         assert self.state(mixed) == before
 
+    def test_by_two_threads(self, mixed):
+        """Both would find the other's evaluation mode and bring that back."""
+        before, meeting, student = self.state(mixed)["modes"], Barrier(2), Student(mixed)
+
+        def score(_):
+            meeting.wait()
+            return student.score(examples_of()).ranks.tolist()
+
+        with ThreadPoolExecutor(2) as threads:
+            first, second = threads.map(score, range(2))
+        assert first == second and self.state(mixed)["modes"] == before
+
     def test_gradients_of_a_step_under_way(self, mixed):
         model, ids = mixed.eval(), torch.arange(10, 30)[None]
         model(input_ids=ids, labels=ids).loss.backward()
@@ -259,8 +273,7 @@ class TestLoading:
 
     def test_a_language_model_inside_a_model_of_images(self, tmp_path, tiny_tokenizer):
         """Mistral 3 and its kin: `AutoModelForCausalLM` doesn't know their checkpoints."""
-        rope = {"rope_type": "default", "rope_theta": 10_000.0}
-        text = {"model_type": "ministral3", **SHAPE, "vocab_size": 262, "rope_parameters": rope}
+        text = {"model_type": "mistral", **SHAPE, "vocab_size": 262}
         vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
         vision |= {"model_type": "pixtral", "image_size": 28, "patch_size": 14, "head_dim": 16}
         config = transformers.Mistral3Config(text_config=text, vision_config=vision)
