@@ -2,8 +2,8 @@
 
     python -m benchmarks.precision path/to/student trajectories.jsonl
 
-The rows need one of SFTTrainer's formats. The float64 student has the weights as each dtype rounds them, so what is
-shown is the error of computing, not that of another student.
+The rows need one of SFTTrainer's formats. The truth has float64 layers (and RSR's own float32 head) and
+the weights as each dtype rounds them: what is shown is the error of computing, not that of another student.
 """
 
 import argparse
