@@ -96,6 +96,14 @@ class ChatSpans:
             spans = [span for span in spans if span[0] >= context]
         return text, spans
 
+    def without(
+        self, silent: Sequence[int], text: str, spans: list[Span], messages: Sequence[Message], kwargs: Mapping
+    ) -> list[Span]:
+        """The `spans` of a conversation without those of the turns `silent`: all in them is the template's."""
+        located = DerivedSpans(self, text, messages, kwargs).located(silent[0]) if silent else []
+        theirs = [span for turn, span in located if turn in silent]
+        return [(a, b) for a, b in spans if not any(a < end and start < b for start, end in theirs)]
+
     def _check_contents(self, messages: Sequence[Message], first: int) -> None:
         """Raise where the template leaves the assistant's content out: the turn would be scored without its words."""
         if not self._forms:
@@ -220,6 +228,10 @@ class DerivedSpans:
 
     def spans(self, first: int = 0) -> list[Span]:
         """Spans of the assistant's own text, sorted and disjoint, without those of messages before `first`."""
+        return [(start, end) for _, (start, end) in self.located(first) if start < end]
+
+    def located(self, first: int = 0) -> list[tuple[int, Span]]:
+        """Which turn, from message `first` on, has which span; a span may be empty, and a turn have two."""
         turns = [i for i, message in enumerate(self._messages) if message["role"] == "assistant"]
         for turn in turns:
             if self._messages[turn].get("tool_responses"):  # Gemma's own way: a tool's words in an assistant message
@@ -233,7 +245,7 @@ class DerivedSpans:
         for (_, before), (turn, after) in pairwise(located):
             if before[1] > after[0]:
                 raise _cannot_locate(turn)
-        return [(start, end) for turn, (start, end) in located if turn >= first and start < end]
+        return [(turn, span) for turn, span in located if turn >= first]
 
     def end_of(self, index: int) -> int:
         """Where the messages up to `messages[index]`, an assistant's among them, end."""

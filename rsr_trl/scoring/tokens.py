@@ -18,6 +18,7 @@ from trl.data_utils import common_prefix_length, is_conversational_from_value, m
 
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring.chat_spans import ChatSpans, ChatTemplateError, Span
+from rsr_trl.scoring.own_text import OwnText, is_blank
 from rsr_trl.scoring.steps import split_steps
 
 
@@ -41,6 +42,7 @@ class TokenizedExample:
         error (`str`, *optional*): Why nothing is scored. `None` exactly when some position is.
         step_starts (bool array of shape `(T,)`, *optional*): Which scored tokens begin a reasoning step
             ([`split_steps`] of each response); every run of scored tokens begins with one.
+        lost (`tuple` of `str`): What the chat template leaves out of the response ([`~rsr_trl.scoring.own_text`]).
     """
 
     input_ids: np.ndarray
@@ -48,6 +50,7 @@ class TokenizedExample:
     truncated: bool = False
     error: str | None = None
     step_starts: np.ndarray | None = None
+    lost: tuple[str, ...] = ()
 
     @classmethod
     def failed(cls, error: str) -> "TokenizedExample":
@@ -65,6 +68,7 @@ class _Rendered:
     spans: list[Span]  # character spans of the text to score
     prompt: str | None  # prompt alone: tokens in its common prefix with the text aren't scored
     conversational: bool
+    lost: tuple[str, ...] = ()
 
     @property
     def responses(self) -> list[Span]:
@@ -238,10 +242,18 @@ class ExampleTokenizer:
             self._chats[template] = ChatSpans(self.processing_class, template)
         chat = self._chats[template]
         text, spans = chat(messages, kwargs, first)
+        spans = [(start, end) for start, end in spans if not is_blank(text[start:end])]
+        lost, silent = OwnText([text[start:end] for start, end in spans]).missing(messages[first:])
+        turns = sum(message["role"] == "assistant" for message in messages[first:])
+        if len(spans) > turns - len(silent):  # what the template itself writes there says nothing of the teacher
+            spans = chat.without([first + turn for turn in silent], text, spans, messages, kwargs)
+        if not spans:
+            left_out = f"the chat template leaves out all of it: {', '.join(sorted(lost))}"
+            raise ExampleError(left_out if lost else "the response is empty")
         prompt = None
         if num_prompt_messages is not None:
             prompt = chat.render(messages[:first], kwargs, add_generation_prompt=True)
-        return _Rendered(text, spans, prompt, conversational=True)
+        return _Rendered(text, spans, prompt, conversational=True, lost=tuple(sorted(lost)))
 
     @property
     def _eos_token(self) -> str:
@@ -295,7 +307,10 @@ class ExampleTokenizer:
                 "tokens)"
             )
         steps = _step_starts(rendered, encoding, scored)[: self.max_length] if self.with_steps else None
-        return TokenizedExample(np.array(ids, np.int32)[: self.max_length], cut, len(cut) < len(ids), error, steps)
+        ids = np.array(ids, np.int32)
+        return TokenizedExample(
+            ids[: self.max_length], cut, len(cut) < len(ids), error, steps, () if error else rendered.lost
+        )
 
 
 def _check_messages(messages: object, column: str) -> None:

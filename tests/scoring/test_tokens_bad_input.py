@@ -59,7 +59,7 @@ BAD = [
     ),
     ("no assistant message to score", {"messages": [system("s"), user("q")]}),
     ("no assistant message to score", {"prompt": MULTI[:2], "completion": MULTI[2:3]}),
-    ("no token to score", {"messages": [user("q"), assistant("")]}),
+    ("the response is empty", {"messages": [user("q"), assistant("")]}),
     ("the tokenizer can't encode it", {"messages": [user("q"), assistant(SURROGATE)]}),
     ("the tokenizer can't encode it", {"messages": [user(SURROGATE), assistant("a")]}),
     (
