@@ -202,13 +202,14 @@ class RSRScorer:
 
     # ------------------------------------------------------------------------------------------- as a map function
 
-    def __call__(self, examples: Mapping, rank: int | None = None) -> dict:
+    def __call__(self, examples: Mapping, rank: int | None = None, features: Features | None = None) -> dict:
         """
         Score one example or a batch of them: the function to pass to `datasets.map`.
 
         Args:
             examples (mapping): One row (column -> value), or a batch (column -> list of values).
             rank (`int`, *optional*): Worker number, as `map(..., with_rank=True)` passes it: picks the worker's GPU.
+            features (`Features`, *optional*): Types of the columns, where `examples` don't bring them.
 
         Returns:
             `dict` of the columns added.
@@ -230,7 +231,8 @@ class RSRScorer:
         # Only what is needed: the other columns may hold images, and map copies what isn't looked at.
         texts = {name: examples[name] if lazy else plain(examples[name]) for name in self._text_columns(examples)}
         batch = isinstance(examples, LazyBatch) if lazy else is_batch(texts, self.config.dataset_text_field)
-        tokenized = self._tokenize(to_rows(texts) if batch else [texts])
+        features = examples.formatter.features if lazy else features
+        tokenized = self._tokenize(to_rows(texts) if batch else [texts], features)
         try:
             table = self.score_tokenized(tokenized)
         except (RSRError, FloatingPointError) as error:
@@ -280,7 +282,8 @@ class RSRScorer:
         if isinstance(dataset, IterableDataset):
             added = Features.from_arrow_schema(pa.schema(self.schema))
             features = None if dataset.features is None else Features({**dataset.features, **added})
-            return dataset.map(self, batched=True, batch_size=BATCH_ROWS, features=features)
+            types = {"features": dataset.features}  # of what comes in
+            return dataset.map(self, batched=True, batch_size=BATCH_ROWS, features=features, fn_kwargs=types)
         self.student  # noqa: B018 - if it can't be loaded, that shows before the work, not after it
         with TokenBar(len(dataset)) as bar:
             table = self.score_rows(dataset, bar)
@@ -308,7 +311,8 @@ class RSRScorer:
     def windows_of(self, dataset: Dataset) -> Iterator[Window]:
         """The rows, tokenized, in the windows in which they are scored."""
         texts = self._text_columns(dataset.column_names)
-        return windows(dataset.with_format(None).select_columns(texts), self._tokenize)
+        tokenize = partial(self._tokenize, features=dataset.features)
+        return windows(dataset.with_format(None).select_columns(texts), tokenize)
 
     def score_tokenized(
         self, examples: Sequence[TokenizedExample], bar: TokenBar | None = None, first_row: int = 0

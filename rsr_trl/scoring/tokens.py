@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from datasets import Features
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
@@ -18,6 +19,7 @@ from trl.data_utils import common_prefix_length, is_conversational_from_value, m
 
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring.chat_spans import ChatSpans, ChatTemplateError, Span
+from rsr_trl.scoring.nulls import without_nulls
 from rsr_trl.scoring.own_text import OwnText, is_blank
 from rsr_trl.scoring.steps import split_steps
 
@@ -151,16 +153,17 @@ class ExampleTokenizer:
                 "use `--prompt_column` and `--completion_column` on the command line."
             )
 
-    def __call__(self, examples: Sequence[Mapping]) -> list[TokenizedExample]:
+    def __call__(self, examples: Sequence[Mapping], features: Features | None = None) -> list[TokenizedExample]:
         """
         Tokenize rows of a dataset, each column name -> value, in their order. An example that can't be tokenized is
-        returned with its `error` and without tokens.
+        returned with its `error` and without tokens. `features`, the columns' types, tell nulls that Arrow added
+        inside messages from a user's own.
         """
         rendered: dict[int, _Rendered] = {}
         errors: dict[int, str] = {}
         for i, example in enumerate(examples):
             try:
-                rendered[i] = self._render(example)
+                rendered[i] = self._render(without_nulls(example, features))
             except (ExampleError, ChatTemplateError) as error:
                 errors[i] = str(error)
         texts, prompts = {}, {}

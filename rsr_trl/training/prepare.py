@@ -57,16 +57,18 @@ def add_scored_column(dataset: Dataset, tokenizer: ExampleTokenizer, num_proc: i
         _scored_of,
         batched=True,
         with_indices=True,
-        fn_kwargs={"tokenizer": tokenizer},
+        fn_kwargs={"tokenizer": tokenizer, "features": dataset.features},
         features=Features({**dataset.features, SCORED: List(Value("bool")), SOURCE_ROW: Value("int64")}),
         num_proc=num_proc,
         desc="Finding the scored tokens of train dataset",
     )
 
 
-def _scored_of(batch: dict[str, list], indices: list[int], tokenizer: ExampleTokenizer) -> dict[str, list]:
+def _scored_of(
+    batch: dict[str, list], indices: list[int], tokenizer: ExampleTokenizer, features: Features
+) -> dict[str, list]:
     examples = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    return {SCORED: [example.scored for example in tokenizer(examples)], SOURCE_ROW: indices}
+    return {SCORED: [example.scored for example in tokenizer(examples, features)], SOURCE_ROW: indices}
 
 
 def check_prepared(dataset: Dataset, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,12 +10,14 @@ import time
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from rsr_trl.rsr import CITATION, RSRError
+from rsr_trl.scoring.nulls import as_json
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from rsr_trl.training import prepare
@@ -125,6 +127,9 @@ class RSRSFTTrainer(SFTTrainer):
         return table
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        if isinstance(dataset, Dataset) and "input_ids" not in dataset.column_names:
+            with global_then_local_main_first():
+                dataset = as_json(dataset, args.dataset_num_proc)  # what SFTTrainer reads, the scorer reads
         if dataset_name == "train":
             tokenizer = ExampleTokenizer(
                 processing_class, args.max_length, args.assistant_only_loss, dataset_text_field=args.dataset_text_field
