@@ -21,6 +21,8 @@ from rsr_trl.data import STATE_FOLDER, Columns, counted, find_columns
 from rsr_trl.report.format import number, share
 from rsr_trl.rsr import DIRECTION, RSR, SCORE_PREFIX, TOKEN_COLUMNS, RSRError
 from rsr_trl.scoring.job import Job, default_shard_rows, tokenized_sample
+from rsr_trl.scoring.own_text import LOST
+from rsr_trl.scoring.rows import count_notes, describe_notes
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.tokens import TokenizedExample
 from rsr_trl.selection.table import ScoredTable
@@ -137,6 +139,9 @@ def _gaps(result: dict) -> list[str]:
         lines += [f"  rows {named}{', ...' if missing > NAMED_ROWS else ''}"]
     for name, count in result["undefined"].items():
         lines += [f"{name} is null for {share(count, result['scored'])} of the scored: it isn't defined for them."]
+    lines += describe_notes(result["notes"], rows)
+    if any(kind in result["notes"] for kind in LOST):
+        lines += ["To keep it, give the student another chat template, or try TRL's own (--assistant_only_loss)."]
     if result["truncated"]:
         cut = f"Truncated at {result['max_length']:,} tokens: {share(result['truncated'], rows)}."
         lines += [f"{cut} Their scores are of their beginnings only."]
@@ -160,6 +165,7 @@ def dry_run(scorer: RSRScorer, dataset, shard_rows: int | None, num_processes: i
         "sampled_rows": len(examples),
         "sampled_without_score": len(examples) - len(good),
         "sampled_truncated": sum(example.truncated for example in good),
+        "sampled_notes": dict(count_notes(examples)),
         "tokens_per_row": tokens,
         "tokens_per_second": speed,
         "processes": num_processes,
@@ -211,5 +217,6 @@ def _show_dry_run(out: Console, result: dict) -> None:
     for what, text in (("sampled_without_score", "can't be scored"), ("sampled_truncated", "are cut at max_length")):
         if result[what]:
             lines += [f"{share(result[what], result['sampled_rows'])} of the sample {text}"]
+    lines += describe_notes(result["sampled_notes"], result["sampled_rows"])
     say(out, bold=f"\nNothing was written. From {result['sampled_rows']:,} sampled rows:")
     say(out, "\n".join(f"  {line}" for line in lines))

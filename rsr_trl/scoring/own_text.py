@@ -12,6 +12,7 @@ from functools import cached_property
 
 
 REASONING, EARLIER, CONTENT, CALLS = "reasoning", "reasoning of earlier turns", "content", "tool calls"
+LOST = (REASONING, EARLIER, CONTENT, CALLS)
 NAME = "name of a tool call"
 _THINK = re.compile(r"(</?think>)")
 _FORMATTING = re.compile(r"[\s\\\"']+")

@@ -6,6 +6,7 @@ Everything is scored by one path, whatever the entry: examples -> tokens -> stud
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -31,6 +32,7 @@ from rsr_trl.scoring.rows import (
     TokenBar,
     Window,
     add_columns,
+    count_notes,
     describe_gaps,
     is_batch,
     plain,
@@ -240,14 +242,14 @@ class RSRScorer:
                 f"Rows are counted within the {len(tokenized)} that map passed; RSRScorer.score counts in the dataset."
             )
             raise
-        self._warn_once(table)
+        self._warn_once(table, tokenized)
         # `datasets.map` takes a column's type from its first rows, which may all be null. Elsewhere, plain values.
         values = typed(table) if lazy else {name: column.to_pylist() for name, column in table.items()}
         return values if batch else {name: column[0] for name, column in values.items()}
 
-    def _warn_once(self, table: dict[str, pa.Array]) -> None:
-        """`map` has no end at which to count, so the first row that can't be scored or was cut gives one warning."""
-        if not self._warned and (gaps := describe_gaps(table)):
+    def _warn_once(self, table: dict[str, pa.Array], examples: Sequence[TokenizedExample]) -> None:
+        """`map` has no end at which to count: the first rows with something to be said of give one warning."""
+        if not self._warned and (gaps := describe_gaps(table, count_notes(examples))):
             self._warned = True
             logger.warning("So far, %s Shown once; count the columns at the end of map.", " ".join(gaps))
 
@@ -286,25 +288,28 @@ class RSRScorer:
             return dataset.map(self, batched=True, batch_size=BATCH_ROWS, features=features, fn_kwargs=types)
         self.student  # noqa: B018 - if it can't be loaded, that shows before the work, not after it
         with TokenBar(len(dataset)) as bar:
-            table = self.score_rows(dataset, bar)
+            table = self.score_rows(dataset, bar, notes=(notes := Counter()))
         result = add_columns(dataset.with_format(None), table)
         given = dataset.format
         shown = {"columns": [*given["columns"], *table], "output_all_columns": given["output_all_columns"]}
-        for gap in describe_gaps(table, name_row=True):
+        for gap in describe_gaps(table, notes, name_row=True):
             logger.warning(gap)
         return result.with_format(given["type"], **shown, **given["format_kwargs"])
 
     # ------------------------------------------------------------------------------------------------ the one path
 
-    def score_rows(self, dataset: Dataset, bar: TokenBar, first_row: int = 0) -> dict[str, pa.ChunkedArray]:
+    def score_rows(
+        self, dataset: Dataset, bar: TokenBar, first_row: int = 0, notes: Counter | None = None
+    ) -> dict[str, pa.ChunkedArray]:
         """
         The columns that scoring adds to these rows, in their order: window by window, sorted by length within each.
-        `bar` counts the rows that are done; messages count rows from `first_row`.
+        `bar` counts the rows that are done, `notes` those with something to say of; messages count from `first_row`.
         """
-        parts = []
+        parts, notes = [], Counter() if notes is None else notes
         with closing(self.windows_of(dataset)) as windows:  # an error ends the tokenization ahead too
             for window in windows:
                 bar.expect(len(window.examples), window.num_tokens)
+                notes.update(count_notes(window.examples))
                 parts.append(self.score_tokenized(window.examples, bar, first_row + window.first_row))
         return {name: pa.chunked_array([part[name] for part in parts], kind) for name, kind in self.schema.items()}
 

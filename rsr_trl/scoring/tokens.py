@@ -25,6 +25,7 @@ from rsr_trl.scoring.steps import split_steps
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+SECOND_BOS = "second beginning of sequence"  # what was rendered before begins with one, and the tokenizer adds its own
 
 
 class ExampleError(ValueError):
@@ -44,7 +45,8 @@ class TokenizedExample:
         error (`str`, *optional*): Why nothing is scored. `None` exactly when some position is.
         step_starts (bool array of shape `(T,)`, *optional*): Which scored tokens begin a reasoning step
             ([`split_steps`] of each response); every run of scored tokens begins with one.
-        lost (`tuple` of `str`): What the chat template leaves out of the response ([`~rsr_trl.scoring.own_text`]).
+        notes (`tuple` of `str`): What the chat template leaves out of the response (of [`~rsr_trl.scoring.own_text`]'s
+            `LOST`), and `SECOND_BOS`.
     """
 
     input_ids: np.ndarray
@@ -52,7 +54,7 @@ class TokenizedExample:
     truncated: bool = False
     error: str | None = None
     step_starts: np.ndarray | None = None
-    lost: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def failed(cls, error: str) -> "TokenizedExample":
@@ -311,9 +313,14 @@ class ExampleTokenizer:
             )
         steps = _step_starts(rendered, encoding, scored)[: self.max_length] if self.with_steps else None
         ids = np.array(ids, np.int32)
-        return TokenizedExample(
-            ids[: self.max_length], cut, len(cut) < len(ids), error, steps, () if error else rendered.lost
-        )
+        notes = () if error else (*rendered.lost, *([SECOND_BOS] if self._has_second_bos(rendered, ids) else []))
+        return TokenizedExample(ids[: self.max_length], cut, len(cut) < len(ids), error, steps, notes)
+
+    def _has_second_bos(self, rendered: _Rendered, ids: np.ndarray) -> bool:
+        """Whether the tokenizer has put a beginning-of-sequence token before the one that plain text begins with."""
+        bos, id_of_bos = self.processing_class.bos_token, self.processing_class.bos_token_id
+        begins = not rendered.conversational and bool(bos) and rendered.text.lstrip().startswith(bos)
+        return begins and ids[:2].tolist() == [id_of_bos] * 2
 
 
 def _check_messages(messages: object, column: str) -> None:

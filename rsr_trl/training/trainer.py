@@ -86,8 +86,8 @@ class RSRSFTTrainer(SFTTrainer):
         self.data_collator = live_collator(self.data_collator, args.rsr_rescore_strategy == "online")
         vocab_size = self.model.config.get_text_config().vocab_size
         lengths, num_scored = prepare.check_prepared(self.train_dataset, vocab_size)
-        if unscored := int((num_scored == 0).sum()):
-            logger.warning(f"{unscored} of {len(num_scored)} examples have no token to score: they come last.")
+        for line in prepare.describe(self.train_dataset, num_scored):
+            logger.warning(line)
         adapted = is_peft_model(self.model)
         student = self.model.get_base_model() if adapted else self.model
         virtual_tokens = adapted and self.model.active_peft_config.is_prompt_learning

@@ -33,7 +33,7 @@ def test_empty_turns_beside_others(name, qwen3):
     messages = [user("q"), assistant(""), user("q"), assistant("answer"), user("q"), assistant("")]
     (example,) = ExampleTokenizer(qwen3)([{"messages": messages}])
     empty = "<think>\n\n</think>\n\n" if name == "qwen3_training" else ""
-    assert scored_texts(qwen3, example) == [empty + "answer"] and example.lost == ()
+    assert scored_texts(qwen3, example) == [empty + "answer"] and example.notes == ()
 
 
 def test_turns_that_say_something_without_content(qwen3):
