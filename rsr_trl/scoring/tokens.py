@@ -8,7 +8,6 @@ say. This file knows no model.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from datasets import Features
@@ -124,15 +123,19 @@ class ExampleTokenizer:
         self.assistant_only_loss = assistant_only_loss
         self.dataset_text_field = dataset_text_field
         self.with_steps = with_steps
-        self._chats: dict[str | None, ChatSpans] = {}  # by template: `chat_template_kwargs` may bring another one
+        # By template: `chat_template_kwargs` may bring another one, and the user may set another on the tokenizer.
+        self._chats: dict[tuple, ChatSpans] = {}
+        self._replacements: dict[str, str | None] = {}
 
-    @cached_property  # TRL renders a few conversations to find it
+    @property
     def chat_template(self) -> str | None:
         """Template that replaces the tokenizer's own, exactly when SFTTrainer would replace it."""
         template = self.processing_class.chat_template
-        if self.assistant_only_loss and template is not None and not has_generation_markers(template):
-            return get_training_chat_template(self.processing_class)
-        return None
+        if not self.assistant_only_loss or template is None or has_generation_markers(template):
+            return None
+        if template not in self._replacements:  # TRL renders a few conversations to find it
+            self._replacements[template] = get_training_chat_template(self.processing_class)
+        return self._replacements[template]
 
     def check_columns(self, column_names: Iterable[str]) -> None:
         """Raise `RSRError` unless a dataset with these columns is in a format that can be tokenized."""
@@ -243,9 +246,10 @@ class ExampleTokenizer:
         template = kwargs["chat_template"]
         if not isinstance(template, (str, type(None))):
             raise ExampleError(f"chat_template is {_kind(template)}, expected a string")
-        if template not in self._chats:
-            self._chats[template] = ChatSpans(self.processing_class, template)
-        chat = self._chats[template]
+        in_force = (template, str(self.processing_class.chat_template), str(self.processing_class.special_tokens_map))
+        if in_force not in self._chats:
+            self._chats[in_force] = ChatSpans(self.processing_class, template)
+        chat = self._chats[in_force]
         text, spans = chat(messages, kwargs, first)
         spans = [(start, end) for start, end in spans if not is_blank(text[start:end])]
         lost, silent = OwnText([text[start:end] for start, end in spans]).missing(messages[first:])
