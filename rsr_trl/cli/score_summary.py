@@ -64,7 +64,12 @@ def print_progress(job: Job, args: OutputArguments, is_stopped: bool = False) ->
 
 
 def _progress(job: Job, args: OutputArguments) -> dict:
-    return {"output_dir": args.output_dir, "max_length": job.scorer.max_length, **job.totals()}
+    return {
+        "output_dir": args.output_dir,
+        "max_length": job.scorer.max_length,
+        "day": job.scorer.written_day,
+        **job.totals(),
+    }
 
 
 def _scores(job: Job, teacher_column: str | None) -> tuple[Dataset, Columns]:
@@ -109,6 +114,8 @@ def _show(out: Console, result: dict, columns: Columns) -> None:
         if "teachers" in result:
             say(out, "Teachers, most suitable first (means of their trajectories, in nats and tokens):")
             print_table(out, result["teachers"], TEACHERS, things="teacher")
+    if result["day"]:
+        say(out, f"The student's chat template writes the day: {result['day']} in all of them (it is in rsr_student).")
     for line in _gaps(result):
         say(out, line)
     speeds = [one["tokens_per_second"] for one in result["processes"].values()]

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import date
 from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
@@ -28,6 +29,8 @@ SENTINELS = ("\ue123", "\ue456")
 _TEXT_KEYS = ("content", "reasoning_content", "reasoning", "thinking")
 _CONTROL_TOKEN = re.compile(r"<\|[^<>\"]*>\s*$")
 
+_NOW = re.compile(r"""strftime_now\(\s*("[^"]*"|'[^']*')\s*\)""")
+
 
 class ChatTemplateError(ValueError):
     """A conversation that the chat template can't render, or in which the assistant's text can't be located."""
@@ -39,10 +42,13 @@ class ChatSpans:
 
     The spans come from the template's `{% generation %}` markers; for templates without them from TRL's training twin
     where it renders the very same text; else from rendering variants of the conversation ([`DerivedSpans`]).
-    `chat_template` replaces the tokenizer's own. `RSRError` if there is none.
+    `chat_template` replaces the tokenizer's own. `RSRError` if there is none. A template that writes today's date gets
+    `day`, so that the same conversation has the same text tomorrow.
     """
 
-    def __init__(self, processing_class: PreTrainedTokenizerBase, chat_template: str | None = None):
+    def __init__(
+        self, processing_class: PreTrainedTokenizerBase, chat_template: str | None = None, day: date | None = None
+    ):
         self.processing_class = processing_class
         template = chat_template or processing_class.chat_template
         if template is None:
@@ -57,6 +63,8 @@ class ChatSpans:
         if self._marked is None and chat_template is None:
             with suppress(Exception):  # TRL knows no twin, or the template breaks on TRL's own probes
                 self._marked = get_training_chat_template(processing_class)
+        if writes_day(template) and isinstance(template, str):
+            self._template, self._marked = (text and with_day(text, day) for text in (template, self._marked))
         # Forms of content (`str`, `list`) that the template writes: some leave one of them out without a word.
         self._forms: list[type] = []
         self.header, self.last_trailer = self._probe_header()
@@ -213,6 +221,17 @@ class ChatSpans:
             trailers.add(_end_of_turn(after, trailers) if conversation[turn].get("tool_calls") else after)
         self._openers = sorted(openers, key=len, reverse=True)
         self._trailers = sorted(trailers - {""}, key=len, reverse=True)
+
+
+def writes_day(chat_template: str | dict | None) -> bool:
+    """Whether a chat template asks for today's date."""
+    return "strftime_now" in str(chat_template)
+
+
+def with_day(chat_template: str, day: date | None) -> str:
+    """The template with the day written into it, today by default."""
+    day = day or date.today()
+    return _NOW.sub(lambda call: repr(day.strftime(call[1][1:-1])), chat_template)
 
 
 class DerivedSpans:

@@ -17,7 +17,7 @@ from pathlib import Path
 from datasets import Dataset, IterableDataset
 from xxhash import xxh3_64_hexdigest
 
-from rsr_trl.data import dataset_card
+from rsr_trl.data import STATE_FOLDER, dataset_card
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring.batches import rows_of_shard
 from rsr_trl.scoring.own_text import LOST
@@ -70,6 +70,8 @@ class Job:
             raise RSRError(f"shard_rows must be at least 1, got {shard_rows}.")
         self.scorer, self.dataset, self.shard_rows = scorer, dataset, shard_rows
         self.process, self.num_processes, self._card, self._facts = process, num_processes, card, facts
+        if day := read_json(Path(output_dir) / STATE_FOLDER / "manifest.json").get("student", {}).get("day"):
+            scorer.set_day(day)  # a chat template writes it: the rest has to be of the same text as what is done
         run = {"student": scorer.identity(), "data": identity, "settings": {"shard_rows": shard_rows}}
         self.folder = folder = ShardFolder(Path(output_dir), run, process, num_processes, overwrite)
         self.num_rows = len(dataset) if isinstance(dataset, Dataset) else read_json(folder.complete).get("rows")

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING
@@ -63,7 +64,13 @@ BATCH_ROWS = 512  # rows of an iterable dataset that are scored together
 LOADING = ("revision", "quantization_config", "device_map", "dtype", "device", "attn_implementation")
 LOADING += ("trust_remote_code",)  # all of these go to `load_model`
 OF_THE_SCORE = ("r_max", "assistant_only_loss", "logits_dtype")  # change scores by more than rounding
-NEUTRAL = ("device", "device_map", "max_batch_tokens", "overwrite")  # decide no column, or change it by rounding only
+NEUTRAL = (
+    "device",
+    "device_map",
+    "max_batch_tokens",
+    "overwrite",
+    "day",
+)  # decide no column, or change it by rounding only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +93,14 @@ class ScoringConfig:
     logits_dtype: str = "float32"
     overwrite: bool = False
     trust_remote_code: bool = False
+    day: str | None = None
 
     def __post_init__(self):
         check_r_max(self.r_max)
+        try:
+            date.fromisoformat(self.day or "2025-03-31")
+        except ValueError as error:
+            raise RSRError(f"day must be a date such as 2025-03-31, got {self.day!r}.") from error
 
     def some(self, names: Iterable[str]) -> dict[str, object]:
         return {name: getattr(self, name) for name in names}
@@ -135,6 +147,9 @@ class RSRScorer:
             `"model"` rounds logits to the model's dtype, as the paper's code does.
         overwrite (`bool`, *optional*, defaults to `False`): Replace columns of an earlier scoring instead of raising.
         trust_remote_code (`bool`, *optional*, defaults to `False`): As `from_pretrained` takes it.
+        day (`str`, *optional*):
+            What chat templates that write today's date get, such as `"2025-03-31"`; by default the day on which the
+            scorer is made. Where a template writes it, it is part of `rsr_student`.
 
     Raises:
         RSRError: for contradictory or impossible settings, such as a `max_length` beyond the student's positions.
@@ -157,6 +172,8 @@ class RSRScorer:
         **settings,
     ):
         self.config = ScoringConfig(**settings)
+        if self.config.day is None:
+            self.config = replace(self.config, day=str(date.today()))
         self.r_max, self.token_stats = self.config.r_max, self.config.token_stats
         self._others = OtherScores(self.config.scores)
         self.scores = self._others.names
@@ -200,6 +217,7 @@ class RSRScorer:
             self.config.assistant_only_loss,
             self.config.dataset_text_field,
             with_steps="steps" in self._others.needs,
+            day=self.config.day,
         )
 
     # ------------------------------------------------------------------------------------------- as a map function
@@ -363,9 +381,21 @@ class RSRScorer:
         template = self.processing_class.chat_template
         if self._fingerprint is None or self._fingerprint[0] != template:
             settings = self.config.some(OF_THE_SCORE)
+            if self.written_day is not None:
+                settings["day"] = self.written_day
             name = student_fingerprint(self._weights[1], self.processing_class, **settings)
             self._fingerprint = (template, name)
         return self._fingerprint[1]
+
+    @property
+    def written_day(self) -> str | None:
+        """The day that the chat template writes into every conversation; `None` for most templates."""
+        return self._tokenize.written_day
+
+    def set_day(self, day: str) -> None:
+        """Go on with the day of an earlier scoring."""
+        self.config = replace(self.config, day=day)
+        self._tokenize.day, self._fingerprint = day, None
 
     def identity(self) -> dict[str, str | int | float | bool | None]:
         """
@@ -382,6 +412,7 @@ class RSRScorer:
             "tokenizer": tokenizer_fingerprint(self.processing_class),
             "max_length": self.max_length,
             "scores": ", ".join(self.scores),
+            "day": self.written_day,
         }
 
     def _checkpoint(self) -> str:
@@ -402,7 +433,8 @@ class RSRScorer:
         identity = json.dumps(self.identity())
         if self.model_id is None:
             return partial, (_refuse_live_model, identity)
-        return _rebuild, (identity, self.model_id, self._given_tokenizer, vars(self.config))
+        settings = vars(self.config) | {"day": self.written_day}
+        return _rebuild, (identity, self.model_id, self._given_tokenizer, settings)
 
     # ------------------------------------------------------------------------------------------------------ checks
 

@@ -8,6 +8,7 @@ say. This file knows no model.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 
 import numpy as np
 from datasets import Features
@@ -17,7 +18,7 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 from trl.data_utils import common_prefix_length, is_conversational_from_value, maybe_convert_to_chatml
 
 from rsr_trl.rsr import RSRError
-from rsr_trl.scoring.chat_spans import ChatSpans, ChatTemplateError, Span
+from rsr_trl.scoring.chat_spans import ChatSpans, ChatTemplateError, Span, writes_day
 from rsr_trl.scoring.nulls import without_nulls
 from rsr_trl.scoring.own_text import OwnText, is_blank
 from rsr_trl.scoring.steps import split_steps
@@ -96,6 +97,8 @@ class ExampleTokenizer:
             markers. Which text is scored doesn't depend on it.
         dataset_text_field (`str`, *optional*, defaults to `"text"`): Column of the plain-text format.
         with_steps (`bool`, *optional*, defaults to `False`): Also find where reasoning steps begin.
+        day (`str`, *optional*): What chat templates that write today's date get, such as `"2025-03-31"`; by default
+            the day on which it first renders.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class ExampleTokenizer:
         assistant_only_loss: bool = False,
         dataset_text_field: str = "text",
         with_steps: bool = False,
+        day: str | None = None,
     ):
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise TypeError(
@@ -123,6 +127,7 @@ class ExampleTokenizer:
         self.assistant_only_loss = assistant_only_loss
         self.dataset_text_field = dataset_text_field
         self.with_steps = with_steps
+        self.day = day
         # By template: `chat_template_kwargs` may bring another one, and the user may set another on the tokenizer.
         self._chats: dict[tuple, ChatSpans] = {}
         self._replacements: dict[str, str | None] = {}
@@ -136,6 +141,15 @@ class ExampleTokenizer:
         if template not in self._replacements:  # TRL renders a few conversations to find it
             self._replacements[template] = get_training_chat_template(self.processing_class)
         return self._replacements[template]
+
+    @property
+    def written_day(self) -> str | None:
+        """The day that the chat template writes into every conversation; `None` for most templates."""
+        return (
+            (self.day or str(date.today()))
+            if writes_day(self.chat_template or self.processing_class.chat_template)
+            else None
+        )
 
     def check_columns(self, column_names: Iterable[str]) -> None:
         """Raise `RSRError` unless a dataset with these columns is in a format that can be tokenized."""
@@ -246,9 +260,11 @@ class ExampleTokenizer:
         template = kwargs["chat_template"]
         if not isinstance(template, (str, type(None))):
             raise ExampleError(f"chat_template is {_kind(template)}, expected a string")
-        in_force = (template, str(self.processing_class.chat_template), str(self.processing_class.special_tokens_map))
+        own = self.processing_class
+        in_force = (template, str(own.chat_template), str(own.special_tokens_map), self.day)
         if in_force not in self._chats:
-            self._chats[in_force] = ChatSpans(self.processing_class, template)
+            day = None if self.day is None else date.fromisoformat(self.day)
+            self._chats[in_force] = ChatSpans(self.processing_class, template, day)
         chat = self._chats[in_force]
         text, spans = chat(messages, kwargs, first)
         spans = [(start, end) for start, end in spans if not is_blank(text[start:end])]
