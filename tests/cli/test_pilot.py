@@ -122,7 +122,7 @@ def test_a_pool_with_scores_of_this_student_is_taken_as_it_is_and_of_another_not
         (("--strategies", "rsrr"), "no strategy 'rsrr'"),
         (("--num_seeds", "0"), "num_seeds must be at least 1, got 0"),
         (("--num_examples", "0"), "num_examples must be at least 1, got 0"),
-        (("--num_tokens", "40"), "Give one budget"),
+        (("--num_tokens", "40"), "num_examples or num_tokens, not both"),
         (("--group_column", "problem"), "no column 'problem'"),
         (("--answer_column", "answer"), "no column 'answer'"),
         (("--max_new_tokens", "0"), "max_new_tokens must be at least 1"),
