@@ -84,6 +84,7 @@ def main(data_args: DatasetArguments, select_args: SelectArguments, output_args:
         options=" ".join(f"--{name} {value}" for name, value in options.items()),
     )
     facts = {"command": "select", "student": student, "dataset": source, "settings": options}
+    facts["scoring"] = data.scoring_settings(source)
     data.write_scored(dataset.select(selection.rows), output_dir, card, output_args.overwrite, facts)
     result = {
         "output_dir": output_dir,

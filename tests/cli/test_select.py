@@ -4,7 +4,7 @@ import pytest
 from datasets import Dataset, load_dataset
 
 from rsr_trl.cli.main import main
-from rsr_trl.data import card_facts, write_scored
+from rsr_trl.data import card_facts, scoring_settings, write_scored
 
 
 @pytest.fixture
@@ -57,10 +57,12 @@ def test_summary_shows_before_and_after(select, capsys):
 
 
 def test_the_student_that_scored_is_passed_on(select, scored_rows, tmp_path, capsys):
-    write_scored(Dataset.from_list(scored_rows), tmp_path / "scored", "", facts={"student": "me/student"})
+    facts = {"command": "score", "student": "me/student", "settings": {"r_max": 50}}
+    write_scored(Dataset.from_list(scored_rows), tmp_path / "scored", "", facts=facts)
     assert select("--group_column", "problem_id", dataset_name=str(tmp_path / "scored")) == 0
     assert "Next: rsr sft --model_name_or_path me/student " in capsys.readouterr().err
     assert card_facts(select.output_dir)["student"] == "me/student"
+    assert scoring_settings(select.output_dir) == {"r_max": 50}
 
 
 def test_another_score_is_shown_before_and_after(select, capsys):
