@@ -3,6 +3,7 @@
 import json
 import shutil
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,68 +19,7 @@ WebDriverWait = pytest.importorskip("selenium.webdriver.support.wait").WebDriver
 
 LONG_NAMES = ("Mixtral-8x22B-Instruct-v0.1-extended-context", "ann", "DeepSeek-R1-Distill-Qwen-32B", "eve")
 
-# Text that overlaps other text: rectangles of all text on the page, cut to what its scrolling containers show.
-OVERLAPS = """
-const boxes = [], found = [], range = document.createRange();
-const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-while (walker.nextNode()) {
-  const node = walker.currentNode, parent = node.parentElement;
-  if (!node.data.trim() || parent.closest("script, style, #tip") || !parent.checkVisibility()) continue;
-  range.selectNodeContents(node);
-  for (let {left, top, right, bottom} of range.getClientRects()) {
-    for (let box = parent; box; box = box.parentElement) {
-      const {overflowX, overflowY} = getComputedStyle(box);
-      if (box === document.body || box.closest("svg")) continue;
-      if (overflowX === "visible" && overflowY === "visible") continue;
-      const edge = box.getBoundingClientRect();
-      [left, top] = [Math.max(left, edge.left), Math.max(top, edge.top)];
-      [right, bottom] = [Math.min(right, edge.right), Math.min(bottom, edge.bottom)];
-    }
-    if (right - left < 1 || bottom - top < 1) continue;
-    const slack = (bottom - top) * 0.22;  // the line box is taller than the letters
-    boxes.push({left, right, top: top + slack, bottom: bottom - slack, node});
-  }
-}
-boxes.sort((a, b) => a.top - b.top);
-boxes.forEach((a, i) => {
-  for (let j = i + 1; j < boxes.length && boxes[j].top < a.bottom; j++) {
-    const b = boxes[j];
-    if (a.node !== b.node && Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5
-        && Math.min(a.bottom, b.bottom) - b.top > 1) found.push([a.node.data.trim(), b.node.data.trim()]);
-  }
-});
-return found;
-"""
-
-# Contrast of every text with the page (WCAG), where it stands on the page's own background.
-FAINT = """
-const light = (colour) => colour.match(/[\\d.]+/g).slice(0, 3).map((c) => Number(c) / 255)
-  .map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-  .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-const paper = light(getComputedStyle(document.body).backgroundColor);
-return [...document.querySelectorAll("h1, h2, h3, p, dt, dd, th, td, figcaption, a, li, .tag, svg text")]
-  .map((element) => {
-    const style = getComputedStyle(element), ink = light(element.closest("svg") ? style.fill : style.color);
-    return [element.textContent.trim().slice(0, 40), (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05)];
-  }).filter(([, ratio]) => ratio < 4.5);
-"""
-
-# Of the charts that are shown: height of letters in CSS pixels, and text that sticks out at a side of its chart.
-CHART_TEXT = """
-const shown = [...document.querySelectorAll(".chart text")].filter((text) => text.checkVisibility());
-return {
-  heights: shown.map((text) => {
-    const {a, b} = text.getScreenCTM();
-    return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(a, b);
-  }),
-  cut: shown.filter((text) => {
-    const {left, right} = text.getBoundingClientRect(), chart = text.closest(".chart").getBoundingClientRect();
-    return left < chart.left - 1 || right > chart.right + 1;
-  }).map((text) => text.textContent.trim()),
-  drawings: [...document.querySelectorAll("figure")].map(
-    (figure) => [...figure.querySelectorAll("svg")].filter((svg) => svg.checkVisibility()).length),
-};
-"""
+LOOKS = Path(__file__).with_name("looks.js").read_text(encoding="utf-8")
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
@@ -118,6 +58,11 @@ def show(browser, page, width: int = 1400, scheme: str = "light") -> None:
     shortly(browser, lambda: browser.execute_script("return !window.earlier && document.readyState === 'complete'"))
 
 
+def look(browser, what: str):
+    """The result of a function of looks.js."""
+    return browser.execute_script(f"{LOOKS}\nreturn {what}();")
+
+
 def shortly(browser, check) -> None:
     """Wait until `check()` holds: a busy machine draws, and reports pointer and keys, when it can."""
     WebDriverWait(browser, 20).until(lambda _: check())
@@ -151,11 +96,11 @@ def full_page(write, tiny_tokenizer, run):
 def test_it_is_readable_everywhere_and_asks_for_nothing(browser, full_page, width, scheme):
     show(browser, full_page, width, scheme)
     assert all(full_page.sections().values())
-    assert browser.execute_script(OVERLAPS) == []
+    assert look(browser, "overlaps") == []
     browser.execute_script("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
-    assert browser.execute_script(OVERLAPS) == []
-    assert browser.execute_script(FAINT) == []
-    charts = browser.execute_script(CHART_TEXT)
+    assert look(browser, "overlaps") == []
+    assert look(browser, "faint") == []
+    charts = look(browser, "chartText")
     assert min(charts["heights"]) >= (12 if width >= 390 else 10)  # 320: the smallest phones
     assert charts["cut"] == [] and set(charts["drawings"]) == {1}
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
@@ -165,7 +110,7 @@ def test_it_is_readable_everywhere_and_asks_for_nothing(browser, full_page, widt
     assert len(set(ids)) == len(ids)
     assert troubles(browser) == []
     browser.execute_script("document.querySelector('h1').style.marginBottom = '-1.5em'")
-    assert browser.execute_script(OVERLAPS)  # so it would be found
+    assert look(browser, "overlaps")  # so it would be found
 
 
 def test_the_table_sorts_both_ways_by_numbers_and_names(browser, full_page):
@@ -269,7 +214,7 @@ def test_it_prints_on_paper_without_its_controls(browser, full_page):
     assert not browser.find_element("tag name", "nav").is_displayed()
     assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.execute_script("return getComputedStyle(document.querySelector('.card .text')).maxHeight") == "none"
-    charts = browser.execute_script(CHART_TEXT)
+    charts = look(browser, "chartText")
     assert charts["cut"] == [] and set(charts["drawings"]) == {1}
     assert len(browser.execute_cdp_cmd("Page.printToPDF", {})["data"]) > 10_000
 

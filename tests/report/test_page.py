@@ -22,10 +22,8 @@ def test_every_part_that_the_data_can_fill_is_there_and_says_the_direction(write
 
 
 def test_the_page_needs_nothing_but_itself(write, rows):
-    page = write(rows)
-    addresses = [
-        attrs[name] for _, attrs in page.tags for name in ("src", "href", "srcset", "xlink:href") if attrs.get(name)
-    ]
+    page, places = write(rows), ("src", "href", "srcset", "xlink:href")
+    addresses = [attrs[name] for _, attrs in page.tags for name in places if attrs.get(name)]
     assert addresses and all(address.startswith(("#", "data:")) for address in addresses)
     style = re.search(r"<style>(.*?)</style>", page.html, re.DOTALL)[1]
     assert "@import" not in style and "url(" not in style
@@ -38,10 +36,9 @@ def test_the_page_needs_nothing_but_itself(write, rows):
     targets = {address[1:] for address in addresses if address.startswith("#")}
     assert targets | set(re.findall(r"url\(#([^)]+)\)", page.html)) <= set(ids)
     # Every colour of a chart has a value in light and in dark.
-    html = page.html
-    charts = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
-    used = set(re.findall(r"var\(--(\w+)\)", charts))
-    light, dark = (set(re.findall(r"--(\w+):", part)) for part in re.findall(r":root \{(.*?)\}", html, re.DOTALL)[:2])
+    used = set(re.findall(r"var\(--(\w+)\)", "".join(re.findall(r"<svg.*?</svg>", page.html, re.DOTALL))))
+    themes = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[:2]
+    light, dark = (set(re.findall(r"--(\w+):", theme)) for theme in themes)
     assert {"ink", "line", "c0"} <= used <= light == dark
 
 
