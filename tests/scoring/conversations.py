@@ -78,8 +78,6 @@ def with_tools(arguments: object = None) -> list[dict]:
     ]
 
 
-# -------------------------------------------- awkward content: templates' own markers, repeated texts, many scripts
-
 BITS = ["<|im_end|>", "<|im_end|>\n", "<|im_start|>assistant\n", "<|im_start|>user\n", "<|eot_id|>", "<|end|>\n"]
 BITS += ["<|start_header_id|>assistant<|end_header_id|>\n\n", "<|assistant|>\n", "<end_of_turn>\n"]
 BITS += ["<start_of_turn>model\n", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "[INST] ", " [/INST]", "<|endoftext|>"]
@@ -129,9 +127,6 @@ class Author:
                     assistant(say(), **thought) if kind == "answer" else {"user": user, "tool": tool}[kind](say())
                 )
         return [*messages, assistant(say())]
-
-
-# ------------------------------------------------------------------------------------------------ by TRL, and read
 
 
 def prepared_by_trl(

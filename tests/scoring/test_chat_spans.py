@@ -61,8 +61,6 @@ def test_headers_in_words_where_the_template_writes_none(way, chat_of):
         assert own_texts(chat, messages) == ["words", answer]
 
 
-# ------------------------------------------------------------------------------- templates with markers of their own
-
 OPENED = "{% generation %}<|im_start|>assistant\n{{ m.content }}"
 HEADER_INSIDE = (
     "{% for m in messages %}{% if m.role == 'assistant' %}" + OPENED + "<|im_end|>\n{% endgeneration %}"
@@ -124,9 +122,6 @@ def test_named_templates(chat_of):
     chat = chat_of({"default": CHATML, "tool_use": TEMPLATES["qwen3"]})
     assert own_texts(chat, SINGLE) == ["answer1"]
     assert own_texts(chat, SINGLE, tools=[]) == ["<think>\n\n</think>\n\nanswer1"]
-
-
-# -------------------------------------------------------------------------------------------------- errors
 
 
 WRITES_LENGTHS = (

@@ -103,38 +103,29 @@ def test_conversations_of_qwen3(row, settings, texts, qwen3):
     assert said(qwen3, row, **settings) == texts
 
 
-@pytest.mark.parametrize("name", ["qwen3", "qwen3_training", "llama3", "deepseek_r1_distill"])
-def test_awkward_content_to_the_byte(name, tiny_tokenizer):
-    """A token a byte: scored are the very bytes that a renderer written by hand calls the assistant's own."""
-    tiny_tokenizer.chat_template = TEMPLATES[name]
-    tiny_tokenizer.bos_token = "<|endoftext|>"
-    render = getattr(renderers, name.removesuffix("_distill"))
-    author, tokenize = talk.Author(seed=3), ExampleTokenizer(tiny_tokenizer)
+AWKWARD = [(name, "tiny_tokenizer") for name in ("qwen3", "qwen3_training", "llama3", "deepseek_r1_distill")]
+AWKWARD += [(name, "qwen3") for name in ("qwen3", "llama3")]
+
+
+@pytest.mark.parametrize(("name", "fixture"), AWKWARD)
+def test_awkward_content_token_by_token(name, fixture, request):
+    """Scored are those tokens, and only those, that hold a character of what a renderer by hand calls the own text."""
+    tokenizer = request.getfixturevalue(fixture)
+    tokenizer.chat_template, tokenizer.bos_token = TEMPLATES[name], "<|endoftext|>"
+    author, tokenize = talk.Author(seed=3), ExampleTokenizer(tokenizer)
     conversations = [author.conversation(False, name.startswith("qwen3")) for _ in range(40)]
     for messages, example in zip(conversations, tokenize([{"messages": m} for m in conversations]), strict=True):
-        pieces = render(messages, bos=tiny_tokenizer.bos_token, eos=tiny_tokenizer.eos_token)
-        own = "".join(piece for piece, own in pieces if own)
-        assert tiny_tokenizer.decode(example.input_ids[example.scored]) == own
-        assert (example.error is None) == bool(own)
-
-
-@pytest.mark.parametrize("name", ["qwen3", "llama3"])
-def test_awkward_content_in_real_tokens(name, qwen3):
-    """Tokens of several characters: scored are those, and only those, that hold a character of the own text."""
-    qwen3.chat_template = TEMPLATES[name]
-    qwen3.bos_token = "<|endoftext|>"
-    author, tokenize = talk.Author(seed=4), ExampleTokenizer(qwen3)
-    conversations = [author.conversation(False, name == "qwen3") for _ in range(40)]
-    for messages, example in zip(conversations, tokenize([{"messages": m} for m in conversations]), strict=True):
-        pieces = getattr(renderers, name)(messages, bos=qwen3.bos_token, eos=qwen3.eos_token)
+        render = getattr(renderers, name.removesuffix("_distill"))
+        pieces = render(messages, bos=tokenizer.bos_token, eos=tokenizer.eos_token)
         text, spans = renderers.text_and_spans(pieces)
-        offsets = qwen3(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         expected = [any(start < stop and end > begin for begin, stop in spans) for start, end in offsets]
         if example.error is None:
             assert example.scored.tolist() == expected
-
-
-# ------------------------------------------------------------------------------------------------- truncation
+        if fixture == "tiny_tokenizer":  # a token a byte
+            own = "".join(text[start:stop] for start, stop in spans)
+            assert tokenizer.decode(example.input_ids[example.scored]) == own
+            assert (example.error is None) == bool(own)
 
 
 def test_truncated_completion(tiny_tokenizer):

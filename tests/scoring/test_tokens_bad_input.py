@@ -10,8 +10,6 @@ from rsr_trl.scoring.tokens import ExampleTokenizer
 from tests.scoring.conversations import MULTI, SINGLE, TEMPLATES, as_parts, assistant, scored_texts, system, user
 
 
-# --------------------------------------------------------------------------------------------------- bad rows
-
 CHAT = {"prompt": [user("q")], "completion": [assistant("a")]}
 SURROGATE = "half of an emoji \ud83d"
 UNKNOWN = "has the unknown role"
@@ -111,9 +109,6 @@ def test_rows_that_fail_to_encode_are_found_one_by_one(tiny_tokenizer):
 
 def test_no_rows(tiny_tokenizer):
     assert ExampleTokenizer(tiny_tokenizer)([]) == []
-
-
-# ------------------------------------------------------------------------------- what no row could be scored with
 
 
 def test_no_end_of_sequence_token(tiny_tokenizer):
