@@ -5,11 +5,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from datasets import Dataset, IterableDataset, load_dataset
 
 from rsr_trl import RSRScorer, data
 from rsr_trl.rsr import RSRError
+from rsr_trl.scoring.batches import rows_of_shard
 from rsr_trl.scoring.job import Job, default_shard_rows, tokenized_sample
 from rsr_trl.scoring.rows import typed_rows
 
@@ -310,10 +312,21 @@ def test_shards_are_measured_by_tokens_and_many(scorer):
     examples = tokenized_sample(scorer, dataset)
     mean = sum(len(example.input_ids) for example in examples) / len(ROWS)
     assert default_shard_rows(dataset.to_iterable_dataset(), examples) == round(2**22 / mean)
-    many = {23: 2**14, 200_000: 200_000 * mean / 160, 10**7: 2**20, 10**9: 10**9 * mean / 2000}
+    many = {23: 2**16, 10**6: 10**6 * mean / 160, 10**7: 2**20, 10**9: 10**9 * mean / 2000}
     for num_rows, tokens in many.items():
         large = type("Many", (Dataset,), {"__len__": lambda self, num_rows=num_rows: num_rows})(dataset.data)
         assert default_shard_rows(large, examples) == round(tokens / mean)
+
+
+@pytest.mark.parametrize("world", [2, 8])
+def test_shares_are_even_of_teachers_one_after_another(gsm8k_rows, world):
+    by_teacher, draw = {}, np.random.default_rng(0)
+    for row in gsm8k_rows:
+        by_teacher.setdefault(row["teacher"], []).append(len(row["completion"]))
+    lengths = np.concatenate([draw.choice(own, 40 * len(own)) for own in by_teacher.values()])  # 48M tokens
+    shards = np.add.reduceat(lengths, range(0, len(lengths), rows_of_shard(lengths[::300], len(lengths))))
+    shares = [shards[process::world].sum() for process in range(world)]
+    assert len(shards) >= 20 * world and min(shares) >= 0.95 * max(shares)
 
 
 def test_other_scores_are_part_of_the_run(make_job, run, make_scorer, source, tmp_path):

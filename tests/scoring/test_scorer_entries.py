@@ -192,12 +192,6 @@ class TestDatasetsOwnThings:
         scorer(Watched(ROWS[1]))
         assert seen == {"prompt", "completion"}
 
-    def test_scored_columns_survive_disk(self, scorer_with_tokens, dataset, tmp_path):
-        scored = scorer_with_tokens.score(dataset)
-        scored.save_to_disk(tmp_path / "scored")
-        again = Dataset.load_from_disk(str(tmp_path / "scored"))
-        assert again.to_list() == scored.to_list() and again.features == scored.features
-
 
 class TestOverwrite:
     @pytest.fixture
