@@ -3,6 +3,7 @@
 The reasons themselves are in test_tokens_bad_input.py.
 """
 
+import inspect
 import re
 from pathlib import Path
 
@@ -115,6 +116,10 @@ class TestSettings:
         (tmp_path / "empty").mkdir()
         with pytest.raises((OSError, ValueError), match=str(tmp_path / "empty")):
             RSRScorer(str(tmp_path / "empty"))
+
+
+def test_settings_are_shown_by_help():
+    assert {"model", "processing_class", "r_max", "scores"} <= set(inspect.signature(RSRScorer).parameters)
 
 
 def test_nan_names_the_rows(tiny_student, tiny_tokenizer):
