@@ -19,6 +19,7 @@ import math
 import os
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,15 +30,16 @@ import transformers
 from datasets import Dataset
 from limits_of_rsr_report import plot, report
 from limits_of_rsr_world import STYLES, Problem, make_problems
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, LlamaForCausalLM, PrinterCallback
 from trl import SFTConfig, SFTTrainer
 
-from benchmarks.pretrain_demo_student import BATCH_SIZE, encode, in_batches, pad
 from rsr_trl import RSRScorer, select_trajectories
 from rsr_trl.demo import STUDENT_PATH
 from rsr_trl.rsr import NUM_TOKENS
 
 
+BATCH_SIZE = 16
 PLAN = Path(__file__).parent / "data" / "limits_of_rsr_teachers.json"
 
 
@@ -56,6 +58,19 @@ FULL = Size(pretrain_batches=1000, problems=400, held_out=300, epochs=2, runs=2)
 QUICK = Size(pretrain_batches=24, problems=24, held_out=20, epochs=1, runs=1)
 
 
+def batches(tokenizer, chats: list[list[dict]], rng: random.Random) -> Iterator[dict[str, torch.Tensor]]:
+    """Whole chats in batches of similar lengths, which need little padding, in an order that doesn't follow length."""
+    rows = [torch.tensor(tokenizer.apply_chat_template(chat, return_dict=True)["input_ids"]) for chat in chats]
+    for start in range(0, len(rows), 16 * BATCH_SIZE):
+        drawn = sorted(rows[start : start + 16 * BATCH_SIZE], key=len)
+        some = [drawn[i : i + BATCH_SIZE] for i in range(0, len(drawn), BATCH_SIZE)]
+        rng.shuffle(some)
+        for batch in some:
+            ids = pad_sequence(batch, batch_first=True, padding_value=tokenizer.pad_token_id)  # (batch, sequence)
+            mask = pad_sequence([torch.ones_like(row) for row in batch], batch_first=True)
+            yield {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+
+
 def pretrain(plan: dict, size: Size, folder: Path, seed: int) -> None:
     """Go on pretraining the demo's student on short chains, solved rightly, each read once, and save it."""
     rng = random.Random(seed)
@@ -64,13 +79,12 @@ def pretrain(plan: dict, size: Size, folder: Path, seed: int) -> None:
     dialects, chats = plan["student"]["dialects"], []
     for problem in make_problems(BATCH_SIZE * size.pretrain_batches, plan["student"]["steps"], rng, distinct=False):
         response = STYLES[rng.choices(list(dialects), list(dialects.values()))[0]](problem.work(), rng)
-        messages = [{"role": "user", "content": problem.prompt}, {"role": "assistant", "content": response}]
-        chats.append((messages, str(problem.work()[-1].result)))
+        chats.append([{"role": "user", "content": problem.prompt}, {"role": "assistant", "content": response}])
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.1)
-    for step, batch in enumerate(in_batches(encode(tokenizer, chats), rng)):
+    for step, batch in enumerate(batches(tokenizer, chats, rng)):
         cosine = 0.5 * (1 + math.cos(math.pi * step / size.pretrain_batches))
         optimizer.param_groups[0]["lr"] = 2e-3 * min(1, (step + 1) / 20) * (0.02 + 0.98 * cosine)
-        model(**pad(batch, tokenizer.pad_token_id)).loss.backward()
+        model(**batch).loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

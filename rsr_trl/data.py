@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,8 +23,8 @@ from datasets import (
     Value,
     load_dataset,
     load_dataset_builder,
+    load_from_disk,
 )
-from datasets import load_from_disk as _load_from_disk
 from datasets.exceptions import DatasetsError
 from huggingface_hub import DatasetCard, DatasetCardData
 
@@ -67,7 +68,7 @@ def load(
         if path.suffix.lower() not in READERS:
             raise RSRError(f"Can't read {dataset_name!r}: the file must end in {', '.join(READERS)}.")
         source = {"path": READERS[path.suffix.lower()], "data_files": {"train": [str(path)]}}
-    elif (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    elif _is_saved(path):
         dataset = _load_saved(path, split)
         return dataset.to_iterable_dataset() if streaming else dataset
     elif path.is_dir() or not is_written_as_path(dataset_name):
@@ -95,9 +96,12 @@ def is_written_as_path(name: str) -> bool:
     return name.startswith((".", "~", os.sep)) or name.count("/") > 1 or Path(name).suffix.lower() in READERS
 
 
+def _is_saved(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))  # by `save_to_disk`
+
+
 def _load_saved(path: Path, split: str) -> Dataset:
-    """Load a split from a folder that `save_to_disk` wrote."""
-    dataset = _load_from_disk(str(path))
+    dataset = load_from_disk(str(path))
     if isinstance(dataset, DatasetDict):
         if split not in dataset:
             raise RSRError(f"{str(path)!r} has no split {split!r}; it has {', '.join(dataset)}.")
@@ -109,8 +113,7 @@ def _load_saved(path: Path, split: str) -> Dataset:
 
 def _check_none_left_out(folder: Path, config: str | None) -> None:
     """Raise if `load_dataset` would pass over data files, as it does where only some of the names mean a split."""
-    readme = folder / "README.md"
-    if readme.is_file() and DatasetCard.load(readme, ignore_metadata_errors=True).data.get("configs"):
+    if _metadata(folder).get("configs"):
         return  # the folder itself says which files belong to what
     taken = load_dataset_builder(str(folder), name=config).config.data_files
     taken = {os.path.realpath(file) for files in taken.values() for file in files}
@@ -129,15 +132,9 @@ def _check_none_left_out(folder: Path, config: str | None) -> None:
 
 def read_table(dataset: Dataset, names: Iterable[str | None], option: str | None = None) -> pa.Table:
     """
-    Read the named columns of `dataset` at once, in the dataset's own order.
-
-    Args:
-        dataset (`Dataset`): Any format set on it is ignored.
-        names (iterable of `str` or `None`): Columns to read; `None` entries are skipped.
-        option (`str`, *optional*): Option that names them, for the message about one that isn't there.
-
-    Raises:
-        `TypeError` for anything but a [`~datasets.Dataset`]; `RSRError` for a column that isn't there.
+    Read the named columns at once (`None` is skipped), in the dataset's own order; a format set on it is ignored.
+    `TypeError` for anything but a [`~datasets.Dataset`]; `RSRError`, which begins with `option`, for a column that
+    isn't there.
     """
     if not isinstance(dataset, Dataset):
         raise TypeError(
@@ -160,18 +157,12 @@ def read_table(dataset: Dataset, names: Iterable[str | None], option: str | None
 
 @dataclass(frozen=True)
 class Columns:
-    """
-    Which columns say who wrote a trajectory, which problem it answers and whether it is right; `None`: none does.
-
-    Args:
-        teacher, problem, correct (`str`, *optional*): Names of columns.
-        notes (list of `str`): Well-known columns that can't be used, and why.
-    """
+    """Which columns say who wrote a trajectory, which problem it answers and whether it is right; `None`: none."""
 
     teacher: str | None = None
     problem: str | None = None
     correct: str | None = None
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # well-known columns that can't be used, and why
 
     @property
     def names(self) -> list[str]:
@@ -183,13 +174,9 @@ def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
     """
     The columns of teacher, problem and correctness: those asked for, else well-known ones that can be used.
 
-    A column of problems can be used if some problem is in several rows; neither it nor that of teachers may have
-    nulls; a column of correctness holds booleans.
-
-    Args:
-        dataset (`Dataset`): Scored or not.
-        asked ([`Columns`], *optional*): Names given by the user; `RSRError` for one that isn't a column. `"none"`
-            means that no column is to be taken.
+    A column of problems can be used if it names two or more, and some problem is in several rows; neither it nor that
+    of teachers may have nulls; a column of correctness holds booleans. In `asked`, `"none"` means that no column is to
+    be taken; `RSRError` for a name that isn't a column.
     """
     asked, notes = asked or Columns(), []
 
@@ -207,8 +194,8 @@ def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
             notes.append(f"Column {name!r} is null in {counted(column.null_count, 'row')}, so it isn't used.")
         return not column.null_count
 
-    def repeats(name: str) -> bool:
-        return names_groups(name) and pc.count_distinct(read_table(dataset, [name])[name]).as_py() < len(dataset)
+    def names_problems(name: str) -> bool:
+        return names_groups(name) and 1 < pc.count_distinct(read_table(dataset, [name])[name]).as_py() < len(dataset)
 
     def says_true_or_false(name: str) -> bool:
         return dataset.features[name] == Value("bool")
@@ -216,7 +203,7 @@ def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
     problems = ("problem_id", "question_id", "prompt_id", "problem", "question", "prompt")
     return Columns(
         teacher=find("teacher_column", asked.teacher, ("teacher",), names_groups),
-        problem=find("problem_column", asked.problem, problems, repeats),
+        problem=find("problem_column", asked.problem, problems, names_problems),
         correct=find("correctness_column", asked.correct, ("correct", "is_correct"), says_true_or_false),
         notes=notes,
     )
@@ -234,14 +221,12 @@ def as_trl_format(
     Turn raw columns into a format that [`~trl.SFTTrainer`] takes. Without arguments the dataset comes back as it is.
 
     Args:
-        dataset (`Dataset` or `IterableDataset`): Any dataset with text or chat columns.
-        prompt_column (`str`, *optional*): Column to call `prompt`.
-        completion_column (`str`, *optional*): Column to call `completion`.
-        messages_column (`str`, *optional*): Column to call `messages`; instead of the other two.
+        dataset (`Dataset` or `IterableDataset`): With text or chat columns.
+        prompt_column, completion_column (`str`, *optional*): Columns to call `prompt` and `completion`.
+        messages_column (`str`, *optional*): Column to call `messages`, instead of the other two.
         system_prompt (`str`, *optional*): System message to put before every chat.
         as_chat (`bool`, *optional*, defaults to `False`): Whether to wrap a plain-text prompt into a user message and
-            its completion into an assistant message, so that the student sees its chat template. Columns that hold
-            chats already stay as they are.
+            its completion into an assistant message, for the student's chat template. Chats stay as they are.
 
     Returns:
         The dataset with those columns. If columns are named, others whose names SFTTrainer would read (`prompt`,
@@ -268,48 +253,42 @@ def as_trl_format(
         dataset = dataset.rename_columns(renames)
         columns = [renames.get(column, column) for column in columns]
     if as_chat:
-        for target in ("prompt", "completion"):
-            if target not in columns:
-                raise RSRError(
-                    f"as_chat wraps a prompt and a completion, but there is no column {target!r}; name it with "
-                    f"{target}_column. The dataset has: {', '.join(columns)}."
-                )
+        if missing := [target for target in ("prompt", "completion") if target not in columns]:
+            raise RSRError(
+                f"as_chat wraps a prompt and a completion, but there is no column {missing[0]!r}; name it with "
+                f"{missing[0]}_column. The dataset has: {', '.join(columns)}."
+            )
         for target, role in (("completion", "assistant"), ("prompt", "user")):
             if not isinstance((dataset.features or {}).get(target), (list, List, LargeList)):
-                dataset = _map_column(dataset, target, _wrap, {"role": role}, CHAT)
+                dataset = _map_column(dataset, target, partial(_wrap, role=role), CHAT)
     if system_prompt is not None:
         column = "prompt" if "prompt" in columns else "messages"  # where there are both, SFTTrainer reads the prompt
         if column not in columns:
             raise RSRError(f"system_prompt needs `messages` or `prompt`. The dataset has: {', '.join(columns)}.")
-        dataset = _map_column(dataset, column, _prepend_system, {"system_prompt": system_prompt})
+        dataset = _map_column(dataset, column, partial(_prepend_system, system_prompt=system_prompt))
     return dataset
 
 
-def _map_column(dataset, column: str, function, arguments: dict, feature=None):
+def _map_column(dataset, column: str, function: Callable, feature=None):
     """Replace one column by `function` of it; null stays null. `feature` is its new type, by default the old one."""
     features = dataset.features and Features({**dataset.features, **({column: feature} if feature else {})})
-    return dataset.map(
-        _map_batch,
-        with_indices=True,
-        batched=True,
-        fn_kwargs={"column": column, "function": function, "arguments": arguments},
-        features=features,
-        **({"desc": f"Wrapping {column}"} if isinstance(dataset, Dataset) else {}),
-    )
+    desc = {"desc": f"Wrapping {column}"} if isinstance(dataset, Dataset) else {}
+    on_batch = partial(_map_batch, column=column, function=function)
+    return dataset.map(on_batch, with_indices=True, batched=True, features=features, **desc)
 
 
-def _map_batch(batch: dict, rows: list[int], column: str, function, arguments: dict) -> dict:
+def _map_batch(batch: dict, rows: list[int], column: str, function: Callable) -> dict:
     values = []
     for row, value in zip(rows, batch[column], strict=True):
         try:
-            values.append(None if value is None else function(value, **arguments))
+            values.append(None if value is None else function(value))
         except ValueError as error:
             raise RSRError(f"Row {row}, column {column!r}: {error}") from None
     return {column: values}
 
 
 def _wrap(text: str | list[dict], role: str) -> list[dict]:
-    if isinstance(text, list):  # of a stream whose columns' types nobody knows beforehand
+    if isinstance(text, list):  # a stream's columns may have no known type
         return text
     if not isinstance(text, str):
         raise RSRError(f"as_chat wraps plain text, but this is {type(text).__name__}: {str(text)[:60]!r}")
@@ -329,7 +308,7 @@ def source_files(dataset_name: str, config: str | None = None, split: str = "tra
     path = Path(dataset_name).expanduser()
     if path.is_file():
         return [str(path)]
-    if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+    if _is_saved(path):
         return sorted(str(file) for file in path.rglob("*.arrow"))
     files = load_dataset_builder(str(path) if path.is_dir() else dataset_name, name=config).config.data_files or {}
     wanted = {part.split("[")[0].strip() for part in split.split("+")}
@@ -344,8 +323,7 @@ def dataset_card(card: str | Path, version: str | None = None, facts: dict | Non
         card (`str` or `Path`): Text in Markdown; or the path of a Jinja template of a whole card (see
             [`~huggingface_hub.DatasetCard.from_template`]), which gets `facts` and `citation`.
         version (`str`, *optional*): Names the content of a folder that is still written to. `load_dataset` caches a
-            folder whose card names data files by the folder's own name and the header: without this it would go on
-            giving the rows of another folder, or of an earlier time.
+            folder by its name and the card's header: without this it would give rows of another, or of an older time.
         facts (`dict`, *optional*): What [`card_facts`] gives back, such as `command`, `student` and `settings`.
     """
     config = {"config_name": "default", "data_files": [{"split": "train", "path": f"{DATA_FOLDER}/train-*.parquet"}]}
@@ -358,15 +336,13 @@ def dataset_card(card: str | Path, version: str | None = None, facts: dict | Non
 
 def card_facts(source: str | Path | None) -> dict:
     """What [`dataset_card`] noted in the folder `source`; empty where there is no such card."""
-    return _card(source).get(FACTS) or {}
+    return _metadata(source).get(FACTS) or {} if source is not None else {}
 
 
-def _card(source: str | Path | None) -> dict:
-    """Metadata of the card in a folder; empty where there is none."""
-    card = Path(source or "", "README.md").expanduser()
-    if source is None or not card.is_file():
-        return {}
-    return DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict()
+def _metadata(folder: str | Path) -> dict:
+    """Of the card in a folder; empty where there is none."""
+    card = Path(folder, "README.md").expanduser()
+    return DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
 
 
 def scoring_settings(source: str | Path | None) -> dict:
@@ -382,29 +358,23 @@ def is_selection(source: str | Path | None) -> bool:
 
 def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
     """
-    Raise `RSRError` if [`write_scored`] would refuse `output_dir`: call it before the work, not after.
-
-    With `overwrite`, only a folder that this package has written is replaced, never one that holds anything else: a
-    dataset of another origin may have the same files.
+    Raise `RSRError` if [`write_scored`] would refuse `output_dir`: call it before the work. With `overwrite` only a
+    folder that this package has written is replaced: a dataset of another origin may have the same files.
     """
     output_dir = Path(output_dir)
     if output_dir.is_file():
         raise RSRError(f"{str(output_dir)!r} is a file; output_dir must be a folder.")
-    found = sorted(file.name for file in output_dir.iterdir()) if output_dir.is_dir() else []
+    found = sorted(file.name for file in output_dir.glob("*"))
     if found and not overwrite:
         raise RSRError(f"{str(output_dir)!r} isn't empty. Choose another output_dir, or pass overwrite to replace it.")
     foreign = [name for name in found if name not in ("README.md", DATA_FOLDER, STATE_FOLDER)]
     inside = output_dir.glob(f"{DATA_FOLDER}/*")
     foreign += [f"{DATA_FOLDER}/{file.name}" for file in inside if file.suffix != ".parquet" and file.name[0] != "."]
-    if found and (foreign or not _is_ours(output_dir)):
+    ours = (output_dir / STATE_FOLDER).is_dir() or "rsr-trl" in (_metadata(output_dir).get("tags") or [])
+    if found and (foreign or not ours):
         what = f"holds other things than a scored dataset (first: {foreign[0]})" if foreign else ""
         what = what or "holds a dataset that wasn't written by rsr-trl"
         raise RSRError(f"{str(output_dir)!r} {what}, so it is not overwritten. Choose another output_dir.")
-
-
-def _is_ours(folder: Path) -> bool:
-    """Whether this package has written there: its own folder is there, or a card with its tag."""
-    return (folder / STATE_FOLDER).is_dir() or "rsr-trl" in (_card(folder).get("tags") or [])
 
 
 def check_not_read(sources: Iterable[str | Path], output_dir: str | Path) -> None:
@@ -421,14 +391,8 @@ def write_scored(
 ) -> None:
     """
     Write a scored dataset as a folder that [`load`], `datasets.load_dataset` and `trl sft` read: `data/*.parquet` and
-    a dataset card. The folder appears whole or not at all.
-
-    Args:
-        dataset (`Dataset`): What to write.
-        output_dir (`str` or `Path`): Folder to make. It must be absent or empty.
-        card (`str` or `Path`): As [`dataset_card`] takes it.
-        overwrite (`bool`, *optional*, defaults to `False`): Whether to replace an earlier scored dataset there.
-        facts (`dict`, *optional*): As [`dataset_card`] takes them.
+    a dataset card, of `card` and `facts` as [`dataset_card`] takes them. The folder appears whole or not at all; it
+    must be absent or empty, or with `overwrite` an earlier scored dataset.
     """
     check_output_dir(output_dir, overwrite)
     output_dir = Path(output_dir).resolve()
@@ -444,9 +408,9 @@ def write_scored(
         os.replace(made, output_dir)
 
 
-def examples(names: list, limit: int = 5) -> str:
+def examples(names: list, limit: int = 5, show: Callable = repr) -> str:
     """A few of `names` for a message."""
-    return ", ".join(map(repr, names[:limit])) + (", ..." if len(names) > limit else "")
+    return ", ".join(map(show, names[:limit])) + (", ..." if len(names) > limit else "")
 
 
 def counted(number: int, thing: str) -> str:

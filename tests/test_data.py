@@ -30,17 +30,16 @@ def _write(path, rows=ROWS):
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":
         path.write_text(json.dumps(rows))
-    elif path.suffix == ".jsonl":
-        path.write_text("\n".join(map(json.dumps, rows)))
     else:
-        getattr(Dataset.from_list(rows), f"to_{path.suffix[1:]}")(path)
+        getattr(Dataset.from_list(rows), f"to_{path.suffix[1:].removesuffix('l')}")(path)
     return str(path)
 
 
 class TestLoad:
     @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
     def test_file(self, tmp_path, suffix):
-        assert load(_write(tmp_path / f"rows{suffix}")).to_list() == ROWS
+        path = _write(tmp_path / f"rows{suffix}")
+        assert load(path).to_list() == ROWS and source_files(path) == [path]
 
     def test_part_or_stream_of_a_file_that_changes(self, tmp_path):
         path = _write(tmp_path / "rows.jsonl")
@@ -49,17 +48,14 @@ class TestLoad:
         assert isinstance(stream, IterableDataset) and list(stream) == ROWS
         assert len(load(_write(tmp_path / "rows.jsonl", ROWS[:1]))) == 1
 
-    def test_folder_of_files(self, tmp_path):
-        _write(tmp_path / "a.jsonl", ROWS[:1])
-        _write(tmp_path / "b.jsonl", ROWS[1:])
+    @pytest.mark.parametrize("names, test", [(("a", "b"), None), (("train", "test"), ROWS[1:])])
+    def test_folder_of_files_which_may_name_splits(self, tmp_path, names, test):
+        for name, rows in zip(names, (ROWS[:1], ROWS[1:]), strict=True):
+            _write(tmp_path / f"{name}.jsonl", rows)
         (tmp_path / "notes.txt").write_text("not data")
-        assert load(str(tmp_path)).to_list() == ROWS
-
-    def test_folder_named_after_splits(self, tmp_path):
-        _write(tmp_path / "train.jsonl", ROWS[:3])
-        _write(tmp_path / "test.jsonl", ROWS[3:])
-        assert load(str(tmp_path)).to_list() == ROWS[:3]
-        assert load(str(tmp_path), split="test").to_list() == ROWS[3:]
+        assert load(str(tmp_path)).to_list() == (ROWS[:1] if test else ROWS)
+        if test:
+            assert load(str(tmp_path), split="test").to_list() == test
 
     @pytest.mark.parametrize("other", ["more.jsonl", "more.csv", "deep/more.parquet"])
     def test_no_file_of_a_folder_is_left_out_silently(self, tmp_path, other):
@@ -124,7 +120,6 @@ class TestLoad:
 
 def test_source_files_are_those_of_the_split(tmp_path):
     train, test = _write(tmp_path / "train.jsonl"), _write(tmp_path / "test.jsonl")
-    assert source_files(train) == [train]
     for split, expected in {"train": [train], "test[:2]": [test], "train+test": [test, train]}.items():
         assert source_files(str(tmp_path), split=split) == expected
     Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
@@ -148,14 +143,9 @@ class TestAsTrlFormat:
         dataset = Dataset.from_list([*ROWS[:1], {"prompt": None, "completion": None, "teacher": "t"}])
         dataset = dataset.to_iterable_dataset() if iterable else dataset
         dataset = as_trl_format(dataset, as_chat=True, system_prompt="Be brief.")
-        assert list(dataset) == [
-            {
-                "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "question 0"}],
-                "completion": [{"role": "assistant", "content": "answer 0"}],
-                "teacher": "t",
-            },
-            {"prompt": None, "completion": None, "teacher": "t"},
-        ]
+        prompt = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "question 0"}]
+        row = {"prompt": prompt, "completion": [{"role": "assistant", "content": "answer 0"}], "teacher": "t"}
+        assert list(dataset) == [row, {"prompt": None, "completion": None, "teacher": "t"}]
         assert dataset.features["completion"] == List({"role": Value("string"), "content": Value("string")})
 
     def test_column_of_nothing_but_null_has_the_type_of_a_chat(self):
@@ -194,15 +184,12 @@ class TestAsTrlFormat:
 class TestWriteScored:
     def test_every_reader_reads_it(self, tmp_path):
         dataset = Dataset.from_list([{**row, "rsr": None if i else 1.5} for i, row in enumerate(ROWS)])
-        write_scored(dataset, tmp_path / "new" / "out", card="# Rows")
-        for read in (
-            load(str(tmp_path / "new" / "out")),
-            load_dataset(str(tmp_path / "new" / "out"), split="train"),
-            load_dataset("parquet", data_files=str(tmp_path / "new" / "out" / "data" / "*.parquet"), split="train"),
-        ):
+        out = tmp_path / "new" / "out"
+        write_scored(dataset, out, card="# Rows")
+        files = load_dataset("parquet", data_files=str(out / "data" / "*.parquet"), split="train")
+        for read in (load(str(out)), load_dataset(str(out), split="train"), files):
             assert read.features == dataset.features and read.to_list() == dataset.to_list()
-        assert (tmp_path / "new" / "out" / "README.md").read_text().endswith("# Rows\n")
-        assert os.listdir(tmp_path / "new") == ["out"]
+        assert (out / "README.md").read_text().endswith("# Rows\n") and os.listdir(out.parent) == ["out"]
 
     def test_refuses_what_is_there_unless_it_is_its_own(self, tmp_path):
         out = tmp_path / "out"
@@ -210,11 +197,9 @@ class TestWriteScored:
         with pytest.raises(RSRError, match="isn't empty"):
             write_scored(Dataset.from_list(ROWS[:1]), out, card="second")
         assert len(load(str(out))) == 4
-        write_scored(Dataset.from_list(ROWS[:1]), out, card="second", overwrite=True)
-        assert len(load(str(out))) == 1 and "second" in (out / "README.md").read_text()
-        write_scored(Dataset.from_list(ROWS).select([2, 0]), out, card="", overwrite=True)
-        write_scored(load(str(out)).select([1]), out, card="", overwrite=True)  # made from what it replaces
-        assert load(str(out)).to_list() == [ROWS[0]] and os.listdir(tmp_path) == ["out"]
+        write_scored(load(str(out)).select([2, 0]), out, card="second", overwrite=True)  # made from what it replaces
+        assert load(str(out)).to_list() == [ROWS[2], ROWS[0]] and os.listdir(tmp_path) == ["out"]
+        assert "second" in (out / "README.md").read_text()
 
     @pytest.mark.parametrize("foreign", ["thesis.tex", "data/raw.csv", ".git/config"])
     def test_never_overwrites_anything_else(self, tmp_path, foreign):
@@ -225,15 +210,14 @@ class TestWriteScored:
 
     def test_never_overwrites_a_dataset_of_another_origin(self, tmp_path):
         """With the same files as ours: so the Hub's datasets look."""
-        (tmp_path / "out" / "data").mkdir(parents=True)
-        (tmp_path / "out" / "data" / "train-0.parquet").write_bytes(b"")
-        for card in (None, "---\ntags:\n- math\n---\n# Written beside rsr-trl, not by it\n"):
-            if card is not None:
-                (tmp_path / "out" / "README.md").write_text(card)
+        out = tmp_path / "out"
+        _write(out / "data" / "train-0.parquet")
+        for card in ("No metadata.", "---\ntags:\n- math\n---\n# Written beside rsr-trl, not by it\n"):
             with pytest.raises(RSRError, match="wasn't written by rsr-trl"):
-                check_output_dir(tmp_path / "out", overwrite=True)
-        (tmp_path / "out" / "README.md").write_text("---\ntags:\n- rsr-trl\n---\n")
-        check_output_dir(tmp_path / "out", overwrite=True)
+                check_output_dir(out, overwrite=True)
+            (out / "README.md").write_text(card)
+        (out / "README.md").write_text("---\ntags:\n- rsr-trl\n---\n")
+        check_output_dir(out, overwrite=True)
 
     def test_failure_leaves_nothing_behind(self, tmp_path, monkeypatch):
         def full(*args):
@@ -264,16 +248,15 @@ class TestFindColumns:
             ({"teacher": [["a"]] * 4}, (None, "problem_id", "correct")),  # a list names nobody
             ({"teacher": [None] * 4}, (None, "problem_id", "correct")),
             ({"problem_id": [1, 2, 3, 4]}, ("teacher", "prompt", "correct")),  # names rows, not problems
+            ({"problem_id": [1] * 4, "prompt": ["Solve:"] * 4}, ("teacher", None, "correct")),  # names nothing
             ({"problem_id": [1, 2, 3, 4], "prompt": [[{"role": "user"}]] * 4}, ("teacher", None, "correct")),
             ({"correct": [1, 0, 1, 0]}, ("teacher", "problem_id", None)),  # booleans alone are taken unasked
         ],
     )
     def test_well_known_columns_that_can_be_used(self, changes, expected):
-        for dataset in (
-            Dataset.from_dict(self.ROWS | changes),
-            Dataset.from_dict(self.ROWS | changes).shuffle(seed=0),
-        ):
-            found = find_columns(dataset)
+        dataset = Dataset.from_dict(self.ROWS | changes)
+        for rows in (dataset, dataset.shuffle(seed=0)):
+            found = find_columns(rows)
             assert (found.teacher, found.problem, found.correct) == expected and found.notes == []
             assert found.names == [name for name in expected if name is not None]
 
@@ -281,35 +264,31 @@ class TestFindColumns:
         dataset = Dataset.from_dict(self.ROWS | {"teacher": ["a", None, None, "b"], "problem_id": [1, 1, None, 2]})
         found = find_columns(dataset)
         assert (found.teacher, found.problem) == (None, "prompt")
-        assert found.notes == [
-            "Column 'teacher' is null in 2 rows, so it isn't used.",
-            "Column 'problem_id' is null in 1 row, so it isn't used.",
-        ]
+        nulls = {"teacher": "2 rows", "problem_id": "1 row"}
+        assert found.notes == [f"Column {name!r} is null in {of}, so it isn't used." for name, of in nulls.items()]
 
     def test_what_is_asked_for_wins(self):
         found = find_columns(Dataset.from_dict(self.ROWS), Columns("prompt", "none", "is_correct"))
         assert found == Columns("prompt", None, "is_correct")
         assert find_columns(Dataset.from_dict({"text": ["a"]})) == Columns()
-        for option, asked in (
-            ("teacher_column", Columns(teacher="techer")),
-            ("problem_column", Columns(problem="problemid")),
-            ("correctness_column", Columns(correct="corect")),
+        constant = Dataset.from_dict(self.ROWS | {"problem_id": [1] * 4})
+        assert find_columns(constant, Columns(problem="problem_id")).problem == "problem_id"
+        for option, role, name in (
+            ("teacher_column", "teacher", "techer"),
+            ("problem_column", "problem", "problemid"),
+            ("correctness_column", "correct", "corect"),
         ):
-            with pytest.raises(
-                RSRError, match=f"^{option}: the dataset has no column '{asked.names[0]}'.* Did you mean"
-            ):
-                find_columns(Dataset.from_dict(self.ROWS), asked)
+            with pytest.raises(RSRError, match=f"^{option}: the dataset has no column '{name}'.* Did you mean"):
+                find_columns(Dataset.from_dict(self.ROWS), Columns(**{role: name}))
 
 
 class TestCard:
-    def test_facts_come_back(self, tmp_path):
+    def test_facts_come_back_and_other_folders_have_none(self, tmp_path):
         facts = {"command": "select", "student": "me/student: é", "settings": {"r_max": 100, "scores": ["rsr"]}}
         write_scored(Dataset.from_list(ROWS), tmp_path / "out", "# Rows", facts=facts)
         assert card_facts(tmp_path / "out") == facts and is_selection(tmp_path / "out")
         assert scoring_settings(tmp_path / "out") == {}  # those of a choice say nothing of the scores
         assert load_dataset(str(tmp_path / "out"), split="train").to_list() == ROWS
-
-    def test_other_folders_have_none(self, tmp_path):
         assert card_facts(None) == card_facts("me/dataset") == card_facts(tmp_path) == {}
         (tmp_path / "README.md").write_text("No metadata.")
         assert card_facts(tmp_path) == {} and not is_selection(tmp_path)
@@ -322,5 +301,5 @@ class TestCard:
 
 
 def test_counts_in_words():
-    words = [counted(1, "trajectory"), counted(2, "trajectory"), counted(1200, "problem")]
-    assert words == ["1 trajectory", "2 trajectories", "1,200 problems"]
+    assert [counted(n, "trajectory") for n in (1, 2)] == ["1 trajectory", "2 trajectories"]
+    assert counted(1200, "problem") == "1,200 problems"

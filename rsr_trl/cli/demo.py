@@ -1,30 +1,40 @@
-"""`rsr demo`: the whole way on a toy, offline, through the public API. A tour of what to look at, not evidence."""
+"""Watch the whole idea work, offline, on a small student and data that come with the package."""
 
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from time import monotonic
-from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 from trl import TrlParser
 
 from rsr_trl.cli.options import option, option_parser
 from rsr_trl.cli.tables import Column, print_table, without_bars
-from rsr_trl.report.format import share
+from rsr_trl.report.format import percent, share
 from rsr_trl.rsr import RSRError
 
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-
 SHORT = 12  # scored tokens: more than a bare answer has, fewer than the tersest reasoning
-HELD_OUT_SHARE = 0.15
 MIN_PROBLEMS = 10  # some to train on and some to hold out
 RESPONSE_WIDTH = 30  # with the other columns, a terminal of 80
+INTRODUCTION = """\
+[bold]A tour of rsr-trl.[/] A stronger teacher needn't make a better student: it matters which trajectories suit \
+[italic]this[/] student. The student itself says so, in one forward pass over each trajectory:
+
+    RSR = how far down the student's list the tokens stand (mean rank)
+          / how much they surprise it (mean surprisal)
+    [bold]A lower RSR suits it better.[/]
+
+The demo shows the way on a toy and claims no gain. The evidence, on real language models, is in the paper:
+https://arxiv.org/abs/2601.14249"""
+
+YOUR_OWN = """
+The same with a student and data of your own:
+
+  rsr score --model_name_or_path STUDENT --dataset_name data.jsonl --output_dir scored
+  rsr select --dataset_name scored --group_column problem_id --output_dir selected"""
 
 
 @dataclass
@@ -37,11 +47,7 @@ class DemoArguments:
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
-    return option_parser(
-        (DemoArguments,),
-        prog=prog,
-        description="Watch the whole idea work, offline, on a small student and data that come with the package.",
-    )
+    return option_parser((DemoArguments,), prog, __doc__)
 
 
 def main(args: DemoArguments) -> None:
@@ -54,46 +60,36 @@ def main(args: DemoArguments) -> None:
     torch.set_num_threads(1)
     start, folder, out = monotonic(), Path(args.output_dir), Console(highlight=False)
     folder.mkdir(parents=True, exist_ok=True)
-    out.print(
-        "[bold]A tour of rsr-trl.[/] A stronger teacher needn't make a better student: it matters which trajectories "
-        "suit [italic]this[/] student. The student itself says so, in one forward pass over each trajectory:\n\n"
-        "    RSR = how far down the student's list the tokens stand (mean rank)\n"
-        "          / how much they surprise it (mean surprisal)\n"
-        "    [bold]A lower RSR suits it better.[/]\n\n"
-        "The demo shows the way on a toy and claims no gain. The evidence, on real language models, is in the paper:\n"
-        "https://arxiv.org/abs/2601.14249"
-    )
-    pool = _make_pool(out, args)
-    scored = _score(out, pool, folder / "scored.parquet")
+    out.print(INTRODUCTION)
+    scored = _score(out, args, folder / "scored.parquet")
     _show_teachers(out, scored)
     selected = _select(out, scored, folder / "selected.parquet")
     _fine_tune(out, selected, args.seed, folder / "student")
-    _show_files(out, folder)
+    _headline(out, 6, "What is left for you")
+    files = {"scored.parquet": "every trajectory with its scores: sort by `rsr` and read both ends"}
+    files |= {"selected.parquet": "the chosen ones, as SFTTrainer takes them"}
+    for name, what in (files | {"student": "the fine-tuned student, as from_pretrained takes it"}).items():
+        out.print(Text.assemble("  ", (str(folder / name), "bold"), f": {what}"), soft_wrap=True)
+    out.print(YOUR_OWN, soft_wrap=True)
     out.print(f"\nThe demo took {monotonic() - start:.0f} seconds.")
 
 
-def _make_pool(out: Console, args: DemoArguments) -> "Dataset":
+def _score(out: Console, args: DemoArguments, path: Path):
+    from datasets import disable_progress_bars, enable_progress_bars
+
+    from rsr_trl import RSRScorer
+    from rsr_trl.demo import STUDENT_PATH
     from rsr_trl.demo.teachers import TEACHERS, make_pool
 
     _headline(out, 1, "The pool: every teacher solves every problem")
     pool = make_pool(args.num_problems, args.seed)
     out.print(
         f"{args.num_problems} word problems x {len(TEACHERS)} teachers = {len(pool):,} trajectories. The teachers "
-        "differ in dialect, length and error rate, and one of them only guesses. The student has never seen these "
-        "problems.\n\n"
-        f"[dim]The first problem:[/] {pool[0]['prompt'][0]['content']} [dim](answer: {pool[0]['gold']})[/]"
+        "differ in dialect, length and error rate; one of them only guesses. The student never saw these problems.\n"
     )
-    return pool
-
-
-def _score(out: Console, pool: "Dataset", path: Path) -> "Dataset":
-    from datasets import disable_progress_bars, enable_progress_bars
-
-    from rsr_trl import RSRScorer
-    from rsr_trl.demo import STUDENT_PATH
-
-    _headline(out, 2, "The student scores every trajectory")
-    _code(out, "add_rsr = RSRScorer(student)", "scored = add_rsr.score(pool)")
+    _show_problem(out, "The first problem", pool[0])
+    code = "add_rsr = RSRScorer(student)\nscored = add_rsr.score(pool)"
+    _headline(out, 2, "The student scores every trajectory", code)
     # On the CPU in float32, the demo shows the same on every machine.
     add_rsr = RSRScorer(str(STUDENT_PATH), dtype="float32", device="cpu")
     enable_progress_bars()
@@ -103,51 +99,39 @@ def _score(out: Console, pool: "Dataset", path: Path) -> "Dataset":
     unscored, cut = sum(rsr is None for rsr in scored["rsr"]), sum(scored["rsr_truncated"])
     out.print(
         f"{len(scored) - unscored:,} scored, {unscored} without a score, {cut} cut at the student's length limit.\n"
-        "[bold]Look at[/] the last two numbers. A trajectory without a score is never chosen, and the score of a cut "
-        "one is that of its beginning."
+        "[bold]Look at[/] the last two: one without a score is never chosen, a cut one is scored by its beginning."
     )
     return scored
 
 
-def _show_teachers(out: Console, scored: "Dataset") -> None:
-    from rsr_trl.cli.summary import figures
+def _show_teachers(out: Console, scored) -> None:
     from rsr_trl.data import Columns
     from rsr_trl.selection.table import ScoredTable
+    from rsr_trl.selection.teachers import rank_table
 
     _headline(out, 3, "The teachers side by side, the most suitable first")
-    teachers = figures(ScoredTable.read(scored, Columns(teacher="teacher")))["teachers"]
-    right = Counter(teacher for teacher, correct in zip(scored["teacher"], scored["correct"], strict=True) if correct)
-    columns = (
-        Column("teacher", "teacher"),
-        Column("RSR (lower = better)", "rsr"),
-        Column("mean rank", "mean_clipped_rank"),
-        Column("surprisal (nats)", "mean_surprisal"),
-        Column("tokens", "mean_tokens", digits=0),
-        Column("correct", lambda one: f"{right[one['teacher']] / one['scored']:.0%}"),
-    )
+    teachers = rank_table(ScoredTable.read(scored, Columns("teacher", "problem_id", "correct"))).table
+    columns = [Column("teacher", "teacher"), Column("RSR (lower = better)", "rsr"), Column("mean rank", "mean_rank")]
+    columns += [Column("surprisal (nats)", "mean_surprisal"), Column("tokens", "mean_tokens", digits=0)]
+    columns += [Column("correct", lambda one: percent(one["accuracy"]))]
     print_table(out, teachers, columns)
     out.print(
-        "[bold]Look at[/] RSR together with its two parts. It is high for text that the student nearly knows by heart "
-        "(hardly any surprisal) and for text that is foreign to it (high rank). It is low in between, where a token "
-        "is news and still among the first that the student would think of. And look at what RSR doesn't know: length "
-        "and correctness."
+        "[bold]Look at[/] RSR and its two parts. It is high for text that the student nearly knows by heart (hardly "
+        "any surprisal) and for text that is foreign to it (high rank); low where a token is news and still among the "
+        "first that the student would think of. And look at what RSR doesn't know: length and correctness."
     )
     if teachers[0]["teacher"] == "guesser":
-        _caution(
-            out,
-            f"The best RSR goes to the guesser, which is right {right['guesser'] / teachers[0]['scored']:.0%} of the "
-            "time and explains nothing. Step 4 says why.",
-        )
+        right = f"is right {percent(teachers[0]['accuracy'])} of the time and explains nothing"
+        _caution(out, f"The best RSR goes to the guesser, which {right}. Step 4 says why.")
 
 
-def _select(out: Console, scored: "Dataset", path: Path) -> "Dataset":
+def _select(out: Console, scored, path: Path):
     from rsr_trl import select_trajectories
 
-    _headline(out, 4, "The most suitable trajectory of each problem")
-    _code(out, 'best = select_trajectories(scored, group_column="problem_id")')
+    code = 'best = select_trajectories(scored, group_column="problem_id")'
+    _headline(out, 4, "The most suitable trajectory of each problem", code)
     reasoned = scored.filter(lambda num_tokens: num_tokens >= SHORT, input_columns="rsr_num_tokens")
-    best_of_all = select_trajectories(scored, group_column="problem_id")
-    best = select_trajectories(reasoned, group_column="problem_id")
+    best_of_all, best = (select_trajectories(pool, group_column="problem_id") for pool in (scored, reasoned))
     of_all, of_reasoned = Counter(best_of_all["teacher"]), Counter(best["teacher"])
     columns = (
         Column("teacher", str),
@@ -164,61 +148,47 @@ def _select(out: Console, scored: "Dataset", path: Path) -> "Dataset":
         _caution(
             out,
             f"Of the {len(best_of_all)} chosen from all, {of_all['guesser']} are bare guesses. A guess among a few "
-            "likely digits has a low rank and a high surprisal: it looks ideal to RSR and teaches nothing. RSR is "
-            f"made for reasoning and means little on short answers. So the demo sets those under {SHORT} tokens aside "
-            "and goes on with the second column.",
+            "likely digits has a low rank and a high surprisal: it looks ideal to RSR and teaches nothing. RSR means "
+            f"little on short answers: the demo sets those under {SHORT} tokens aside, as in the second column.",
         )
     _show_example(out, scored, best[0])
     best.to_parquet(path)
     return best
 
 
-def _show_example(out: Console, scored: "Dataset", chosen: dict) -> None:
+def _show_example(out: Console, scored, chosen: dict) -> None:
     """All candidates of one problem, with the chosen one marked."""
-    out.print(f"\n[dim]One problem:[/] {chosen['prompt'][0]['content']} [dim](answer: {chosen['gold']})[/]")
+    _show_problem(out, "\nOne problem", chosen)
+
+    def teacher(row: dict) -> str:
+        return f"{row['teacher']} (chosen)" if row["teacher"] == chosen["teacher"] else row["teacher"]
 
     def response(row: dict) -> str:
-        text = " ".join(row["completion"][0]["content"].split())
-        return text if len(text) <= RESPONSE_WIDTH else text[: RESPONSE_WIDTH - 1] + "…"
+        return shorten(row["completion"][0]["content"], RESPONSE_WIDTH, placeholder="…")
 
-    columns = (
-        Column("teacher", lambda row: f"{row['teacher']}{' (chosen)' if row['teacher'] == chosen['teacher'] else ''}"),
-        Column("RSR", "rsr"),
-        Column("tokens", "rsr_num_tokens"),
-        Column("correct", lambda row: "yes" if row["correct"] else "no"),
-        Column("response", response, justify="left"),
-    )
+    columns = [Column("teacher", teacher), Column("RSR", "rsr"), Column("tokens", "rsr_num_tokens")]
+    columns += [Column("correct", lambda row: "yes" if row["correct"] else "no")]
+    columns += [Column("response", response, justify="left")]
     candidates = (row for row in scored if row["problem_id"] == chosen["problem_id"])
     print_table(out, sorted(candidates, key=lambda row: row["rsr"]), columns)
 
 
-def _fine_tune(out: Console, selected: "Dataset", seed: int, path: Path) -> None:
+def _fine_tune(out: Console, selected, seed: int, path: Path) -> None:
     from transformers import PrinterCallback
     from trl import SFTConfig, SFTTrainer
 
     from rsr_trl.demo import STUDENT_PATH
 
-    _headline(out, 5, "Fine-tuning the student on the chosen ones, with TRL")
-    _code(out, "SFTTrainer(student, args=args, train_dataset=best).train()")
-    args = SFTConfig(
-        output_dir=str(path),
-        num_train_epochs=2,
-        per_device_train_batch_size=8,
-        learning_rate=5e-4,
-        lr_scheduler_type="cosine",
-        warmup_steps=4,
-        seed=seed,
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=None,  # TRL's default for this deprecated option makes transformers warn
-        report_to="none",
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-    )
-    parts = selected.train_test_split(test_size=HELD_OUT_SHARE, seed=seed)
-    student = str(STUDENT_PATH)
-    trainer = SFTTrainer(student, args=args, train_dataset=parts["train"], eval_dataset=parts["test"])
+    code = "SFTTrainer(student, args=args, train_dataset=best).train()"
+    _headline(out, 5, "Fine-tuning the student on the chosen ones, with TRL", code)
+    quiet = {"report_to": "none", "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True}
+    on_cpu = {"use_cpu": True, "bf16": False}
+    on_cpu |= {"gradient_checkpointing": None}  # TRL's default for this deprecated option makes transformers warn
+    rate = {"learning_rate": 5e-4, "lr_scheduler_type": "cosine", "warmup_steps": 4}
+    size = {"num_train_epochs": 2, "per_device_train_batch_size": 8}
+    args = SFTConfig(output_dir=str(path), seed=seed, **size, **rate, **on_cpu, **quiet)
+    train, held_out = selected.train_test_split(test_size=0.15, seed=seed).values()
+    trainer = SFTTrainer(str(STUDENT_PATH), args=args, train_dataset=train, eval_dataset=held_out)
     trainer.remove_callback(PrinterCallback)
     with out.status("fine-tuning"):
         before = trainer.evaluate()["eval_loss"]
@@ -227,38 +197,23 @@ def _fine_tune(out: Console, selected: "Dataset", seed: int, path: Path) -> None
     trainer.save_model()
     trainer.end()
     out.print(
-        f"{trainer.state.global_step} steps on {len(parts['train'])} trajectories. Loss on the {len(parts['test'])} "
-        f"that were held out: {before:.3f} -> {after:.3f} nats per token.\n"
-        "[bold]Look at[/] the loss: it should fall, for the student gets used to what was chosen. That says training "
-        "works, and nothing about the choice. To judge a choice, train on a random one too and compare both on the "
-        "task itself."
+        f"{trainer.state.global_step} steps on {len(train)} trajectories. Loss on the {len(held_out)} that were held "
+        f"out: {before:.3f} -> {after:.3f} nats per token.\n"
+        "[bold]Look at[/] the loss: it should fall. That says training works, and nothing about the choice. To judge "
+        "a choice, train on a random one too and compare both on the task itself."
     )
 
 
-def _show_files(out: Console, folder: Path) -> None:
-    _headline(out, 6, "What is left for you")
-    for name, what in (
-        ("scored.parquet", "every trajectory with its scores: sort by `rsr` and read both ends"),
-        ("selected.parquet", "the chosen ones, as SFTTrainer takes them"),
-        ("student", "the fine-tuned student, as from_pretrained takes it"),
-    ):
-        out.print(f"  [bold]{escape(str(folder / name))}[/]: {what}", soft_wrap=True)
-    out.print(
-        "\nThe same with a student and data of your own:\n\n"
-        "  rsr score --model_name_or_path STUDENT --dataset_name data.jsonl --output_dir scored\n"
-        "  rsr select --dataset_name scored --group_column problem_id --output_dir selected",
-        soft_wrap=True,
-    )
-
-
-def _headline(out: Console, step: int, title: str) -> None:
+def _headline(out: Console, step: int, title: str, code: str = "") -> None:
+    """Begin a step; `code` is what it does, as a user would write it."""
     out.print()
     out.rule(f"[bold]{step} of 6: {title}[/]", align="left")
+    if code:
+        out.print(Text("".join(f"    {line}\n" for line in code.split("\n")), style="cyan"))
 
 
-def _code(out: Console, *lines: str) -> None:
-    """What the step does, as a user would write it."""
-    out.print(Text("\n".join(f"    {line}" for line in lines) + "\n", style="cyan"))
+def _show_problem(out: Console, which: str, row: dict) -> None:
+    out.print(f"[dim]{which}:[/] {row['prompt'][0]['content']} [dim](answer: {row['gold']})[/]")
 
 
 def _caution(out: Console, text: str) -> None:

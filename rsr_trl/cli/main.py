@@ -37,11 +37,9 @@ RSR_TRACEBACK=1 in the environment shows where an error came from."""
 
 def main(argv: Sequence[str] | None = None) -> int:
     """
-    Run the command line and return its exit code: 0 done, 1 an error in one message, 2 wrong usage, and
-    as a shell counts signals 130 interrupted, 141 when nobody reads the output any more (`rsr show ... | head`).
-
-    Args:
-        argv (`Sequence[str]`, *optional*): Arguments without the program's name; those of the process by default.
+    Run the command line on `argv` (without the program's name; by default that of the process) and return its exit
+    code: 0 done, 1 an error in one message, 2 wrong usage, and as a shell counts signals 130 interrupted, 141 when
+    nobody reads the output any more (`rsr show ... | head`).
     """
     code = 0
     try:
@@ -79,7 +77,7 @@ def _main(argv: list[str]) -> int:
     if name is None:
         parser.print_help()
         return 0
-    from rsr_trl.rsr import RSRError
+    from rsr_trl.rsr import RSRError  # it imports numpy
 
     try:
         return _run(name, argv[1:])

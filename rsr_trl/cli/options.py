@@ -10,20 +10,12 @@ from argparse import SUPPRESS, Action, HelpFormatter
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from trl import TrlParser
 
+from rsr_trl.cli.tables import without_bars
 from rsr_trl.rsr import RSRError
-
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-    from transformers import BitsAndBytesConfig
-    from trl import ModelConfig, SFTConfig
-
-    from rsr_trl.data import Columns
-    from rsr_trl.scoring.scorer import RSRScorer
 
 
 def option(help: str, default: Any = MISSING) -> Any:
@@ -38,16 +30,19 @@ class DatasetArguments:
     _argument_group_name = "dataset"
 
     dataset_name: str = option(
-        "A .jsonl, .json, .csv or .parquet file, a folder of them, a folder from `save_to_disk`, or the id of a "
-        "dataset on the Hub."
+        "A .jsonl, .json, .csv or .parquet file, a folder of them or from `save_to_disk`, or a dataset's Hub id."
     )
     dataset_config: str | None = option("Configuration of the dataset, if it has several.", None)
     dataset_split: str = option("Split to read; slices such as 'train[:100]' work, except of `save_to_disk`.", "train")
 
-    def load(self) -> "Dataset":
+    @property
+    def source(self) -> tuple[str, str | None, str]:
+        return self.dataset_name, self.dataset_config, self.dataset_split
+
+    def load(self, streaming: bool = False):
         from rsr_trl import data
 
-        return data.load(self.dataset_name, self.dataset_config, self.dataset_split)
+        return data.load(*self.source, streaming=streaming)
 
 
 @dataclass
@@ -61,9 +56,7 @@ class FormatArguments:
     messages_column: str | None = option("Column with whole conversations, if not `messages`.", None)
     system_prompt: str | None = option("System message to put before every chat.", None)
     as_chat: bool = option(
-        "Wrap a plain-text prompt and completion into a user and an assistant message, so that an instruct student "
-        "sees its chat template.",
-        False,
+        "Wrap a plain-text prompt and completion into user and assistant messages, for an instruct student.", False
     )
 
 
@@ -71,15 +64,7 @@ class FormatArguments:
 class TeacherArguments:
     """Who wrote a trajectory."""
 
-    teacher_column: str | None = option(
-        "Column with the teacher's name; by default `teacher`, if there is one; none: no column.", None
-    )
-
-    def teacher(self, dataset: "Dataset") -> str | None:
-        """The column of this dataset that names the teacher."""
-        from rsr_trl.data import Columns, find_columns
-
-        return find_columns(dataset, Columns(self.teacher_column, "none", "none")).teacher
+    teacher_column: str | None = option("Column of teachers' names; by default `teacher`; none: no column.", None)
 
 
 @dataclass
@@ -95,8 +80,8 @@ class ColumnArguments(TeacherArguments):
         "Boolean column; by default `correct` or `is_correct`; none: no column.", None
     )
 
-    def columns(self, dataset: "Dataset") -> "Columns":
-        """The columns of this dataset: the same answer in every command."""
+    def columns(self, dataset):
+        """The [`~rsr_trl.data.Columns`] of this dataset: the same answer in every command."""
         from rsr_trl.data import Columns, find_columns
 
         return find_columns(dataset, Columns(self.teacher_column, self.problem_column, self.correctness_column))
@@ -108,8 +93,7 @@ class ScoreArguments:
 
     score: str = option("What to go by: a score that the dataset has, or a numeric column.", "rsr")
     prefer: Literal["low", "high"] | None = option(
-        "Which end of the score is more suitable; by default its own (RSR: low). A column of yours needs it.",
-        None,
+        "Which end of it is more suitable; by default its own (RSR: low). A column of yours needs it.", None
     )
 
 
@@ -158,14 +142,12 @@ class StudentArguments:
     max_batch_tokens: int | None = option("Tokens of a batch, padding included: fewer need less memory.", None)
     token_stats: bool = option("Keep rank and surprisal of every token.", False)
     scores: str | None = option(
-        "Other scores to add as columns, such as surprisal,rank,entropy; `all` that the same pass gives "
-        "(docs/scores.md lists them).",
-        None,
+        "Other scores to add, such as surprisal,rank,entropy; `all` of the same pass (see docs/scores.md).", None
     )
     assistant_only_loss: bool = option("Render chats as SFTTrainer does with assistant_only_loss=True.", False)
 
-    def scorer(self, overwrite: bool = False) -> "RSRScorer":
-        """Load the student. `overwrite` replaces scores that a dataset has already."""
+    def scorer(self, overwrite: bool = False):
+        """The [`RSRScorer`] of this student. `overwrite` replaces scores that a dataset has already."""
         import torch
 
         from rsr_trl.scoring.scorer import RSRScorer
@@ -175,19 +157,18 @@ class StudentArguments:
             device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"  # a GPU for each process
         check_student_exists(self.model_name_or_path)
         same = ("device_map", "max_length", "dtype", "attn_implementation", "r_max", "token_stats", "max_batch_tokens")
+        same += ("assistant_only_loss", "trust_remote_code")
         return RSRScorer(
             self.model_name_or_path,
             revision=self.model_revision,
             quantization_config=self._quantization_config(),
             device=device,
             scores=None if self.scores is None else [name.strip() for name in self.scores.split(",")],
-            assistant_only_loss=self.assistant_only_loss,
             overwrite=overwrite,
-            trust_remote_code=self.trust_remote_code,
             **{name: getattr(self, name) for name in same},
         )
 
-    def _quantization_config(self) -> "BitsAndBytesConfig | None":
+    def _quantization_config(self):
         """The configuration that `trl sft` would train the student with, given the same options."""
         if not (self.load_in_4bit or self.load_in_8bit):
             return None
@@ -195,19 +176,12 @@ class StudentArguments:
             raise RSRError("--load_in_4bit computes in --dtype, so name one: --dtype bfloat16, for example.")
         from trl import ModelConfig, get_quantization_config
 
-        return get_quantization_config(
-            ModelConfig(
-                dtype=self.dtype,
-                load_in_8bit=self.load_in_8bit,
-                load_in_4bit=self.load_in_4bit,
-                bnb_4bit_quant_type=self.bnb_4bit_quant_type,
-                use_bnb_nested_quant=self.use_bnb_nested_quant,
-            )
-        )
+        same = ("dtype", "load_in_8bit", "load_in_4bit", "bnb_4bit_quant_type", "use_bnb_nested_quant")
+        return get_quantization_config(ModelConfig(**{name: getattr(self, name) for name in same}))
 
 
-def student_to_train(model_args: "ModelConfig", training_args: "SFTConfig") -> dict:
-    """The student as SFTTrainer takes it, from the options of `trl sft`; what is about loading goes to the config."""
+def student_to_train(model_args, training_args) -> dict:
+    """The student as SFTTrainer takes it, from `trl sft`'s options; what is about loading goes to `training_args`."""
     from trl import get_peft_config, get_quantization_config
 
     if model_args.model_name_or_path is None:
@@ -269,6 +243,7 @@ def parse(parser: TrlParser, argv: Sequence[str]) -> tuple:
     Parse `argv`, and the file of `--config` if there is one, into the parser's dataclasses. The command line wins.
 
     An option that doesn't exist, on the command line or in the file, ends the process with what was probably meant.
+    Where a program reads the output, progress bars are switched off.
     """
     # TrlParser knows `--config FILE` only as two words.
     argv = [word for item in argv for word in (item.split("=", 1) if item.startswith("--config=") else [item])]
@@ -282,6 +257,8 @@ def parse(parser: TrlParser, argv: Sequence[str]) -> tuple:
     )
     _refuse(parser, " in the config file", in_file[::2])
     _refuse(parser, "", on_line)
+    if any(vars(value).get(name) for value in values for name in ("json", "csv")):
+        without_bars()
     return tuple(values)
 
 

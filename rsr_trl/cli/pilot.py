@@ -1,4 +1,7 @@
-"""`rsr pilot`: try ways to choose on your own student and data, small, before you train big."""
+"""
+Try ways to choose trajectories against a random choice: short trainings of your student, tested on held-out problems.
+Started again after a stop, it goes on with the next arm. RSR: lower suits better.
+"""
 
 import logging
 from collections.abc import Sequence
@@ -8,11 +11,13 @@ from pathlib import Path
 
 from accelerate import PartialState
 from datasets import Dataset
+from rich.console import Console
 from trl import ModelConfig, TrlParser
 
 from rsr_trl import data
-from rsr_trl.cli import options, tables
+from rsr_trl.cli import options
 from rsr_trl.cli.options import DatasetArguments, FormatArguments, JsonArguments, TeacherArguments, option
+from rsr_trl.cli.tables import Column, console, finish, print_table, say, without_bars
 from rsr_trl.pilot.config import PilotConfig
 from rsr_trl.pilot.held_out import HeldOut, check_apart, load_checker
 from rsr_trl.pilot.run import RESULT, SCORED, Pilot, check_folder, leave
@@ -42,26 +47,20 @@ class PilotArguments(TeacherArguments, JsonArguments):
     eval_dataset_config: str | None = option("Configuration of the held-out dataset, if it has several.", None)
     eval_dataset_split: str = option("Split of the held-out dataset.", "train")
     strategies: list[str] | None = option(
-        "What to try, by default rsr surprisal length random: rsr, surprisal, rank (each from its lowest), length "
-        "(longest first), random, rsr_rescored (chosen again in each epoch), COLUMN:low or COLUMN:high for any score; "
-        "with _ordered at the end it trains in the order of the score instead of shuffled. Controls are added.",
+        "What to try, by default rsr surprisal length random; also rank, rsr_rescored (chosen again in each epoch), "
+        "COLUMN:low and COLUMN:high; with _ordered at the end it trains in order of the score. Controls are added.",
         None,
     )
     num_seeds: int = option("Trainings of each strategy; below 3 nothing is said about other runs.", 3)
     num_examples: int | None = option("Trajectories of an arm; by default half of the problems, at most 128.", None)
     num_tokens: int | None = option("Instead of --num_examples: scored tokens of an arm.", None)
     group_column: str | None = option(
-        "Column that names the problem, of which one trajectory is chosen; by default a well-known one, such as "
-        "problem_id; none: choose from all trajectories.",
-        None,
+        "Column that names the problem; by default a well-known one; none: choose from all trajectories.", None
     )
-    answer_column: str | None = option(
-        "Column of the held-out set with the true answer, by default `gold`; without it only the loss is measured.",
-        None,
-    )
+    answer_column: str | None = option("Column of the held-out set with the true answer, by default `gold`.", None)
     checker: str = option(
-        "When a response is right: number (its last number is the answer's), line (its last line is the answer's), "
-        "math (math-verify), or module:function, which takes response and answer.",
+        "A response is right if its last number (number) or line (line) is the answer's, by math-verify (math), or by "
+        "a function of yours, module:function, which takes response and answer.",
         "number",
     )
     max_new_tokens: int = option("Cut responses at this many tokens.", 512)
@@ -77,30 +76,19 @@ class PilotArguments(TeacherArguments, JsonArguments):
 
 def make_parser(prog: str | None = None) -> TrlParser:
     return options.option_parser(
-        (DatasetArguments, FormatArguments, PilotArguments, PilotConfig, ModelConfig),
-        prog=prog,
-        description="Try ways to choose trajectories against a random choice: small trainings of your student, "
-        "measured on held-out problems. The same command, started again after a stop, goes on with the next arm. RSR: "
-        "lower suits the student better.",
+        (DatasetArguments, FormatArguments, PilotArguments, PilotConfig, ModelConfig), prog, __doc__
     )
 
 
-def main(
-    data_args: DatasetArguments,
-    format_args: FormatArguments,
-    pilot_args: PilotArguments,
-    training_args: PilotConfig,
-    model_args: ModelConfig,
-) -> int:
+def main(data_args: DatasetArguments, format_args, pilot_args: PilotArguments, training_args, model_args) -> int:
     student = options.student_to_train(model_args, training_args)
     strategies = parse_strategies(pilot_args.strategies or DEFAULT)
     check_folder(Path(training_args.output_dir), {})
-    if pilot_args.json or training_args.process_index:
-        tables.without_bars()
+    if training_args.process_index:
+        without_bars()
     logging.getLogger("rsr_trl.scoring").setLevel(logging.ERROR)  # rows without a score are counted in the notes
-    source = (data_args.dataset_name, data_args.dataset_config, data_args.dataset_split)
-    eval_source = (pilot_args.eval_dataset_name, pilot_args.eval_dataset_config, pilot_args.eval_dataset_split)
-    rows, eval_rows = (data.as_trl_format(data.load(*one), **vars(format_args)) for one in (source, eval_source))
+    eval_args = DatasetArguments(*(vars(pilot_args)[f"eval_{name}"] for name in vars(data_args)))
+    rows, eval_rows = (data.as_trl_format(one.load(), **vars(format_args)) for one in (data_args, eval_args))
     columns = data.find_columns(rows, data.Columns(pilot_args.teacher_column, pilot_args.group_column))
     answers = pilot_args.answer_column or ("gold" if "gold" in eval_rows.column_names else None)
     data.read_table(eval_rows, [answers])  # an error where there is no such column
@@ -112,42 +100,41 @@ def main(
     changed = {name: value for name, value in vars(model_args).items() if value != defaults[name]}
     identity = {
         "student": changed | {name: scorer.identity()[name] for name in ("weights", "tokenizer")},
-        "pool": _named(source),
-        "held_out": _named(eval_source) | {"answer_column": answers, "checker": pilot_args.checker},
+        "pool": _named(data_args),
+        "held_out": _named(eval_args) | {"answer_column": answers, "checker": pilot_args.checker},
         "columns": asdict(format_args),
     }
     check_folder(Path(training_args.output_dir), identity)
     if not _is_scored(rows, scorer):
         if pilot_args.dry_run:
             raise RSRError("--dry_run needs a pool with scores: pass one that `rsr score` has written.")
-        run = {"files": data.source_files(*source), "columns": asdict(format_args)}
+        run = _named(data_args) | {"files": data.source_files(*data_args.source), "columns": asdict(format_args)}
         scored, share = Path(training_args.output_dir, SCORED), (training_args.process_index, training_args.world_size)
         Job(scorer, rows, scored, run, None, *share, CARD).run()
         PartialState().wait_for_everyone()
         rows = data.load(str(scored))
     del scorer
-    tables.without_bars()  # of the many small steps of the arms
+    without_bars()  # of the many small steps of the arms
     pool = Pool(rows, columns, strategies, pilot_args.num_examples, pilot_args.num_tokens)
     seeds = range(training_args.seed, training_args.seed + pilot_args.num_seeds)
-    say = partial(tables.console().print, markup=False)
-    pilot = Pilot(student, training_args, pool, held_out, strategies, seeds, identity, say)
+    speak = partial(say, console())
+    pilot = Pilot(student, training_args, pool, held_out, strategies, seeds, identity, speak)
     try:
         result = pilot.run(dry_run=pilot_args.dry_run)
     except KeyboardInterrupt:
         if not pilot_args.dry_run:
             pilot.say("\nStopped. Trainings that were finished are kept: run the same command again to go on.")
         raise
-    if pilot.is_main and pilot_args.json:
-        tables.print_json(result)
-    elif pilot.is_main and not pilot_args.dry_run:
-        _show(result, training_args.output_dir)
+    if pilot.is_main and (pilot_args.json or not pilot_args.dry_run):
+        finish(pilot_args.json, result, lambda out: _show(out, result, training_args.output_dir))
     leave()
     return 0
 
 
-def _named(source: tuple[str, str | None, str]) -> dict:
+def _named(args: DatasetArguments) -> dict:
     """What names a dataset: how it was asked for, and the bytes of its files."""
-    return {"files": digests_of(data.source_files(*source)), "config": source[1], "split": source[2]}
+    files = digests_of(data.source_files(*args.source))
+    return {"files": files, "config": args.dataset_config, "split": args.dataset_split}
 
 
 def _make_scorer(model: str, args: PilotConfig, strategies: Sequence[Strategy]) -> RSRScorer:
@@ -172,34 +159,33 @@ def _is_scored(pool: Dataset, scorer: RSRScorer) -> bool:
     return RSR in pool.column_names
 
 
-def _show(result: dict, folder: str) -> None:
-    """What `rsr pilot` says at its end."""
+def _show(out: Console, result: dict, folder: str) -> None:
     before, level, problems = result["arms"][0], f"{result['confidence']:.0%}", result["table"][0]["problems"]
     size = f"{data.counted(len(result['seeds']), 'seed')}, {data.counted(problems, 'held-out problem')}"
-    out, lines = tables.console(), []
-    out.print(f"\n[bold]{size}[/bold]; each strategy beside its control, same seeds and problems")
+    say(out, "; each strategy beside its control, same seeds and problems", f"\n{size}")
     for metric in METRICS:
-        rows, show = [row for row in result["table"] if row["metric"] == metric.name], metric.number
-        if not rows:
-            continue
-        direction = "%, higher = better" if metric.higher_is_better else "nats per token, lower = better"
-        out.print(f"\n{metric.label} ({direction}); before training {show(before[metric.name], '')}")
-        cells = [
-            {
-                "strategy": row["strategy"],
-                "result": show(row["value"], ""),
-                "control": f"{row['control']} {show(row['control_value'], '')}",
-                "difference": show(row["mean"]),
-                level: f"{show(row['low'])} to {show(row['high'])}",
-                "verdict": {None: "unclear", True: "better", False: "worse"}[row["better"]],
-            }
-            for row in rows
-        ]
-        tables.print_table(out, cells, [tables.Column(heading, heading) for heading in cells[0]], limit=None)
+        if rows := [row for row in result["table"] if row["metric"] == metric.name]:
+            direction = "%, higher = better" if metric.higher_is_better else "nats per token, lower = better"
+            start = metric.number(before[metric.name], "")
+            say(out, f"\n{metric.label} ({direction}); before training {start}")
+            print_table(out, rows, _columns(metric.number, level), limit=None)
+    means = []
     for name in (strategy["name"] for strategy in result["strategies"]):
         counts = [arm["tokens"] for arm in result["arms"] if arm["strategy"] == name]
-        lines.append(f"{name} {number(None if None in counts else sum(counts) / len(counts), 0)}")
-    lines = [f"Scored tokens trained on, mean of the seeds: {', '.join(lines)}.", *result["verdict"]]
-    for line in (*lines, *(f"Note: {note}" for note in result["notes"])):
-        out.print(line, markup=False)
-    out.print(f"All of it: {Path(folder, RESULT)}", markup=False, soft_wrap=True)
+        means.append(f"{name} {number(None if None in counts else sum(counts) / len(counts), 0)}")
+    say(out, f"Scored tokens trained on, mean of the seeds: {', '.join(means)}.")
+    for line in (*result["verdict"], *(f"Note: {note}" for note in result["notes"])):
+        say(out, line)
+    say(out, f"All of it: {Path(folder, RESULT)}", soft_wrap=True)
+
+
+def _columns(show, level: str) -> list[Column]:
+    """Of the table of one metric, which `show` writes."""
+    return [
+        Column("strategy", "strategy"),
+        Column("result", lambda row: show(row["value"], "")),
+        Column("control", lambda row: f"{row['control']} {show(row['control_value'], '')}"),
+        Column("difference", lambda row: show(row["mean"])),
+        Column(level, lambda row: f"{show(row['low'])} to {show(row['high'])}"),
+        Column("verdict", lambda row: {None: "unclear", True: "better", False: "worse"}[row["better"]]),
+    ]

@@ -3,21 +3,23 @@
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
+from huggingface_hub import HfApi
 from rich.console import Console
-from rich.text import Text
 
+from rsr_trl.cli import tables
 from rsr_trl.cli.options import OutputArguments
 from rsr_trl.cli.summary import figures
-from rsr_trl.cli.tables import Column, beside, console, print_json, print_next, print_table
+from rsr_trl.cli.tables import Column, beside, print_next, print_table, say, short_ones
 from rsr_trl.data import STATE_FOLDER, Columns, counted, find_columns
 from rsr_trl.report.format import number, share
-from rsr_trl.rsr import DIRECTION, NOISY_BELOW, RSR, SCORE_PREFIX, TOKEN_COLUMNS, RSRError
+from rsr_trl.rsr import DIRECTION, RSR, SCORE_PREFIX, TOKEN_COLUMNS, RSRError
 from rsr_trl.scoring.job import Job, default_shard_rows, tokenized_sample
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.tokens import TokenizedExample
@@ -26,14 +28,9 @@ from rsr_trl.selection.table import ScoredTable
 
 NAMED_ROWS, NAMED_REASONS = 10, 5  # that the terminal names; JSON and the column rsr_error have more
 PROBE_TOKENS, PROBE_SECONDS = 200_000, 20.0  # what a dry run scores at most
-TEACHERS = [
-    Column("teacher", "teacher"),
-    Column("RSR", lambda one: number(one["rsr"], 3)),
-    Column("rank", lambda one: number(one["mean_clipped_rank"])),
-    Column("surprisal", lambda one: number(one["mean_surprisal"])),
-    Column("tokens", lambda one: number(one["mean_tokens"], 0)),
-    Column("scored", lambda one: f"{one['scored']:,}"),
-]
+TEACHERS = [Column("teacher", "teacher"), Column("RSR", "rsr", digits=3), Column("rank", "mean_clipped_rank")]
+TEACHERS += [Column("surprisal", "mean_surprisal"), Column("tokens", "mean_tokens", digits=0)]
+TEACHERS += [Column("scored", "scored")]
 
 
 def finish(job: Job, args: OutputArguments, push_to_hub: str | None) -> int:
@@ -45,18 +42,13 @@ def finish(job: Job, args: OutputArguments, push_to_hub: str | None) -> int:
     result["undefined"] = {name: n for name, n in missing.items() if name.startswith(SCORE_PREFIX) and n}
     if push_to_hub:
         result["pushed_to"] = _push(args.output_dir, push_to_hub)
-    if args.json:
-        print_json(result)
-    else:
-        _print_summary(console(), result, columns)
+    tables.finish(args.json, result, lambda out: _show(out, result, columns))
     return 0 if result["scored"] else 1
 
 
 def print_progress(job: Job, args: OutputArguments, is_stopped: bool = False) -> None:
     """How far the dataset is where it isn't complete, and how to go on."""
     result = _progress(job, args)
-    if args.json and not is_stopped:
-        return print_json(result)
     of = "an unknown number of" if result["shards"] is None else f"{result['shards']:,}"
     done = f"{result['shards_done']:,} of {of} shards are done ({result['rows_done']:,} trajectories)"
     if not is_stopped:
@@ -66,7 +58,7 @@ def print_progress(job: Job, args: OutputArguments, is_stopped: bool = False) ->
         text = f"Stopped: {done} in {args.output_dir}. They are kept. Run the same command again to go on."
     else:
         text = "Stopped before the first shard was done: nothing is kept. Smaller shards (--shard_rows) lose less."
-    console().print(Text(f"\n{text}"))
+    tables.finish(args.json and not is_stopped, result, lambda out: say(out, f"\n{text}"))
 
 
 def _progress(job: Job, args: OutputArguments) -> dict:
@@ -87,8 +79,6 @@ def _scores(job: Job, teacher_column: str | None) -> tuple[Dataset, Columns]:
 
 
 def _push(output_dir: str, repo_id: str) -> str:
-    from huggingface_hub import HfApi
-
     url = HfApi().create_repo(repo_id, repo_type="dataset", private=True, exist_ok=True)
     HfApi().upload_folder(
         folder_path=output_dir,
@@ -101,75 +91,64 @@ def _push(output_dir: str, repo_id: str) -> str:
     return str(url)
 
 
-def _print_summary(out: Console, result: dict, columns: Columns) -> None:
-    rows, scored, folder = result["trajectories"], result["scored"], result["output_dir"]
-    out.print(Text.assemble("\n", (f"Scored {scored:,} of {rows:,} trajectories", "bold"), f" -> {folder}"))
+def _show(out: Console, result: dict, columns: Columns) -> None:
+    scored, folder, surprisal = result["scored"], result["output_dir"], result["mean_surprisal"]
+    say(out, f" -> {folder}", f"\nScored {scored:,} of {result['trajectories']:,} trajectories")
     if scored:
         quantiles = [number(result[name], 3) for name in ("rsr_median", "rsr_p10", "rsr_p90")]
-        out.print("RSR ({}): median {}, best tenth <= {}, worst >= {}".format(DIRECTION, *quantiles))
-        if result["mean_surprisal"] > math.log(result["vocab_size"]):
-            out.print(
+        say(out, "RSR ({}): median {}, best tenth <= {}, worst >= {}".format(DIRECTION, *quantiles))
+        if surprisal > (blind := math.log(result["vocab_size"])):
+            say(
+                out,
                 "The student predicts this text worse than a blind guess among all its words would (mean surprisal "
-                f"{result['mean_surprisal']:.2f} nats, ln {result['vocab_size']:,} = "
-                f"{math.log(result['vocab_size']):.2f}): it is untrained, or the tokenizer is another model's."
+                f"{surprisal:.2f} nats, ln {result['vocab_size']:,} = {blind:.2f}): it is untrained, or the tokenizer "
+                "is another model's.",
             )
         if "teachers" in result:
-            out.print("Teachers, most suitable first (means of their trajectories, in nats and tokens):")
+            say(out, "Teachers, most suitable first (means of their trajectories, in nats and tokens):")
             print_table(out, result["teachers"], TEACHERS, things="teacher")
-    _print_gaps(out, result)
+    for line in _gaps(result):
+        say(out, line)
     speeds = [one["tokens_per_second"] for one in result["processes"].values()]
     if speeds:  # none where everything was there already
-        out.print(f"Speed: {' to '.join(f'{speed:,.0f}' for speed in sorted({min(speeds), max(speeds)}))} tokens/s.")
+        say(out, f"Speed: {' to '.join(f'{speed:,.0f}' for speed in sorted({min(speeds), max(speeds)}))} tokens/s.")
     if len(speeds) > 1:
-        out.print(
-            f"Of {len(speeds)} processes, the least busy worked {result['balance']:.0%} of the time of the busiest."
-        )
+        share_of_time = f"{result['balance']:.0%} of the time of the busiest"
+        say(out, f"Of {len(speeds)} processes, the least busy worked {share_of_time}.")
     if "pushed_to" in result:
-        out.print(Text(f"Uploaded to {result['pushed_to']}"))
+        say(out, f"Uploaded to {result['pushed_to']}")
     if scored:
-        page, chosen = f"{beside(folder, 'report')}.html", beside(folder, "selected")
         how = ["--group_column", columns.problem] if columns.problem else ["--keep_fraction", "0.5"]
         how += ["--teacher_column", columns.teacher] if columns.teacher not in (None, "teacher") else []
+        page = f"{beside(folder, 'report')}.html"
         print_next(out, "rsr", "report", "--dataset_name", folder, "--output", page, label="See it")
-        print_next(out, "rsr", "select", "--dataset_name", folder, *how, "--output_dir", chosen)
+        print_next(out, "rsr", "select", "--dataset_name", folder, *how, "--output_dir", beside(folder, "selected"))
 
 
-def _print_gaps(out: Console, result: dict) -> None:
+def _gaps(result: dict) -> list[str]:
     """Which trajectories have no score, or one that says little, and why."""
-    rows, missing = result["trajectories"], result["trajectories"] - result["scored"]
-    if missing:
-        out.print(f"Not scored: {share(missing, rows)}. They have null and are never chosen:")
-        for reason, count in list(result["not_scored"].items())[:NAMED_REASONS]:
-            out.print(Text(f"  {count:,}  {reason}"))
-        if (more := len(result["not_scored"]) - NAMED_REASONS) > 0:
-            out.print(f"  ... and {more} more reasons, in the column rsr_error.")
-        named = result["failed_rows"][:NAMED_ROWS]
-        out.print(f"  rows {', '.join(map(str, named))}{', ...' if missing > len(named) else ''}")
+    rows, reasons, lines = result["trajectories"], result["not_scored"], []
+    if missing := rows - result["scored"]:
+        lines += [f"Not scored: {share(missing, rows)}. They have null and are never chosen:"]
+        lines += [f"  {count:,}  {reason}" for reason, count in list(reasons.items())[:NAMED_REASONS]]
+        if (more := len(reasons) - NAMED_REASONS) > 0:
+            lines += [f"  ... and {more} more reasons, in the column rsr_error."]
+        named = ", ".join(map(str, result["failed_rows"][:NAMED_ROWS]))
+        lines += [f"  rows {named}{', ...' if missing > NAMED_ROWS else ''}"]
     for name, count in result["undefined"].items():
-        null = share(count, result["scored"])
-        out.print(Text(f"{name} is null for {null} of the scored: it isn't defined for them."))
+        lines += [f"{name} is null for {share(count, result['scored'])} of the scored: it isn't defined for them."]
     if result["truncated"]:
-        out.print(
-            f"Truncated at {result['max_length']:,} tokens: {share(result['truncated'], rows)}. Their scores are of "
-            "their beginnings only."
-        )
+        cut = f"Truncated at {result['max_length']:,} tokens: {share(result['truncated'], rows)}."
+        lines += [f"{cut} Their scores are of their beginnings only."]
     if result["short"] > 0.1 * rows:
-        out.print(
-            f"Short: {share(result['short'], rows)} have fewer than {NOISY_BELOW} scored tokens. RSR is noisy on "
-            "them, and answers without reasoning can look suitable by chance: look before you choose."
-        )
+        lines += [short_ones(f"{share(result['short'], rows)} have")]
+    return lines
 
 
 # ---------------------------------------------------------------------------------------------------------- dry run
 
 
-def dry_run(
-    scorer: RSRScorer,
-    dataset: Dataset | IterableDataset,
-    shard_rows: int | None,
-    num_processes: int,
-    as_json: bool,
-) -> None:
+def dry_run(scorer: RSRScorer, dataset, shard_rows: int | None, num_processes: int, as_json: bool) -> None:
     """Estimate what a run would cost, from a sample that is tokenized and partly scored. Writes nothing."""
     examples = tokenized_sample(scorer, dataset)
     good = [example for example in examples if example.error is None]
@@ -197,10 +176,7 @@ def dry_run(
         if scorer.token_stats:  # ids, ranks, surprisals and top-1 take 16 bytes before compression
             scored = sum(int(example.scored.sum()) for example in good) / len(examples)
             result["bytes_of_token_stats"] = round(16 * rows * scored)
-    if as_json:
-        print_json(result)
-    else:
-        _print_dry_run(console(), result)
+    tables.finish(as_json, result, partial(_show_dry_run, result=result))
 
 
 def _speed(scorer: RSRScorer, examples: Sequence[TokenizedExample]) -> float:
@@ -218,21 +194,22 @@ def _speed(scorer: RSRScorer, examples: Sequence[TokenizedExample]) -> float:
     return done / (time.perf_counter() - start)
 
 
-def _print_dry_run(out: Console, result: dict) -> None:
-    rows = "an unknown number of" if result["rows"] is None else f"{result['rows']:,}"
-    lines = [f"{rows} rows of {result['tokens_per_row']:,.0f} tokens on average"]
-    lines += [f"{result['tokens_per_second']:,.0f} tokens/s in one process"]
-    if result["rows"] is not None:
-        with_processes = f"with {result['processes']:,} processes" if result["processes"] > 1 else "with one process"
-        lines += [f"{result['tokens']:,} tokens: {result['seconds'] / 3600:,.2f} hours {with_processes}"]
+def _show_dry_run(out: Console, result: dict) -> None:
+    rows, speed = result["rows"], f"{result['tokens_per_second']:,.0f} tokens/s in one process"
+    number_of = "an unknown number of" if rows is None else f"{rows:,}"
+    lines = [f"{number_of} rows of {result['tokens_per_row']:,.0f} tokens on average", speed]
+    if rows is not None:
+        processes = f"{result['processes']:,} process{'es' * (result['processes'] > 1)}"
+        lines += [f"{result['tokens']:,} tokens: {result['seconds'] / 3600:,.2f} hours with {processes}"]
         lines += [f"{counted(result['files'], 'file')} of {counted(result['shard_rows'], 'row')}"]
-    if result["bytes_of_token_stats"]:
-        lines += [f"token statistics: about {result['bytes_of_token_stats'] / 2**30:,.2f} GiB before compression"]
-    lines += [f"memory of one process: {result['host_bytes'] / 2**30:,.1f} GiB"]
-    if result["peak_gpu_bytes"]:
-        lines += [f"GPU memory: {result['peak_gpu_bytes'] / 2**30:,.1f} GiB at its peak on the sample"]
+    for name, text in (
+        ("bytes_of_token_stats", "token statistics: about {:,.2f} GiB before compression"),
+        ("host_bytes", "memory of one process: {:,.1f} GiB"),
+        ("peak_gpu_bytes", "GPU memory: {:,.1f} GiB at its peak on the sample"),
+    ):
+        lines += [text.format(result[name] / 2**30)] if result[name] else []
     for what, text in (("sampled_without_score", "can't be scored"), ("sampled_truncated", "are cut at max_length")):
         if result[what]:
             lines += [f"{share(result[what], result['sampled_rows'])} of the sample {text}"]
-    out.print(f"\nNothing was written. From {result['sampled_rows']:,} sampled rows:", style="bold")
-    out.print("\n".join(f"  {line}" for line in lines))
+    say(out, bold=f"\nNothing was written. From {result['sampled_rows']:,} sampled rows:")
+    say(out, "\n".join(f"  {line}" for line in lines))

@@ -1,6 +1,7 @@
-"""`rsr sft`: TRL's `sft` script with RSRSFTTrainer, on our own loader of data.
-
-On several processes: `accelerate launch -m rsr_trl sft ...` with the same options.
+"""
+Fine-tune your student with the trajectories that suit it best, as scored while it trains. A lower RSR suits the
+student better. Options are those of `trl sft`, and the rsr_ ones. On several processes: `accelerate launch -m rsr_trl
+sft ...` with the same options.
 """
 
 import sys
@@ -9,16 +10,16 @@ from pathlib import Path
 
 import pandas as pd
 from datasets import Dataset
-from rich.text import Text
+from rich.console import Console
 from transformers import PrinterCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_dataset
 
 from rsr_trl import data
-from rsr_trl.cli.options import FormatArguments, JsonArguments, option_parser, student_to_train
+from rsr_trl.cli.options import DatasetArguments, FormatArguments, JsonArguments, option_parser, student_to_train
 from rsr_trl.cli.summary import finite
-from rsr_trl.cli.tables import Column, beside, console, given, print_json, print_next, print_table, without_bars
+from rsr_trl.cli.tables import Column, beside, finish, given, print_table, say
 from rsr_trl.report.format import number, share
 from rsr_trl.rsr import DIRECTION, RSR, RSRError, dataset_rsr
 from rsr_trl.training.config import RSRSFTConfig
@@ -32,22 +33,13 @@ MAX_PASSES = 8  # lines of the table of scorings; JSON has them all
 def make_parser(prog: str | None = None) -> TrlParser:
     return option_parser(
         (ScriptArguments, FormatArguments, RSRSFTConfig, ModelConfig, DatasetMixtureConfig, JsonArguments),
-        prog=prog,
-        description="Fine-tune your student with the trajectories that suit it best, as scored while it trains. A "
-        "lower RSR suits the student better. Options are those of `trl sft`, and the rsr_ ones.",
+        prog,
+        __doc__,
     )
 
 
-def main(
-    script_args: ScriptArguments,
-    format_args: FormatArguments,
-    training_args: RSRSFTConfig,
-    model_args: ModelConfig,
-    mixture_args: DatasetMixtureConfig,
-    json_args: JsonArguments,
-) -> int:
+def main(script_args, format_args, training_args: RSRSFTConfig, model_args, mixture_args, json_args) -> int:
     if json_args.json:
-        without_bars()
         training_args.disable_tqdm = True
     # The trainer's progress and logs are for people, who read standard error: a pipe gets data and nothing else.
     with redirect_stdout(sys.stderr):
@@ -57,55 +49,52 @@ def main(
         trainer = RSRSFTTrainer(args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset, **student)
         if json_args.json:
             trainer.remove_callback(PrinterCallback)
-        _train(trainer, checkpoint)
+        try:
+            trainer.train(resume_from_checkpoint=checkpoint)
+        except KeyboardInterrupt:
+            if trainer.is_world_process_zero():
+                print(f"\n{_stopped(trainer)}", file=sys.stderr)
+            raise
         trainer.save_model(training_args.output_dir)
         if training_args.push_to_hub:
             trainer.push_to_hub(dataset_name=script_args.dataset_name)
         result = _summarize(trainer, checkpoint) if trainer.is_world_process_zero() else None
         trainer.end()
-    if result is not None and json_args.json:
-        print_json(result)
-    elif result is not None:
-        _print_summary(result, _next_command(train_dataset, script_args, format_args, result["output_dir"]))
+    if result is not None:
+        next_words = _next_words(train_dataset, script_args, format_args, result["output_dir"])
+        finish(json_args.json, result, lambda out: _show(out, result), next_words)
     return 0
-
-
-def _checkpoint(args: RSRSFTConfig) -> str | None:
-    """The checkpoint to go on from, `None` to start over: what is wrong with it is said before anything is loaded."""
-    last = _last_checkpoint(args)
-    wanted = str(args.resume_from_checkpoint)  # a word of the command line, or a truth value of a config file
-    if wanted.lower() in ("none", "false"):
-        if last is not None:
-            raise RSRError(
-                f"{last} is the last checkpoint of an earlier run. To go on from it, pass --resume_from_checkpoint "
-                "True; to start over, pass another --output_dir or delete this one."
-            )
-        return None
-    if wanted.lower() == "true":
-        if last is None:
-            raise RSRError(
-                f"There is no checkpoint in --output_dir {args.output_dir} to go on from: to start over, leave out "
-                "--resume_from_checkpoint."
-            )
-        wanted = last
-    if not Path(wanted, TRAINER_STATE_NAME).is_file():
-        raise RSRError(
-            f"--resume_from_checkpoint {wanted} is no complete checkpoint: {Path(wanted, TRAINER_STATE_NAME)} is "
-            "missing. Name the folder checkpoint-STEP of an earlier run, or True for the last one in --output_dir."
-        )
-    return wanted
 
 
 def _last_checkpoint(args: RSRSFTConfig) -> str | None:
     return get_last_checkpoint(args.output_dir) if Path(args.output_dir).is_dir() else None
 
 
-def _load(
-    script_args: ScriptArguments,
-    format_args: FormatArguments,
-    training_args: RSRSFTConfig,
-    mixture_args: DatasetMixtureConfig,
-) -> tuple[Dataset, Dataset | None]:
+def _checkpoint(args: RSRSFTConfig) -> str | None:
+    """The checkpoint to go on from, `None` to start over: what is wrong with it is said before anything is loaded."""
+    last = _last_checkpoint(args)
+    wanted = str(args.resume_from_checkpoint)  # a word of the command line, or a truth value of a config file
+    resume = "--resume_from_checkpoint"
+    if wanted.lower() in ("none", "false"):
+        if last is None:
+            return None
+        raise RSRError(
+            f"{last} is the last checkpoint of an earlier run. To go on from it, pass {resume} True; to start over, "
+            "pass another --output_dir or delete this one."
+        )
+    wanted = last if wanted.lower() == "true" else wanted
+    if wanted is None:
+        what = f"There is no checkpoint in --output_dir {args.output_dir} to go on from"
+        raise RSRError(f"{what}: to start over, leave out {resume}.")
+    if not Path(wanted, TRAINER_STATE_NAME).is_file():
+        raise RSRError(
+            f"{resume} {wanted} is no complete checkpoint: {Path(wanted, TRAINER_STATE_NAME)} is missing. Name the "
+            "folder checkpoint-STEP of an earlier run, or True for the last one in --output_dir."
+        )
+    return wanted
+
+
+def _load(script_args, format_args, training_args, mixture_args) -> tuple[Dataset, Dataset | None]:
     """Training rows, and evaluation rows if `eval_strategy` asks for them."""
     if script_args.dataset_streaming or mixture_args.streaming:
         raise RSRError("Ordering by score needs all examples at hand: don't set --dataset_streaming or --streaming.")
@@ -115,11 +104,9 @@ def _load(
     wanted = [script_args.dataset_train_split] + [script_args.dataset_test_split] * evaluates
     if mixture_args.datasets:
         mixture = get_dataset(mixture_args)
-        for split in wanted:
-            if split not in mixture:
-                raise RSRError(
-                    f"The mixture has no split {split!r}, only {', '.join(mixture)}: set --test_split_size."
-                )
+        if lacking := [split for split in wanted if split not in mixture]:
+            have = ", ".join(mixture)
+            raise RSRError(f"The mixture has no split {lacking[0]!r}, only {have}: set --test_split_size.")
         splits = [mixture[split] for split in wanted]
     else:
         splits = [data.load(script_args.dataset_name, script_args.dataset_config, split) for split in wanted]
@@ -127,35 +114,24 @@ def _load(
     return splits[0], splits[1] if evaluates else None
 
 
-def _train(trainer: RSRSFTTrainer, checkpoint: str | None) -> None:
-    """Train; where that is interrupted, say what is left of it."""
-    try:
-        trainer.train(resume_from_checkpoint=checkpoint)
-    except KeyboardInterrupt:
-        if trainer.is_world_process_zero():
-            print(f"\n{_stopped(trainer)}", file=sys.stderr)
-        raise
-
-
 def _stopped(trainer: RSRSFTTrainer) -> str:
+    """What an interrupted training leaves, and how to go on."""
     args, step, last = trainer.args, trainer.state.global_step, _last_checkpoint(trainer.args)
     if last is not None:
         return f"Stopped at step {step:,}. To go on from {last}, add --resume_from_checkpoint True."
-    saves = f"save_strategy={args.save_strategy.value!r}"
-    saves += f" and save_steps={args.save_steps:g}" if args.save_strategy.value == "steps" else ""
-    return (
-        f"Stopped at step {step:,}, and no checkpoint was saved yet ({saves}): with --save_strategy steps "
-        "--save_steps N there is one every N steps to go on from."
-    )
+    saves, strategy = f"save_strategy={args.save_strategy.value!r}", args.save_strategy.value
+    saves += f" and save_steps={args.save_steps:g}" if strategy == "steps" else ""
+    so = "with --save_strategy steps --save_steps N there is one every N steps to go on from"
+    return f"Stopped at step {step:,}, and no checkpoint was saved yet ({saves}): {so}."
 
 
 def _summarize(trainer: RSRSFTTrainer, checkpoint: str | None) -> dict:
     """The summary for programs, from the trainer and the history of scores that it has written."""
     history = Path(trainer.args.output_dir, HISTORY_DIR)
     resumed = TrainerState.load_from_json(Path(checkpoint, TRAINER_STATE_NAME)).global_step if checkpoint else 0
-    # Of the steps of this call: without any there is no mean.
     losses = [log["train_loss"] for log in trainer.state.log_history if "train_loss" in log]
-    losses = losses if trainer.state.global_step > resumed else []
+    if trainer.state.global_step <= resumed:  # a mean is of the steps of this call, of which there are none
+        losses = []
     return {
         "output_dir": trainer.args.output_dir,
         "steps": trainer.state.global_step,
@@ -180,41 +156,29 @@ def _passes(history: Path) -> list[dict]:
         first = now if first is None else first.combine_first(now)
         then = first.loc[now.index]
         ratios = [dataset_rsr(one["rsr_mean_clipped_rank"], one["rsr_mean_surprisal"]) for one in (now, then)]
-        passes.append(
-            {
-                "step": int(path.stem.split("-")[1]),
-                "kind": path.stem.split("-")[2],
-                "scored": int(now["rsr"].notna().sum()),
-                "rsr": finite(ratios[0]),
-                "rsr_at_first": finite(ratios[1]),
-                "mean_clipped_rank": finite(now["rsr_mean_clipped_rank"].mean()),
-                "mean_surprisal": finite(now["rsr_mean_surprisal"].mean()),
-                "spearman_with_first": spearman(then["rsr"].to_numpy(), now["rsr"].to_numpy()),
-            }
-        )
+        _, step, kind = path.stem.split("-")
+        facts = {"step": int(step), "kind": kind, "scored": int(now["rsr"].notna().sum())}
+        facts |= dict(zip(("rsr", "rsr_at_first"), map(finite, ratios), strict=True))
+        facts |= {name: finite(now[f"rsr_{name}"].mean()) for name in ("mean_clipped_rank", "mean_surprisal")}
+        passes.append(facts | {"spearman_with_first": spearman(then["rsr"].to_numpy(), now["rsr"].to_numpy())})
     return passes
 
 
-def _next_command(
-    dataset: Dataset, script_args: ScriptArguments, format_args: FormatArguments, output_dir: str
-) -> list[str] | None:
+def _next_words(dataset: Dataset, args: ScriptArguments, format_args, output_dir: str) -> list[str] | None:
     """The picture of the run where the dataset has scores to draw it over; else the trained student's own scores."""
-    if script_args.dataset_name is None:
+    if args.dataset_name is None:
         return None  # a mixture has no name
-    options = ["--dataset_name", script_args.dataset_name]
-    options += ["--dataset_config", script_args.dataset_config] if script_args.dataset_config else []
-    split = script_args.dataset_train_split
-    options += ["--dataset_split", split] if split != "train" else []
+    options = given(DatasetArguments(args.dataset_name, args.dataset_config, args.dataset_train_split))
     if RSR in dataset.column_names:
         return ["rsr", "report", *options, "--run", output_dir, "--output", f"{beside(output_dir, 'report')}.html"]
     options += [*given(format_args), "--output_dir", beside(output_dir, "scored")]
     return ["rsr", "score", "--model_name_or_path", output_dir, *options]
 
 
-def _print_summary(result: dict, next_command: list[str] | None) -> None:
-    out, passes = console(), result["passes"]
-    out.print(Text.assemble("\n", (f"Trained {result['steps']:,} steps", "bold"), _what_it_trained_on(result)))
-    out.print(f"RSR of the trajectories as the student changed ({DIRECTION}):")
+def _show(out: Console, result: dict) -> None:
+    passes = result["passes"]
+    say(out, _what_it_trained_on(result), f"\nTrained {result['steps']:,} steps")
+    say(out, f"RSR of the trajectories as the student changed ({DIRECTION}):")
     columns = (
         Column("step", lambda one: f"{one['step']:,}{' (while training)' if one['kind'] == 'online' else ''}"),
         Column("scored", "scored"),
@@ -225,15 +189,14 @@ def _print_summary(result: dict, next_command: list[str] | None) -> None:
     )
     print_table(out, passes if len(passes) <= MAX_PASSES else [passes[0], *passes[1 - MAX_PASSES :]], columns)
     if len(passes) > MAX_PASSES:
-        out.print(f"The first and the last of {len(passes):,} scorings; --json lists them all.")
+        say(out, f"The first and the last of {len(passes):,} scorings; --json lists them all.")
     if len(passes) > 1:
-        out.print(
+        say(
+            out,
             "order kept: Spearman correlation with the first scores of the same rows. Before and after training these "
-            "are scores of two different students: whether the later one solves more, only its own task can say."
+            "are scores of two different students: whether the later one solves more, only its own task can say.",
         )
-    out.print(Text(f"All scores of every row: {result['history']}"))
-    if next_command:
-        print_next(out, *next_command)
+    say(out, f"All scores of every row: {result['history']}")
 
 
 def _what_it_trained_on(result: dict) -> str:

@@ -1,8 +1,10 @@
-"""`rsr show`: one trajectory in the terminal: the surprisal or rank of each token, and the RSR of each sentence."""
+"""
+Show one trajectory of a dataset that was scored with --token_stats: each token by how much it surprises the student,
+and the RSR of each sentence. A lower RSR suits the student better.
+"""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from rich.console import Console
 from rich.rule import Rule
@@ -11,26 +13,16 @@ from rich.text import Text
 from trl import TrlParser
 
 from rsr_trl.cli.options import ColumnArguments, DatasetArguments, JsonArguments, option, option_parser
-from rsr_trl.cli.tables import Column, print_json, print_table, without_bars
+from rsr_trl.cli.tables import Column, finish, print_table, say, without_bars
 from rsr_trl.report.format import number, visible
 from rsr_trl.rsr import DIRECTION, ERROR, RSR, TRUNCATED, RSRError
-
-
-if TYPE_CHECKING:
-    from datasets import Dataset
-
-    from rsr_trl.report.tokens import Sentence, Token
 
 
 # Backgrounds of the levels in report/tokens.py, each with a foreground that has a contrast of at least 5 to it. They
 # are viridis, whose lightness rises evenly, so that it can be read without seeing hues.
 RAMP = (
-    ("#440154", "#ffffff"),
-    ("#414487", "#ffffff"),
-    ("#2a788e", "#ffffff"),
-    ("#22a884", "#000000"),
-    ("#7ad151", "#000000"),
-    ("#fde725", "#000000"),
+    *(("#440154", "#ffffff"), ("#414487", "#ffffff"), ("#2a788e", "#ffffff")),
+    *(("#22a884", "#000000"), ("#7ad151", "#000000"), ("#fde725", "#000000")),
 )
 MARKED_LEVEL = 4  # from this one on a token gets a mark where there are no colours
 SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
@@ -49,59 +41,56 @@ class ShowArguments(JsonArguments, ColumnArguments):
 
     row: int = option("Row of the dataset, counted from 0.")
     tokenizer: str | None = option(
-        "The student's tokenizer: Hub id or folder; by default that of the student which the dataset's card names.",
-        None,
+        "The student's tokenizer: Hub id or folder; by default that of the student on the dataset's card.", None
     )
     color_by: Literal["surprisal", "rank"] = option("What token colours encode.", "surprisal")
     r_max: int = option("Clip ranks at this value.", 100)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
-    return option_parser(
-        (DatasetArguments, ShowArguments),
-        prog=prog,
-        description="Show one trajectory of a dataset that was scored with --token_stats: each token by how much it "
-        "surprises the student, and the RSR of each sentence. A lower RSR suits the student better.",
-    )
+    return option_parser((DatasetArguments, ShowArguments), prog, __doc__)
 
 
-def main(data_args: DatasetArguments, show_args: ShowArguments) -> None:
+def main(data_args: DatasetArguments, args: ShowArguments) -> None:
+    from rsr_trl.cli.summary import finite
     from rsr_trl.data import card_facts
     from rsr_trl.report.rows import TurnFinder, prompt_of
     from rsr_trl.report.tokens import check_token_columns, load_tokenizer, read_tokens, sentences
 
     without_bars()
-    dataset, place, source = data_args.load(), show_args.row, data_args.dataset_name
-    if not 0 <= place < len(dataset):
-        raise RSRError(f"There is no row {place}: {source!r} has {len(dataset):,} rows, counted from 0.")
-    row = dataset[place]
+    dataset, source = data_args.load(), data_args.dataset_name
+    if not 0 <= args.row < len(dataset):
+        raise RSRError(f"There is no row {args.row}: {source!r} has {len(dataset):,} rows, counted from 0.")
+    row = dataset[args.row]
     if RSR not in row:
         raise RSRError("The dataset has no scores. Score it first with `rsr score --token_stats`.")
     if row[RSR] is None:
-        raise RSRError(f"Row {place} has no score: {row[ERROR]}.")
+        raise RSRError(f"Row {args.row} has no score: {row[ERROR]}.")
     check_token_columns(row)
-    names = _names(dataset, row, show_args)
-    tokenizer = load_tokenizer(source, show_args.tokenizer)
-    tokens = read_tokens(row, tokenizer)
-    parts = sentences(tokens, show_args.r_max, TurnFinder(tokenizer)(row))
-    facts = _facts(row, tokens, show_args) | {"student": card_facts(source).get("student"), **names}
-    if show_args.json:
-        print_json(_as_json(facts, tokens, parts))
-    else:
-        # The picture is what was asked for, so it goes to standard output, as data does.
-        out = Console(highlight=False)
-        _print_facts(out, facts, prompt_of(row))
-        _print(out, tokens, parts, show_args.color_by)
-
-
-def _names(dataset: "Dataset", row: dict, args: ShowArguments) -> dict:
-    """Teacher, problem and correctness of the row, as far as there are columns."""
     columns = args.columns(dataset)
     problem = None if columns.problem == "prompt" else columns.problem  # the prompt is shown anyway
-    return {"teacher": row.get(columns.teacher), "problem": row.get(problem), "correct": row.get(columns.correct)}
+    names = {"teacher": row.get(columns.teacher), "problem": row.get(problem), "correct": row.get(columns.correct)}
+    tokenizer = load_tokenizer(source, args.tokenizer)
+    tokens = read_tokens(row, tokenizer)
+    parts = sentences(tokens, args.r_max, TurnFinder(tokenizer)(row))
+    facts = _facts(row, tokens, args) | {"student": card_facts(source).get("student"), **names}
+    lists = {
+        "tokens": [{**vars(token), "probability": token.probability} for token in tokens],
+        "sentences": [{**vars(part), "rsr": finite(part.rsr), "text": _text(tokens, part)} for part in parts],
+    }
+
+    def show(_) -> None:
+        # The picture is what was asked for, so it goes to standard output, as data does.
+        out = Console(highlight=False)
+        _show_facts(out, facts, prompt_of(row))
+        _show_sentences(out, tokens, parts, args.color_by)
+        _show_most_surprising(out, tokens)
+        _show_extremes(out, tokens, parts)
+
+    finish(args.json, facts | {name: finite(facts[name]) for name in ("rsr", "stored_rsr")} | lists, show)
 
 
-def _facts(row: dict, tokens: "Sequence[Token]", args: ShowArguments) -> dict:
+def _facts(row: dict, tokens: list, args: ShowArguments) -> dict:
     """The scores of the row as a whole."""
     from rsr_trl.rsr import rsr_from_means, trajectory_means
 
@@ -120,19 +109,7 @@ def _facts(row: dict, tokens: "Sequence[Token]", args: ShowArguments) -> dict:
     }
 
 
-def _as_json(facts: dict, tokens: "Sequence[Token]", parts: "Sequence[Sentence]") -> dict:
-    from rsr_trl.cli.summary import finite
-
-    return {
-        **facts,
-        "rsr": finite(facts["rsr"]),
-        "stored_rsr": finite(facts["stored_rsr"]),
-        "tokens": [{**vars(token), "probability": token.probability} for token in tokens],
-        "sentences": [{**vars(part), "rsr": finite(part.rsr), "text": _text(tokens, part)} for part in parts],
-    }
-
-
-def _text(tokens: "Sequence[Token]", part: "Sentence") -> str:
+def _text(tokens: list, part) -> str:
     return "".join(token.text for token in tokens[part.start : part.stop])
 
 
@@ -145,7 +122,25 @@ def _shortened(text: str, length: int) -> str:
 # --------------------------------------------------------------------------------------------------------- drawing
 
 
-def _print(out: Console, tokens: "Sequence[Token]", parts: "Sequence[Sentence]", color_by: str) -> None:
+def _show_facts(out: Console, facts: dict, prompt: str) -> None:
+    title = f"\nRow {facts['row']:,}: RSR {number(facts['rsr'], 3)}"
+    say(out, f" ({facts['direction']}), {facts['num_tokens']:,} tokens", title)
+    say(out, "mean rank {mean_clipped_rank:,.2f} / mean surprisal {mean_surprisal:,.2f} nats".format(**facts))
+    stored = facts["stored_rsr"]
+    if abs(facts["rsr"] - stored) > 1e-3 * stored:
+        say(out, f"Ranks are clipped at {facts['r_max']:,} here. The dataset's own rsr is {number(stored, 3)}.")
+    known = {name: facts[name] for name in ("student", "teacher", "problem", "correct") if facts[name] is not None}
+    words = {name: ("no", "yes")[value] if isinstance(value, bool) else str(value) for name, value in known.items()}
+    about = [f"{name}: {_shortened(text, 60)}" for name, text in words.items()]
+    about += ["truncated: only its beginning is scored"] if facts["truncated"] else []
+    if about:
+        say(out, "; ".join(about))
+    if prompt:
+        say(out, _shortened(prompt, PROMPT_CHARACTERS), "Prompt: ")
+    say(out)
+
+
+def _show_sentences(out: Console, tokens: list, parts: list, color_by: str) -> None:
     in_color = not out.no_color and out.color_system in ("256", "truecolor")  # 16 colours can't be told apart
     out.print(_legend(color_by, in_color))
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -163,27 +158,6 @@ def _print(out: Console, tokens: "Sequence[Token]", parts: "Sequence[Sentence]",
             text = text[1:]  # the space between two sentences
         table.add_row(number(part.rsr) if len(inside) >= FEW_TOKENS else f"({number(part.rsr)})", text)
     out.print(table)
-    _print_most_surprising(out, tokens)
-    _print_extremes(out, tokens, parts)
-
-
-def _print_facts(out: Console, facts: dict, prompt: str) -> None:
-    title = (f"Row {facts['row']:,}: RSR {number(facts['rsr'], 3)}", "bold")
-    rank, surprisal = number(facts["mean_clipped_rank"]), number(facts["mean_surprisal"])
-    out.print(Text.assemble("\n", title, f" ({facts['direction']}), {facts['num_tokens']:,} tokens"))
-    out.print(f"mean rank {rank} / mean surprisal {surprisal} nats")
-    stored = facts["stored_rsr"]
-    if abs(facts["rsr"] - stored) > 1e-3 * stored:
-        out.print(f"Ranks are clipped at {facts['r_max']:,} here. The dataset's own rsr is {number(stored, 3)}.")
-    known = {name: facts[name] for name in ("student", "teacher", "problem", "correct") if facts[name] is not None}
-    words = {name: ("no", "yes")[value] if isinstance(value, bool) else str(value) for name, value in known.items()}
-    about = [f"{name}: {_shortened(text, 60)}" for name, text in words.items()]
-    about += ["truncated: only its beginning is scored"] if facts["truncated"] else []
-    if about:
-        out.print(Text("; ".join(about)))
-    if prompt:
-        out.print(Text.assemble(("Prompt: ", "bold"), _shortened(prompt, PROMPT_CHARACTERS)))
-    out.print()
 
 
 def _style(level: int) -> str:
@@ -191,13 +165,11 @@ def _style(level: int) -> str:
     return f"{foreground} on {background}"
 
 
-def _drawn(token: "Token", color_by: str, in_color: bool) -> Text:
+def _drawn(token, color_by: str, in_color: bool) -> Text:
     """A token with its colour or, where there are no colours, in brackets with its rank if it stands out."""
     level = token.level(color_by)
-    if in_color:
-        return Text(token.shown, _style(level))
-    if level < MARKED_LEVEL:
-        return Text(token.shown)
+    if in_color or level < MARKED_LEVEL:
+        return Text(token.shown, _style(level) if in_color else "")
     word = token.shown.strip() or token.shown
     before, after = token.shown.split(word, 1)
     return Text(f"{before}⟦{word}⟧{str(token.rank).translate(SUBSCRIPTS)}{after}")
@@ -214,7 +186,7 @@ def _legend(color_by: str, in_color: bool) -> Text:
     return Text.assemble(f"Colour: {unit}  ", *boxes, "\n")
 
 
-def _print_most_surprising(out: Console, tokens: "Sequence[Token]") -> None:
+def _show_most_surprising(out: Console, tokens: list) -> None:
     """The tokens of highest surprisal: what stands before them, and what the student would have said."""
 
     def before(place: int) -> Text:
@@ -225,17 +197,16 @@ def _print_most_surprising(out: Console, tokens: "Sequence[Token]") -> None:
         value = tokens[place].probability
         return f"{value:.1%}" if value >= 0.001 else f"{value:.0e}"
 
-    with_top1 = tokens[0].top1 is not None
-    columns = [
+    columns = (
         Column("after", before),
         Column("token", lambda place: Text(_in_line(tokens[place].shown), "bold"), justify="left"),
-        Column("rank", lambda place: f"{tokens[place].rank:,}"),
+        Column("rank", lambda place: tokens[place].rank),
         Column("prob.", probability),
-        Column("nats", lambda place: number(tokens[place].surprisal)),
-        Column("student says", lambda place: Text(_in_line(tokens[place].top1)), with_top1, "left"),
-    ]
+        Column("nats", lambda place: tokens[place].surprisal),
+        Column("student says", lambda place: Text(_in_line(tokens[place].top1)), tokens[0].top1 is not None, "left"),
+    )
     places = sorted(range(len(tokens)), key=lambda place: -tokens[place].surprisal)[:NUM_LISTED]
-    out.print(f"\n[bold]The most surprising of its {len(tokens):,} tokens[/] (␣ is a space)")
+    say(out, " (␣ is a space)", f"\nThe most surprising of its {len(tokens):,} tokens")
     print_table(out, places, columns)
 
 
@@ -244,12 +215,10 @@ def _in_line(shown: str) -> str:
     return text if len(text) <= TOKEN_CHARACTERS else f"{text[: TOKEN_CHARACTERS - 1]}…"
 
 
-def _print_extremes(out: Console, tokens: "Sequence[Token]", parts: "Sequence[Sentence]") -> None:
+def _show_extremes(out: Console, tokens: list, parts: list) -> None:
     """The sentences that suit best and least: of a long trajectory they are hard to find."""
     parts = [part for part in parts if part.stop - part.start >= FEW_TOKENS]
-    if len(parts) < 2:
-        return
-    for label, pick in (("Suits best", min), ("Suits least", max)):
+    for label, pick in (("Suits best", min), ("Suits least", max)) if len(parts) > 1 else ():
         part = pick(parts, key=lambda part: part.rsr)
         text = f" (RSR {number(part.rsr)}): {_shortened(_text(tokens, part), PROMPT_CHARACTERS)}"
-        out.print(Text.assemble((label, "bold"), text), overflow="ellipsis", no_wrap=True)
+        say(out, text, label, overflow="ellipsis", no_wrap=True)

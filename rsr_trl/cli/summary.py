@@ -13,41 +13,32 @@ def figures(table: ScoredTable) -> dict:
     It has counts (`truncated` and `short` of those scored), reasons of what isn't scored, the RSR of all (Eq. 9), the
     spread of the trajectories' RSR, means, and where there is a teacher column `teachers`, most suitable first.
     """
-    scored = table.scored
-    ratios = rsr_from_means(table.rank[scored], table.surprisal[scored])
+    scored = table.where(table.scored)
+    ratios = rsr_from_means(scored.rank, scored.surprisal)
     # inverted_cdf takes values that occur: an infinite ratio can't be interpolated.
     quantiles = np.quantile(ratios, [0.1, 0.5, 0.9], method="inverted_cdf") if len(ratios) else [None] * 3
     result = {
         "trajectories": len(table),
-        **_means(table, scored),
-        **{name: finite(value) for name, value in zip(("rsr_p10", "rsr_median", "rsr_p90"), quantiles, strict=True)},
+        **_means(scored),
+        **dict(zip(("rsr_p10", "rsr_median", "rsr_p90"), map(finite, quantiles), strict=True)),
         "direction": DIRECTION,
         "not_scored": table.reasons,
-        "truncated": int((scored & table.truncated).sum()),
-        "short": int((scored & (table.tokens < NOISY_BELOW)).sum()),
+        "truncated": int(scored.truncated.sum()),
+        "short": int((scored.tokens < NOISY_BELOW).sum()),
     }
     if table.columns.teacher:
-        teachers = [
-            {"teacher": table.teachers[i], **_means(table, scored & (table.teacher == i))}
-            for i in np.unique(table.teacher)
-        ]
+        each = [(i, scored.where(np.flatnonzero(scored.teacher == i))) for i in np.unique(table.teacher)]
+        teachers = [{"teacher": table.teachers[i], **_means(rows)} for i, rows in each]
         result["teachers"] = sorted(teachers, key=lambda one: np.inf if one["rsr"] is None else one["rsr"])
     return result
 
 
-def _means(table: ScoredTable, rows: np.ndarray) -> dict:
-    """Figures of these rows, which all have a score."""
-    if not rows.any():
-        return {"scored": 0, **dict.fromkeys(("rsr", "mean_clipped_rank", "mean_surprisal", "mean_tokens"))}
-    rank, surprisal, tokens = (part[rows].mean() for part in (table.rank, table.surprisal, table.tokens))
-    return {
-        "scored": int(rows.sum()),
-        # A quotient of means over the same trajectories is the quotient of sums of Eq. 9.
-        "rsr": finite(float(rsr_from_means(rank, surprisal))),
-        "mean_clipped_rank": float(rank),
-        "mean_surprisal": float(surprisal),
-        "mean_tokens": float(tokens),
-    }
+def _means(rows: ScoredTable) -> dict:
+    names, parts = ("mean_clipped_rank", "mean_surprisal", "mean_tokens"), (rows.rank, rows.surprisal, rows.tokens)
+    means = [float(part.mean()) if len(rows) else None for part in parts]
+    # A quotient of means over the same trajectories is the quotient of sums of Eq. 9.
+    ratio = finite(rsr_from_means(*means[:2])) if len(rows) else None
+    return {"scored": len(rows), "rsr": ratio, **dict(zip(names, means, strict=True))}
 
 
 def finite(value: float | None) -> float | None:

@@ -1,4 +1,4 @@
-"""How a command speaks at its end: tables, the next command, and JSON. What is said is the business of each command.
+"""How a command speaks at its end: lines, tables, the next command, and JSON. What is said is each command's business.
 
 People read it on standard error, programs read JSON on standard output: a pipe gets data and nothing else. Every
 command imports this file, also for its help, so it imports nothing heavy.
@@ -10,7 +10,6 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -19,34 +18,26 @@ from rich.table import Table
 from rich.text import Text
 
 from rsr_trl.report.format import name, number
+from rsr_trl.rsr import NOISY_BELOW
 
 
+DATASET_CARD = Path(__file__).parent / "templates" / "dataset_card.md"  # of `rsr score` and `rsr select`
 MAX_ROWS = 20  # lines of a table in the terminal; JSON has them all
 MIN_TEXT = 16  # characters that names get, however narrow the terminal is
 
 
 @dataclass(frozen=True)
 class Column:
-    """
-    One column of a table.
-
-    Args:
-        heading (`str`): Its head.
-        value (`str` or function): Key of a row, or a function of the row. Numbers are formatted, `Text` is styled.
-        shown (`bool`, *optional*, defaults to `True`): Whether it says something in this table.
-        justify (`str`, *optional*, defaults to `"right"`): `"left"` for text. The first column is text anyway.
-        optional (`bool`, *optional*, defaults to `False`): Whether it may go where the terminal is too narrow.
-        digits (`int`, *optional*, defaults to `2`): Decimals of numbers that aren't whole.
-    """
+    """One column of a table. The first one is text; numbers are formatted and `Text` is styled."""
 
     heading: str
-    value: str | Callable[[Any], object]
-    shown: bool = True
-    justify: str = "right"
-    optional: bool = False
-    digits: int = 2
+    value: str | Callable[..., object]  # key of a row, or a function of the row
+    shown: bool = True  # whether it says something in this table
+    justify: str = "right"  # "left" for text
+    optional: bool = False  # whether it may go where the terminal is too narrow
+    digits: int = 2  # decimals of numbers that aren't whole
 
-    def cell(self, row: Any, as_name: bool) -> Text:
+    def cell(self, row, as_name: bool) -> Text:
         value = self.value(row) if callable(self.value) else row[self.value]
         if isinstance(value, Text):
             return value
@@ -61,20 +52,16 @@ def print_table(
 ) -> None:
     """
     Print a table that fits the terminal: where it is too wide, optional columns go, the last one first; then headings
-    and names are wrapped. What isn't shown is said below it.
-
-    Args:
-        out (`Console`): Where to.
-        rows (sequence): What [`Column.value`] takes.
-        columns (sequence of [`Column`]): The first one names the row.
-        limit (`int`, *optional*, defaults to `20`): Rows to print at most.
-        things (`str`, *optional*, defaults to `"row"`): What a row is, in the singular.
+    and names are wrapped. What isn't shown, as rows (`things`) above `limit`, is said below it.
     """
-    dropped, parts = [], []
-    for column in columns:
-        if column.shown:
-            cells = [column.cell(row, as_name=column is columns[0]) for row in rows[:limit]]
-            parts.append((column, [Text(column.heading), *cells]))
+    dropped, parts = (
+        [],
+        [
+            (one, [Text(one.heading), *(one.cell(row, as_name=one is columns[0]) for row in rows[:limit])])
+            for one in columns
+            if one.shown
+        ],
+    )
     while _room(out, parts) < 0 and (optional := [part for part in parts if part[0].optional]):
         parts.remove(optional[-1])
         dropped.insert(0, optional[-1][0].heading)
@@ -94,7 +81,7 @@ def print_table(
 
         out.print(f"... and {counted(rest, f'more {things}')}; --json lists them all.")
     if dropped:
-        out.print(Text(f"--json has more columns: {', '.join(dropped)}."))
+        say(out, f"--json has more columns: {', '.join(dropped)}.")
 
 
 def _width(*cells: Text) -> int:
@@ -117,9 +104,22 @@ def console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def say(out: Console, text: str = "", bold: str = "", **how) -> None:
+    """Print a line in which nothing is markup, with `bold` words (and the line ends before them) at its beginning."""
+    out.print(Text.assemble((bold, "bold"), text), **how)
+
+
+def short_ones(which: str, what_to_do: str = "look before you choose") -> str:
+    """The warning about trajectories that are too short for RSR."""
+    return (
+        f"Short: {which} fewer than {NOISY_BELOW} scored tokens. RSR is noisy on them, and answers without reasoning "
+        f"can look suitable by chance: {what_to_do}."
+    )
+
+
 def print_next(out: Console, *words: str, label: str = "Next") -> None:
     """The command to type next, on one line whatever the width, so that it can be copied."""
-    out.print(Text.assemble((f"{label}: ", "bold"), shlex.join(words)), soft_wrap=True)
+    say(out, shlex.join(words), f"{label}: ", soft_wrap=True)
 
 
 def given(arguments: object) -> list[str]:
@@ -141,9 +141,16 @@ def beside(name: str, ending: str) -> str:
     return str((path.parent if path.exists() else Path()) / f"{stem}-{ending}")
 
 
-def print_json(result: Mapping) -> None:
-    """The machine's summary: one object on standard output."""
-    print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+def finish(
+    as_json: bool, result: Mapping, show: Callable[[Console], None], next_words: Sequence[str] | None = None
+) -> None:
+    """The end of a command: one JSON object on standard output; or for people, and what to type next."""
+    if as_json:
+        return print(json.dumps(result, ensure_ascii=False, allow_nan=False))
+    out = console()
+    show(out)
+    if next_words:
+        print_next(out, *next_words)
 
 
 def without_bars() -> None:

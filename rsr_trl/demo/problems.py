@@ -1,19 +1,19 @@
 """Word problems of two to four steps, made from a seed. Knows nothing of teachers, tokens or scores."""
 
+import json
 import random
 import zlib
-from dataclasses import dataclass
-from typing import Literal
-
-from rsr_trl.demo.stories import NAMES, SCALE, SHARE, THEMES, TOTAL, Theme
+from pathlib import Path
+from typing import Literal, NamedTuple
 
 
 Split = Literal["demo", "pretrain"]
 OPERATORS = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__floordiv__}
+WORDS = json.loads(Path(__file__).with_name("words.json").read_text(encoding="utf-8"))
+THEMES = [WORDS["every theme"] | theme for theme in WORDS["themes"]]  # kind of move -> sentences; and nouns
 
 
-@dataclass(frozen=True)
-class Move:
+class Move(NamedTuple):
     """What one part of the story does to the running total: `kind` names it, `a` and `b` are its numbers."""
 
     kind: Literal["packs", "sum", "more_packs", "gain", "loss", "scale", "share", "worth"]
@@ -21,8 +21,7 @@ class Move:
     a: int = 0
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One line of a solution: `left operator right = result`. `kind` says what it is for."""
 
     kind: str
@@ -32,8 +31,7 @@ class Step:
     result: int
 
 
-@dataclass(frozen=True)
-class Problem:
+class Problem(NamedTuple):
     """
     A word problem.
 
@@ -89,7 +87,7 @@ def work(moves: tuple[Move, ...], slip_at: int | None = None, slip: int = 0) -> 
     return steps
 
 
-def _draw_moves(theme: Theme, rng: random.Random) -> tuple[Move, ...]:
+def _draw_moves(theme: dict, rng: random.Random) -> tuple[Move, ...]:
     """Two to four steps with numbers that stay whole, above zero and below 1,000."""
     opening = Move("packs", rng.randint(3, 20), rng.randint(2, 9))
     moves = [opening if rng.random() < 0.75 else Move("sum", rng.randint(5, 90), rng.randint(5, 90))]
@@ -98,21 +96,21 @@ def _draw_moves(theme: Theme, rng: random.Random) -> tuple[Move, ...]:
         total = steps[-1].result
         if ends and len(steps) == num_steps - 1:
             divisors = [b for b in range(2, 10) if total % b == 0 and total > b]
-            if theme.worth and (not divisors or rng.random() < 0.4):
+            if theme["worth"] and (not divisors or rng.random() < 0.4):
                 moves.append(Move("worth", rng.randint(2, 9)))
                 break
             if divisors:
                 moves.append(Move("share", rng.choice(divisors)))
                 break
-        told = [move.kind for move in moves]
-        kinds = ["gain"] * 2 * (told.count("gain") < len(theme.gain)) + ["scale"] * ("scale" not in told)
-        kinds += ["loss"] * 2 * (told.count("loss") < len(theme.loss) and total > 3)
-        kinds += ["more_packs"] * 2 * ("more_packs" not in told and len(steps) + 2 <= num_steps)
+        used = [move.kind for move in moves]
+        kinds = ["gain"] * 2 * (used.count("gain") < len(theme["gain"])) + ["scale"] * ("scale" not in used)
+        kinds += ["loss"] * 2 * (used.count("loss") < len(theme["loss"]) and total > 3)
+        kinds += ["more_packs"] * 2 * ("more_packs" not in used and len(steps) + 2 <= num_steps)
         match rng.choice(kinds):
             case "loss":
                 moves.append(Move("loss", rng.randint(2, min(total - 1, 60))))
             case "scale":
-                moves.append(Move("scale", rng.choice(list(SCALE))))
+                moves.append(Move("scale", rng.choice([2, 3])))
             case "more_packs":
                 moves.append(Move("more_packs", rng.randint(3, 20), rng.randint(2, 9)))
             case _:
@@ -120,25 +118,16 @@ def _draw_moves(theme: Theme, rng: random.Random) -> tuple[Move, ...]:
     return tuple(moves)
 
 
-def _tell(theme: Theme, moves: tuple[Move, ...], words: dict[str, str], rng: random.Random) -> str:
+def _tell(theme: dict, moves: tuple[Move, ...], words: dict[str, str], rng: random.Random) -> str:
     """The story in words, with its question at the end."""
-    sentences = {
-        "packs": theme.opening,
-        "sum": theme.opening_sum,
-        "more_packs": theme.more_packs,
-        "gain": theme.gain,
-        "loss": theme.loss,
-        "share": SHARE,
-        "worth": theme.worth,
-    }
-    told = []
+    texts = []
     for move in moves:
-        choices = SCALE[move.b] if move.kind == "scale" else sentences[move.kind]
-        told.append(rng.choice([choice for choice in choices if choice not in told]))
+        choices = theme["scale"][str(move.b)] if move.kind == "scale" else theme[move.kind]
+        texts.append(rng.choice([choice for choice in choices if choice not in texts]))
     if moves[-1].kind not in ("share", "worth"):
-        told.append(rng.choice(TOTAL))
-    numbers = list(moves) + [moves[-1]] * (len(told) - len(moves))
-    return " ".join(text.format(a=move.a, b=move.b, **words) for text, move in zip(told, numbers, strict=True))
+        texts.append(rng.choice(theme["total"]))
+    numbers = list(moves) + [moves[-1]] * (len(texts) - len(moves))
+    return " ".join(text.format(a=move.a, b=move.b, **words) for text, move in zip(texts, numbers, strict=True))
 
 
 def split_of(prompt: str) -> Split:
@@ -158,9 +147,6 @@ def generate_problems(num_problems: int, seed: int = 0, split: Split = "demo") -
         seed (`int`, *optional*, defaults to `0`): The same seed gives the same problems; asking for more adds to them.
         split (`str`, *optional*, defaults to `"demo"`): `"demo"` or `"pretrain"`, which share no prompt, whatever the
             seeds.
-
-    Returns:
-        `list[Problem]`
     """
     if num_problems < 1:
         raise ValueError(f"num_problems must be at least 1, got {num_problems}.")
@@ -168,9 +154,9 @@ def generate_problems(num_problems: int, seed: int = 0, split: Split = "demo") -
     problems: dict[str, Problem] = {}
     while len(problems) < num_problems:
         theme = rng.choice(THEMES)
-        (name, they), (pack, packs) = rng.choice(NAMES), rng.choice(theme.packs)
+        (name, they), (pack, packs) = rng.choice(WORDS["names"]), rng.choice(theme["containers"])
         words = {"name": name, "they": they, "pack": pack, "packs": packs}
-        words |= {"items": rng.choice(theme.items), "receivers": rng.choice(theme.receivers)}
+        words |= {"items": rng.choice(theme["items"]), "receivers": rng.choice(theme["receivers"])}
         moves = _draw_moves(theme, rng)
         prompt = _tell(theme, moves, words, rng)
         if work(moves)[-1].result < 1000 and split_of(prompt) == split and prompt not in problems:

@@ -2,198 +2,95 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from datasets import Dataset
 
-from rsr_trl.demo.problems import Problem, Step, generate_problems, work
+from rsr_trl.demo.problems import WORDS, Problem, Step, generate_problems, work
 
 
-# What a step is for, as a noun phrase: for headings and openings.
-GOAL = {
-    "packs": (
-        "the number of {items} at the start",
-        "the {items} in all {packs} together",
-        "how many {items} there are at first",
-    ),
-    "sum": ("the two amounts of {items} together", "the number of {items} at the start"),
-    "more_packs": ("the {items} that come on top", "the number of {items} in the second part"),
-    "gain": ("the number of {items} after the addition", "the new total of {items}", "how many {items} that makes"),
-    "loss": ("the number of {items} that remain", "the {items} that are left", "how many {items} still count"),
-    "scale": ("the number of {items} after the increase", "the larger number of {items}"),
-    "share": ("the share of each of the {receivers}", "how many {items} each one gets"),
-    "worth": ("the amount of money in dollars", "what all the {items} bring in"),
-}
-# The same steps as a speaker tells them, with the equation at {eq}.
-SAYING = {
-    "packs": (
-        "{name} has {left} {packs} with {right} {items} each, so that is {eq} {items}.",
-        "There are {left} times {right} {items}, which makes {eq} {items}.",
-        "At first there are {eq} {items}.",
-    ),
-    "sum": (
-        "Together the two amounts make {eq} {items}.",
-        "{name} starts with {left} and {right}, so {eq} {items} in all.",
-    ),
-    "more_packs": (
-        "Then {left} more {packs} with {right} {items} each give {eq} {items}.",
-        "The second part is {eq} {items}.",
-    ),
-    "gain": (
-        "Adding {right} more gives {eq} {items}.",
-        "With {right} added, {name} now has {eq} {items}.",
-        "That brings the total to {eq} {items}.",
-    ),
-    "loss": (
-        "After taking away {right}, there are {eq} {items} left.",
-        "{right} are gone, so {they} has {eq} {items}.",
-        "That leaves {eq} {items}.",
-    ),
-    "scale": (
-        "The number grows by a factor of {right}, so {eq} {items}.",
-        "Now there are {right} times as many, {eq} {items}.",
-    ),
-    "share": (
-        "Each of the {right} {receivers} gets {eq} {items}.",
-        "Shared by {right}, that is {eq} {items} for each.",
-    ),
-    "worth": (
-        "At {right} dollars each, that is {eq} dollars.",
-        "Every one brings {right} dollars, so {eq} dollars in total.",
-    ),
-}
+GOAL = WORDS["goal"]  # what a step is for, as a noun phrase: for headings and openings
+SAYING = WORDS["saying"]  # the same steps as a speaker tells them, with the equation at {eq}
 # The careful teacher and the thinker speak of the operation instead, each in its own way.
-EXPLAINING = {
-    "+": ("Since the two quantities are combined, we add them and obtain {eq}.", "By addition, this amounts to {eq}."),
-    "-": (
-        "Because {right} must be removed, we subtract and obtain {eq}.",
-        "By subtraction, what is left comes to {eq}.",
-    ),
-    "*": (
-        "Because there are {left} equal groups of {right}, we multiply and obtain {eq}.",
-        "Multiplying {left} by {right}, we arrive at {eq}.",
-    ),
-    "/": (
-        "As it must be split evenly into {right} parts, we divide and obtain {eq}.",
-        "Division by {right} yields {eq}.",
-    ),
-}
-THINKING = {
-    "+": (
-        "so {left} plus {right}, that's {result}.",
-        "add {right} to {left}... {result}.",
-        "{left} and {right} more is {result}.",
-    ),
-    "-": (
-        "take {right} off {left}, so {result}.",
-        "{left} minus {right}... {result} I guess.",
-        "lose {right}, down to {result}.",
-    ),
-    "*": (
-        "{left} times {right}, that's {result}.",
-        "okay {left} of them with {right}, so {result}.",
-        "{right}, {left} times: {result}.",
-    ),
-    "/": ("{left} over {right} is {result}.", "split {left} by {right}, so {result} apiece."),
-}
+EXPLAINING, THINKING = WORDS["explaining"], WORDS["thinking"]
 REVERSE = {"+": "-", "-": "+", "*": "/", "/": "*"}
 
 
-def _fill(choices: tuple[str, ...], problem: Problem, step: Step, rng: random.Random) -> str:
+def _fill(choices: list[str], problem: Problem, step: Step, rng: random.Random) -> str:
     """One of the choices with the step's numbers and the story's nouns."""
     eq = f"{step.left} {step.operator} {step.right} = {step.result}"
     return rng.choice(choices).format(eq=eq, left=step.left, right=step.right, result=step.result, **problem.words)
 
 
+def _formula(step: Step, signs: dict[str, str]) -> str:
+    return f"{step.left} {signs.get(step.operator, step.operator)} {step.right} = {step.result}"
+
+
 def terse(problem: Problem, steps: list[Step], rng: random.Random) -> str:
     """Equations and a number."""
-    sign = {"*": rng.choice("*x")}
-    lines = [f"{s.left}{sign.get(s.operator, s.operator)}{s.right}={s.result}" for s in steps]
+    signs = {"*": rng.choice("*x")}
+    lines = [_formula(step, signs).replace(" ", "") for step in steps]
     lead, end = rng.choice(("", "", "ok: ", "so ")), rng.choice((" -> {}", "\nans {}", "\n= {}", ", so {}"))
     return lead + rng.choice((", ", "; ", "\n")).join(lines) + end.format(steps[-1].result)
 
 
 def plain(problem: Problem, steps: list[Step], rng: random.Random) -> str:
     """One short sentence a step."""
-    told = [_fill(SAYING[step.kind], problem, step, rng) for step in steps]
+    said = [_fill(SAYING[step.kind], problem, step, rng) for step in steps]
     end = rng.choice(("The answer is {}.", "So the answer is {}.", "The final answer is {}."))
-    return " ".join(told) + " " + end.format(steps[-1].result)
+    return " ".join(said) + " " + end.format(steps[-1].result)
 
 
 def careful(problem: Problem, steps: list[Step], rng: random.Random) -> str:
     """Says what it is going to do, does it, and calculates backwards at the end."""
-    told = [
-        rng.choice(
-            (
-                "Let's work through this carefully, one step at a time.",
-                "To solve this problem, we follow what happens to the {items} in the story.",
-                "Let's break the problem down before we calculate anything.",
-            )
-        ).format(**problem.words)
-    ]
-    leads = ["First, we need to find", "Next, we want to know", "After that, we work out", "Finally, we determine"]
+    words, last = WORDS["careful"], steps[-1]
+    said, leads = [_fill(words["start"], problem, last, rng)], words["leads"]
     for lead, step in zip(leads[: len(steps) - 1] + leads[-1:], steps, strict=True):
         goal, explained = (_fill(x, problem, step, rng) for x in (GOAL[step.kind], EXPLAINING[step.operator]))
-        told.append(f"{lead} {goal}. {explained}")
-    last = steps[-1]
-    told.append(
-        rng.choice(("To check the result, we go backwards", "We can verify the last step by reversing it"))
-        + f": {last.result} {REVERSE[last.operator]} {last.right} = {last.left}, which matches."
-    )
-    told.append(
-        rng.choice(("Therefore, the answer is **{}**.", "Hence the final answer is **{}**.")).format(last.result)
-    )
-    return "\n\n".join(told)
+        said.append(f"{lead} {goal}. {explained}")
+    check = f"{last.result} {REVERSE[last.operator]} {last.right} = {last.left}, which matches."
+    said.append(f"{rng.choice(words['check'])}: {check}")
+    return "\n\n".join([*said, _fill(words["end"], problem, last, rng)])
 
 
 def latex(problem: Problem, steps: list[Step], rng: random.Random) -> str:
     """Formulas in LaTeX and a boxed answer."""
-    sign = {"*": r"\times", "/": r"\div"}
-    told = []
+    said = []
     for step in steps:
         lead = rng.choice(("We compute {}:", "Let us determine {}.", "Consider {}."))
-        formula = f"{step.left} {sign.get(step.operator, step.operator)} {step.right} = {step.result}"
-        told.append(f"{lead.format(_fill(GOAL[step.kind], problem, step, rng))}\n\\[ {formula} \\]")
+        formula = _formula(step, {"*": r"\times", "/": r"\div"})
+        said.append(f"{lead.format(_fill(GOAL[step.kind], problem, step, rng))}\n\\[ {formula} \\]")
     end = rng.choice((r"The answer is $\boxed{%d}$.", r"$$\boxed{%d}$$", r"Hence we obtain $\boxed{%d}$."))
-    return "\n".join(told) + "\n" + end % steps[-1].result
+    return "\n".join(said) + "\n" + end % steps[-1].result
 
 
 def numbered(problem: Problem, steps: list[Step], rng: random.Random) -> str:
     """A numbered list with headings."""
     heading = rng.choice(("Step {}: Find {}", "**Step {}:** Calculate {}", "### Step {}: {}"))
-    sign = {"*": "×", "/": "÷", "-": "−"}
-    told = []
+    said = []
     for number, step in enumerate(steps, 1):
         goal = _fill(GOAL[step.kind], problem, step, rng)
-        formula = f"{step.left} {sign.get(step.operator, step.operator)} {step.right} = {step.result}"
-        told.append(f"{heading.format(number, goal)}\n- {formula} {rng.choice(('✓', '', ''))}".rstrip())
-    return "\n".join(told) + f"\n\n**Answer: {steps[-1].result}**"
+        formula = _formula(step, {"*": "×", "/": "÷", "-": "−"})
+        said.append(f"{heading.format(number, goal)}\n- {formula} {rng.choice(('✓', '', ''))}".rstrip())
+    return "\n".join(said) + f"\n\n**Answer: {steps[-1].result}**"
 
 
 def thinker(problem: Problem, steps: list[Step], rng: random.Random) -> str:
     """Thinks aloud in `<think>`, goes wrong, notices, and answers in a line."""
-    thoughts = [
-        rng.choice(("Okay, so let me see.", "Hmm, what is being asked here?", "Alright, {name} and the {items}."))
-    ]
-    thoughts[0] = thoughts[0].format(**problem.words)
+    words, last = WORDS["thinker"], steps[-1]
+    thoughts = [_fill(words["start"], problem, last, rng)]
     trips = rng.randrange(len(steps))
     for index, step in enumerate(steps):
         if index == trips:
             wrong = step.result + rng.choice((-10, -1, 1, 2, 10) if step.result > 10 else (1, 2, 10))
             thoughts.append(
-                f"{step.left} {step.operator} {step.right} should be {wrong}. "
-                + rng.choice(
-                    ("Wait, no, let me redo that.", "Hmm, that doesn't look right.", "Wait, I mixed something up.")
-                )
+                f"{step.left} {step.operator} {step.right} should be {wrong}. {rng.choice(words['doubt'])}"
             )
         thoughts.append(_fill(THINKING[step.operator], problem, step, rng))
         if rng.random() < 0.35:
-            thoughts.append(rng.choice(("Okay.", "That makes sense.", "Fine, what comes next?", "Good.")))
-    thoughts.append(
-        rng.choice(("I think that's it.", "So that should be the result.", "Let me just double check... yes."))
-    )
-    end = rng.choice(("The answer is {}.", "Answer: {}.", "It comes out at **{}**."))
-    return f"<think>\n{' '.join(thoughts)}\n</think>\n\n{end.format(steps[-1].result)}"
+            thoughts.append(rng.choice(words["go on"]))
+    thoughts.append(rng.choice(words["done"]))
+    return f"<think>\n{' '.join(thoughts)}\n</think>\n\n{_fill(words['end'], problem, last, rng)}"
 
 
 def guesser(problem: Problem, steps: list[Step], rng: random.Random) -> str:
@@ -201,8 +98,7 @@ def guesser(problem: Problem, steps: list[Step], rng: random.Random) -> str:
     return rng.choice(("The answer is {}.", "{}", "It is {}.", "Answer: {}")).format(steps[-1].result)
 
 
-@dataclass(frozen=True)
-class Teacher:
+class Teacher(NamedTuple):
     """
     A teacher of the demo.
 
@@ -235,15 +131,8 @@ def _go_wrong(problem: Problem, guess: bool, rng: random.Random) -> list[Step]:
             return steps
 
 
-TEACHERS = {
-    "terse": Teacher(terse, error_rate=0.15),
-    "plain": Teacher(plain, error_rate=0.10),
-    "careful": Teacher(careful, error_rate=0.05),
-    "latex": Teacher(latex, error_rate=0.08),
-    "numbered": Teacher(numbered, error_rate=0.12),
-    "thinker": Teacher(thinker, error_rate=0.03),
-    "guesser": Teacher(guesser, error_rate=0.75),
-}
+ERROR_RATES = {terse: 0.15, plain: 0.10, careful: 0.05, latex: 0.08, numbered: 0.12, thinker: 0.03, guesser: 0.75}
+TEACHERS = {write.__name__: Teacher(write, error_rate) for write, error_rate in ERROR_RATES.items()}
 
 
 def make_pool(num_problems: int, seed: int = 0) -> Dataset:

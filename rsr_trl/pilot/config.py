@@ -8,15 +8,9 @@ from rsr_trl.training.config import RSRSFTConfig
 
 
 # What differs from arm to arm, or makes no sense for a student that isn't kept.
-DECIDED = {
-    *(
-        f.name
-        for f in fields(RSRSFTConfig)
-        if f.name[:4] == "rsr_" and f.name not in ("rsr_r_max", "rsr_max_batch_tokens")
-    ),
-    *("train_sampling_strategy", "data_seed", "eval_strategy", "save_strategy", "resume_from_checkpoint"),
-    *("push_to_hub", "load_best_model_at_end", "packing", "shuffle_dataset"),
-}
+DECIDED = {f.name for f in fields(RSRSFTConfig) if f.name[:4] == "rsr_"} - {"rsr_r_max", "rsr_max_batch_tokens"}
+DECIDED |= {"train_sampling_strategy", "data_seed", "eval_strategy", "save_strategy", "resume_from_checkpoint"}
+DECIDED |= {"push_to_hub", "load_best_model_at_end", "packing", "shuffle_dataset"}
 # Changes no result.
 REPORTING = {
     *("output_dir", "run_name", "project", "logging_dir", "logging_strategy", "logging_steps", "logging_first_step"),
@@ -29,10 +23,7 @@ REPORTING = {
 
 @dataclass
 class PilotConfig(RSRSFTConfig):
-    """
-    One recipe for all trainings of a pilot: that of the big training, in small. It takes the arguments of
-    [`RSRSFTConfig`]; those of the choice, the order and the re-scoring are what a pilot compares, and are refused.
-    """
+    """One recipe for all trainings of a pilot. What a pilot compares, the choice, order and re-scoring, is refused."""
 
     output_dir: str | None = field(
         default=None, metadata={"help": "Folder of the results: absent, empty, or this pilot's own to go on."}
@@ -47,12 +38,9 @@ class PilotConfig(RSRSFTConfig):
     def __post_init__(self):
         if self.output_dir is None:
             raise RSRError("Say where the results go: output_dir.")
-        for name in DECIDED:
+        for name in sorted(DECIDED):
             if (value := getattr(self, name)) != self.__dataclass_fields__[name].default:
-                raise RSRError(
-                    f"{name}={value!r}: what is chosen, in which order, and what is kept is decided by the pilot, arm "
-                    "by arm. Leave it out."
-                )
+                raise RSRError(f"{name}={value!r}: what differs between arms is decided by the pilot. Leave it out.")
         launched = [os.environ.get(f"ACCELERATE_USE_{name}", "").lower() for name in ("FSDP", "DEEPSPEED")]
         if self.deepspeed or self.fsdp or "true" in launched:
             raise RSRError("A pilot keeps a whole student on each device: run it without FSDP and DeepSpeed.")

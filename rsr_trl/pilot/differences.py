@@ -16,7 +16,6 @@ interval is about the students of these runs only.
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable
 
 import numpy as np
 from scipy.stats import norm, t
@@ -55,11 +54,10 @@ def difference(values: np.ndarray, control: np.ndarray, bounded: bool = False) -
         spread = np.sqrt(np.sum(_parts(variances, seeds, problems)))
         return float(_half_width(variances, seeds, problems)[0] + norm.ppf(POWER) * spread)
 
-    def least(start: int, size: Callable[[int], float]) -> int | None:
+    def least(start: int, size) -> int | None:
         """The least number above `start` with which the difference seen is detectable."""
-        counts = range(start + 1, LIMIT)
-        place = bisect_left(counts, True, key=lambda n: size(n) <= abs(mean)) if mean else LIMIT
-        return counts[place] if place < len(counts) else None
+        count = start + 1 + bisect_left(range(start + 1, LIMIT), True, key=lambda n: size(n) <= abs(mean))
+        return count if mean and count < LIMIT else None
 
     return {
         "mean": mean,

@@ -57,11 +57,11 @@ class HeldOut:
             self._answers, self._prompts = self._one_per_problem(answer_column), self._read_prompts()
             self._check_answers(answer_column)
 
-    def _one_per_problem(self, column: str, part: Callable = lambda value: value) -> list:
-        """`part` of the column's values, on which all rows of a problem must agree; nothing without such a column."""
+    def _one_per_problem(self, column: str) -> list:
+        """The column's values, on which all rows of a problem must agree; nothing without such a column."""
         if column not in self.dataset.column_names:
             return [None] * len(self.problems)
-        values = [part(value) for value in self.dataset[column]]
+        values = [_before_answer(value) if column == "messages" else value for value in self.dataset[column]]
         for row, first in enumerate(self._first[self._problem]):
             if values[row] != values[first]:
                 raise RSRError(
@@ -75,9 +75,8 @@ class HeldOut:
         names = self.dataset.column_names
         if "prompt" not in names and "messages" not in names:
             raise RSRError(f"Responses need a prompt, or messages, in the held-out set; its columns are {names}.")
-        given = "prompt" in names
-        prompts = self._one_per_problem("prompt") if given else self._one_per_problem("messages", _before_answer)
-        return list(zip(prompts, *map(self._one_per_problem, ("tools", "chat_template_kwargs")), strict=True))
+        columns = ("prompt" if "prompt" in names else "messages", "tools", "chat_template_kwargs")
+        return list(zip(*map(self._one_per_problem, columns), strict=True))
 
     def _check_answers(self, column: str) -> None:
         for row, answer in zip(self._first, self._answers, strict=True):
@@ -93,8 +92,8 @@ class HeldOut:
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, autocast=nullcontext
     ) -> list[dict]:
         """
-        What the student does on each problem: `loss` in nats per token, its `response`, whether that was `cut` at the
-        length limit and whether it is `correct`; `None` for what the held-out set has no references or answers for.
+        For each problem the student's `loss` in nats per token, its `response`, whether that was `cut` at the length
+        limit and whether it is `correct`; `None` for what the held-out set has no references or answers for.
         """
         response = cut = correct = [None] * len(self.problems)
         loss = self.loss(model, tokenizer).tolist() if self.has_references else response

@@ -70,8 +70,6 @@ class Pilot:
         identity: dict,
         say: Callable[[str], None] = lambda line: None,
     ):
-        if len(set(seeds)) < len(seeds) or not seeds:
-            raise RSRError(f"seeds must be different and at least one, got {list(seeds)}.")
         self.student, self.args, self.pool, self.held_out = student, args, pool, held_out
         self.strategies, self.seeds, self.folder = list(strategies), list(seeds), Path(args.output_dir)
         self.is_main = args.process_index == 0
@@ -131,13 +129,13 @@ class Pilot:
         name = "before" if arm.strategy is None else f"{arm.strategy.name}, seed {arm.seed}"
         measured = [] if record["loss"] is None else [f"loss {record['loss']:.4f}"]
         measured += [] if record["correct"] is None else [f"{record['correct']:.1%} right"]
-        self.say(f"{name}: {', '.join(measured)} ({_duration(record['seconds'])})")
+        self.say(f"{name}: {', '.join(measured)} ({record['seconds']:.0f} s)")
         return record
 
     def _sum_up(self, records: dict[Arm, dict], cost: dict | None) -> dict:
         by_strategy = {one.name: [records[Arm(one, seed)] for seed in self.seeds] for one in self.strategies}
-        table, pool, before = compare(by_strategy, self.strategies), self.pool, records[Arm()]
-        arms = [before, *(records[arm] for arm in self.plan)]
+        table, pool = compare(by_strategy, self.strategies), self.pool
+        arms = [records[arm] for arm in (Arm(), *self.plan)]
         return {
             "settings": self.settings,
             "strategies": [strategy._asdict() for strategy in self.strategies],
@@ -148,7 +146,7 @@ class Pilot:
             "arms": [{name: value for name, value in arm.items() if name != "problems"} for arm in arms],
             "table": table,
             "verdict": sentences(table),
-            "notes": notes(before, by_strategy, self.strategies, pool),
+            "notes": notes(arms[0], by_strategy, self.strategies, pool),
         }
 
     def choose(self, arm: Arm) -> list[np.ndarray]:
@@ -182,9 +180,10 @@ class Pilot:
             train_seconds, state = time.perf_counter() - started, trainer.state
             batch_size, autocast = self.args.per_device_eval_batch_size, trainer.accelerator.autocast
             problems = self.held_out.measure(trainer.model, trainer.processing_class, batch_size, autocast)
-        correct, loss = (_mean([problem[metric] for problem in problems]) for metric in ("correct", "loss"))
-        if loss is not None:
-            watch.losses.append({"step": state.global_step, "loss": loss})
+        means = {name: [problem[name] for problem in problems] for name in ("correct", "loss")}
+        means = {name: None if values[0] is None else float(np.mean(values)) for name, values in means.items()}
+        if self.held_out.has_references:
+            watch.losses.append({"step": state.global_step, "loss": means["loss"]})
         tokens = None if chosen is None else round(state.epoch * float(self.pool.table.tokens[chosen].sum()))
         return {
             "strategy": arm.strategy.name if is_trained else None,
@@ -197,8 +196,7 @@ class Pilot:
             "train_seconds": round(train_seconds, 3),
             "train_loss": [{"step": log["step"], "loss": log["loss"]} for log in state.log_history if "loss" in log],
             "held_out_loss": watch.losses,  # at the end of each epoch; the last is that of the finished student
-            "correct": correct,
-            "loss": loss,
+            **means,
             "problems": problems,
         }
 
@@ -208,8 +206,7 @@ class Pilot:
         if strategy.name == RESCORED:
             trainer_class, config_class, column = RSRSFTTrainer, RSRSFTConfig, self.pool.table.columns.problem
             own = {"rsr_rescore_strategy": "epoch", "rsr_sampling": "random", "rsr_group_column": column}
-            if column is None:
-                own["rsr_keep_fraction"] = self.pool.num_examples / len(self.pool.table)
+            own |= {} if column else {"rsr_keep_fraction": self.pool.num_examples / len(self.pool.table)}
         elif strategy.renewed:
             # One choice after another in one long epoch, with the steps of as many epochs of one choice each.
             own = {"train_sampling_strategy": "sequential", "max_steps": self._schedule(len(rows[0]))[0]}
@@ -249,7 +246,7 @@ class Pilot:
         }
         self.say(
             f"Cost: {len(left)} trainings of about {cost['steps_per_arm']} steps of {step:.3g} s (measured), and "
-            f"{evaluation:.3g} s each to evaluate: about {_duration(cost['seconds'])} in all."
+            f"{evaluation:.3g} s each to evaluate: about {cost['seconds'] / 60:.1f} min in all."
         )
         return cost
 
@@ -267,9 +264,7 @@ class Pilot:
 
 def check_folder(path: Path, settings: dict) -> None:
     """Raise `RSRError` unless `path` is absent, empty or a pilot's, one of these `settings` as far as they go."""
-    if path.is_file():
-        raise RSRError(f"{str(path)!r} is a file; output_dir must be a folder.")
-    names = {file.name for file in path.iterdir()} if path.is_dir() else set()
+    names = {file.name for file in path.iterdir()} if path.exists() else set()
     if foreign := sorted(names - {SETTINGS, RESULT, ARMS, LOCK, SCORED}):
         raise RSRError(f"{str(path)!r} holds other things than a pilot (first: {foreign[0]}): choose another.")
     known, settings = read_json(path / SETTINGS), json.loads(json.dumps(settings))
@@ -285,16 +280,6 @@ def leave() -> None:
     on_gloo = torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo"
     PartialState().destroy_process_group()
     time.sleep(1 if on_gloo else 0)
-
-
-def _mean(values: list) -> float | None:
-    return None if values[0] is None else float(np.mean(values))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 class _Watch(TrainerCallback):

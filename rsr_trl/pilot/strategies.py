@@ -66,11 +66,8 @@ def _parse(name: str) -> Strategy:
 
 class Pool:
     """
-    Scored trajectories, and the budget: how many of them (or the fewest that hold how many scored tokens) each arm
-    trains on. By default half of the problems, at most 128.
-
-    With a column of problems, all arms of a seed choose one trajectory each for the same problems; without, from all
-    trajectories. Rows without a score are left out for all arms alike.
+    Scored trajectories, and how many of them (or the fewest that hold how many scored tokens) each arm trains on: one
+    for each of some problems or, without a column of problems, of all. Rows without a score are left out.
     """
 
     def __init__(
@@ -98,8 +95,7 @@ class Pool:
     def choose(self, strategy: Strategy, seed: int, num_epochs: int = 1) -> list[np.ndarray]:
         """
         Rows that an arm trains on, in its order: one int array for all epochs or, where the choice is renewed, one for
-        each. For `"rsr_rescored"`, all that it may choose from. The seed draws the problems, the same for all
-        strategies, and the random choice.
+        each; for `"rsr_rescored"`, all that it may choose from. All strategies of a seed get the same problems.
         """
         if strategy.name == RESCORED:
             if self._groups is None:

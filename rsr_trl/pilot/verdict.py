@@ -38,9 +38,8 @@ METRICS = (
 
 def compare(records: dict[str, list[dict]], strategies: Sequence[Strategy]) -> list[dict]:
     """
-    A row for each metric and each strategy that has a control, from the records of their arms, seeds in the same
-    order: `strategy`, `control`, `metric`, `value`, `control_value`, `better` (whether a significant difference is for
-    the better, else `None`) and what [`~rsr_trl.pilot.differences.difference`] returns.
+    A row for each metric and each strategy with a control, from the records of their arms, seeds in the same order:
+    what `difference` returns, and whether a significant one is for the `better` (else `None`).
     """
     rows = []
     for metric in METRICS:
@@ -106,31 +105,26 @@ def _unclear(metric: Metric, control: str, rows: list[dict]) -> str:
 def notes(before: dict, records: dict[str, list[dict]], strategies: Sequence[Strategy], pool: Pool) -> list[str]:
     """What would make the verdict worth less, by the records of the student `before` and of each strategy's arms."""
     lines, seeds = [], len(records["random"])
-    if before["loss"] is not None:
-        after = np.mean([record["loss"] for record in records["random"]])
-        if after >= before["loss"]:
-            lines.append(
-                f"Training on random choices didn't lower the held-out loss ({before['loss']:.4f} -> {after:.4f}): "
-                "train longer, with another learning_rate, or look at whether the references are of the kind that the "
-                "pool teaches."
-            )
+    if before["loss"] is not None and (after := np.mean([arm["loss"] for arm in records["random"]])) >= before["loss"]:
+        lines.append(
+            f"Training on random choices didn't lower the held-out loss ({before['loss']:.4f} -> {after:.4f}): train "
+            "longer, with another learning_rate, or look at whether the references are of the kind that the pool "
+            "teaches."
+        )
     arms = [before, *(record for name in records for record in records[name])]
     cut = [problem["cut"] for record in arms for problem in record["problems"]]
     if cut[0] is not None and np.mean(cut) > CUT_SHARE:
         lines.append(f"{np.mean(cut):.0%} of the responses were cut at max_new_tokens or the student's positions.")
+    tokens = {name: [record["tokens"] for record in records[name]] for name in records}
     for strategy in strategies:
-        ours, theirs = (
-            [record["tokens"] for record in records.get(name, [])] for name in (strategy.name, strategy.control)
-        )
+        ours, theirs = tokens[strategy.name], tokens.get(strategy.control, [])
         factor = sum(ours) / sum(theirs) if theirs and None not in ours + theirs else 1.0
         if not 1 / UNEVEN < factor < UNEVEN:
             lines.append(
                 f"{strategy.name} trained on {factor:.1f} times the tokens of {strategy.control}: num_tokens instead "
                 "of num_examples gives all as many."
             )
-        teachers = Counter()
-        for record in records[strategy.name]:
-            teachers.update(record["teachers"] or {})
+        teachers = sum((Counter(record["teachers"]) for record in records[strategy.name]), Counter())
         if len(teachers) > 1 and (top := teachers.most_common(1)[0])[1] > ONE_TEACHER * teachers.total():
             share = top[1] / teachers.total()
             lines.append(f"{share:.0%} of what {strategy.name} chose is by {top[0]}: read some of it.")

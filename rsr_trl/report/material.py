@@ -18,7 +18,7 @@ from rsr_trl.rsr import ERROR, R_MAX, RSR, RSRError
 from rsr_trl.selection.choose import Criteria, Selection, choose, choose_rows
 from rsr_trl.selection.compare import KEEP_FRACTION, Comparison, compare_table, comparison_table
 from rsr_trl.selection.table import ScoredTable
-from rsr_trl.selection.teachers import TeacherRanking, rank_table
+from rsr_trl.selection.teachers import TeacherRanking, match_if_shared, rank_table
 
 
 @dataclass(frozen=True)
@@ -129,20 +129,12 @@ def read_material(dataset: Dataset, asked: Columns, prefer: Literal["low", "high
         raise RSRError(f"None of the {len(table)} rows has a finite RSR, so there is nothing to report.{why}")
     comparison, ranking = _compare(table, notes), None
     if table.teacher is not None:
-        ranking = _rank(table, notes)
+        ranking = rank_table(match_if_shared(table, notes))
         place = {row["teacher"]: i for i, row in enumerate(ranking.table)}
         number = np.array([place[name] for name in table.teachers])
         table = replace(table, teachers=list(place), teacher=number[table.teacher])
     table = replace(table, prefer=table.prefer | {RSR: prefer})
     return Material(dataset, table, by, choose(table, by), ranking, comparison, notes, **more)
-
-
-def _rank(table: ScoredTable, notes: list[str]) -> TeacherRanking:
-    """Teachers on the problems they share; on all they have where they share none, which the page then says."""
-    if table.problem is not None and not table.where(table.scored).shared_problems().any():
-        notes.append(f"No problem in {table.columns.problem!r} has a scored trajectory of every teacher.")
-        table = replace(table, problem=None)
-    return rank_table(table)
 
 
 def _compare(table: ScoredTable, notes: list[str]) -> Comparison:

@@ -11,16 +11,19 @@ import numpy as np
 
 # From large to small:
 #
-#   shard    16k to 1M tokens rows of one file of a job: what a kill loses, and by what processes are uneven
+#   shard    65k to 1M tokens rows of one file of a job: what a kill loses, and by what processes are uneven
 #   window   ~1M tokens       consecutive rows; tokenized while the window before it is scored, and sorted by length
 #   batch    4,096 or 32,768  rows of one window; one forward of the backbone
 #   tile     positions x columns of logits; one product of the LM head, over one batch or several small ones
-SHARD_TOKENS = (2**14, 2**20)  # at least what keeps a GPU busy, at most some minutes of work
+SHARD_TOKENS = (2**16, 2**20)  # at least some batches, at most a window: a minute of an 8B student on one GPU
 SHARDS = (160, 2000)  # at least 20 for each of 8 processes; more files are slow to list, on the Hub and on disk
 STREAM_SHARD_TOKENS = 2**22  # where nobody knows how many there will be
 WINDOW_TOKENS = 2**20  # many batches, so that sorting within a window loses little against sorting everything
 TOKENIZED_ROWS = 64  # a call of the tokenizer: enough for its threads, few enough for texts of megabytes
 MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}  # measured by `make bench`: the CPU gains nothing from larger ones
+# A padded batch with so many tokens ends where rows are this much shorter than its longest: small windows would lose a
+# third to padding otherwise.
+ENOUGH_TOKENS, SIMILAR = 8192, 0.9
 HEAD_POSITIONS = 512  # hidden states wait for each other until there are so many: the head's weights are read once
 # On the CPU a tile of 1M fp32 numbers stays in the caches between the matrix product and the fold; a GPU wants large
 # products.
@@ -56,7 +59,8 @@ def plan_batches(
         max_batch_tokens (`int`): Budget of a batch, padding included; a longer row is a batch of its own.
         layout (`str`, *optional*, defaults to `"padded"`):
             `"equal"` puts only rows of one length together, so nothing is computed on padding; `"padded"` fills up to
-            the batch's longest row; `"packed"` lays rows end to end, for attention that keeps them apart.
+            the batch's longest row, and from 8,192 tokens on takes similar rows only; `"packed"` lays rows end to end,
+            for attention that keeps them apart.
         border (`int`, *optional*): Rows longer than this don't share a batch with others.
     """
     if max_batch_tokens < 1:
@@ -83,6 +87,9 @@ def plan_batches(
             stop = start + max_batch_tokens // longest
             if layout == "equal":
                 stop = min(stop, int(np.searchsorted(-falling, -longest, side="right")))
+            else:
+                enough = start - int(-ENOUGH_TOKENS // longest)
+                stop = min(stop, max(enough, int(np.searchsorted(-falling, -SIMILAR * longest, side="right"))))
         if border is not None and longest > border:
             stop = min(stop, int(np.searchsorted(-falling, -border, side="left")))
         stop = min(max(stop, start + 1), len(order))

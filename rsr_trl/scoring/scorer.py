@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING
@@ -161,7 +161,6 @@ class RSRScorer:
         self.schema = score_schema(self.token_stats, self._others.functions)
         self.model_id = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
         self._given_tokenizer = processing_class
-        self._worker_device: str | None = None
         self._weights: tuple[object, str] | None = None  # their version and their hash
         self._fingerprint: tuple[object, str] | None = None  # the chat template and the fingerprint
         self._warned = False
@@ -225,8 +224,8 @@ class RSRScorer:
                 f"The dataset has {stale} of an earlier scoring, and map can't drop columns: ask for them again "
                 "(token_stats=True, scores=[...]), remove them first, or use RSRScorer.score(dataset)."
             )
-        if rank is not None and torch.cuda.is_available():
-            self._worker_device = f"cuda:{rank % torch.cuda.device_count()}"
+        if rank is not None and self._student is None and torch.cuda.is_available():
+            self.config = replace(self.config, device=f"cuda:{rank % torch.cuda.device_count()}")
         lazy = isinstance(examples, (LazyBatch, LazyRow))
         # Only what is needed: the other columns may hold images, and map copies what isn't looked at.
         texts = {name: examples[name] if lazy else plain(examples[name]) for name in self._text_columns(examples)}
@@ -341,8 +340,6 @@ class RSRScorer:
         if self._student is None:
             self._loaded = self._checkpoint()
             kwargs = {name: value for name, value in self.config.some(LOADING).items() if value is not None}
-            if self._worker_device is not None:
-                kwargs["device"] = self._worker_device
             model = load_model(self.model_id, **kwargs)
             self._student = Student(model, self.config.max_batch_tokens, self.config.logits_dtype)
         return self._student

@@ -6,11 +6,11 @@ the tests), intervals of 95% from 20, 50 and 100 units hold the truth in .928, .
 
 A unit is what was drawn independently: a problem with the trajectories of all teachers, or a single trajectory.
 Intervals are studentised ("bootstrap-t", Efron & Tibshirani 1993, ch. 12.5) on the logarithm of the ratio, with the
-delta-method standard error. For means that may be 0 or negative the same is done without the logarithm.
+delta-method standard error; of means that may be 0 or negative without the logarithm.
 
-Fewer than `FEW_UNITS` units have too few different resamples for that: some are nearly constant, and their pivots
-explode. There the logarithm is taken to be Student-t with `units - 1` degrees of freedom about its value, with the
-same standard error, for draws and intervals alike. A single unit tells nothing about the next: it has no draws.
+Fewer than `FEW_UNITS` units have nearly constant resamples, whose pivots explode. There the logarithm is taken to be
+Student-t with `units - 1` degrees of freedom about its value, with the same standard error, for draws and intervals
+alike. A single unit tells nothing about the next: it has no draws.
 """
 
 from typing import NamedTuple
@@ -46,11 +46,8 @@ def resample_ratios(
     Args:
         numerators, denominators (float arrays of shape `(units, teachers)`): Sums of mean ranks and of mean surprisals
             of each unit. The denominators have a positive sum.
-        num_draws (`int`): Number of resamples.
-        confidence (`float`): Level of the intervals in (0, 1).
-        rng (`np.random.Generator`): Source of the draws.
-        on_log (`bool`, *optional*, defaults to `True`): Whether intervals are made on the logarithm of the ratio,
-            which then has to be positive, or on the ratio itself.
+        num_draws, confidence, rng: Resamples, level of the intervals in (0, 1), source of the draws.
+        on_log (`bool`): Whether intervals are made on the logarithm of the ratio, which then has to be positive.
     """
     units, teachers = numerators.shape
     if units < FEW_UNITS:
@@ -75,8 +72,8 @@ def resample_ratios(
 
 def probability_best(draws: np.ndarray) -> np.ndarray:
     """
-    Share of the draws in which each teacher has the lowest ratio; teachers that tie share the draw. `nan` for teachers
-    without draws, which take no part, and for all if fewer than two are left.
+    Share of the draws in which each teacher has the lowest ratio, ties being shared. `nan` for teachers without draws,
+    which take no part, and for all if fewer than two are left.
     """
     shares = np.full(draws.shape[1], np.nan)
     judged = ~np.isnan(draws).any(axis=0)
@@ -88,23 +85,12 @@ def probability_best(draws: np.ndarray) -> np.ndarray:
 
 
 def probability_below(draws: np.ndarray, first: int, second: int) -> float:
-    """
-    Share of the draws in which teacher `first` has a lower ratio than teacher `second`; a tie counts half. `nan` where
-    one of them has no draws.
-    """
-    if np.isnan(draws[:, [first, second]]).any():
-        return np.nan
-    return float((draws[:, first] < draws[:, second]).mean() + 0.5 * (draws[:, first] == draws[:, second]).mean())
+    """Share of the draws in which `first` has the lower ratio of two, a tie counting half; `nan` without draws."""
+    a, b = draws[:, first], draws[:, second]
+    return np.nan if np.isnan(a + b).any() else float((a < b).mean() + 0.5 * (a == b).mean())
 
 
-def _student_t(
-    numerators: np.ndarray,
-    denominators: np.ndarray,
-    num_draws: int,
-    confidence: float,
-    rng: np.random.Generator,
-    on_log: bool,
-) -> RatioDraws:
+def _student_t(numerators, denominators, num_draws, confidence, rng, on_log) -> RatioDraws:
     """[`resample_ratios`] of few units: `log(ratio)`, or the ratio itself, plus Student-t noise."""
     units, teachers = numerators.shape
     if units == 1:
@@ -146,12 +132,8 @@ def _counts(units: int, num_draws: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _ratio_and_error(sums: np.ndarray, on_log: bool) -> tuple[np.ndarray, np.ndarray]:
-    """
-    `top / bottom`, and the delta-method standard error of it or of its logarithm.
-
-    `sums` has 5 columns per teacher in its last dimension: top, bottom, their squares and their product.
-    """
-    top, bottom, top_squared, bottom_squared, product = np.split(sums, 5, axis=-1)
+    """`top / bottom`, and the delta-method standard error of it or of its logarithm."""
+    top, bottom, top_squared, bottom_squared, product = np.split(sums, 5, axis=-1)  # each of as many as teachers
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = top / bottom
         variance = top_squared + ratio**2 * bottom_squared - 2 * ratio * product

@@ -15,18 +15,9 @@ from rsr_trl.selection.table import place_in_run
 
 def least_total(group: np.ndarray, teacher: np.ndarray, cost: np.ndarray, wanted: np.ndarray, cap: int) -> np.ndarray:
     """
-    Which trajectories (bool array of shape `(n,)`) to choose so that their costs add up to the least, while group `g`
-    gives `wanted[g]` of them and no teacher more than `cap`.
-
-    Args:
-        group, teacher (int arrays of shape `(n,)`): Of each trajectory. Among equals of one group and teacher the
-            earlier one is taken.
-        cost (float array of shape `(n,)`): Finite.
-        wanted (int array of shape `(groups,)`): At most the number of trajectories that the group has.
-        cap (`int`): Places for one teacher.
-
-    Raises:
-        `RSRError` if no choice keeps the cap; the message names the smallest cap that can be kept.
+    Which trajectories (bool array of shape `(n,)`) to choose so that their costs, all finite, add up to the least,
+    while group `g` gives `wanted[g]` of them (at most what it has) and no teacher more than `cap`. Among equals of one
+    group and teacher the earlier one is taken. `RSRError`, naming the smallest cap that works, if no choice keeps it.
     """
     if cap < 1:
         raise _infeasible(group, teacher, wanted, cap)

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -26,12 +26,11 @@ def choose_rows(
     """
     The rows of the least cost, least first: the one rule by which this package chooses, wherever it does.
 
-    Of equal costs the row with fewer tokens goes first, then the earlier one. A row without a finite cost is never
-    chosen.
+    Of equal costs the row with fewer tokens goes first (NaN last), then the earlier one. A row without a finite cost
+    is never chosen.
 
     Args:
-        cost (float array of shape `(n,)`): Lower = chosen first.
-        tokens (float array of shape `(n,)`): Breaks ties; NaN comes last.
+        cost, tokens (float arrays of shape `(n,)`): Of each row.
         groups (int array of shape `(n,)`, *optional*): Group of each row. Without it all rows are one group.
         keep_per_group (`int` or int array of shape `(groups,)`, *optional*, defaults to `1`): Rows of each group.
         keep_fraction (`float`, *optional*): Share in (0, 1] of each group's finite rows, rounded up, instead.
@@ -55,12 +54,7 @@ def choose_rows(
 
 @dataclass(frozen=True)
 class Criteria:
-    """
-    The options of [`select_trajectories`], where each is explained.
-
-    Raises:
-        `RSRError`: an option out of its range, or options that contradict each other.
-    """
+    """The options of [`select_trajectories`]. `RSRError` if one is out of its range or contradicts another."""
 
     group_column: str | None = None
     keep_per_group: int = 1
@@ -87,8 +81,9 @@ class Criteria:
             raise RSRError(f"keep_per_group must be a whole number, 1 or more, got {self.keep_per_group}.")
         if self.keep_per_group != 1 and self.group_column is None:
             raise RSRError(f"keep_per_group={self.keep_per_group} needs group_column.")
-        if self.keep_fraction is not None and not 0 < self.keep_fraction <= 1:
-            raise RSRError(f"keep_fraction must be in (0, 1], got {self.keep_fraction}.")
+        for name in ("keep_fraction", "max_share_per_teacher"):
+            if (share := vars(self)[name]) is not None and not 0 < share <= 1:
+                raise RSRError(f"{name} must be in (0, 1], got {share}.")
         if self.score_threshold is not None and not math.isfinite(self.score_threshold):
             raise RSRError(f"score_threshold must be a finite number, got {self.score_threshold}.")
         object.__setattr__(self, "prefer", direction_of(self.score, self.prefer))  # frozen otherwise
@@ -102,8 +97,6 @@ class Criteria:
         if None not in (self.min_tokens, self.max_tokens) and self.min_tokens > self.max_tokens:
             raise RSRError(f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}.")
         if self.max_share_per_teacher is not None:
-            if not 0 < self.max_share_per_teacher <= 1:
-                raise RSRError(f"max_share_per_teacher must be in (0, 1], got {self.max_share_per_teacher}.")
             if self.teacher_column is None:
                 raise RSRError("max_share_per_teacher needs teacher_column.")
             if self.score_threshold is not None:
@@ -126,24 +119,14 @@ class Criteria:
 
 @dataclass(frozen=True)
 class Selection:
-    """
-    Which rows were chosen, and why the others weren't: what [`select_trajectories`] returns, before it is a dataset.
+    """Which rows were chosen, and why the others weren't."""
 
-    Args:
-        rows (int array): Chosen rows, in source order.
-        num_rows (`int`): Rows to choose from.
-        left_out (`dict[str, int]`): Reason -> rows that could not be chosen for it.
-        num_groups (`int`, *optional*): Groups to choose from; `None` without `group_column`.
-        empty_groups (`dict[str, list]`): Reason -> groups from which nothing was chosen.
-        relaxed_groups (`list`): Groups without a row that meets `require`, where all rows were let in.
-    """
-
-    rows: np.ndarray
-    num_rows: int
-    left_out: dict[str, int]
-    num_groups: int | None = None
-    empty_groups: dict[str, list] = field(default_factory=dict)
-    relaxed_groups: list = field(default_factory=list)
+    rows: np.ndarray  # chosen ones, in source order
+    num_rows: int  # to choose from
+    left_out: dict[str, int]  # reason -> rows that could not be chosen for it
+    num_groups: int | None = None  # to choose from; None without group_column
+    empty_groups: dict[str, list] = field(default_factory=dict)  # reason -> groups from which nothing was chosen
+    relaxed_groups: list = field(default_factory=list)  # without a row that meets `require`: all rows were let in
 
 
 def select_trajectories(
@@ -179,53 +162,37 @@ def select_trajectories(
         score_threshold (`float`, *optional*): Keep scores up to this value (from this value on with `prefer="high"`).
         prefer (`str`, *optional*): `"low"` or `"high"`: which end of the score to keep. By default the score's own
             (RSR: `"low"`); a column of your own has none and needs it.
-        score (`str`, *optional*, defaults to `"rsr"`): What to choose by: a score of `RSRScorer(scores=...)` by its
-            name, such as `"surprisal"`, or any numeric column (see [`~rsr_trl.selection.table.read_score`]).
+        score (`str`, *optional*, defaults to `"rsr"`): What to choose by: a score of
+            [`~rsr_trl.selection.table.read_score`] by its name, such as `"surprisal"`, or any numeric column.
         require (`str`, *optional*): Boolean column (such as `correct`) that must be true. Null isn't true.
         when_none_qualifies (`str`, *optional*, defaults to `"drop"`): What to do with a group in which no scored row
             meets `require`: `"drop"` the group (with a warning), let in `"any"` of its rows, or raise an `"error"`.
-        min_tokens (`int`, *optional*): Leave out trajectories with fewer scored tokens than this: bare answers, whose
-            ratio is noisy.
-        max_tokens (`int`, *optional*): Leave out trajectories with more scored tokens than this.
+        min_tokens, max_tokens (`int`, *optional*): Leave out trajectories with fewer scored tokens (bare answers,
+            whose ratio is noisy), or with more.
         max_share_per_teacher (`float`, *optional*): No teacher gets more than this share of the chosen rows. Of all
             choices that keep the cap it is the one with the least total score (with `prefer="high"` the highest).
             Needs `teacher_column`, and `group_column` or `keep_fraction`.
         teacher_column (`str`, *optional*): Column that names the teacher.
 
     Returns:
-        `Dataset` or `DatasetDict`: the chosen rows, in source order, with all their columns.
+        `Dataset` or `DatasetDict`: the chosen rows, in source order, with all their columns. A `UserWarning` names
+        groups from which nothing could be chosen, with the reason.
 
     Raises:
         `RSRError`: options that contradict each other, a missing column, a null group, scores of different students,
             no row with a score, or a cap that can't be kept (the message names the smallest that can).
-
-    Warns:
-        `UserWarning`: groups from which nothing could be chosen, with the reason.
 
     Example:
 
     ```python
     >>> best = select_trajectories(scored, group_column="problem_id", require="correct")
     >>> likely = select_trajectories(scored, group_column="problem_id", score="surprisal")
-    >>> mixed = select_trajectories(
-    ...     scored, group_column="problem_id", max_share_per_teacher=0.3, teacher_column="teacher"
-    ... )
+    >>> mixed = select_trajectories(scored, "problem_id", max_share_per_teacher=0.3, teacher_column="teacher")
     ```
     """
-    by = Criteria(
-        group_column=group_column,
-        keep_per_group=keep_per_group,
-        keep_fraction=keep_fraction,
-        score_threshold=score_threshold,
-        prefer=prefer,
-        score=score,
-        require=require,
-        when_none_qualifies=when_none_qualifies,
-        min_tokens=min_tokens,
-        max_tokens=max_tokens,
-        max_share_per_teacher=max_share_per_teacher,
-        teacher_column=teacher_column,
-    )
+    options = dict(locals())
+    del options["dataset"]
+    by = Criteria(**options)
     if isinstance(dataset, DatasetDict):
         return DatasetDict({split: _select(rows, by, f" of split {split!r}") for split, rows in dataset.items()})
     return _select(dataset, by, "")
@@ -244,9 +211,7 @@ def _select(dataset: Dataset, by: Criteria, where: str) -> Dataset:
 
 
 def choose(table: ScoredTable, by: Criteria) -> Selection:
-    """
-    As [`select_trajectories`], but of a table with the columns of `by.columns`: with the counts, and without warnings.
-    """
+    """As [`select_trajectories`], of a table with the columns of `by.columns`: with counts, and without warnings."""
     cost = table.cost(by.score)
     if len(table) and not np.isfinite(cost).any():
         raise RSRError(
@@ -254,7 +219,7 @@ def choose(table: ScoredTable, by: Criteria) -> Selection:
             f"{ERROR!r} holds the reasons."
         )
     group = table.problem if by.group_column else np.zeros(len(table), dtype=np.int64)
-    eligible, selection = _eligible(table, by, cost, group)
+    eligible, why = _eligible(table, by, cost, group)
     cost = np.where(eligible, cost, np.nan)
     threshold = None if by.score_threshold is None else by.score_threshold * by.sign
     rows = choose_rows(cost, table.tokens, group, by.keep_per_group, by.keep_fraction, threshold)
@@ -262,7 +227,7 @@ def choose(table: ScoredTable, by: Criteria) -> Selection:
         cap = int(by.max_share_per_teacher * len(rows) + 1e-9)
         if np.bincount(table.teacher[rows]).max() > cap:
             rows = _capped(table, cost, group, rows, cap)
-    return replace(selection, rows=np.sort(rows))
+    return Selection(np.sort(rows), len(table), **why)
 
 
 def _capped(table: ScoredTable, cost: np.ndarray, group: np.ndarray, rows: np.ndarray, cap: int) -> np.ndarray:
@@ -274,8 +239,8 @@ def _capped(table: ScoredTable, cost: np.ndarray, group: np.ndarray, rows: np.nd
     return able[least_total(number, table.teacher[able], cost[able], wanted, cap)]
 
 
-def _eligible(table: ScoredTable, by: Criteria, cost: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, Selection]:
-    """Which rows can be chosen at all, and a [`Selection`] without rows that says why the others can't."""
+def _eligible(table: ScoredTable, by: Criteria, cost: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, dict]:
+    """Which rows can be chosen at all, and what a [`Selection`] says of the others."""
     names, relaxed = table.problems if by.group_column else [None], np.zeros(0, dtype=np.int64)
 
     def groups_of(rows: np.ndarray) -> np.ndarray:
@@ -283,12 +248,12 @@ def _eligible(table: ScoredTable, by: Criteria, cost: np.ndarray, group: np.ndar
 
     # Why a row can't be chosen, what no row of a group is then, and which rows are fine.
     filters = [("no finite score", "", np.isfinite(cost))]
-    if by.min_tokens is not None:
-        what = f" of {by.min_tokens} or more scored tokens"
-        filters.append((f"not{what}", what, table.tokens >= by.min_tokens))
-    if by.max_tokens is not None:
-        what = f" within {by.max_tokens} scored tokens"
-        filters.append((f"not{what}", what, table.tokens <= by.max_tokens))
+    if (least := by.min_tokens) is not None:
+        what = f" of {least} or more scored tokens"
+        filters.append((f"not{what}", what, table.tokens >= least))
+    if (most := by.max_tokens) is not None:
+        what = f" within {most} scored tokens"
+        filters.append((f"not{what}", what, table.tokens <= most))
     if by.require is not None:
         met, what = table.correct == 1, f" for which {by.require!r} is true"
         if by.when_none_qualifies != "drop":
@@ -309,6 +274,5 @@ def _eligible(table: ScoredTable, by: Criteria, cost: np.ndarray, group: np.ndar
         emptied = np.flatnonzero(groups_of(before) & ~groups_of(eligible))
         if by.group_column and len(emptied):
             empty_groups[f"have no scored trajectory{what}"] = [names[i] for i in emptied]
-    num_groups = len(names) if by.group_column else None
-    relaxed_groups = [names[i] for i in relaxed]
-    return eligible, Selection(np.zeros(0, np.int64), len(cost), left_out, num_groups, empty_groups, relaxed_groups)
+    counts = {"num_groups": len(names) if by.group_column else None, "left_out": left_out}
+    return eligible, counts | {"empty_groups": empty_groups, "relaxed_groups": [names[i] for i in relaxed]}

@@ -38,35 +38,24 @@ class Comparison:
             is more suitable, 0.5 being chance) with `correct_first_low` and `correct_first_high` (95% interval); and,
             of what it would choose, `chosen_tokens` (mean), `chosen_accuracy`, `chosen_top_teacher` and
             `chosen_top_teacher_share`.
-        rank_correlation (`list[list]`): Spearman's; within problems where there is a problem column.
-        overlap (`list[list]`): Share of what one score would choose that the other would choose too. With an overlap
-            of o, Jaccard's index is o / (2 - o).
-        chance_overlap (`float`): The overlap of choices made at random.
         teachers (`list[dict]`): The most suitable by RSR first: `teacher`, `trajectories` (compared), and by score
             `values` (mean over the teacher's trajectories; for RSR the teacher's RSR of Eq. 9) and `places` among the
             teachers (1 = most suitable).
-        teacher_agreement (`list[list]`): Spearman's correlation of the orders of teachers; `None` for fewer than 3.
-        findings (`list[Finding]`): Known failure modes of RSR that are there, the gravest first; empty if none is.
-        notes (`list[str]`): What was left out of the comparison, and why.
-        rule (`str`): What each score would choose, as options of `rsr select`.
-        num_rows, num_compared (`int`): Rows of the dataset, and those that all scores are compared on.
-        num_problems, num_shared_problems (`int`, *optional*): Problems of the rows compared, and those with a
-            trajectory of every teacher, on which teachers are compared (`None`: on all that each has).
     """
 
     scores: list[dict]
-    rank_correlation: list[list[float | None]]
-    overlap: list[list[float]]
-    chance_overlap: float
+    rank_correlation: list[list[float | None]]  # Spearman's; within problems where there is a problem column
+    overlap: list[list[float]]  # o: share of one score's choice that the other would choose too; Jaccard: o / (2 - o)
+    chance_overlap: float  # of choices made at random
     teachers: list[dict]
-    teacher_agreement: list[list[float | None]]
-    findings: list[Finding]
-    notes: list[str]
-    rule: str
+    teacher_agreement: list[list[float | None]]  # Spearman's of the orders of teachers; None for fewer than 3
+    findings: list[Finding]  # known failure modes of RSR that are there, the gravest first
+    notes: list[str]  # what was left out of the comparison, and why
+    rule: str  # what each score would choose, as options of `rsr select`
     num_rows: int
-    num_compared: int
-    num_problems: int | None
-    num_shared_problems: int | None
+    num_compared: int  # rows that have all scores
+    num_problems: int | None  # of the rows compared
+    num_shared_problems: int | None  # with all teachers, which are compared on them; None: on all that each has
 
     def to_dict(self) -> dict:
         """Everything as numbers, strings, lists and dicts that JSON can hold."""
@@ -97,16 +86,10 @@ def compare_scores(
             `surprisal`, `rank` and `length`, which every scored dataset has, and the columns `score_<name>`.
         own_scores (mapping, *optional*): Columns with scores of your own -> the end that is more suitable, `"low"` or
             `"high"`. The name of a score turns it round: `{"length": "low"}`.
-        teacher_column (`str`, *optional*): Column that names the teacher.
-        problem_column (`str`, *optional*): Column that says which trajectories answer the same problem. Everything is
-            then compared within problems: what makes a problem hard plays no part.
-        correctness_column (`str`, *optional*): Boolean column; null is unknown.
-        keep_per_group (`int`, *optional*, defaults to `1`): How many each score chooses of each problem.
-        keep_fraction (`float`, *optional*): Share of all that each score chooses instead; 0.5 without
-            `problem_column`.
-
-    Returns:
-        [`Comparison`].
+        teacher_column, problem_column, correctness_column (`str`, *optional*): As in [`rank_teachers`]. With a problem
+            column everything is compared within problems: what makes a problem hard plays no part.
+        keep_per_group, keep_fraction (*optional*): What each score chooses, as in [`select_trajectories`]: of each
+            problem, or a share of all (0.5 without `problem_column`).
 
     Raises:
         `RSRError`: a missing column, a score whose direction isn't known, scores of different students, or no row on
@@ -133,13 +116,7 @@ def comparison_table(
     columns: Columns | None,
     notes: list[str],
 ) -> ScoredTable:
-    """
-    Read what [`compare_table`] compares, RSR first; `notes` gets a sentence about columns of unknown scores.
-
-    Raises:
-        `RSRError`: a name that is no score or isn't there, a direction that is none, or what
-            [`~rsr_trl.selection.table.ScoredTable.read`] raises.
-    """
+    """Read what [`compare_table`] compares, RSR first; `notes` gets a sentence about columns of unknown scores."""
     read_table(dataset, [RSR])  # its error is the right one for a dataset that isn't scored
     own_scores, there = own_scores or {}, available_scores(dataset)
     if scores is None:
@@ -147,21 +124,24 @@ def comparison_table(
         added = [column for column in dataset.column_names if column.startswith(SCORE_PREFIX)]
         if unknown := [column for column in added if known_score(column) is None and column not in own_scores]:
             notes.append(
-                f"{examples(unknown)}: no score that is known here, so not compared. To compare such a column, say "
-                "which end of it is more suitable (own_scores)."
+                f"{examples(unknown)}: no score that is known here, so not compared. To compare such a column, name "
+                "it as one of your own, with the end that is more suitable."
             )
     for name in scores:
         if name not in SCORES:
-            raise RSRError(f"There is no score {name!r}. Scores are {', '.join(SCORES)}; own_scores names columns.")
+            raise RSRError(
+                f"There is no score {name!r}. Scores are {', '.join(SCORES)}; a column of your own is named as one, "
+                "with the end that is more suitable."
+            )
         if name not in there:
             raise RSRError(
                 f"The dataset has no score {name!r}; it has {', '.join(there)}. `rsr score --scores {name}` adds it."
             )
     for name, prefer in own_scores.items():
         if prefer not in ("low", "high"):
-            raise RSRError(f"own_scores[{name!r}] must be 'low' or 'high' (more suitable), got {prefer!r}.")
+            raise RSRError(f"The more suitable end of {name!r} must be 'low' or 'high', got {prefer!r}.")
         if name == RSR and prefer != "low":
-            raise RSRError("own_scores can't turn RSR round: lower is more suitable.")
+            raise RSRError("RSR can't be turned round: lower is more suitable.")
     prefer = {name: SCORES[name].prefer for name in (RSR, *scores)} | dict(own_scores)
     # Read by the score's full name: the dataset may have a column of its own that is called as a score is.
     full = {name: SCORE_PREFIX + name if name in SCORES else name for name in prefer}
@@ -172,14 +152,7 @@ def comparison_table(
 def compare_table(
     table: ScoredTable, keep_per_group: int = 1, keep_fraction: float | None = None, notes: Iterable[str] = ()
 ) -> Comparison:
-    """
-    As [`compare_scores`], but of a table that has the scores to compare, RSR first, as [`comparison_table`] gives it.
-
-    Args:
-        table ([`~rsr_trl.selection.table.ScoredTable`]): Compared within its problems, if it has any.
-        keep_per_group, keep_fraction: As [`compare_scores`] takes them.
-        notes (iterable of `str`, *optional*): What the notes of the comparison begin with.
-    """
+    """As [`compare_scores`], of what [`comparison_table`] read. The comparison's notes begin with `notes`."""
     notes, by_problem = list(notes), table.problem is not None and keep_fraction is None
     if not by_problem and keep_fraction is None:
         keep_fraction = KEEP_FRACTION
@@ -209,8 +182,7 @@ def compare_table(
             "teacher_agreement": _number(orders[j, 0]),
             "length_correlation": _number(correlation[j, -1]),
             "length_r2": _number(correlation[j, -1] ** 2),
-            **_correctness(rows, costs[:, j], kept[:, j]),
-            **_chosen(rows, kept[:, j]),
+            **_correctness_and_choice(rows, costs[:, j], kept[:, j]),
         }
         for j, name in enumerate(rows.values)
     ]
@@ -286,23 +258,19 @@ def _teachers(rows: ScoredTable, costs: np.ndarray, notes: list[str]) -> tuple[l
     return teachers, agreement, num_shared
 
 
-def _correctness(rows: ScoredTable, cost: np.ndarray, kept: np.ndarray) -> dict:
-    names = ("correct_first", "correct_first_low", "correct_first_high", "chosen_accuracy")
-    if rows.correct is None:
-        return dict.fromkeys(names)
-    known = ~np.isnan(rows.correct)
-    first = correct_first(cost[known], rows.correct[known] == 1, None if rows.problem is None else rows.problem[known])
-    accuracy = rows.correct[known & kept].mean() if (known & kept).any() else np.nan
-    return dict(zip(names, map(_number, (*first, accuracy)), strict=True))
-
-
-def _chosen(rows: ScoredTable, kept: np.ndarray) -> dict:
-    top, share = None, None
+def _correctness_and_choice(rows: ScoredTable, cost: np.ndarray, kept: np.ndarray) -> dict:
+    first, accuracy, top, share = (np.nan,) * 3, np.nan, None, None
+    if rows.correct is not None:
+        known = ~np.isnan(rows.correct)
+        problem = None if rows.problem is None else rows.problem[known]
+        first = correct_first(cost[known], rows.correct[known] == 1, problem)
+        accuracy = rows.correct[known & kept].mean() if (known & kept).any() else np.nan
     if rows.teacher is not None:
         count = np.bincount(rows.teacher[kept])
         top, share = rows.teachers[count.argmax()], float(count.max() / count.sum())
-    tokens = _number(rows.tokens[kept].mean())
-    return {"chosen_tokens": tokens, "chosen_top_teacher": top, "chosen_top_teacher_share": share}
+    names = ("correct_first", "correct_first_low", "correct_first_high", "chosen_accuracy", "chosen_tokens")
+    figures = map(_number, (*first, accuracy, rows.tokens[kept].mean()))
+    return dict(zip(names, figures, strict=True)) | {"chosen_top_teacher": top, "chosen_top_teacher_share": share}
 
 
 def _number(value: float) -> float | None:
@@ -314,12 +282,9 @@ def rank_correlation(values: np.ndarray, group: np.ndarray | None = None) -> np.
     """
     Spearman's rank correlation between every two columns: shape `(k, k)`, `nan` where a column doesn't vary.
 
-    With `group`, rows are ranked within their group alone, as a share of its size, so that what differs from group to
-    group (how hard a problem is) plays no part and every row weighs about the same. Ties have their average rank.
-
-    Args:
-        values (float array of shape `(n, k)`): Finite.
-        group (int array of shape `(n,)`, *optional*): Group of each row.
+    `values` are finite, of shape `(n, k)`. With `group`, of shape `(n,)`, rows are ranked within their group alone, as
+    a share of its size, so that what differs from group to group (how hard a problem is) plays no part and every row
+    weighs about the same. Ties have their average rank.
     """
     group = np.zeros(len(values), dtype=np.int64) if group is None else group
     ranks, size = pd.DataFrame(values).groupby(group).rank(pct=True).to_numpy(), np.bincount(group)[group]
@@ -343,14 +308,8 @@ def correct_first(
     Where all pairs go one way, it ends at what n groups (or rows of the rarer kind) still allow, tail ** (1 / n), as
     the exact binomial interval does.
 
-    Args:
-        cost (float array of shape `(n,)`): Finite; lower = more suitable.
-        correct (bool array of shape `(n,)`): Whether each row is correct.
-        group (int array of shape `(n,)`, *optional*): Group of each row.
-        confidence (`float`, *optional*, defaults to `0.95`): Level of the interval.
-
-    Returns:
-        The share of pairs (`nan` if there is no pair) and the ends of its interval (`nan` where there is too little).
+    `cost` (finite; lower = more suitable), `correct` (bool) and `group` have the shape `(n,)`. Returns the share of
+    pairs (`nan` if there is no pair) and the ends of its interval (`nan` where there is too little).
     """
     groups = np.zeros(len(cost), dtype=np.int64) if group is None else group
     width = int(groups.max(initial=0)) + 1
@@ -391,10 +350,7 @@ def _delong(cost: np.ndarray, correct: np.ndarray) -> tuple[float, int]:
 
 
 def chance_overlap(chosen: np.ndarray, group: np.ndarray | None = None) -> float:
-    """
-    Share of a choice (bool array of shape `(n,)`) that another one, of as many rows of each group but made at random,
-    would have in common with it.
-    """
+    """Share of a choice, `(n,)` booleans, that one at random of as many rows of each group would have in common."""
     group = np.zeros(len(chosen), dtype=np.int64) if group is None else group
     kept, size = np.bincount(group[chosen], minlength=int(group.max()) + 1), np.bincount(group)
     return float((kept[size > 0] ** 2 / size[size > 0]).sum() / kept.sum())

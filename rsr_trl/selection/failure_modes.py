@@ -7,6 +7,7 @@ a token that is a fair guess among k words has surprisal ln k and mean rank (k +
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
@@ -35,49 +36,32 @@ NUM_EXAMPLES = 5  # rows and names given of each finding
 
 @dataclass(frozen=True)
 class Finding:
-    """
-    A known failure mode of RSR that a pool shows.
+    """A known failure mode of RSR that a pool shows."""
 
-    Args:
-        name (`str`): What it is, in a few words: the same for every pool.
-        what (`str`): What was found, with counts, in a sentence.
-        why (`str`): Why it matters.
-        what_to_do (`str`): What to do, with the options that do it.
-        rows (`int`): Trajectories concerned.
-        teachers (`list`): Teachers concerned, if it is about some in particular.
-        example_rows (`list[int]`): Places in the dataset of a few of the rows concerned, chosen ones first.
-    """
-
-    name: str
-    what: str
-    why: str
-    what_to_do: str
-    rows: int
-    teachers: list = field(default_factory=list)
-    example_rows: list[int] = field(default_factory=list)
+    name: str  # what it is, in a few words: the same for every pool
+    what: str  # what was found, with counts, in a sentence
+    why: str  # it matters
+    what_to_do: str  # with the options that do it
+    rows: int  # trajectories concerned
+    teachers: list = field(default_factory=list)  # concerned, if it is about some in particular
+    example_rows: list[int] = field(default_factory=list)  # places in the dataset of a few of them, chosen ones first
 
 
 def look_at_rows(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
     """
-    Yield what is found in a pool, the gravest first; nothing if no known failure mode is there.
-
-    Args:
-        rows ([`ScoredTable`]): All rows with a finite RSR.
-        chosen (bool array of shape `(rows,)`): Those that RSR would choose.
+    Yield what is found in a pool, the gravest first; nothing if no known failure mode is there. `rows` are all with a
+    finite RSR, `chosen` (bool array of shape `(rows,)`) those that RSR would choose.
     """
-    yield from _of_rows(
+    of_rows = partial(_of_rows, rows, chosen)
+    yield from of_rows(
         "short responses",
-        rows,
-        chosen,
         rows.tokens < NOISY_BELOW,
         have=f"have fewer than {NOISY_BELOW} scored tokens",
         why="So few tokens make a noisy ratio, and an answer without reasoning looks suitable by chance.",
         what_to_do=f"Keep bare answers out: `rsr select --min_tokens {NOISY_BELOW}`.",
     )
-    yield from _of_rows(
+    yield from of_rows(
         "near pure guessing",
-        rows,
-        chosen,
         near_guessing(rows.rank, rows.surprisal),
         have="have the rank and surprisal of guesses among 2 to 10 words",
         why="What nobody can predict looks ideal to RSR (a ratio of 1.8 to 2.4), and nothing is learnt from it.",
@@ -86,20 +70,16 @@ def look_at_rows(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
     )
     foreign = rows.rank > FOREIGN_RANK
     if foreign[chosen].mean() > MOST:
-        yield from _of_rows(
+        yield from of_rows(
             "foreign to the student",
-            rows,
-            chosen,
             foreign,
             have=f"have a mean rank over {FOREIGN_RANK}",
             why="The student hardly reads such text: how many ranks are clipped decides the ratio, and little else.",
             what_to_do="Check that student, chat template (`rsr score --as_chat`) and data belong together.",
         )
     yield from _collapse(rows, chosen)
-    yield from _of_rows(
+    yield from of_rows(
         "truncated trajectories",
-        rows,
-        chosen,
         rows.truncated,
         TRUNCATED_SHARE,
         have="were cut at the length limit",
@@ -113,12 +93,8 @@ def look_at_rows(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
 
 def look_at_scores(scores: list[dict], chance: float, num_rows: int) -> Iterator[Finding]:
     """
-    Yield what the comparison with other scores, length and correctness shows of RSR.
-
-    Args:
-        scores (`list[dict]`): Those of a [`Comparison`], RSR first.
-        chance (`float`): Overlap of choices made at random.
-        num_rows (`int`): Rows compared.
+    Yield what the comparison with other scores, length and correctness shows of RSR: `scores` are those of a
+    [`Comparison`], `chance` is its `chance_overlap`.
     """
     rsr, *others = scores
     high = rsr["correct_first_high"]
@@ -154,16 +130,11 @@ def look_at_scores(scores: list[dict], chance: float, num_rows: int) -> Iterator
 
 def near_guessing(mean_rank: np.ndarray, mean_surprisal: np.ndarray) -> np.ndarray:
     """
-    Whether trajectories look like guesses among 2 to 10 equally likely words.
+    Whether trajectories look like guesses among 2 to 10 equally likely words: bool array of shape `(n,)`.
 
-    Args:
-        mean_rank (float array of shape `(n,)`): Mean clipped rank.
-        mean_surprisal (float array of shape `(n,)`): In nats.
-
-    Returns:
-        bool array of shape `(n,)`: mean surprisal from ln 2 to ln 10, and a mean rank of at most 1.2 times that of a
-        fair guess with this surprisal, `(exp(surprisal) + 1) / 2`. Outside that range means say little: below it words
-        that are foreseen outweigh guesses, and above it ranks are clipped.
+    They do with a mean surprisal from ln 2 to ln 10 (nats) and a mean clipped rank of at most 1.2 times that of a fair
+    guess with this surprisal, `(exp(surprisal) + 1) / 2`. Outside that range means say little: below it words that are
+    foreseen outweigh guesses, and above it ranks are clipped.
     """
     low, high = GUESS_SURPRISAL
     guess = (np.exp(np.minimum(mean_surprisal, high)) + 1) / 2
@@ -172,16 +143,7 @@ def near_guessing(mean_rank: np.ndarray, mean_surprisal: np.ndarray) -> np.ndarr
     return inside & (mean_rank <= GUESS_RANK * guess)
 
 
-def _of_rows(
-    name: str,
-    rows: ScoredTable,
-    chosen: np.ndarray,
-    concerned: np.ndarray,
-    enough: float = NOTABLE_SHARE,
-    *,
-    have: str,
-    **texts: str,
-) -> Iterator[Finding]:
+def _of_rows(rows, chosen, name, concerned, enough=NOTABLE_SHARE, *, have, **texts) -> Iterator[Finding]:
     """A finding if more than `enough` of the pool or of the choice, or most of some teacher's rows, are concerned."""
     teachers = []
     if rows.teacher is not None:
@@ -225,10 +187,9 @@ def _collapse(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
 def _of_problems(rows: ScoredTable) -> Iterator[Finding]:
     """Too few problems to compare on, and problems with a single trajectory."""
     size = np.bincount(rows.problem)
-    num_problems, fewest = int((size > 0).sum()), []
-    if rows.teacher is None:
-        shared, what = num_problems, f"There are {num_problems:,} problems."
-    else:
+    shared = num_problems = int((size > 0).sum())
+    fewest, what = [], f"There are {num_problems:,} problems."
+    if rows.teacher is not None:
         shared = int(rows.shared_problems().sum())
         what = f"{shared:,} of {num_problems:,} problems have a scored trajectory of every teacher."
         has = rows.problems_per_teacher()

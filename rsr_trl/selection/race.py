@@ -38,29 +38,19 @@ class TeacherRace:
     """
     What [`race_teachers`] found out. **Lower RSR = more suitable.**
 
-    Args:
-        certain (`bool`): Whether the question is settled at the stated certainty.
-        goal (`str`): `"best"` or `"order"`.
-        certainty (`float`): Stated certainty.
-        table (`list[dict]`): One row per teacher, most suitable first: `teacher`; `status` (`"best"`, `"placed"`,
-            `"possible"`, `"ruled out"` or `"no score"`); `rsr` over what was scored of it; `problems` and
-            `trajectories` scored of it.
-        num_problems (`int`): Problems used.
-        num_problems_in_pool (`int`): Problems that all teachers have.
-        num_trajectories (`int`): Trajectories scored, of all teachers.
-        num_trajectories_in_pool (`int`): Trajectories of all teachers on those problems.
-        scored (`Dataset`): The trajectories that were scored, with their scores.
+    `table` has one row per teacher, most suitable first: `teacher`; `status` (`"best"`, `"placed"`, `"possible"`,
+    `"ruled out"` or `"no score"`); and of what was scored of it `rsr`, `problems` and `trajectories`.
     """
 
-    certain: bool
+    certain: bool  # whether the question is settled at the stated certainty
     goal: str
     certainty: float
     table: list[dict]
-    num_problems: int
-    num_problems_in_pool: int
-    num_trajectories: int
-    num_trajectories_in_pool: int
-    scored: Dataset
+    num_problems: int  # used
+    num_problems_in_pool: int  # that all teachers have
+    num_trajectories: int  # scored, of all teachers
+    num_trajectories_in_pool: int  # of all teachers on the problems that all have
+    scored: Dataset  # the trajectories that were scored, with their scores
 
     @property
     def best(self):
@@ -102,19 +92,17 @@ def race_teachers(
     certain. **Lower RSR = more suitable.**
 
     Every round scores the same next problems for every teacher that is still open, in an order drawn from `seed`. A
-    teacher is dropped as soon as it is ruled out (with `goal="order"`: placed). Looking after every round costs
-    nothing: the evidence is anytime-valid (see `rsr_trl/selection/race.py`). With T teachers, each comparison may err
-    with probability `(1 - certainty) / (T - 1)`. The most suitable teacher has T - 1 others that could rule it out
-    wrongly; and a wrong order has at least one of the T - 1 neighbours of the true order the wrong way round. So the
-    answer is wrong with probability `1 - certainty` at most.
+    teacher is dropped as soon as it is ruled out (with `goal="order"`: placed). The evidence is valid however often
+    one looks (see `rsr_trl/selection/race.py`). With T teachers, each comparison may err with probability
+    `(1 - certainty) / (T - 1)`. The most suitable teacher has T - 1 others that could rule it out wrongly; and a wrong
+    order has at least one of the T - 1 neighbours of the true order the wrong way round. So the answer is wrong with
+    probability `1 - certainty` at most.
 
     Args:
         dataset (`Dataset`): Trajectories, not scored yet, in any format that the scorer takes.
         scorer ([`RSRScorer`] or function): Student that scores, or a function that takes a [`~datasets.Dataset`] and
             returns it with the scores in the same order.
-        teacher_column (`str`): Column that names the teacher.
-        problem_column (`str`): Column that says which trajectories answer the same problem. Only problems that all
-            teachers have are used.
+        teacher_column, problem_column (`str`): As in [`rank_teachers`]. Only problems that all teachers have are used.
         goal (`str`, *optional*, defaults to `"best"`): `"best"` or `"order"`.
         certainty (`float`, *optional*, defaults to `0.95`): Probability in (0, 1) with which the answer is right.
         max_trajectories (`int`, *optional*): Budget: stop before scoring more.
@@ -122,7 +110,7 @@ def race_teachers(
         seed (`int`, *optional*, defaults to `0`): Seed of the order of the problems.
 
     Returns:
-        [`TeacherRace`]. If the pool or the budget ends first, `certain` is false and the table says who is possible.
+        [`TeacherRace`]: if the pool or the budget ends first, not `certain`, and the table says who is possible.
 
     Raises:
         `RSRError`: a missing column, null teachers or problems, no problem that all teachers have, a budget smaller
@@ -161,24 +149,13 @@ def race_teachers(
                     f"{stop} problems of {num_teachers} teachers."
                 )
             scored.append(score(dataset.select(rows)))
-            cell = (place[rows] - start) * num_teachers + pool.teacher[rows]
-            rule.add(
-                *(part.reshape(-1, num_teachers) for part in _sums(scored[-1], cell, (stop - start) * num_teachers))
-            )
+            rule.add(*_sums(scored[-1], place[rows] - start, pool.teacher[rows], (stop - start, num_teachers)))
             start, used = stop, np.append(used, rows)
             show.update(stop - show.n)
             show.set_postfix_str(f"{int(rule.open.sum())} teachers open")
-    return TeacherRace(
-        certain=bool(rule.open.sum() <= 1),
-        goal=goal,
-        certainty=certainty,
-        table=_table(pool, rule, used),
-        num_problems=start,
-        num_problems_in_pool=num_problems,
-        num_trajectories=len(used),
-        num_trajectories_in_pool=int((place >= 0).sum()),
-        scored=concatenate_datasets(scored),
-    )
+    counts = start, num_problems, len(used), int((place >= 0).sum())
+    certain, table = bool(rule.open.sum() <= 1), _table(pool, rule, used)
+    return TeacherRace(certain, goal, certainty, table, *counts, concatenate_datasets(scored))
 
 
 def _places(pool: ScoredTable, seed: int) -> np.ndarray:
@@ -188,23 +165,27 @@ def _places(pool: ScoredTable, seed: int) -> np.ndarray:
         fewest = np.argsort(pool.problems_per_teacher(), kind="stable")
         raise RSRError(
             f"No problem has a trajectory of all {len(pool.teachers)} teachers, so they can't be compared on equal "
-            f"terms. Teachers with the fewest problems: {examples([pool.teachers[t] for t in fewest])}."
+            f"terms. Teachers with the fewest problems: {examples([pool.teachers[t] for t in fewest])}. Leave those "
+            "teachers out, or score all trajectories and compare them unmatched."
         )
     place = np.full(len(pool.problems), -1)
     place[np.random.default_rng(seed).permutation(shared)] = np.arange(len(shared))
     return place[pool.problem]
 
 
-def _sums(scored: Dataset, cell: np.ndarray, num_cells: int) -> list[np.ndarray]:
-    """Sums of mean ranks and of mean surprisals by cell, the one of each row being in `cell`; `nan` for empty ones."""
-    if not isinstance(scored, Dataset) or len(scored) != len(cell):
+def _sums(scored: Dataset, problem: np.ndarray, teacher: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Sums of mean ranks and of mean surprisals by problem and teacher; `nan` where there is no score."""
+    if not isinstance(scored, Dataset) or len(scored) != len(problem):
         returned = f"{len(scored)} rows" if isinstance(scored, Dataset) else type(scored).__name__
-        raise RSRError(f"The scorer got a Dataset of {len(cell)} rows and returned {returned}.")
+        raise RSRError(f"The scorer got a Dataset of {len(problem)} rows and returned {returned}.")
     table = read_table(scored, [MEAN_CLIPPED_RANK, MEAN_SURPRISAL])
-    parts = [numbers(table, name) for name in table.column_names]
+    parts = np.stack([numbers(table, name) for name in table.column_names])
     ok = np.isfinite(parts).all(axis=0)
-    empty = np.bincount(cell[ok], minlength=num_cells) == 0
-    return [np.where(empty, np.nan, np.bincount(cell[ok], weights=part[ok], minlength=num_cells)) for part in parts]
+    sums, where = np.full((2, *shape), np.nan), (problem[ok], teacher[ok])
+    sums[:, *where] = 0.0
+    for cells, part in zip(sums, parts, strict=True):
+        np.add.at(cells, where, part[ok])
+    return sums
 
 
 def _table(pool: ScoredTable, rule: "Elimination", used: np.ndarray) -> list[dict]:
@@ -216,38 +197,28 @@ def _table(pool: ScoredTable, rule: "Elimination", used: np.ndarray) -> list[dic
     status = np.where(rule.unscored, "no score", status)
     ratio, problems = rule.ratio, np.isfinite(rule.ranks).sum(axis=0)
     trajectories = np.bincount(pool.teacher[used], minlength=len(pool.teachers))
-    return [
-        {
-            "teacher": pool.teachers[t],
-            "status": str(status[t]),
-            "rsr": None if np.isnan(ratio[t]) else float(ratio[t]),
-            "problems": int(problems[t]),
-            "trajectories": int(trajectories[t]),
-        }
-        for t in rule.ranking
-    ]
+    columns = {"teacher": pool.teachers, "status": status.tolist(), "rsr": np.where(np.isnan(ratio), None, ratio)}
+    columns |= {"problems": problems.tolist(), "trajectories": trajectories.tolist()}
+    return [{name: values[t] for name, values in columns.items()} for t in rule.ranking]
 
 
 @contextmanager
 def _progress(num_problems: int) -> Iterator[tqdm]:
     """One bar over all rounds, instead of the scorer's own in each."""
-    show = tqdm(total=num_problems, desc="Scoring", unit=" problems")
     bars = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield show
-    finally:
-        show.close()
-        if bars:
-            enable_progress_bars()
+    with tqdm(total=num_problems, desc="Scoring", unit=" problems") as show:
+        disable_progress_bars()
+        try:
+            yield show
+        finally:
+            if bars:
+                enable_progress_bars()
 
 
 class Elimination:
     """
-    Which teachers are still open, given what was scored so far: the sequential rule by itself.
-
-    With the goal `"best"` a teacher is closed when one that is open is better, with `"order"` when it is ordered with
-    respect to all others. The answer is right with probability `certainty`.
+    Which teachers are still open, given what was scored so far: the sequential rule by itself. With the goal `"best"`
+    a teacher is closed when one that is open is better, with `"order"` when it is ordered with respect to all others.
     """
 
     def __init__(self, num_teachers: int, goal: Literal["best", "order"], certainty: float) -> None:
@@ -259,18 +230,13 @@ class Elimination:
         self._below = np.eye(num_teachers, dtype=bool) if goal == "order" else None
 
     def add(self, ranks: np.ndarray, surprisals: np.ndarray) -> None:
-        """
-        Take in a round and close the teachers that it settles. Both are sums of the means of trajectories, of shape
-        `(problems, teachers)`, `nan` where a teacher has no score.
-        """
+        """Close who is settled after a round: its sums of means, `(problems, teachers)`, `nan` without a score."""
         self.ranks = np.concatenate([self.ranks, ranks])
         self.surprisals = np.concatenate([self.surprisals, surprisals])
         self.unscored = np.isnan(self.ranks).all(axis=0)
         self.open &= ~self.unscored
-        if self.goal == "best":
-            self._close_the_beaten()
-        else:
-            self._close_the_placed()
+        close = self._close_the_beaten if self.goal == "best" else self._close_the_placed
+        close()
 
     @property
     def ratio(self) -> np.ndarray:
@@ -281,12 +247,9 @@ class Elimination:
     @property
     def ranking(self) -> np.ndarray:
         """Teachers, most suitable first: by what is settled, then by RSR; those without a score last."""
-        if self.goal == "best":
-            settled = ~self.open
-        elif self.open.any():
-            settled = np.zeros_like(self.open)
-        else:
-            settled = self._below.sum(axis=0)  # how many are below
+        settled = ~self.open
+        if self.goal == "order":
+            settled = np.zeros_like(self.open) if self.open.any() else self._below.sum(axis=0)  # how many are below
         return np.lexsort((self.ratio, settled, self.unscored))
 
     def _beats(self, better: np.ndarray, worse: np.ndarray) -> np.ndarray:
@@ -313,17 +276,13 @@ class Elimination:
         self.open &= undecided.any(axis=1)
 
 
-def log_evidence(
-    better: tuple[np.ndarray, np.ndarray], worse: tuple[np.ndarray, np.ndarray], min_problems: int = MIN_PROBLEMS
-) -> np.ndarray:
+def log_evidence(better: tuple[np.ndarray, np.ndarray], worse: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     """
     Logarithm of the e-process for "the RSR of `better` is lower than that of `worse`", for many pairs at once: float
-    array of shape `(pairs,)`, `-inf` where there is no evidence, as below `min_problems` common problems.
+    array of shape `(pairs,)`, `-inf` where there is no evidence, as below 20 common problems.
 
-    Args:
-        better, worse (pairs of float arrays of shape `(problems, pairs)`): Sums of mean clipped ranks and of mean
-            surprisals (nats) by problem, `nan` where a teacher has no score.
-        min_problems (`int`, *optional*, defaults to `20`): A pair is compared on the problems that both have.
+    `better` and `worse` are each sums of mean clipped ranks and of mean surprisals (nats) by problem: float arrays of
+    shape `(problems, pairs)`, `nan` where a teacher has no score.
     """
     both = np.isfinite(np.stack([*better, *worse])).all(axis=0)
     count = both.sum(axis=0)
@@ -339,20 +298,20 @@ def log_evidence(
         a = (spread**3).sum(axis=0) / count / deviation**3 / np.sqrt(count)
         t = np.minimum(t, t + a * t**2 / 3 + a**2 * t**3 / 27 + a / 6)
         t = np.where(deviation < 1e-12, np.sign(difference) * (np.abs(difference) > 1e-12) * 1e6, t)
-    usable = (count >= max(2, min_problems)) & (t > 0)
+    usable = (count >= MIN_PROBLEMS) & (t > 0)
     log_e = np.full(len(count), -np.inf)
     log_e[usable] = log_e_value(t[usable], count[usable])
     return log_e
 
 
-def log_e_value(t: np.ndarray, count: np.ndarray, effect_variance: float = EFFECT_VARIANCE) -> np.ndarray:
+def log_e_value(t: np.ndarray, count: np.ndarray) -> np.ndarray:
     """
     Logarithm of the one-sided e-value of a t statistic of `count` observations, 2 or more: Bayes factor of an effect
-    drawn from the positive half of `N(0, effect_variance)` against none, with the scale integrated out.
+    drawn from the positive half of `N(0, g)` against none, with the scale integrated out.
     """
-    freedom, growth = count - 1, 1 + count * effect_variance
+    freedom, growth = count - 1, 1 + count * EFFECT_VARIANCE
     two_sided = -0.5 * np.log(growth) + 0.5 * count * (np.log1p(t**2 / freedom) - np.log1p(t**2 / (freedom * growth)))
     # Chance that the effect is positive given the data, over 1/2, its chance before.
-    scale = np.sqrt(count * effect_variance / growth * count / (freedom + t**2 / growth))
+    scale = np.sqrt(count * EFFECT_VARIANCE / growth * count / (freedom + t**2 / growth))
     positive = np.maximum(stdtr(count, t * scale), np.finfo(float).tiny)
     return two_sided + np.log(2 * positive)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from rsr_trl.data import Columns, read_table
+from rsr_trl.data import Columns, examples, read_table
 from rsr_trl.rsr import (
     ERROR,
     MEAN_CLIPPED_RANK,
@@ -32,39 +32,23 @@ from rsr_trl.scoring.scores import CASL_PARTS, SCORES, STORED, casl, check_name,
 
 @dataclass(frozen=True)
 class ScoredTable:
-    """
-    `n` rows of a scored dataset as arrays of shape `(n,)`. NaN stands for what a row doesn't have.
+    """`n` rows of a scored dataset as arrays of shape `(n,)`. NaN stands for what a row doesn't have."""
 
-    Args:
-        row (int array): Place of each row in the dataset.
-        values (`dict`): Name of a score -> its values.
-        prefer (`dict`): Name of a score -> its more suitable end, `"low"` or `"high"`.
-        rank, surprisal (float arrays): Mean clipped rank and mean surprisal (nats).
-        tokens (float array): Scored tokens.
-        truncated (bool array): Whether the trajectory was cut.
-        reason (object array): Why a row has no score, without what is of that row alone; `None` where it has one.
-        teacher, problem (int arrays, *optional*): Which of `teachers` and of `problems` a row has.
-        correct (float array, *optional*): 1, 0, or NaN where unknown.
-        teachers, problems (`list`): Distinct names, ascending.
-        columns ([`~rsr_trl.data.Columns`]): Where teacher, problem and correctness come from.
-        students (`list[str]`): Fingerprints of the student that scored.
-    """
-
-    row: np.ndarray
-    values: dict[str, np.ndarray]
-    prefer: dict[str, str]
-    rank: np.ndarray
-    surprisal: np.ndarray
-    tokens: np.ndarray
-    truncated: np.ndarray
-    reason: np.ndarray
-    teacher: np.ndarray | None
-    problem: np.ndarray | None
-    correct: np.ndarray | None
-    teachers: list
+    row: np.ndarray  # place in the dataset
+    values: dict[str, np.ndarray]  # name of a score -> float values
+    prefer: dict[str, str]  # name of a score -> its more suitable end, "low" or "high"
+    rank: np.ndarray  # mean clipped rank
+    surprisal: np.ndarray  # mean surprisal, nats
+    tokens: np.ndarray  # scored ones, as float
+    truncated: np.ndarray  # bool
+    reason: np.ndarray  # why a row has no score, without what is of that row alone; None where it has one
+    teacher: np.ndarray | None  # int: which of `teachers`
+    problem: np.ndarray | None  # int: which of `problems`
+    correct: np.ndarray | None  # 1., 0., or NaN where unknown
+    teachers: list  # distinct names, ascending
     problems: list
-    columns: Columns
-    students: list[str]
+    columns: Columns  # where teacher, problem and correctness come from
+    students: list[str]  # fingerprints of the student that scored
 
     @classmethod
     def read(
@@ -80,15 +64,14 @@ class ScoredTable:
 
         Args:
             dataset (`Dataset`): Any format set on it is ignored.
-            columns ([`~rsr_trl.data.Columns`], *optional*): As [`~rsr_trl.data.find_columns`] gives them.
-            scores (iterable of `str`, *optional*): Scores to read, as [`read_score`] takes them.
-            prefer (mapping, *optional*): The more suitable end of scores that have none of their own, or another one.
+            columns (*optional*): As [`~rsr_trl.data.find_columns`] gives them.
+            scores (*optional*): Scores to read, as [`read_score`] takes them.
+            prefer (*optional*): The more suitable end of scores that have none of their own, or another one.
             optional (`bool`, *optional*, defaults to `False`): Whether the columns of a scoring pass may be missing,
                 as in a dataset with a score of the user's own, or one that isn't scored yet.
 
-        Raises:
-            RSRError: for a missing column, one of the wrong type, a null teacher or problem, scores of different
-                students, or a score without a direction.
+        Raises `RSRError` for a missing column, one of the wrong type, a null teacher or problem, scores of different
+        students, or a score without a direction.
         """
         columns, scores, prefer = columns or Columns(), tuple(scores), prefer or {}
         measured = (MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, TRUNCATED)
@@ -178,7 +161,7 @@ def _reasons(table: pa.Table) -> np.ndarray:
 
 def read_score(dataset: Dataset, score: str) -> np.ndarray:
     """
-    Values of a score for each row.
+    Values of a score for each row: float64 array of shape `(n,)`, NaN where a row has none.
 
     Args:
         dataset (`Dataset`): Scored with [`RSRScorer`] or `rsr score`, or with a column of your own.
@@ -186,12 +169,8 @@ def read_score(dataset: Dataset, score: str) -> np.ndarray:
             from its column, or from what every scoring pass stores where that says it exactly (rsr, surprisal, rank,
             length); `casl` is fitted to the rows of `dataset`. Or any numeric column.
 
-    Returns:
-        float64 array of shape `(n,)`: NaN where a row has no score.
-
     Raises:
-        `RSRError`: if the score isn't in the dataset, if the name is also that of another column, or if the scores
-            are of different students.
+        `RSRError`: the score isn't there, its name is also that of another column, or students differ.
     """
     if known_score(score):
         check_one_student(dataset)
@@ -227,30 +206,20 @@ def _values(table: pa.Table, columns: tuple[str, ...]) -> np.ndarray:
 def available_scores(dataset: Dataset) -> list[str]:
     """Names of all scores that [`read_score`] can read from this dataset, in their order."""
     present = set(dataset.column_names)
-    return [
-        name
-        for name in SCORES
-        if SCORE_PREFIX + name in present
-        or STORED.get(name) in present
-        or (name == "casl" and present.issuperset(CASL_PARTS))
-    ]
+    there = {name for name in SCORES if not present.isdisjoint((SCORE_PREFIX + name, STORED.get(name)))}
+    return [name for name in SCORES if name in there or (name == "casl" and present.issuperset(CASL_PARTS))]
 
 
 def check_one_student(dataset: Dataset) -> list[str]:
-    """
-    The student that scored the rows; nothing where it isn't known.
-
-    Raises:
-        RSRError: where rows were scored by different students: their scores can't be compared.
-    """
+    """The student that scored the rows; nothing where it isn't known. `RSRError` if there are several."""
     if STUDENT not in dataset.column_names:
         return []
     students = pc.unique(read_table(dataset, [STUDENT])[STUDENT]).drop_null().to_pylist()
     if len(students) > 1:
         raise RSRError(
             f"The rows were scored by {len(students)} different students or settings ({STUDENT}: "
-            f"{', '.join(map(repr, students[:3]))}{', ...' if len(students) > 3 else ''}), and such scores can't be "
-            "compared. Score all rows with one student, or filter the dataset to one."
+            f"{examples(students, 3)}), and such scores can't be compared. Score all rows with one student, or filter "
+            "the dataset to one."
         )
     return students
 
@@ -277,13 +246,8 @@ def flags(table: pa.Table, name: str) -> np.ndarray:
 
 def labels(table: pa.Table, name: str) -> tuple[np.ndarray, list]:
     """
-    The column as group numbers.
-
-    Returns:
-        int64 array of shape `(n,)`, and the distinct labels that the numbers index, in ascending order.
-
-    Raises:
-        `RSRError` for nulls, and for values that can't name a group (lists, structs).
+    The column as group numbers: int64 array of shape `(n,)`, and the distinct labels that they index, ascending.
+    `RSRError` for nulls, and for values that can't name a group (lists, structs).
     """
     column = table[name]
     if pa.types.is_nested(column.type):

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Literal
 
@@ -36,22 +36,16 @@ class TeacherRanking:
         pairs (`list[dict]`): For each pair among the best 20: `better`, `worse`, `rsr_ratio` (worse over better; with
             another score `score_difference`, worse minus better) and `probability` that this order is right (null for
             a teacher with a single problem or trajectory).
-        num_problems (`int` or `None`): Problems compared on; `None` without a problem column.
-        num_problems_in_all (`int` or `None`): Problems that any teacher has.
-        confidence (`float`): Level of the intervals.
-        notes (`list[str]`): What to know before trusting the numbers; empty in a normal run.
-        score (`str`, *optional*, defaults to `"rsr"`): What they are ranked by.
-        prefer (`str`, *optional*, defaults to `"low"`): Which end of it is the better one.
     """
 
     table: list[dict]
     pairs: list[dict]
-    num_problems: int | None
-    num_problems_in_all: int | None
-    confidence: float
-    notes: list[str]
-    score: str = RSR
-    prefer: Literal["low", "high"] = "low"
+    num_problems: int | None  # compared on; None without a problem column
+    num_problems_in_all: int | None  # that any teacher has
+    confidence: float  # level of the intervals
+    notes: list[str]  # what to know before trusting the numbers; empty in a normal run
+    score: str = RSR  # what they are ranked by
+    prefer: Literal["low", "high"] = "low"  # which end of it is the better one
 
     @property
     def best(self):
@@ -65,13 +59,10 @@ class TeacherRanking:
 
     def verdict(self, name: Callable[[object], str] = str) -> str:
         """
-        What may be said of this ranking, in a sentence or two; empty for a single teacher.
+        What may be said of this ranking, in a sentence or two; empty for a single teacher. `name` writes a teacher's.
 
         A teacher is called the most suitable only if none of the others that can be judged has a probability of 5% or
         more of being it; else it leads, and those are named. Teachers that come first without an interval are said to.
-
-        Args:
-            name (`Callable`, *optional*): Writes a teacher's name, as a page needs it.
         """
         if len(self.table) < 2:
             return ""
@@ -79,7 +70,7 @@ class TeacherRanking:
             return "One problem can't tell teachers apart."
 
         def listed(rows: list[dict]) -> str:
-            return ", ".join(name(row["teacher"]) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+            return examples([row["teacher"] for row in rows], show=name)
 
         scored, judged = [row for row in self.table if row["trajectories"]], self.judged
         ahead = scored[: scored.index(judged[0])] if judged else scored
@@ -145,12 +136,9 @@ def rank_teachers(
         problem_column (`str`, *optional*): Column that says which trajectories answer the same problem.
         correctness_column (`str`, *optional*): Boolean column from which to report each teacher's accuracy.
         confidence (`float`, *optional*, defaults to `0.95`): Level of the intervals.
-        num_draws (`int`, *optional*, defaults to `1000`): Bootstrap draws.
-        seed (`int`, *optional*, defaults to `0`): Seed of the draws: the same rows in any order give the same numbers.
-        score (`str`, *optional*, defaults to `"rsr"`): What to rank by: a score of `RSRScorer(scores=...)` by its
-            name, such as `"surprisal"`, or any numeric column (see [`~rsr_trl.selection.table.read_score`]).
-        prefer (`str`, *optional*): `"low"` or `"high"`: which end of it is the better one. By default the score's own
-            (RSR: `"low"`); a column of your own has none and needs it.
+        num_draws, seed (`int`, *optional*, default to `1000` and `0`): Bootstrap draws; the same rows in any order
+            give the same numbers.
+        score, prefer (*optional*): What to rank by, and its better end: as in [`select_trajectories`].
 
     Returns:
         [`TeacherRanking`], with these columns in its table, all but the last two over the compared trajectories:
@@ -165,11 +153,7 @@ def rank_teachers(
 
     Raises:
         `RSRError`: a missing column, a null teacher or problem, scores of different students, no scored row at all,
-            or no problem that all teachers have in common.
-
-    Warns:
-        `UserWarning`: everything in `notes`: teachers without a score, problems left out because not all teachers have
-            them, unmatched problems, repeated rows, few problems.
+            or no problem that all teachers have in common. Everything in `notes` comes as a `UserWarning`.
 
     Example:
 
@@ -188,20 +172,33 @@ def rank_teachers(
     return ranking
 
 
+def match_if_shared(table: ScoredTable, notes: list[str], score: str = RSR) -> ScoredTable:
+    """
+    The table for [`rank_table`]: without its problems, which `notes` then says, where no problem has a scored
+    trajectory of every teacher. For a column of problems that was found; one that the user asked for is an error.
+    """
+    if table.problem is None or table.where(_usable(table, score)).shared_problems().any():
+        return table
+    notes.append(f"No problem in {table.columns.problem!r} has a scored trajectory of every teacher.")
+    return replace(table, problem=None)
+
+
+def _usable(table: ScoredTable, score: str) -> np.ndarray:
+    """Rows to rank by: bool array."""
+    return table.scored if score == RSR else table.scored & np.isfinite(table.values[score])
+
+
 def rank_table(
     table: ScoredTable, score: str = RSR, confidence: float = 0.95, num_draws: int = 1000, seed: int = 0
 ) -> TeacherRanking:
-    """
-    As [`rank_teachers`], but of a table that was read with a teacher column (and with `score`, where it isn't RSR),
-    and without warnings. Teachers are compared problem by problem if the table has problems.
-    """
+    """As [`rank_teachers`], without warnings, of a table read with teachers and with `score`, where it isn't RSR."""
     if not 0 < confidence < 1:
         raise RSRError(f"confidence must be in (0, 1), got {confidence}.")
     if num_draws < 100:
         raise RSRError(f"num_draws must be at least 100 for an interval to mean anything, got {num_draws}.")
     prefer = table.prefer.get(score) or direction_of(score)
     sign = 1 if prefer == "low" else -1
-    usable = table.scored if score == RSR else table.scored & np.isfinite(table.values[score])
+    usable = _usable(table, score)
     if not usable.any():
         raise RSRError(f"None of the {len(table)} rows has a score, so there is nothing to rank. {ERROR!r} says why.")
     scored, name = table.where(usable), RSR if score == RSR else "score"
@@ -226,19 +223,9 @@ def rank_table(
     names += ["trajectories", "truncated_share", "accuracy", "unscored", f"{name}_all"]
     lists = {key: frame[key].tolist() for key in (names if score == RSR else [*names, RSR])}
     lists = {key: [value if np.isfinite(value) else None for value in values] for key, values in lists.items()}
-    return TeacherRanking(
-        table=[
-            {"teacher": table.teachers[t], **{key: values[i] for key, values in lists.items()}}
-            for i, t in enumerate(frame.index)
-        ],
-        pairs=pairs,
-        num_problems=num_problems,
-        num_problems_in_all=in_all,
-        confidence=confidence,
-        notes=notes,
-        score=score,
-        prefer=prefer,
-    )
+    columns = {"teacher": [table.teachers[t] for t in frame.index]} | lists
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return TeacherRanking(rows, pairs, num_problems, in_all, confidence, notes, score, prefer)
 
 
 def _notes_on_rows(scored: ScoredTable) -> list[str]:
@@ -251,8 +238,8 @@ def _notes_on_rows(scored: ScoredTable) -> list[str]:
             f"{counted(len(lost), 'teacher')} {have} no scored trajectory and {are} compared: {examples(lost)}."
         )
     problem = np.zeros(len(scored)) if scored.problem is None else scored.problem
-    keys = pd.DataFrame([scored.teacher, problem, scored.rank, scored.surprisal, scored.tokens]).T
-    if repeated := int(keys.duplicated().sum()):
+    keys = dict(enumerate((scored.teacher, problem, scored.rank, scored.surprisal, scored.tokens)))
+    if repeated := int(pd.DataFrame(keys).duplicated().sum()):
         same = "teacher" if scored.problem is None else "teacher and problem"
         repeat, count = ("repeats", "counts") if repeated == 1 else ("repeat", "count")
         notes.append(
@@ -270,13 +257,12 @@ def _matched(scored: ScoredTable, notes: list[str]) -> tuple[ScoredTable, int | 
             least, most = int(count.min()), int(count.max())
             solved = f"{counted(most, 'trajectory')} each" if least == most else f"{least} to {most} trajectories"
             notes.append(
-                f"Without a problem column the {len(present)} teachers are compared on whatever each of them "
-                f"solved ({solved}): give problem_column to compare like with like."
+                f"Not matched by problem, the {len(present)} teachers are compared on whatever each of them solved "
+                f"({solved}): name a column of problems that they share to compare like with like."
             )
         if alone := [scored.teachers[t] for t in present[count == 1]]:
-            notes.append(
-                f"{counted(len(alone), 'teacher')} with a single trajectory can't be judged: {examples(alone)}."
-            )
+            single = f"{counted(len(alone), 'teacher')} with a single trajectory"
+            notes.append(f"{single} can't be judged: {examples(alone)}.")
         return scored, None, None
     shared = scored.shared_problems()
     in_all, num_shared = len(np.unique(scored.problem)), int(shared.sum())
@@ -288,7 +274,7 @@ def _matched(scored: ScoredTable, notes: list[str]) -> tuple[ScoredTable, int | 
             raise RSRError(
                 f"No problem has a scored trajectory of all {len(present)} teachers, so they can't be compared on "
                 f"equal terms. Problems of those with the fewest: {detail} (of {in_all}). Leave those teachers "
-                "out, or pass problem_column=None to compare unmatched."
+                "out, or compare unmatched, without a column of problems."
             )
         notes.append(
             f"The {len(present)} teachers share {num_shared} of {in_all} problems, and only "
@@ -339,12 +325,6 @@ def _pairs(frame: pd.DataFrame, order: np.ndarray, costs: np.ndarray, teachers: 
         gap = {"score_difference": values[b] - values[a]}
         if name == RSR:
             gap = {"rsr_ratio": values[b] / values[a] if np.isfinite(values[b]) and values[b] else None}
-        pairs.append(
-            {
-                "better": teachers[frame.index[a]],
-                "worse": teachers[frame.index[b]],
-                **gap,
-                "probability": None if np.isnan(probability) else probability,
-            }
-        )
+        pair = {"better": teachers[frame.index[a]], "worse": teachers[frame.index[b]]} | gap
+        pairs.append(pair | {"probability": None if np.isnan(probability) else probability})
     return pairs

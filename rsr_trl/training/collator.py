@@ -63,12 +63,10 @@ class RSRDataCollator(DataCollatorForLanguageModeling):
     Args:
         pad_token_id (`int`): Token id to pad with.
         score_threshold (`float`, *optional*): Last score that trains. `None` drops nothing by score.
-        prefer (`"low"` or `"high"`, *optional*): Which end of the score trains. By default the score's own (RSR:
-            `"low"`); a column of your own has none and needs it.
         score (`str`, *optional*, defaults to `"rsr"`): What the threshold is of: the name of a score that the dataset
             has, or a numeric column.
-        with_scored (`bool`, *optional*, defaults to `False`): Set by [`RSRSFTTrainer`]: pass on which tokens are
-            scored.
+        prefer (`"low"` or `"high"`, *optional*): As in [`RSRSFTConfig`]: which end of the score trains.
+        with_scored (`bool`, *optional*): Set by [`RSRSFTTrainer`]: pass on which tokens are scored.
         padding_free, return_position_ids, pad_to_multiple_of, return_tensors: As in TRL's collator.
 
     Example:
@@ -136,8 +134,7 @@ class RSRDataCollator(DataCollatorForLanguageModeling):
                 f"RSRDataCollator found no {' or '.join(map(repr, columns))} among {list(example)}. Score the dataset "
                 "(the evaluation set too) and set remove_unused_columns=False in the SFTConfig, or use RSRSFTTrainer."
             )
-        score = example[column]
-        return not is_past(float("nan") if score is None else score, self.score_threshold, self.prefer)
+        return not is_past(example[column], self.score_threshold, self.prefer)
 
 
 def live_threshold(args: RSRSFTConfig, collator: Any) -> float | None:

@@ -54,17 +54,17 @@ class RSRSFTConfig(SFTConfig):
         > Parameters that control the order and the choice
 
         rsr_sampling (`str`, *optional*, defaults to `"weighted"`): `"weighted"` (without replacement, probability
-            falling with the rank of the score), `"ordered"` (strictly the most suitable first) or `"random"` (the
-            order of SFTTrainer).
+            falling with the rank of the score), `"ordered"` (strictly the most suitable first: a curriculum, ties by
+            seed and epoch) or `"random"` (the order of SFTTrainer: scores then only choose).
         rsr_temperature (`float`, *optional*, defaults to `0.2`): For `"weighted"`: share of the kept examples over
-            which the probability falls by a factor e.
-        rsr_keep_fraction (`float`, *optional*, defaults to `1.0`): Train each epoch on this share of the examples, the
-            most suitable.
-        rsr_score_threshold (`float`, *optional*): Examples whose score is past this value when they are drawn don't
-            train. They come last in the epoch and count towards its length.
+            which the probability falls by a factor e. Small is near `"ordered"`, large near `"random"`.
+        rsr_keep_fraction (`float`, *optional*, defaults to `1.0`): Train each epoch on this share in (0, 1] of the
+            scored examples, the most suitable; rounded up.
+        rsr_score_threshold (`float`, *optional*): Examples whose score is past this value when they are drawn, or that
+            have none, don't train. They come last in the epoch and count towards its length.
         rsr_group_column (`str`, *optional*): Column that says which trajectories answer the same problem: each epoch
             trains on the `rsr_keep_per_group` most suitable of each.
-        rsr_keep_per_group (`int`, *optional*, defaults to `1`): Trajectories of each group.
+        rsr_keep_per_group (`int`, *optional*, defaults to `1`): Trajectories of each group; smaller ones train whole.
 
         > Parameters that control re-scoring
 
@@ -82,14 +82,12 @@ class RSRSFTConfig(SFTConfig):
     rsr_r_max: int = 100
     rsr_prefer: Literal["low", "high"] | None = None
     rsr_max_batch_tokens: int | None = None
-
     rsr_sampling: Sampling = "weighted"
     rsr_temperature: float = 0.2
     rsr_keep_fraction: float = 1.0
     rsr_score_threshold: float | None = None
     rsr_group_column: str | None = None
     rsr_keep_per_group: int = 1
-
     rsr_rescore_strategy: Rescoring = "epoch"
     rsr_rescore_steps: float | None = None
     rsr_teacher_column: str | None = None
@@ -105,7 +103,7 @@ class RSRSFTConfig(SFTConfig):
         self.rsr_prefer = direction_of(self.rsr_score, self.rsr_prefer)
         order = (self.rsr_sampling, self.rsr_temperature, self.rsr_keep_fraction, self.rsr_keep_per_group)
         check_order(*order, grouped=self.rsr_group_column is not None, prefix="rsr_")
-        for sentence in (*self._wrong_for_ordering(), *self._wrong_for_scoring()):
+        for sentence in self._contradictions():
             raise RSRError(sentence)
 
     @classmethod
@@ -119,8 +117,8 @@ class RSRSFTConfig(SFTConfig):
         steps = self.rsr_rescore_steps
         return int(steps) if steps >= 1 else max(1, math.ceil(max_steps * steps))
 
-    def _wrong_for_ordering(self) -> Iterator[str]:
-        """What of SFTConfig doesn't go together with an order by score, and what to set."""
+    def _contradictions(self) -> Iterator[str]:
+        """What doesn't go together with an order by score, or is out of range, and what to set."""
         if self.packing:
             yield "packing=True puts examples into one row: set packing=False (padding_free=True saves the padding)."
         eval_packing = self.packing if self.eval_packing is None else self.eval_packing
@@ -134,9 +132,6 @@ class RSRSFTConfig(SFTConfig):
             yield "skip_prepare_dataset=True hides which tokens are the response: pass data before tokenization."
         if self.accelerator_config.split_batches or self.accelerator_config.dispatch_batches:
             yield "split_batches and dispatch_batches of accelerator_config change who draws what: leave them unset."
-
-    def _wrong_for_scoring(self) -> Iterator[str]:
-        """What of the `rsr_` settings doesn't go together, or is out of range."""
         strategy, steps = self.rsr_rescore_strategy, self.rsr_rescore_steps
         for name in ("rsr_r_max", "rsr_max_batch_tokens"):
             value = getattr(self, name)

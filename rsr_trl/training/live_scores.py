@@ -8,19 +8,15 @@ do the same at the same moments, so that tables and orders stay equal.
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging
 
 from rsr_trl.rsr import RSR, SCORE_PREFIX, RSRError
-from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.live_table import ScoreHistory, ScoreTable, spearman, summarize
 from rsr_trl.training.prepare import SOURCE_ROW, labels_of
 from rsr_trl.training.sampler import RSRSampler
@@ -31,29 +27,17 @@ logger = logging.get_logger(__name__)
 SCORES_NAME, ORDER_NAME = "rsr_scores.safetensors", "rsr_order.safetensors"  # in a checkpoint
 
 
-class LiveScores:
+class LiveScores(TrainerCallback):
     """
-    Table, order, history and re-scoring of a training. `sampler` and `steps_per_epoch` are of the last `train()`.
+    Table, order, history and re-scoring of a training. `sampler` and `steps_per_epoch` are of the last `train()`. As a
+    callback it is called at the moments of the training, on all processes in step.
 
-    Args:
-        table ([`ScoreTable`]): With the dataset's own scores, if it brought any.
-        accelerator ([`~accelerate.Accelerator`]): Gathers what the processes measured.
-        dataset ([`~datasets.Dataset`]), lengths (int array of shape `(n,)`): The prepared rows, and tokens of each.
-        args ([`RSRSFTConfig`]): Of the training.
-        measure (`Callable`): From rows to (rows, mean clipped rank, mean surprisal), with the student as it is then.
-        log (`Callable`): Takes named numbers for the next log.
+    `table` has the dataset's own scores, if it brought any; `dataset` the prepared rows, of `lengths` tokens.
+    `measure` gives (rows, mean clipped rank, mean surprisal) of rows with the student as it is then; `log` takes named
+    numbers for the next log.
     """
 
-    def __init__(
-        self,
-        table: ScoreTable,
-        accelerator: Accelerator,
-        dataset: Dataset,
-        lengths: np.ndarray,
-        args: RSRSFTConfig,
-        measure: Callable[[np.ndarray], Sequence[np.ndarray]],
-        log: Callable[[dict[str, float]], None],
-    ):
+    def __init__(self, table: ScoreTable, accelerator, dataset, lengths: np.ndarray, args, measure, log):
         self.table, self.lengths, self.args, self.accelerator = table, lengths, args, accelerator
         self._measure, self._log = measure, log
         self._groups = labels_of(dataset, args.rsr_group_column)
@@ -82,14 +66,14 @@ class LiveScores:
         )
         return self.sampler
 
-    def begin_training(self, state: TrainerState, num_batches: int) -> None:
+    def on_train_begin(self, args, state: TrainerState, control, train_dataloader: DataLoader, **kwargs):
         """Score for the first time, unless the dataset or a checkpoint has brought this student's scores."""
         if self.args.rsr_rescore_strategy == "online" and state.num_train_epochs <= 1:
             raise RSRError(
                 "rsr_rescore_strategy='online' shows its new order from the next epoch, and max_steps="
                 f"{self.args.max_steps} ends in the first: raise it or set rsr_rescore_strategy='steps'."
             )
-        self.steps_per_epoch = math.ceil(num_batches / self.args.gradient_accumulation_steps)
+        self.steps_per_epoch = math.ceil(len(train_dataloader) / self.args.gradient_accumulation_steps)
         if self.accelerator.is_main_process:
             self._history.start(state.global_step if self._resumed else None)
         self._warned = False
@@ -105,7 +89,7 @@ class LiveScores:
         # Neither describes the student of a later call of train().
         self._known = self._resumed = False
 
-    def begin_epoch(self, state: TrainerState) -> None:
+    def on_epoch_begin(self, args, state: TrainerState, control, **kwargs):
         """Start the epoch's order, and score again where the strategy says so."""
         step, strategy = state.global_step, self.args.rsr_rescore_strategy
         epoch, in_epoch = divmod(step, self.steps_per_epoch)
@@ -122,18 +106,21 @@ class LiveScores:
             if self.accelerator.is_main_process:
                 logger.warning(f"{nothing} That is so from step {step} on.")
 
-    def end_step(self, state: TrainerState, should_log: bool) -> None:
+    def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs):
         """Take what the step measured, or score again in the middle of an epoch."""
-        step, args = state.global_step, self.args
+        step = state.global_step
         if args.rsr_rescore_strategy == "online":
             self._take_online(step)
-            if should_log:
+            if control.should_log:
                 self._log_scores()
         elif args.rsr_rescore_strategy == "steps" and step % args.rescore_every(state.max_steps) == 0:
             self._rescore_in_epoch(step, state.max_steps)
-        if should_log and args.rsr_score_threshold is not None:
+        if control.should_log and args.rsr_score_threshold is not None:
             in_epoch = (step - 1) % self.steps_per_epoch + 1
             self._log({"rsr/masked_rows": self.sampler.num_masked(in_epoch * self._step_draws)})
+
+    def on_epoch_end(self, args, state: TrainerState, control, **kwargs):
+        self.write_online_history(state.global_step)
 
     def _nothing_trains(self) -> str | None:
         """What is wrong where the score threshold lets no example through; the same on every process."""
@@ -233,22 +220,3 @@ class LiveScores:
         self.table.load_state_dict(load_file(paths[0]))
         self.sampler.load_state_dict(load_file(paths[1]))
         self._resumed = True
-
-
-class ScoreCallback(TrainerCallback):
-    """Tells [`LiveScores`] the moments of a training. Callbacks run on all processes, in step."""
-
-    def __init__(self, scores: LiveScores):
-        self.scores = scores
-
-    def on_train_begin(self, args, state: TrainerState, control, train_dataloader: DataLoader, **kwargs):
-        self.scores.begin_training(state, len(train_dataloader))
-
-    def on_epoch_begin(self, args, state: TrainerState, control, **kwargs):
-        self.scores.begin_epoch(state)
-
-    def on_step_end(self, args, state: TrainerState, control: TrainerControl, **kwargs):
-        self.scores.end_step(state, control.should_log)
-
-    def on_epoch_end(self, args, state: TrainerState, control, **kwargs):
-        self.scores.write_online_history(state.global_step)

@@ -55,13 +55,8 @@ def add_rsr_head(model: PreTrainedModel) -> list[TokenStats]:
             stats = _score(self, hidden, rsr_targets)
             return {"ranks": stats.ranks, "surprisals": stats.surprisals}
         seen = []
-        hook = self.base_model.register_forward_hook(
-            lambda module, inputs, output: seen.append(output.last_hidden_state)
-        )
-        try:
+        with self.base_model.register_forward_hook(lambda _, inputs, output: seen.append(output.last_hidden_state)):
             outputs = inner(*args, **kwargs)
-        finally:
-            hook.remove()
         measured[:] = [_score(self, seen[0].detach(), rsr_targets)]
         return outputs
 
@@ -109,12 +104,8 @@ def token_means(
 
 class ScoringPass:
     """
-    Scores rows of a training set with the student as it is, all processes together, in batches that fit its memory.
-
-    Args:
-        model ([`~transformers.PreTrainedModel`]): The student, neither wrapped nor with an adapter.
-        dataset ([`~datasets.Dataset`]), lengths (int array): Prepared rows with `rsr_scored`, and tokens of each.
-        args ([`RSRSFTConfig`]): Says where ranks are clipped, the tokens of a batch and whether to show a bar.
+    Scores rows of a prepared dataset (`lengths`: tokens of each) with the student as it is, all processes together, in
+    batches that fit its memory. `model` is neither wrapped nor has it an adapter.
     """
 
     def __init__(self, model, accelerator: Accelerator, dataset: Dataset, lengths, args, pad_token_id: int):
@@ -123,17 +114,13 @@ class ScoringPass:
         self.layout, self._border = best_layout(model, accelerator.device), length_border(model)
         self._rows = dataset.select_columns(["input_ids", SCORED]).with_format("numpy")
 
-    def plan(self, rows: np.ndarray) -> list[np.ndarray]:
-        """Batches in which these rows are scored, the same on every process."""
-        batches = plan_batches(self.lengths[rows], self.max_batch_tokens, self.layout, self._border)
-        return [rows[batch] for batch in batches]
-
     def __call__(self, model: torch.nn.Module, optimizer: AcceleratedOptimizer, rows: np.ndarray) -> Measured:
         """Score these rows; weights, modes and random numbers stay. Batches shrink until they fit the memory."""
         # Compiled for training batches, it would be compiled again for every shape of a scoring batch.
         model = model._orig_mod if is_compiled_module(model) else model
         while True:
-            batches = self.plan(rows)
+            plan = plan_batches(self.lengths[rows], self.max_batch_tokens, self.layout, self._border)
+            batches = [rows[batch] for batch in plan]  # the same on every process
             try:
                 with undisturbed(model, optimizer):
                     return self.score(model, batches)

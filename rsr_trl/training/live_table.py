@@ -108,21 +108,11 @@ class ScoreTable:
         """Which rows have a score, or get one when they are measured: bool of shape `(n,)`."""
         return self.num_tokens > 0 if self.static is None else np.isfinite(self.static)
 
-    def update(
-        self, rows: ArrayLike, mean_clipped_rank: ArrayLike, mean_surprisal: ArrayLike, step: int, train_mode=False
-    ) -> None:
+    def update(self, rows: ArrayLike, mean_clipped_rank: ArrayLike, mean_surprisal: ArrayLike, step, train_mode=False):
         """
-        Write new measurements of some rows.
-
-        Args:
-            rows (int array of shape `(m,)`): Distinct rows, each with scored tokens.
-            mean_clipped_rank, mean_surprisal (arrays of shape `(m,)`): At least 1, and at least 0 nats.
-            step (`int`): Training steps the student has taken.
-            train_mode (`bool`, *optional*, defaults to `False`): Whether a training step measured them.
-
-        Raises:
-            RSRError: for arrays of different lengths, rows that don't exist or have no scored token, or values that
-                no measurement gives (NaN, infinite); names the first such row.
+        Write new measurements, after `step` training steps, of `rows` (distinct, each with scored tokens): ranks of at
+        least 1, surprisals of at least 0 nats, all of shape `(m,)`. `RSRError` for arrays of different lengths, rows
+        that don't exist or have no scored token, and values that no measurement gives; it names the first such row.
         """
         rows = np.asarray(rows, dtype=np.int64)
         ranks, surprisals = np.asarray(mean_clipped_rank, np.float64), np.asarray(mean_surprisal, np.float64)
@@ -215,14 +205,9 @@ class ScoreHistory:
     def write(self, table: ScoreTable, rows: np.ndarray, step: int, kind: str) -> None:
         """Write the scores that rows have now, and where from: a `"pass"`, training `"online"`, the `"dataset"`."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        data = {
-            "row": self.source_rows[rows],
-            "rsr": table.rsr[rows],
-            "rsr_mean_clipped_rank": table.mean_clipped_rank[rows],
-            "rsr_mean_surprisal": table.mean_surprisal[rows],
-            "step": table.step[rows],
-            "train_mode": table.train_mode[rows],
-        }
+        columns = {RSR: table.rsr, MEAN_CLIPPED_RANK: table.mean_clipped_rank, MEAN_SURPRISAL: table.mean_surprisal}
+        columns |= {"step": table.step, "train_mode": table.train_mode}
+        data = {"row": self.source_rows[rows]} | {name: values[rows] for name, values in columns.items()}
         path = self.folder / f"step-{step:08d}-{kind}.parquet"
         pq.write_table(pa.table(data), f"{path}.tmp")
         os.replace(f"{path}.tmp", path)

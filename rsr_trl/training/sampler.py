@@ -59,22 +59,10 @@ class RSRSampler(Sampler[int]):
 
     Args:
         table ([`ScoreTable`]): Scores of all `n` examples.
-        sampling (`str`, *optional*, defaults to `"weighted"`): `"weighted"` draws without replacement with a
-            probability that falls with the rank of the score: a bias towards suitable examples that still mixes them.
-            `"ordered"` is strictly the most suitable first: a curriculum, ties broken by seed and epoch. `"random"`
-            is the order of `SFTTrainer`: scores then only choose.
-        temperature (`float`, *optional*, defaults to `0.2`): For `"weighted"`: the share of the kept examples over
-            which the probability falls by a factor e. Small values come near `"ordered"`, large ones near `"random"`.
-        prefer (`"low"` or `"high"`, *optional*): Which end of the table's score comes first. By default the score's
-            own (RSR: `"low"`); a column of your own has none and needs it.
-        keep_fraction (`float`, *optional*, defaults to `1.0`): Share in (0, 1] of the scored examples that an epoch
-            draws, the most suitable ones; rounded up.
+        sampling, temperature, prefer, keep_fraction, keep_per_group, score_threshold: `rsr_...` in [`RSRSFTConfig`].
         groups (int array of shape `(n,)`, *optional*): Group (problem) of each example: an epoch draws the
             `keep_per_group` most suitable of each. Chosen again whenever scores change, among the groups that aren't
             done in this epoch.
-        keep_per_group (`int`, *optional*, defaults to `1`): Examples of each group; smaller groups are drawn whole.
-        score_threshold (`float`, *optional*): Examples with a score past this value, or without one, come last and
-            don't train. Decided at the draw.
         seed (`int`, *optional*, defaults to `0`): The order of epoch `e` depends on `seed + e`: call `set_epoch(e)`
             before each epoch.
         pad_to_multiple_of (`int`, *optional*, defaults to `1`): Pad the end of the epoch to a multiple of this, so

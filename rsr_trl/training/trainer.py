@@ -6,7 +6,6 @@ to score, `live_student.py` how, `sampler.py` the order.
 
 import os
 import time
-from dataclasses import fields
 
 import numpy as np
 import torch
@@ -22,8 +21,8 @@ from rsr_trl.scoring.tokens import ExampleTokenizer
 from rsr_trl.training import prepare
 from rsr_trl.training.collator import NUM_SCORED, ROW, DrawnRows, live_collator, live_threshold
 from rsr_trl.training.config import RSRSFTConfig
-from rsr_trl.training.live_scores import LiveScores, ScoreCallback
-from rsr_trl.training.live_student import Measured, ScoringPass, add_rsr_head, token_means
+from rsr_trl.training.live_scores import LiveScores
+from rsr_trl.training.live_student import ScoringPass, add_rsr_head, token_means
 from rsr_trl.training.live_table import ScoreTable
 
 
@@ -55,8 +54,6 @@ class RSRSFTTrainer(SFTTrainer):
 
     Attributes:
         table ([`ScoreTable`]): The live scores, one row for each row of `trainer.train_dataset`.
-        scores ([`LiveScores`]), scoring ([`ScoringPass`]): What decides when to score and in which order, and what
-            scores rows with the student as it is.
     """
 
     _tag_names = ["trl", "sft", "rsr"]
@@ -99,7 +96,7 @@ class RSRSFTTrainer(SFTTrainer):
         self.table = self._first_table(num_scored, virtual_tokens)
         self.scores = LiveScores(self.table, *shared, measure=self._measure, log=self._log_with_next)
         self._scored_in_forward = add_rsr_head(student)
-        self.add_callback(ScoreCallback(self.scores))
+        self.add_callback(self.scores)
 
     def rescore(self, rows: np.ndarray | None = None) -> None:
         """
@@ -133,10 +130,8 @@ class RSRSFTTrainer(SFTTrainer):
                 processing_class, args.max_length, args.assistant_only_loss, dataset_text_field=args.dataset_text_field
             )
             with global_then_local_main_first():
-                if formatting_func is not None:  # before scoring sees the rows, and not a second time
-                    dataset = dataset.map(
-                        lambda example: {"text": formatting_func(example)}, num_proc=args.dataset_num_proc
-                    )
+                if (to_text := formatting_func) is not None:  # before scoring sees the rows, and not a second time
+                    dataset = dataset.map(lambda row: {"text": to_text(row)}, num_proc=args.dataset_num_proc)
                     formatting_func = None
                 dataset = prepare.add_scored_column(dataset, tokenizer, args.dataset_num_proc)
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
@@ -163,7 +158,7 @@ class RSRSFTTrainer(SFTTrainer):
         self.scores.add_online(row.cpu().numpy(), *means)
         return loss
 
-    def _measure(self, rows: np.ndarray) -> Measured:
+    def _measure(self, rows: np.ndarray) -> tuple[np.ndarray, ...]:
         return self.scoring(self.model_wrapped, self.optimizer, rows)  # both are wrapped in train()
 
     def _log_with_next(self, values: dict[str, float]) -> None:
@@ -183,11 +178,20 @@ class RSRSFTTrainer(SFTTrainer):
 
     def create_model_card(self, *args, **kwargs) -> None:
         super().create_model_card(*args, **kwargs)
-        if self.is_world_process_zero():
-            names = [f.name for f in fields(self.args) if f.name.startswith("rsr_")]
-            section = _card_section({name: getattr(self.args, name) for name in names}, self.scores.summary())
-            with open(os.path.join(self.args.output_dir, "README.md"), "a", encoding="utf-8") as card:
-                card.write("\n" + section)
+        if not self.is_world_process_zero():
+            return
+        lines = [
+            "\n## How the training data was scored\n",
+            "Each trajectory has a Rank-Surprisal Ratio (RSR) of this student: clipped token ranks over surprisals. "
+            "**Lower means more suitable.**\n",
+            "| setting | value |\n|---|---|",
+            *(f"| {name} | `{value}` |" for name, value in vars(self.args).items() if name.startswith("rsr_")),
+        ]
+        if summary := self.scores.summary():
+            lines.append("\n| score at the end of training | value (RSR: lower = more suitable) |\n|---|---|")
+            lines += [f"| {name.removeprefix('rsr/')} | {value:.4g} |" for name, value in summary.items()]
+        with open(os.path.join(self.args.output_dir, "README.md"), "a", encoding="utf-8") as card:
+            card.write("\n".join(lines) + "\n")
 
     def end(self) -> None:
         on_gloo = torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo"
@@ -196,18 +200,3 @@ class RSRSFTTrainer(SFTTrainer):
             # Gloo's threads let go of their last tensors after the collective has returned, and need the interpreter
             # for it: a process that exits in that moment aborts (pytorch/pytorch#179291).
             time.sleep(1)
-
-
-def _card_section(settings: dict[str, object], summary: dict[str, float]) -> str:
-    """How the data was scored and chosen, and the scores at the end."""
-    lines = [
-        "## How the training data was scored\n",
-        "Each trajectory has a Rank-Surprisal Ratio (RSR) of this student: clipped token ranks over surprisals. "
-        "**Lower means more suitable.**\n",
-        "| setting | value |\n|---|---|",
-        *(f"| {name} | `{value}` |" for name, value in settings.items()),
-    ]
-    if summary:
-        lines.append("\n| score at the end of training | value (RSR: lower = more suitable) |\n|---|---|")
-        lines += [f"| {name.removeprefix('rsr/')} | {value:.4g} |" for name, value in summary.items()]
-    return "\n".join(lines) + "\n"

@@ -1,11 +1,14 @@
-"""What the tests of the command line share: scored data, and a process that stays as it was."""
+"""What the tests of the command line share: running a command, scored data, and a process that stays as it was."""
 
+import json
 import logging
+from dataclasses import dataclass
 
 import datasets
 import pytest
 from transformers.utils import logging as transformers_logging
 
+from rsr_trl.cli.main import main
 from rsr_trl.rsr import (
     ERROR,
     MEAN_CLIPPED_RANK,
@@ -26,6 +29,38 @@ def _undo_quiet():
     datasets.enable_progress_bars()
     transformers_logging.enable_progress_bar()
     logging.getLogger("rsr_trl.scoring").setLevel(logging.NOTSET)
+
+
+@dataclass
+class Done:
+    """What a command did: its exit code, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def text(self) -> str:
+        """What it says to people, without line ends; nothing goes to programs then."""
+        assert self.out == ""
+        return " ".join(self.err.split())
+
+    @property
+    def json(self) -> dict:
+        """What it says to programs."""
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def rsr(capsys):
+    """`rsr("score", ...)` runs the command line in this process."""
+
+    def run(*argv) -> Done:
+        capsys.readouterr()
+        return Done(main(list(map(str, argv))), *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

@@ -1,12 +1,7 @@
-import json
-
 import numpy as np
 import pytest
 
-from rsr_trl.cli import compare
-from rsr_trl.cli.options import parse
 from rsr_trl.data import write_scored
-from rsr_trl.rsr import RSRError
 from rsr_trl.selection.compare import compare_scores
 from tests.selection.pools import clean_pool, column
 
@@ -14,39 +9,23 @@ from tests.selection.pools import clean_pool, column
 COLUMNS = {"teacher_column": "teacher", "problem_column": "problem_id", "correctness_column": "correct"}
 
 
-def run(*argv):
-    return compare.main(*parse(compare.make_parser(), argv))
-
-
-@pytest.fixture(autouse=True)
-def _width(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-
-
 @pytest.fixture
-def save(tmp_path, capsys):
-    """`save(dataset)` writes it to a file and returns the path."""
+def compare(rsr, tmp_path, monkeypatch):
+    """`compare(dataset, ...)` runs `rsr compare` on it in a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    path = str(tmp_path / "scored.parquet")
 
-    def write(dataset) -> str:
-        path = str(tmp_path / "scored.parquet")
+    def run(dataset, *options):
         dataset.to_parquet(path)
-        capsys.readouterr()
-        return path
+        return rsr("compare", "--dataset_name", path, *options)
 
-    return write
-
-
-def text_of(capsys) -> str:
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    return " ".join(captured.err.split())
+    run.path = path
+    return run
 
 
-def test_shows_what_the_comparison_finds(save, capsys):
+def test_shows_what_the_comparison_finds(compare):
     dataset = clean_pool(problems=40).add_column("quality", np.arange(240).tolist())
-    path = save(dataset)
-    run("--dataset_name", path, "--own_scores", "quality:high")
-    text = text_of(capsys)
+    text = compare(dataset, "--own_scores", "quality:high").text
     truth = compare_scores(dataset, own_scores={"quality": "high"}, **COLUMNS)
     assert "5 scores of 240 trajectories of 40 problems" in text
     assert "None of RSR's known failure modes was found here" in text
@@ -58,56 +37,45 @@ def test_shows_what_the_comparison_finds(save, capsys):
     best = truth.teachers[0]
     places = " ".join(str(best["places"][name]) for name in ("surprisal", "length", "rank", "quality"))
     assert f"{best['teacher']} {best['values']['rsr']:.3f} {places}" in text
-    assert f"Next: rsr select --dataset_name {path} --group_column problem_id --output_dir OUT" in text
+    assert f"Next: rsr select --dataset_name {compare.path} --group_column problem_id --output_dir OUT" in text
 
 
-def test_findings_come_first_with_what_to_do(save, capsys):
+def test_findings_come_first_with_what_to_do(compare):
     dataset = clean_pool()
     tokens = np.where(column(dataset, "teacher") == "t2", 7, column(dataset, "rsr_num_tokens"))
-    path = save(dataset.remove_columns("rsr_num_tokens").add_column("rsr_num_tokens", tokens.tolist()))
-    run("--dataset_name", path)
-    text = text_of(capsys)
+    text = compare(dataset.remove_columns("rsr_num_tokens").add_column("rsr_num_tokens", tokens.tolist())).text
     assert "1 known failure mode of RSR found here: short responses: 100 trajectories" in text
     assert text.index("short responses") < text.index("--min_tokens") < text.index("surprisal (low)")
 
 
-def test_nothing_is_wider_than_the_terminal(save, capsys):
-    names = [f"Nemotron-4-340B-Instruct-{i % 6}" for i in range(600)]
-    dataset = clean_pool(teacher=names)
+def test_nothing_is_wider_than_the_terminal(compare):
+    dataset = clean_pool(teacher=[f"Nemotron-4-340B-Instruct-{i % 6}" for i in range(600)])
     own = {f"rank_entropy_{i}": np.random.default_rng(i).random(600) for i in range(8)}
     for name, values in own.items():
         dataset = dataset.add_column(name, values.tolist())
-    path = save(dataset)
-    run("--dataset_name", path, "--own_scores", ",".join(f"{name}:high" for name in own))
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("Next: ")]
+    done = compare(dataset, "--own_scores", ",".join(f"{name}:high" for name in own))
+    said = done.err[done.err.index("\n12 scores of ") :]  # after the progress bars
+    lines = [line for line in said.splitlines() if not line.startswith("Next: ")]
     assert max(len(line.rstrip()) for line in lines) <= 80
     assert not any("…" in line for line in lines)
 
 
-def test_json(save, capsys):
-    dataset = clean_pool()
-    path = save(dataset)
-    run("--dataset_name", path, "--scores", "surprisal,length", "--json")
-    captured = capsys.readouterr()
-    result = json.loads(captured.out)
-    assert captured.err == "" and result["direction"] == "lower = more suitable"
-    truth = compare_scores(dataset, scores=["surprisal", "length"], **COLUMNS)
-    assert result == {"direction": "lower = more suitable", **truth.to_dict()}
+def test_json(compare):
+    done = compare(clean_pool(), "--scores", "surprisal,length", "--json")
+    truth = compare_scores(clean_pool(), scores=["surprisal", "length"], **COLUMNS)
+    assert done.json == {"direction": "lower = more suitable", **truth.to_dict()} and done.err == ""
 
 
-def test_without_teachers_problems_and_correctness(save, capsys):
-    run("--dataset_name", save(clean_pool().remove_columns(["teacher", "problem_id", "correct"])))
-    text = text_of(capsys)
+def test_without_teachers_problems_and_correctness(compare):
+    text = compare(clean_pool().remove_columns(["teacher", "problem_id", "correct"])).text
     assert "4 scores of 600 trajectories None of" in text and "--keep_fraction 0.5" in text
     assert "Teachers" not in text and "correct first" not in text and "most from" not in text
 
 
-def test_a_correct_column_that_is_no_boolean_is_used_only_if_asked_for(save, capsys):
-    path = save(clean_pool(correct=["yes"] * 600))
-    run("--dataset_name", path)
-    assert "correct first" not in text_of(capsys)
-    with pytest.raises(RSRError, match="true or false"):
-        run("--dataset_name", path, "--correctness_column", "correct")
+def test_a_correct_column_that_is_no_boolean_is_used_only_if_asked_for(compare):
+    dataset = clean_pool(correct=["yes"] * 600)
+    assert "correct first" not in compare(dataset).text
+    assert "true or false" in compare(dataset, "--correctness_column", "correct").err
 
 
 @pytest.mark.parametrize(
@@ -120,13 +88,13 @@ def test_a_correct_column_that_is_no_boolean_is_used_only_if_asked_for(save, cap
         (["--teacher_column", "author"], "no column 'author'"),
     ],
 )
-def test_wrong_options_are_one_message(save, options, message):
-    with pytest.raises(RSRError, match=message):
-        run("--dataset_name", save(clean_pool()), *options)
+def test_wrong_options_are_one_message(compare, options, message):
+    done = compare(clean_pool(), *options)
+    assert done.code == 1 and message in done.err
 
 
 @pytest.mark.parametrize("command", ["select", "score"])
-def test_a_selection_says_that_teachers_cannot_be_ranked_on_it(capsys, tmp_path, command):
+def test_a_selection_says_that_teachers_cannot_be_ranked_on_it(rsr, tmp_path, command):
     write_scored(clean_pool(), tmp_path / "dataset", "Scored.", facts={"command": command})
-    run("--dataset_name", str(tmp_path / "dataset"))
-    assert ("don't tell which teacher suits" in text_of(capsys)) == (command == "select")
+    text = rsr("compare", "--dataset_name", tmp_path / "dataset").text
+    assert ("don't tell which teacher suits" in text) == (command == "select")

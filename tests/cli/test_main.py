@@ -38,40 +38,27 @@ def test_unknown_command_names_the_known_ones(capsys):
     assert "scoer" in error and all(name in error for name in COMMANDS)
 
 
-def test_an_error_of_ours_is_one_message(capsys):
-    assert main(["select", "--dataset_name", "./absent.jsonl", "--output_dir", "out"]) == 1
-    captured = capsys.readouterr()
-    assert captured.err == "rsr select: error: There is no file or folder './absent.jsonl'.\n"
-    assert captured.out == ""
-
-
-def test_an_error_of_ours_can_be_traced(monkeypatch):
+def test_an_error_of_ours_is_one_message_and_can_be_traced(rsr, monkeypatch):
+    argv = ["select", "--dataset_name", "./absent.jsonl", "--output_dir", "out"]
+    done = rsr(*argv)
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "rsr select: error: There is no file or folder './absent.jsonl'.\n"
     monkeypatch.setenv("RSR_TRACEBACK", "1")
     with pytest.raises(ValueError, match="no file or folder"):
-        main(["select", "--dataset_name", "./absent.jsonl", "--output_dir", "out"])
+        rsr(*argv)
 
 
-def test_a_defect_keeps_its_traceback(monkeypatch):
-    monkeypatch.setattr(cli, "_run", lambda name, argv: int("not a number"))
-    with pytest.raises(ValueError, match="invalid literal"):
-        main(["score"])
+@pytest.mark.parametrize("error", [ValueError("a defect"), BrokenPipeError("a process has gone"), KeyboardInterrupt()])
+def test_a_defect_keeps_its_traceback_and_an_interruption_has_the_exit_code_of_a_shell(rsr, monkeypatch, error):
+    def run(name, argv):
+        raise error
 
-
-def test_interruption_has_the_exit_code_of_a_shell(monkeypatch):
-    def interrupted(name, argv):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "_run", interrupted)
-    assert main(["score"]) == 130
-
-
-def test_a_pipe_that_is_not_the_output_is_a_defect(monkeypatch):
-    def broken(name, argv):
-        raise BrokenPipeError("a process has gone")
-
-    monkeypatch.setattr(cli, "_run", broken)
-    with pytest.raises(BrokenPipeError, match="a process has gone"):
-        main(["score"])
+    monkeypatch.setattr(cli, "_run", run)
+    if isinstance(error, KeyboardInterrupt):
+        assert rsr("score").code == 130
+    else:
+        with pytest.raises(type(error), match=str(error)):
+            rsr("score")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")

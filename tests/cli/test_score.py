@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import load_dataset
+from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard, HfApi
 from huggingface_hub.utils import filter_repo_objects
 
 from rsr_trl import RSRScorer
-from rsr_trl.cli.main import main
+from rsr_trl.data import card_facts
 from rsr_trl.rsr import SCORE_COLUMNS
 
 
@@ -25,22 +25,16 @@ ROWS = [
 
 
 @pytest.fixture
-def raw(tmp_path):
-    path = tmp_path / "raw.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in ROWS))
-    return str(path)
+def score(rsr, tiny_student_path, tmp_path):
+    """`score(*more, rows=ROWS)` runs `rsr score` on a file of these rows; `score.rows()` are what it has written."""
+    output_dir, raw = str(tmp_path / "scored"), tmp_path / "raw.jsonl"
 
-
-@pytest.fixture
-def score(raw, tiny_student_path, tmp_path):
-    """`score(*more)` runs `rsr score` and returns its exit code."""
-    output_dir = str(tmp_path / "scored")
-
-    def run(*more, dataset_name=raw):
+    def run(*more, rows=ROWS, dataset_name=str(raw)):
+        raw.write_text("\n".join(map(json.dumps, rows)))
         student = ["--model_name_or_path", tiny_student_path]
-        return main(["score", "--dataset_name", dataset_name, *student, "--output_dir", output_dir, *more])
+        return rsr("score", "--dataset_name", dataset_name, *student, "--output_dir", output_dir, *more)
 
-    run.output_dir, run.raw = output_dir, raw
+    run.output_dir, run.raw, run.rows = output_dir, str(raw), lambda: load_dataset(output_dir, split="train")
     return run
 
 
@@ -56,62 +50,47 @@ def _naive_rsr(model, before: list[int], ids: list[int]) -> float:
     return ranks / surprisals
 
 
+def _rsr_of(model, tokenizer, prompt: str, completion: str) -> float:
+    return _naive_rsr(model, *(tokenizer(text)["input_ids"] for text in (prompt, completion)))
+
+
 def test_plain_text_scores_are_those_of_the_equation(score, tiny_student, tiny_tokenizer):
-    assert score() == 0
-    scored = load_dataset(score.output_dir, split="train")
-    assert scored.column_names == [*ROWS[0], *SCORE_COLUMNS]
-    model = tiny_student()
-    for row in scored.select(range(3)):
-        before, ids = (tiny_tokenizer(row[name])["input_ids"] for name in ("prompt", "completion"))
-        assert row["rsr"] == pytest.approx(_naive_rsr(model, before, ids), rel=1e-5)
-        assert row["rsr_num_tokens"] == len(ids)
+    assert score().code == 0
+    assert score.rows().column_names == [*ROWS[0], *SCORE_COLUMNS]
+    for row in score.rows().select(range(3)):
+        expected = _rsr_of(tiny_student(), tiny_tokenizer, row["prompt"], row["completion"])
+        assert row["rsr"] == pytest.approx(expected, rel=1e-5)
+        assert row["rsr_num_tokens"] == len(tiny_tokenizer(row["completion"])["input_ids"])
 
 
 def test_other_scores(score, tiny_student, tiny_tokenizer):
-    assert score("--scores", "lark, surprisal") == 0
-    scored = load_dataset(score.output_dir, split="train")
-    assert scored.column_names == [*ROWS[0], *SCORE_COLUMNS, "score_surprisal", "score_lark"]
-    expected = RSRScorer(tiny_student(), tiny_tokenizer, scores=["surprisal", "lark"]).score(
-        load_dataset("json", data_files=score.raw, split="train")
-    )
-    assert scored["score_lark"][:] == pytest.approx(expected["score_lark"][:])
+    assert score("--scores", "lark, surprisal").code == 0
+    assert score.rows().column_names == [*ROWS[0], *SCORE_COLUMNS, "score_surprisal", "score_lark"]
+    expected = RSRScorer(tiny_student(), tiny_tokenizer, scores=["surprisal", "lark"]).score(Dataset.from_list(ROWS))
+    assert score.rows()["score_lark"][:] == pytest.approx(expected["score_lark"][:])
     card = DatasetCard.load(f"{score.output_dir}/README.md").text
     assert "`score_surprisal` (lower first), `score_lark` (higher first)." in card
 
 
-def test_an_unknown_score_is_named_at_once(score, capsys):
-    assert score("--scores", "surprisal,larc") == 1
-    assert "There is no score 'larc'. There are rsr, " in " ".join(capsys.readouterr().err.split())
+def test_a_student_that_is_worse_than_a_blind_guess_is_pointed_out(score):
+    text = score().text  # random, so it is
+    mean = statistics.mean(value for value in score.rows()["rsr_mean_surprisal"] if value is not None)
+    assert mean > math.log(262) and f"(mean surprisal {mean:.2f} nats, ln 262 = {math.log(262):.2f})" in text
 
 
-def test_provenance_is_computed_after_scoring(score, capsys):
-    assert score("--scores", "provenance") == 1
-    assert "rsr_trl.experimental.provenance.score_provenance" in capsys.readouterr().err
-
-
-def test_a_student_that_is_worse_than_a_blind_guess_is_pointed_out(score, capsys):
-    assert score() == 0  # random, so it is
-    captured = " ".join(capsys.readouterr().err.split())
-    surprisal = load_dataset(score.output_dir, split="train")["rsr_mean_surprisal"]
-    mean = statistics.mean(value for value in surprisal if value is not None)
-    assert mean > math.log(262) and f"(mean surprisal {mean:.2f} nats, ln 262 = {math.log(262):.2f})" in captured
-
-
-def test_nulls_of_another_score_are_counted(score, capsys, tmp_path):
-    path = tmp_path / "single.jsonl"
-    rows = [{**ROWS[0], "completion": "4"}, *ROWS[1:]]  # a response of one token has no other one
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    assert score("--scores", "drop,surprisal", dataset_name=str(path)) == 0
-    values = load_dataset(score.output_dir, split="train")
+def test_nulls_of_another_score_are_counted(score):
+    rows = [{**ROWS[0], "completion": "7"}, *ROWS[1:]]  # a single token, as the next one
+    text = score("--scores", "drop,surprisal", rows=rows).text
+    values = score.rows()
     missing = [p is None and rsr is not None for p, rsr in zip(values["score_drop"], values["rsr"], strict=True)]
     assert missing == [True, True, False, False]
-    text = " ".join(capsys.readouterr().err.split())
     assert "score_drop is null for 2 (67%) of the scored" in text and "score_surprisal is" not in text
 
 
-def test_as_chat_scores_the_answer_within_the_template(score, tiny_student, tiny_tokenizer):
-    assert score("--as_chat", "--system_prompt", "Be brief.") == 0
-    row = load_dataset(score.output_dir, split="train")[0]
+@pytest.mark.parametrize("more", [(), ("--dataset_streaming",)])
+def test_as_chat_scores_the_answer_within_the_template(score, tiny_student, tiny_tokenizer, more):
+    assert score("--as_chat", "--system_prompt", "Be brief.", *more).code == 0
+    row = score.rows()[0]
     assert [message["role"] for message in row["prompt"]] == ["system", "user"]
     assert row["completion"] == [{"role": "assistant", "content": ROWS[0]["completion"]}]
     before = tiny_tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
@@ -119,68 +98,64 @@ def test_as_chat_scores_the_answer_within_the_template(score, tiny_student, tiny
     assert row["rsr"] == pytest.approx(_naive_rsr(tiny_student(), before, ids), rel=1e-5)
 
 
-def test_summary_is_on_standard_error_and_says_what_to_do(score, capsys):
-    assert score() == 0
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    text = captured.err
+def test_summary_is_on_standard_error_and_says_what_to_do(score, tiny_student_path):
+    text = score().text
     assert "Scored 3 of 4 trajectories" in text
     assert "lower = more suitable" in text
-    assert "Not scored: 1 (25%)" in text and "completion is empty" in text
+    assert "Not scored: 1 (25%)" in text and "completion is empty" in text and "rows 3" in text
+    assert "have fewer than 32 scored tokens" in text
     assert f"Next: rsr select --dataset_name {score.output_dir} --group_column problem_id" in text
     assert f"See it: rsr report --dataset_name {score.output_dir} --output {score.output_dir}-report.html" in text
+    card = DatasetCard.load(Path(score.output_dir, "README.md"))
+    assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
+    for said in (score.raw, tiny_student_path, "float32", "2,048", "lower `rsr`", "2601.14249", "bibtex"):
+        assert said in card.text
+    facts = card_facts(score.output_dir)
+    assert (facts["command"], facts["student"], facts["dataset"]) == ("score", tiny_student_path, score.raw)
+    assert {"dtype": "float32", "max_length": 2048, "r_max": 100}.items() <= facts["settings"].items()
 
 
-def test_json_is_all_there_is_on_standard_output(score, capsys):
-    assert score("--json") == 0
-    captured = capsys.readouterr()
-    result = json.loads(captured.out)
-    assert captured.err == ""
+def test_json_is_all_there_is_on_standard_output(score):
+    done = score("--json")
+    result = done.json
+    assert done.err == "" and result["direction"] == "lower = more suitable"
     assert (result["trajectories"], result["scored"], result["not_scored"]) == (4, 3, {"completion is empty": 1})
-    assert result["direction"] == "lower = more suitable"
-    assert [one["teacher"] for one in result["teachers"]] == sorted(
-        ["one", "two"], key=lambda name: next(one["rsr"] for one in result["teachers"] if one["teacher"] == name)
-    )
+    ratios = {one["teacher"]: one["rsr"] for one in result["teachers"]}
+    assert list(ratios) == sorted(["one", "two"], key=ratios.get)
     assert math.isfinite(result["rsr_median"])
 
 
-def test_renamed_columns(score, tmp_path, tiny_student, tiny_tokenizer):
-    path = tmp_path / "other.jsonl"
-    path.write_text(json.dumps({"question": "2+2=", "answer": "4, since 2+2 is 4", "text": "unrelated"}))
-    assert score("--prompt_column", "question", "--completion_column", "answer", dataset_name=str(path)) == 0
-    row = load_dataset(score.output_dir, split="train")[0]
-    before, ids = (tiny_tokenizer(ROWS[0][name])["input_ids"] for name in ("prompt", "completion"))
-    assert row["rsr"] == pytest.approx(_naive_rsr(tiny_student(), before, ids), rel=1e-5)
+def test_renamed_columns(score, tiny_student, tiny_tokenizer):
+    rows = [{"question": "2+2=", "answer": "4, since 2+2 is 4", "text": "unrelated"}]
+    assert score("--prompt_column", "question", "--completion_column", "answer", rows=rows).code == 0
+    row = score.rows()[0]
+    assert row["rsr"] == pytest.approx(_rsr_of(tiny_student(), tiny_tokenizer, "2+2=", "4, since 2+2 is 4"), rel=1e-5)
     assert row["source_text"] == "unrelated"
 
 
-def test_output_is_not_overwritten_unless_asked(score, capsys):
-    assert score() == 0
-    assert score("--r_max", "5") == 1
-    error = capsys.readouterr().err
-    assert "another run" in error and "r_max: 100 -> 5" in error and "--overwrite" in error
-    assert max(load_dataset(score.output_dir, split="train")["rsr_mean_clipped_rank"][:3]) > 5
-    assert score("--r_max", "5", "--overwrite") == 0
-    assert max(load_dataset(score.output_dir, split="train")["rsr_mean_clipped_rank"][:3]) <= 5
+def test_output_is_not_overwritten_unless_asked(score):
+    assert score().code == 0
+    done = score("--r_max", "5")
+    assert done.code == 1
+    assert "another run" in done.err and "r_max: 100 -> 5" in done.err and "--overwrite" in done.err
+    assert max(score.rows()["rsr_mean_clipped_rank"][:3]) > 5
+    assert score("--r_max", "5", "--overwrite").code == 0
+    assert max(score.rows()["rsr_mean_clipped_rank"][:3]) <= 5
 
 
-def test_scored_dataset_is_scored_again_only_if_asked(score, capsys, tmp_path):
-    assert score() == 0
-    again = str(tmp_path / "again")
-    assert score("--output_dir", again, dataset_name=score.output_dir) == 1
-    assert "overwrite" in capsys.readouterr().err
-    assert score("--output_dir", again, "--overwrite", dataset_name=score.output_dir) == 0
-    first, second = (load_dataset(path, split="train")["rsr"][:] for path in (score.output_dir, again))
-    assert first == second
+def test_scored_dataset_is_scored_again_only_if_asked(score, tmp_path):
+    assert score().code == 0
+    again, options = str(tmp_path / "again"), {"dataset_name": score.output_dir}
+    done = score("--output_dir", again, **options)
+    assert done.code == 1 and "overwrite" in done.err
+    assert score("--output_dir", again, "--overwrite", **options).code == 0
+    assert load_dataset(again, split="train")["rsr"][:] == score.rows()["rsr"][:]
 
 
-def test_nothing_scored_fails_but_leaves_the_reasons(score, capsys, tmp_path):
-    path = tmp_path / "empty.jsonl"
-    path.write_text(json.dumps({"prompt": "2+2=", "completion": ""}))
-    assert score(dataset_name=str(path)) == 1
-    text = capsys.readouterr().err
-    assert "Scored 0 of 1" in text and "Next:" not in text
-    assert load_dataset(score.output_dir, split="train")[0]["rsr_error"] == "completion is empty"
+def test_nothing_scored_fails_but_leaves_the_reasons(score):
+    done = score(rows=[{"prompt": "2+2=", "completion": ""}])
+    assert done.code == 1 and "Scored 0 of 1" in done.text and "Next:" not in done.text
+    assert score.rows()[0]["rsr_error"] == "completion is empty"
 
 
 @pytest.mark.parametrize(
@@ -191,28 +166,32 @@ def test_nothing_scored_fails_but_leaves_the_reasons(score, capsys, tmp_path):
         (["--dataset_split", "test"], "train"),
         (["--max_length", "9999"], "2048"),
         (["--as_chat", "--completion_column", "correct"], "Row 0, column 'completion'"),
+        (["--push_to_hub", "me/scored"], "hf auth login"),
+        (["--scores", "surprisal,larc"], "There is no score 'larc'. There are rsr, "),
+        (["--scores", "provenance"], "rsr_trl.experimental.provenance.score_provenance"),
+        *((["--shard=" + shard], "i/n with i from 1 to n") for shard in ("0/2", "3/2", "1", "1/0", "a/b", "-1/2")),
     ],
 )
-def test_wrong_options_are_said_before_anything_is_written(score, capsys, tmp_path, more, message):
-    assert score(*more) == 1
-    assert message in capsys.readouterr().err
+def test_wrong_options_are_said_before_anything_is_written(score, tmp_path, more, message):
+    done = score(*more)
+    assert done.code == 1 and message in done.text
     assert not (tmp_path / "scored").exists()
 
 
-def test_student_that_gives_nan_stops_the_run(score, capsys, tiny_student, tiny_student_path, tmp_path):
+def test_student_that_gives_nan_stops_the_run(score, tiny_student, tiny_student_path, tmp_path):
     broken = tiny_student()
     with torch.no_grad():
         broken.model.embed_tokens.weight.fill_(math.nan)
     broken.save_pretrained(tiny_student_path)
-    assert score() == 1
-    assert "NaN" in capsys.readouterr().err
+    done = score()
+    assert done.code == 1 and "NaN" in done.err
     assert not list((tmp_path / "scored" / "data").iterdir())
     tiny_student().save_pretrained(tiny_student_path)
-    assert score() == 0, "nothing was done, so the folder is free for another student"
+    assert score().code == 0, "nothing was done, so the folder is free for another student"
 
 
 @pytest.mark.slow
-def test_real_student_on_real_trajectories(gsm8k_rows, gsm8k_student, tmp_path, capsys):
+def test_real_student_on_real_trajectories(rsr, gsm8k_rows, gsm8k_student, tmp_path):
     # Dataset RSR on the first 25 problems by a plain full-logits check, as the student's own README gives it.
     expected = {
         "Qwen2-72B-Instruct": 4.758,
@@ -231,111 +210,82 @@ def test_real_student_on_real_trajectories(gsm8k_rows, gsm8k_student, tmp_path, 
     problems = sorted({row["problem_id"] for row in gsm8k_rows})[:25]
     path = tmp_path / "gsm8k.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in gsm8k_rows if row["problem_id"] in problems))
-    command = ["score", "--dataset_name", str(path), "--model_name_or_path", gsm8k_student, "--as_chat"]
-    assert main([*command, "--dtype", "float32", "--output_dir", str(tmp_path / "scored"), "--json"]) == 0
-    result = json.loads(capsys.readouterr().out)
+    command = ["score", "--dataset_name", path, "--model_name_or_path", gsm8k_student, "--as_chat"]
+    result = rsr(*command, "--dtype", "float32", "--output_dir", tmp_path / "scored", "--json").json
     assert {one["teacher"]: round(one["rsr"], 3) for one in result["teachers"]} == expected
     assert [one["teacher"] for one in result["teachers"]] == list(expected)
     assert (result["scored"], result["truncated"], result["not_scored"]) == (300, 0, {})
 
 
-def _parts(output_dir) -> list[str]:
+def _files(output_dir) -> list[str]:
     return sorted(path.name for path in Path(output_dir, "data").iterdir())
 
 
 class TestLargeDatasets:
-    def test_independent_parts_in_any_order(self, score, capsys):
-        assert score("--shard_rows", "1", "--shard", "2/2") == 0
-        assert _parts(score.output_dir) == ["train-000001.parquet", "train-000003.parquet"]
-        assert "Nothing is left to take here: 2 of 4 shards are done" in capsys.readouterr().err
-        assert score("--shard_rows", "1", "--shard", "1/2") == 0
-        assert "Scored 3 of 4 trajectories" in capsys.readouterr().err
-        scored = load_dataset(score.output_dir, split="train")
-        assert scored.select_columns(list(ROWS[0])).to_list() == ROWS
+    def test_independent_parts_in_any_order(self, score):
+        text = score("--shard_rows", "1", "--shard", "2/2").text
+        assert _files(score.output_dir) == ["train-000001.parquet", "train-000003.parquet"]
+        assert "This share is done: 2 of 4 shards are done (2 trajectories)" in text
+        assert "The rest belongs to other shares (--shard i/n)" in text
+        part = score("--shard_rows", "1", "--shard", "2/2", "--json").json
+        assert (part["complete"], part["shards_done"], part["rows_done"]) == (False, 2, 2)
+        assert "Scored 3 of 4 trajectories" in score("--shard_rows", "1", "--shard", "1/2").text
+        assert score.rows().select_columns(list(ROWS[0])).to_list() == ROWS
 
-    @pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "1/0", "a/b", "-1/2"])
-    def test_part_that_does_not_exist(self, score, capsys, shard):
-        assert score(f"--shard={shard}") == 1
-        assert "--shard must be i/n with i from 1 to n" in capsys.readouterr().err
-
-    def test_part_within_a_launch(self, score, capsys, monkeypatch):
+    def test_part_within_a_launch(self, score, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
-        assert score("--shard", "1/2") == 1
-        assert "one of 2 launched processes" in capsys.readouterr().err
+        done = score("--shard", "1/2")
+        assert done.code == 1 and "one of 2 launched processes" in done.err
 
-    def test_launched_process_that_is_not_the_main_one_says_nothing(self, score, capsys, monkeypatch):
+    def test_launched_process_that_is_not_the_main_one_says_nothing(self, score, monkeypatch):
         monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", "1")
-        assert score("--shard_rows", "2") == 0
-        assert capsys.readouterr() == ("", "")
+        done = score("--shard_rows", "2")
+        assert (done.code, done.out, done.err) == (0, "", "")
         monkeypatch.setenv("RANK", "0")
-        assert score("--shard_rows", "2") == 0
-        assert "Scored 3 of 4 trajectories" in capsys.readouterr().err
+        assert "Scored 3 of 4 trajectories" in score("--shard_rows", "2").text
 
-    def test_stream(self, score, tmp_path):
-        assert score() == 0
-        table = load_dataset(score.output_dir, split="train").to_list()
-        assert score("--dataset_streaming", "--shard_rows", "3", "--overwrite") == 0
-        assert load_dataset(score.output_dir, split="train").to_list() == table
+    def test_stream(self, score):
+        assert score().code == 0
+        table = score.rows().to_list()
+        assert score("--dataset_streaming", "--shard_rows", "3", "--overwrite").code == 0
+        assert score.rows().to_list() == table
 
-    def test_stream_as_chat(self, score):
-        assert score("--as_chat", "--dataset_streaming") == 0
-        row = load_dataset(score.output_dir, split="train")[0]
-        assert row["completion"] == [{"role": "assistant", "content": ROWS[0]["completion"]}]
-        assert row["rsr"] > 0
+    def test_bad_row_stops_the_run_if_asked(self, score):
+        done = score("--on_error", "raise")
+        assert done.code == 1 and "Row 3 can't be scored: completion is empty" in done.err
+        assert _files(score.output_dir) == []
+        assert score().code == 0
 
-    def test_bad_row_stops_the_run_if_asked(self, score, capsys):
-        assert score("--on_error", "raise") == 1
-        assert "Row 3 can't be scored: completion is empty" in capsys.readouterr().err
-        assert _parts(score.output_dir) == []
-        assert score() == 0
-        assert "rows 3" in capsys.readouterr().err
-
-    def test_dry_run_writes_nothing(self, score, capsys, tmp_path):
-        assert score("--dry_run", "--json", "--shard_rows", "3") == 0
-        result = json.loads(capsys.readouterr().out)
+    def test_dry_run_writes_nothing(self, score, tmp_path):
+        result = score("--dry_run", "--json", "--shard_rows", "3").json
         assert (result["rows"], result["files"], result["sampled_without_score"]) == (4, 2, 1)
         assert result["seconds"] == pytest.approx(result["tokens"] / result["tokens_per_second"], rel=0.1)
         assert 2**27 < result["host_bytes"] < 2**33  # torch and a tiny student, in bytes
         assert not (tmp_path / "scored").exists()
-        assert score("--dry_run", "--dataset_streaming") == 0
-        assert "an unknown number of rows" in capsys.readouterr().err
+        assert "an unknown number of rows" in score("--dry_run", "--dataset_streaming").text
 
-    def test_upload_is_of_the_card_and_the_data(self, score, monkeypatch, capsys):
+    def test_upload_is_of_the_card_and_the_data(self, score, monkeypatch):
         calls = {}
         monkeypatch.setattr(HfApi, "whoami", lambda self: {"name": "me"})
         monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **how: calls.update(how) or f"hub/{repo_id}")
         monkeypatch.setattr(HfApi, "upload_folder", lambda self, **how: calls.update(how))
-        assert score("--push_to_hub", "me/scored", "--json") == 0
-        assert json.loads(capsys.readouterr().out)["pushed_to"] == "hub/me/scored"
+        assert score("--push_to_hub", "me/scored", "--json").json["pushed_to"] == "hub/me/scored"
         assert (calls["repo_type"], calls["private"], calls["folder_path"]) == ("dataset", True, score.output_dir)
-        files = [
-            str(path.relative_to(score.output_dir)) for path in Path(score.output_dir).rglob("*") if path.is_file()
-        ]
-        kept = list(filter_repo_objects(files, ignore_patterns=calls["ignore_patterns"]))
+        files = [path for path in Path(score.output_dir).rglob("*") if path.is_file()]
+        names = [str(path.relative_to(score.output_dir)) for path in files]
+        kept = filter_repo_objects(names, ignore_patterns=calls["ignore_patterns"])
         assert sorted(kept) == ["README.md", "data/train-000000.parquet"]
-
-    def test_upload_without_login_is_said_before_the_work(self, score, capsys, tmp_path):
-        assert score("--push_to_hub", "me/scored") == 1
-        assert "hf auth login" in capsys.readouterr().err
-        assert not (tmp_path / "scored").exists()
-
-    def test_card_cites_the_paper_and_names_the_data(self, score, raw, tiny_student_path):
-        assert score() == 0
-        card = DatasetCard.load(Path(score.output_dir, "README.md"))
-        assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
-        for said in (raw, tiny_student_path, "float32", "2,048", "lower `rsr`", "2601.14249", "bibtex"):
-            assert said in card.text
 
 
 @pytest.mark.slow
 @pytest.mark.distributed
-def test_launched_processes_share_the_work(raw, score, tmp_path, tiny_student_path):
-    assert score() == 0
-    alone = load_dataset(score.output_dir, split="train").to_list()
+def test_launched_processes_share_the_work(score, tmp_path, tiny_student_path):
+    assert score().code == 0
+    alone = score.rows().to_list()
     out = str(tmp_path / "launched")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "rsr_trl"]
-    command += ["score", "--dataset_name", raw, "--model_name_or_path", tiny_student_path, "--output_dir", out]
+    command += ["score", "--dataset_name", score.raw, "--model_name_or_path", tiny_student_path, "--output_dir", out]
     done = subprocess.run([*command, "--shard_rows", "1"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("Scored 3 of 4 trajectories") == 1

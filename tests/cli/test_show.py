@@ -79,7 +79,7 @@ def words(text: str) -> str:
 
 def test_says_what_the_row_is(run, scored):
     path = scored("So 3+4=7.", {"teacher": "solver", "problem_id": 17, "correct": False, TRUNCATED: True})
-    text = words(run(path))
+    text = words(run(path, "--problem_column", "problem_id"))  # asked for: it is the same in all rows
     # Eight tokens of ranks 1 to 8 and surprisals of a quarter of that.
     assert "Row 0: RSR 4.000 (lower = more suitable), 8 tokens mean rank 4.50 / mean surprisal 1.12 nats" in text
     assert "teacher: solver; problem: 17; correct: no; truncated: only its beginning is scored" in text
@@ -166,13 +166,9 @@ def test_lists_the_most_surprising_tokens(run, scored, tokenizer):
     assert [row[-2] for row in rows] == sorted((row[-2] for row in rows), reverse=True)
 
 
-def test_without_the_students_own_choice(run, scored):
-    text = run(scored("So 3+4=7.", without=[TOKEN_TOP1]))
+def test_another_r_max_is_said_and_the_students_own_choice_only_where_it_is(run, scored):
+    text = run(scored("So 3+4=7.", without=[TOKEN_TOP1]), "--r_max", "2")
     assert "student says" not in text and "prob." in text
-
-
-def test_another_r_max_is_said(run, scored):
-    text = run(scored("So 3+4=7."), "--r_max", "2")
     # (1 + 2 * 7) / 9
     assert "RSR 1.667" in text and "Ranks are clipped at 2 here. The dataset's own rsr is 4.000." in words(text)
 
@@ -186,34 +182,21 @@ def test_hostile_content_is_text(run, scored, monkeypatch, color):
     text = ESCAPE.sub("", text) if color else text
     assert not set(map(ord, text)) & {*range(10), *range(11, 32), *range(0x7F, 0xA0), 0x202E, 0x202C, 0x2066, 0x2069}
     together = text.replace("⟦", "").replace("⟧", "").translate(dict.fromkeys(map(ord, "₀₁₂₃₄₅₆₇₈₉\n ")))
-    for shown in (
-        "␛[31mred",
-        "␛]8;;http://x␇link",
-        "\\x9b2J",
-        "\\u202eevil",
-        "[bold]b[/bold]",
-        "[/]",
-        "[link=http://x]",
-    ):
-        assert shown in together
-    for shown in ("<script>alert(1)</script>", "{{braces}}", "鱻", "␍over␀␈"):
+    parts = ["␛[31mred", "␛]8;;http://x␇link", "\\x9b2J", "\\u202eevil", "[bold]b[/bold]", "[/]", "[link=http://x]"]
+    for shown in (*parts, "<script>alert(1)</script>", "{{braces}}", "鱻", "␍over␀␈"):
         assert shown in together
 
 
-def test_a_conversation_and_a_teacher_that_looks_like_markup(run, scored):
+def test_a_conversation_a_teacher_that_looks_like_markup_and_a_word_without_end(run, scored):
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why [red]?"}]
-    text = run(scored("So it is.", {"prompt": messages, "teacher": "[red]"}))
+    text = run(scored("x" * 30_000, {"prompt": messages, "teacher": "[red]"}))
     assert "Prompt: [system] Be brief. [user] Why [red]?" in text and "teacher: [red]" in text
-
-
-def test_a_word_without_end(run, scored):
-    text = run(scored("x" * 30_000))
     assert "".join(text.split()).replace("⟦", "").count("x") >= 30_000
 
 
 def test_json(run, scored, tokenizer):
     path = scored("So 3+4=7.\nYes 鱻", {"teacher": "solver", "problem_id": "p1", "correct": True})
-    result = json.loads(run(path, "--json", "--r_max", "3"))
+    result = json.loads(run(path, "--json", "--r_max", "3", "--problem_column", "problem_id"))
     ids = tokenizer.encode("So 3+4=7.\nYes 鱻", add_special_tokens=False)
     assert "".join(token["text"] for token in result["tokens"]) == "So 3+4=7.\nYes 鱻"
     assert [token["rank"] for token in result["tokens"]] == list(range(1, len(ids) + 1))
@@ -233,26 +216,19 @@ def test_a_trajectory_that_the_student_foresaw(run, scored):
 
 
 @pytest.mark.parametrize(
-    "row, options, message",
+    "data, options, message",
     [
         ({}, ["--row", "2"], r"no row 2: .* has 2 rows, counted from 0"),
         ({}, ["--row", "-1"], r"no row -1: .* has 2 rows, counted from 0"),
-        ({RSR: None, ERROR: "completion is empty"}, [], "Row 0 has no score: completion is empty"),
+        ({"row": {RSR: None, ERROR: "completion is empty"}}, [], "Row 0 has no score: completion is empty"),
         ({}, ["--teacher_column", "author"], "no column 'author'.*prompt"),
+        ({"without": list(TOKEN_COLUMNS)}, [], "rsr_token_ids.*--token_stats"),
+        ({"without": [RSR]}, [], "no scores.*rsr score --token"),
     ],
 )
-def test_what_cant_be_shown_is_said(run, scored, row, options, message):
+def test_what_cant_be_shown_is_said_with_what_to_do(run, scored, data, options, message):
     with pytest.raises(RSRError, match=message):
-        run(scored("So.", row), *options)
-
-
-@pytest.mark.parametrize(
-    "without, message",
-    [(list(TOKEN_COLUMNS), "rsr_token_ids.*--token_stats"), ([RSR], "no scores.*rsr score --token")],
-)
-def test_what_is_missing_is_said_with_what_to_do(run, scored, without, message):
-    with pytest.raises(RSRError, match=message):
-        run(scored("So.", without=without))
+        run(scored("So.", **data), *options)
 
 
 def test_a_picture_that_nobody_reads_is_no_error(scored):

@@ -1,18 +1,10 @@
 import csv
 import io
-import json
+import re
 
 import numpy as np
 import pytest
 from datasets import Dataset
-
-from rsr_trl.cli import select, teachers
-from rsr_trl.cli.options import parse
-from rsr_trl.rsr import RSRError
-
-
-def run(*argv):
-    return teachers.main(*parse(teachers.make_parser(), argv))
 
 
 @pytest.fixture
@@ -31,6 +23,7 @@ def pool_path(tmp_path) -> str:
                     "problem_id": f"p{problem}",
                     "teacher": name,
                     "correct": name != "c",
+                    "rsr": rank / surprisal,
                     "rsr_mean_clipped_rank": rank,
                     "rsr_mean_surprisal": surprisal,
                     "rsr_num_tokens": 100,
@@ -45,147 +38,121 @@ def pool_path(tmp_path) -> str:
 UNMATCHED = ("--problem_column", "none")
 
 
-def test_ranks_a_scored_dataset(pool_path, capsys):
-    run("--dataset_name", pool_path)
-    captured = capsys.readouterr()
-    text = " ".join(captured.err.split())
-    assert captured.out == ""
+@pytest.fixture
+def teachers(rsr, pool_path, tmp_path):
+    """`teachers(*more, keep=...)` runs `rsr teachers` on the pool's rows that `keep` is true of."""
+
+    def run(*more, keep=None):
+        path = pool_path
+        if keep is not None:
+            path = tmp_path / "few.parquet"
+            Dataset.from_parquet(pool_path).filter(keep).to_parquet(path)
+        return rsr("teachers", "--dataset_name", path, *more)
+
+    return run
+
+
+def test_ranks_a_scored_dataset(teachers, pool_path):
+    text = teachers().text
     assert "3 teachers on 39 problems" in text and "lower = more suitable, 39 trajectories each" in text
     assert text.index(" a 2.") < text.index(" b 2.") < text.index(" c 2.")
     assert "a is the most suitable." in text
     assert "Note: The 3 teachers share 39 of 40 problems" in text
     assert f"Next: rsr select --dataset_name {pool_path} --group_column problem_id --output_dir " in text
-
-
-def shortened(pool_path, tmp_path, keep) -> list[str]:
-    """The pool's rows that `keep` is true of, as the beginning of a command line."""
-    path = str(tmp_path / "few.parquet")
-    Dataset.from_parquet(pool_path).filter(keep).to_parquet(path)
-    return ["--dataset_name", path]
-
-
-def shown(capsys, *argv) -> tuple[str, dict]:
-    """What the terminal says and what JSON holds."""
-    run(*argv)
-    text = " ".join(capsys.readouterr().err.split())
-    run(*argv, "--json")
-    return text, json.loads(capsys.readouterr().out)
-
-
-def test_a_teacher_with_one_trajectory_isnt_called_best(pool_path, tmp_path, capsys):
-    argv = shortened(pool_path, tmp_path, lambda row: row["teacher"] != "a" or row["problem_id"] == "p0")
-    text, result = shown(capsys, *argv, *UNMATCHED)
-    verdict = "a comes first, but has only one trajectory and can't be judged. Of the others, b is the most suitable."
-    assert verdict in text and result["verdict"] == verdict
-    first, second, third = (row["probability_best"] for row in result["table"])
-    assert first is None and second > 0.95 and second + third == pytest.approx(1)
-    assert [pair["probability"] is None for pair in result["pairs"]] == [True, True, False]
-    assert "Note: 1 teacher with a single trajectory can't be judged: 'a'." in text and " – – " in text
-
-
-def test_the_only_teacher_that_can_be_judged(pool_path, tmp_path, capsys):
-    argv = shortened(pool_path, tmp_path, lambda row: row["teacher"] == "a" or row["problem_id"] == "p0")
-    text, result = shown(capsys, *argv, *UNMATCHED)
-    assert result["verdict"] == "a is the only teacher that can be judged." and result["verdict"] in text
-
-
-def test_one_problem_cant_tell_teachers_apart(pool_path, tmp_path, capsys):
-    argv = shortened(pool_path, tmp_path, lambda row: row["problem_id"] == "p0")
-    text, result = shown(capsys, *argv)
-    assert "3 teachers on 1 problem, most" in text and "1 trajectory each" in text
-    assert "One problem can't tell teachers apart." in text and "is the most suitable" not in text
-    assert [row["probability_best"] for row in result["table"]] == [None] * 3
-
-
-def test_a_single_teacher_has_no_contest(pool_path, tmp_path, capsys):
-    argv = shortened(pool_path, tmp_path, lambda row: row["teacher"] == "b")
-    text, result = shown(capsys, *argv, "--problem_column", "problem_id", "--correctness_column", "none")
-    text = text[text.index("1 teacher on 39 problems RSR =") :]  # after the progress bars
-    assert "most suitable first" not in text and "is the most suitable" not in text and "100%" not in text
-    assert result["verdict"] is None and result["table"][0]["probability_best"] is None
-
-
-def test_four_problems_have_a_sane_interval(pool_path, tmp_path, capsys):
-    argv = shortened(pool_path, tmp_path, lambda row: row["problem_id"] in ("p0", "p1", "p2", "p3"))
-    _, result = shown(capsys, *argv)
-    assert result["num_problems"] == 4
-    for row in result["table"]:
-        assert row["rsr"] / 3 < row["rsr_low"] < row["rsr"] < row["rsr_high"] < 3 * row["rsr"]
-
-
-def test_teachers_arent_ranked_on_a_selection(pool_path, tmp_path, capsys):
-    folder = tmp_path / "selected"
-    argv = ["--dataset_name", pool_path, "--group_column", "problem_id", "--output_dir", str(folder)]
-    pool = Dataset.from_parquet(pool_path)
-    ratios = np.divide(pool["rsr_mean_clipped_rank"], pool["rsr_mean_surprisal"])
-    pool = pool.add_column("rsr", ratios).add_column("rsr_error", [None] * len(pool))
-    pool.add_column("rsr_student", ["tiny"] * len(pool)).to_parquet(pool_path)
-    select.main(*parse(select.make_parser(), argv))
-    capsys.readouterr()
-    text, result = shown(capsys, "--dataset_name", str(folder))
-    assert "These trajectories were chosen by their score" in text and "is the most" not in text
-    assert result["verdict"].startswith("These trajectories were chosen by their score (`rsr select`)")
-
-
-def test_json(pool_path, capsys):
-    run("--dataset_name", pool_path, "--json")
-    captured = capsys.readouterr()
-    result = json.loads(captured.out)
-    assert captured.err == "" and result["direction"] == "lower = more suitable"
+    done = teachers("--json")
+    result = done.json
+    assert done.err == "" and result["direction"] == "lower = more suitable"
     assert [row["teacher"] for row in result["table"]] == ["a", "b", "c"]
     assert len(result["pairs"]) == 3 and result["num_problems"] == 39
 
 
-def test_by_another_score(pool_path, capsys):
-    argv = ["--dataset_name", pool_path, "--score", "rank"]
-    run(*argv)
-    text = " ".join(capsys.readouterr().err.split())
+@pytest.mark.parametrize(
+    "keep, options, verdict, said",
+    [
+        (
+            lambda row: row["teacher"] != "a" or row["problem_id"] == "p0",
+            UNMATCHED,
+            "a comes first, but has only one trajectory and can't be judged. Of the others, b is the most suitable.",
+            ["Note: 1 teacher with a single trajectory can't be judged: 'a'.", " – – "],
+        ),
+        (
+            lambda row: row["teacher"] == "a" or row["problem_id"] == "p0",
+            UNMATCHED,
+            "a is the only teacher that can be judged.",
+            ["3 teachers on unmatched problems", "name a column of problems that they share"],
+        ),
+        (
+            lambda row: row["problem_id"] == "p0",
+            ("--problem_column", "problem_id"),
+            "One problem can't tell teachers apart.",
+            ["3 teachers on 1 problem, most", "1 trajectory each"],
+        ),
+    ],
+)
+def test_the_verdict_is_in_the_terminal_and_in_json(teachers, keep, options, verdict, said):
+    text = teachers(*options, keep=keep).text
+    assert teachers(*options, "--json", keep=keep).json["verdict"] == verdict
+    assert all(part in text for part in (verdict, *said)) and ("is the most suitable" in text) == ("Of the" in verdict)
+
+
+def test_a_single_teacher_isnt_compared(teachers):
+    options = {"keep": lambda row: row["teacher"] == "b"}
+    argv = ("--problem_column", "problem_id", "--correctness_column", "none")
+    text = teachers(*argv, **options).text
+    text = text[text.index("1 teacher on 39 problems RSR =") :]  # after the progress bars
+    assert "most suitable first" not in text and "is the most suitable" not in text and "100%" not in text
+    result = teachers(*argv, "--json", **options).json
+    assert result["verdict"] is None and result["table"][0]["probability_best"] is None
+
+
+def test_a_found_column_without_shared_problems_isnt_used_and_one_asked_for_is_an_error(teachers):
+    options = {"keep": lambda row: (row["teacher"] == "a") == (row["problem_id"] < "p2")}
+    text = teachers(**options).text
+    assert "3 teachers on unmatched problems" in text
+    assert "Note: No problem in 'problem_id' has a scored trajectory of every teacher." in text
+    done = teachers("--problem_column", "problem_id", **options)
+    assert done.code == 1 and "No problem has a scored trajectory of all 3 teachers" in done.err
+
+
+def test_teachers_arent_ranked_on_a_selection(rsr, pool_path, tmp_path):
+    pool = Dataset.from_parquet(pool_path).add_column("rsr_error", [None] * 119)
+    pool.add_column("rsr_student", ["tiny"] * 119).to_parquet(pool_path)
+    options = ["--dataset_name", pool_path, "--group_column", "problem_id", "--output_dir", tmp_path / "selected"]
+    assert rsr("select", *options).code == 0
+    text = rsr("teachers", "--dataset_name", tmp_path / "selected").text
+    assert "These trajectories were chosen by their score" in text and "is the most" not in text
+    verdict = rsr("teachers", "--dataset_name", tmp_path / "selected", "--json").json["verdict"]
+    assert verdict.startswith("These trajectories were chosen by their score (`rsr select`)")
+
+
+def test_by_another_score(teachers):
+    text = teachers("--score", "rank").text
     assert "Mean rank of its trajectories, lower first, 39 trajectories each." in text
     assert text.index(" a 2.") < text.index(" b 2.") < text.index(" c ") and "RSR" not in text
-    run(*argv, "--prefer", "high", "--json")
-    result = json.loads(capsys.readouterr().out)
+    result = teachers("--score", "rank", "--prefer", "high", "--json").json
     assert [row["teacher"] for row in result["table"]] == ["c", "b", "a"]
     assert (result["score"], result["prefer"], result["direction"]) == ("rank", "high", "higher first")
 
 
-def test_csv(pool_path, capsys):
-    run("--dataset_name", pool_path, "--csv")
-    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+def test_csv(teachers):
+    rows = list(csv.DictReader(io.StringIO(teachers("--csv").out)))
     assert [row["teacher"] for row in rows] == ["a", "b", "c"] and rows[0]["trajectories"] == "39"
 
 
-def texts(rows, names, num_problems):
-    """`names` teachers' completions for the first problems, as a dataset."""
-    kept = [row for row in rows if row["teacher"] in names]
-    problems = list(dict.fromkeys(row["problem_id"] for row in kept))[:num_problems]
-    keys = ("problem_id", "teacher", "prompt", "completion")
-    return Dataset.from_list([{key: row[key] for key in keys} for row in kept if row["problem_id"] in problems])
-
-
-@pytest.fixture
-def gsm8k_path(gsm8k_rows, tmp_path) -> str:
-    path = tmp_path / "texts.parquet"
-    texts(gsm8k_rows, ("Qwen2-72B-Instruct", "gemma-2-27b-it"), 50).to_parquet(path)
-    return str(path)
-
-
-def test_with_a_student_it_stops_when_it_is_certain(gsm8k_path, gsm8k_student, capsys):
-    argv = ["--dataset_name", gsm8k_path, "--model_name_or_path", gsm8k_student, "--as_chat"]
-    run(*argv, "--json")
-    result = json.loads(capsys.readouterr().out)
+def test_with_a_student_it_stops_when_it_is_certain_or_scores_all(rsr, gsm8k_rows, gsm8k_student, tmp_path):
+    rows = [row for row in gsm8k_rows if row["teacher"] in ("Qwen2-72B-Instruct", "gemma-2-27b-it")]
+    problems = list(dict.fromkeys(row["problem_id"] for row in rows))[:50]
+    keys, path = ("problem_id", "teacher", "prompt", "completion"), tmp_path / "texts.parquet"
+    texts = [{key: row[key] for key in keys} for row in rows if row["problem_id"] in problems]
+    Dataset.from_list(texts).to_parquet(path)
+    argv = ["teachers", "--dataset_name", path, "--model_name_or_path", gsm8k_student, "--as_chat"]
+    result = rsr(*argv, "--json").json
     assert result["certain"] and result["best"] == "Qwen2-72B-Instruct"
     assert result["num_trajectories"] == 40 and result["num_trajectories_in_pool"] == 100
-    run(*argv, "--goal", "order")
-    text = " ".join(capsys.readouterr().err.split())
+    text = rsr(*argv, "--goal", "order").text
     assert "The order of teachers is certain to 95%" in text and "Scored 40 (40%) of 100 trajectories" in text
-    assert f"Next: rsr score --model_name_or_path {gsm8k_student} --dataset_name {gsm8k_path} --as_chat" in text
-
-
-def test_with_a_student_it_can_score_all(gsm8k_path, gsm8k_student, capsys):
-    argv = ["--dataset_name", gsm8k_path, "--model_name_or_path", gsm8k_student, "--as_chat", "--goal", "all"]
-    run(*argv, "--json")
-    result = json.loads(capsys.readouterr().out)
-    assert [row["trajectories"] for row in result["table"]] == [50, 50]
+    assert f"Next: rsr score --model_name_or_path {gsm8k_student} --dataset_name {path} --as_chat" in text
+    assert [row["trajectories"] for row in rsr(*argv, "--goal", "all", "--json").json["table"]] == [50, 50]
 
 
 @pytest.mark.parametrize(
@@ -202,6 +169,6 @@ def test_with_a_student_it_can_score_all(gsm8k_path, gsm8k_student, capsys):
         (["--problem_column", "problem"], "no column 'problem'"),
     ],
 )
-def test_contradictions(pool_path, argv, message):
-    with pytest.raises(RSRError, match=message):
-        run("--dataset_name", pool_path, *argv)
+def test_contradictions(teachers, argv, message):
+    done = teachers(*argv)
+    assert done.code == 1 and re.search(message, done.err)

@@ -1,5 +1,4 @@
 import math
-import re
 from statistics import mean
 
 import pytest
@@ -7,12 +6,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl.chat_template_utils import get_training_chat_template
 
-from benchmarks.pretrain_demo_student import DIALECTS, make_chats, train_tokenizer
+from benchmarks.pretrain_demo_student import DIALECTS
 from rsr_trl.demo import STUDENT_PATH
-from rsr_trl.demo import pretrain as pretraining
-from rsr_trl.demo.problems import split_of
 from rsr_trl.demo.teachers import TEACHERS, make_pool
-from tests.demo.reading import answer_by_reading
 
 
 @pytest.fixture(scope="module")
@@ -41,74 +37,29 @@ def responses(tokenizer) -> dict[str, tuple[float, float]]:
 
 def test_shipped_folder_is_complete_and_small():
     files = {path.name: path.stat().st_size for path in STUDENT_PATH.iterdir()}
-    assert set(files) == {
-        *("README.md", "config.json", "generation_config.json", "model.safetensors"),
-        *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
-    }
+    weights = {"config.json", "generation_config.json", "model.safetensors"}
+    assert set(files) == {"README.md", *weights, "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
     assert sum(files.values()) < 4_000_000
 
 
-def test_student_knows_the_language_that_it_read(responses, tokenizer):
-    uniform = math.log(len(tokenizer))
-    for teacher in ("plain", "numbered", "careful"):
-        surprisal, rank = responses[teacher]
-        assert surprisal < uniform / 10
-        assert rank < 3
-
-
-def test_teachers_suit_the_student_differently(responses):
+def test_teachers_suit_the_student_differently(responses, tokenizer):
     surprisal = {teacher: values[0] for teacher, values in responses.items()}
     # It read the first three most, the next two a little, and no LaTeX at all.
-    assert max(surprisal[name] for name in ("plain", "numbered", "careful")) < surprisal["thinker"]
+    for teacher in ("plain", "numbered", "careful"):
+        assert surprisal[teacher] < min(surprisal["thinker"], math.log(len(tokenizer)) / 10)
+        assert responses[teacher][1] < 3
     assert surprisal["thinker"] < surprisal["terse"] < surprisal["latex"]
     assert responses["latex"][1] > 5 * responses["terse"][1]
     assert "latex" not in DIALECTS
 
 
-def test_tokenizer_ends_turns_and_pads_with_different_tokens(tokenizer):
+def test_tokenizer_and_template(tokenizer):
     assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|endoftext|>")
     text = "Step 1: 12 × 4 = 48 ✓\n$\\boxed{48}$"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
-
-
-def test_digits_are_tokens_of_their_own(tokenizer):
     assert [tokenizer.decode([i]) for i in tokenizer("480=481")["input_ids"]] == ["4", "8", "0", "=", "4", "8", "1"]
-
-
-def test_template_marks_what_the_assistant_says(tokenizer):
     chat = [{"role": "user", "content": "2 and 2?"}, {"role": "assistant", "content": "4"}]
     encoded = tokenizer.apply_chat_template(chat, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     marked = [i for i, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True) if mask]
     assert tokenizer.decode(marked) == "4<|im_end|>"
     assert get_training_chat_template(tokenizer) is None  # TRL needs no other template to train on it
-
-
-def test_pretraining_reads_only_correct_solutions_of_its_own_split():
-    chats = make_chats(300, 9, DIALECTS)
-    assert {split_of(messages[0]["content"]) for messages, _ in chats} == {"pretrain"}
-    for messages, gold in chats:
-        assert answer_by_reading(messages[0]["content"]) == int(gold)
-        assert re.findall(r"\d+", messages[1]["content"])[-1] == gold
-
-
-def test_the_script_writes_a_student_that_loads(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(pretraining, "NUM_HELD_OUT", 2)
-    pretraining.pretrain(num_steps=3, output_dir=tmp_path / "made")
-    made, shipped = (AutoModelForCausalLM.from_pretrained(path).config for path in (tmp_path / "made", STUDENT_PATH))
-    assert made.to_diff_dict() == shipped.to_diff_dict()
-    assert {path.name for path in (tmp_path / "made").iterdir()} == {p.name for p in STUDENT_PATH.iterdir()} - {
-        "README.md"
-    }
-    losses = [float(loss) for loss in re.findall(r"held-out (?:nats/token )?(\d\.\d+)", capsys.readouterr().out)]
-    assert losses[0] == pytest.approx(math.log(made.vocab_size), abs=0.3)  # untrained weights know nothing
-    assert losses[-1] < losses[0]
-
-
-def test_the_script_makes_the_tokenizer_that_is_shipped(tokenizer):
-    """A small corpus gives other merges, but the same special tokens, template and treatment of digits."""
-    made = train_tokenizer(
-        [message["content"] for messages, _ in make_chats(200, 1, DIALECTS) for message in messages]
-    )
-    assert made.chat_template == tokenizer.chat_template
-    assert (made.eos_token_id, made.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
-    assert len(made("12345")["input_ids"]) == 5

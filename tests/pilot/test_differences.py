@@ -5,14 +5,13 @@ from scipy.stats import binomtest
 from rsr_trl.pilot.differences import difference, intervals, mean_squares
 
 
-def pilots(count, seeds, problems, by_seed, by_problem, rng, effect=0.0):
+def pilots(count, seeds, problems, by_seed, by_problem, rng):
     """Paired differences of `count` pilots: what seeds, problems and the rest add are standard deviations."""
-    return (
-        effect
-        + by_seed * rng.normal(size=(count, seeds, 1))
-        + by_problem * rng.normal(size=(count, 1, problems))
-        + rng.normal(size=(count, seeds, problems))
+    of_seeds, of_problems = (
+        by_seed * rng.normal(size=(count, seeds, 1)),
+        by_problem * rng.normal(size=(count, 1, problems)),
     )
+    return of_seeds + of_problems + rng.normal(size=(count, seeds, problems))
 
 
 def share_with(truth, d, bounded=False):
@@ -70,15 +69,13 @@ def test_below_three_seeds_the_interval_speaks_of_these_runs(seeds):
 
 def test_mean_squares_are_those_of_an_analysis_of_variance():
     d = np.random.default_rng(0).normal(size=(4, 3, 7))
-    for one, by_seed, by_problem, rest in zip(d, *mean_squares(d), strict=True):
-        grand, of_seed, of_problem = one.mean(), one.mean(axis=1), one.mean(axis=0)
-        sums = [0.0, 0.0, 0.0]
+    for one, *squares in zip(d, *mean_squares(d), strict=True):
+        sums = np.zeros(3)
         for s in range(3):
             for p in range(7):
-                sums[0] += (of_seed[s] - grand) ** 2
-                sums[1] += (of_problem[p] - grand) ** 2
-                sums[2] += (one[s, p] - of_seed[s] - of_problem[p] + grand) ** 2
-        assert [by_seed, by_problem, rest] == pytest.approx([sums[0] / 2, sums[1] / 6, sums[2] / 12])
+                of_seed, of_problem = one[s].mean() - one.mean(), one[:, p].mean() - one.mean()
+                sums += [of_seed**2, of_problem**2, (one[s, p] - one.mean() - of_seed - of_problem) ** 2]
+        assert squares == pytest.approx(sums / [2, 6, 12])
 
 
 @pytest.mark.parametrize(("by_seed", "by_problem"), [(0.0, 0.5), (0.3, 0.3)])
@@ -87,7 +84,7 @@ def test_an_effect_of_the_detectable_size_is_significant_about_four_times_in_fiv
     # What is detectable is estimated from each pilot: the middle of many stands for the truth.
     trial = pilots(300, 5, 60, by_seed, by_problem, rng)
     size = np.median([difference(one, np.zeros_like(one))["detectable"] for one in trial])
-    low, high = intervals(pilots(2000, 5, 60, by_seed, by_problem, rng, effect=size))
+    low, high = intervals(pilots(2000, 5, 60, by_seed, by_problem, rng) + size)
     assert 0.7 <= ((low > 0) | (high < 0)).mean() <= 0.9
 
 
@@ -107,9 +104,7 @@ def test_needed_problems_are_the_least_that_make_the_difference_seen_significant
 def test_a_difference_that_seeds_disagree_on_stays_unclear_with_more_problems():
     d = np.array([[1.0, 1.1], [-1.2, -1.0], [0.4, 0.5]]).repeat(20, axis=1)
     one = difference(d, np.zeros_like(d))
-    assert not one["significant"]
-    assert one["needed_problems"] is None
-    assert one["needed_seeds"] > 3
+    assert not one["significant"] and one["needed_problems"] is None and one["needed_seeds"] > 3
 
 
 def test_the_same_answers_to_all_problems_leave_room_for_a_rare_difference():
@@ -134,13 +129,8 @@ def test_swapping_the_arms_turns_the_interval_around_and_a_problem_s_ease_cancel
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "message"),
-    [
-        (np.zeros((2, 3)), np.zeros((2, 4)), "broadcast"),
-        (np.zeros((2, 1)), np.zeros((2, 1)), "two at least"),
-        (np.full((2, 3), np.nan), np.zeros((2, 3)), "finite"),
-    ],
+    ("value", "problems", "message"), [(0.0, 4, "broadcast"), (0.0, 1, "two at least"), (np.nan, 3, "finite")]
 )
-def test_bad_arrays(ours, theirs, message):
+def test_bad_arrays(value, problems, message):
     with pytest.raises(ValueError, match=message):
-        difference(ours, theirs)
+        difference(np.full((2, problems), value), np.zeros((2, min(problems, 3))))

@@ -8,17 +8,15 @@ from rsr_trl.data import as_trl_format
 from rsr_trl.pilot.held_out import HeldOut, check_apart, generate, load_checker, same_number
 
 
-def chat(question: str, answer: str) -> dict:
-    return {
-        "prompt": [{"role": "user", "content": question}],
-        "completion": [{"role": "assistant", "content": answer}],
-    }
+def chat(question: str, answer: str, **columns) -> dict:
+    prompt, completion = [{"role": "user", "content": question}], [{"role": "assistant", "content": answer}]
+    return {"prompt": prompt, "completion": completion, **columns}
 
 
 ROWS = [
-    {"problem": "b", "gold": "4", **chat("2+2?", "The answer is 4.")},
-    {"problem": "a", "gold": "9", **chat("What is 3 times 3, please?", "9")},
-    {"problem": "b", "gold": "4", **chat("2+2?", "Four, which is 4")},
+    chat("2+2?", "The answer is 4.", problem="b", gold="4"),
+    chat("What is 3 times 3, please?", "9", problem="a", gold="9"),
+    chat("2+2?", "Four, which is 4", problem="b", gold="4"),
 ]
 
 
@@ -96,20 +94,17 @@ def test_what_is_measured_of_each_problem(tiny_student, tiny_tokenizer, batch_si
 
 
 def test_prompts_of_plain_text_and_of_messages(tiny_student, tiny_tokenizer):
-    model = tiny_student()
-
-    def response(row: dict) -> dict:
-        held_out = HeldOut(Dataset.from_list([row]), None, "gold", same_number, 6)
-        return held_out.measure(model, tiny_tokenizer, 4)[0]
-
-    plain = response({"prompt": "2+2=", "gold": "4"})
+    messages, model = ROWS[0]["prompt"] + ROWS[0]["completion"], tiny_student()
+    plain, whole, parts = (
+        HeldOut(Dataset.from_list([row]), None, "gold", same_number, 6).measure(model, tiny_tokenizer, 4)[0]
+        for row in ({"prompt": "2+2=", "gold": "4"}, {"messages": messages, "gold": "4"}, ROWS[0])
+    )
     assert plain["response"] == generate(model, tiny_tokenizer, [tiny_tokenizer("2+2=")["input_ids"]], 6)[0][0]
     assert plain["loss"] is None
-    messages = ROWS[0]["prompt"] + ROWS[0]["completion"]
-    assert response({"messages": messages, "gold": "4"})["response"] == response(ROWS[0])["response"]
+    assert whole["response"] == parts["response"]
 
 
-OTHER_PROMPT = {"prompt": [{"role": "user", "content": "2 + 2?"}]}
+OTHER = {"prompt": [{"role": "user", "content": "2 + 2?"}]}
 
 
 @pytest.mark.parametrize(
@@ -120,19 +115,14 @@ OTHER_PROMPT = {"prompt": [{"role": "user", "content": "2 + 2?"}]}
         ([ROWS[0], ROWS[2] | {"gold": "5"}], "gold", "Rows 0 and 1 .* same problem .'b'., but differ in 'gold'"),
         ([ROWS[0] | {"gold": None}], "gold", "Row 0 .* has no answer in 'gold'"),
         ([ROWS[0] | {"gold": "four"}], "gold", "Row 0 .* column 'gold': there is no number in the answer 'four'"),
-        ([ROWS[0], ROWS[2] | OTHER_PROMPT], "gold", "Rows 0 and 1 .* differ in 'prompt'"),
+        ([ROWS[0], ROWS[2] | OTHER], "gold", "Rows 0 and 1 .* differ in 'prompt'"),
         ([{"text": "2+2=4", "gold": "4"}], "gold", "need a prompt, or messages"),
+        ([ROWS[0], chat("3*3?", "", problem="a")], None, "Row 1 of the held-out set has no token to score"),
     ],
 )
-def test_errors(rows, answer_column, message):
+def test_errors(tiny_student, tiny_tokenizer, rows, answer_column, message):
     with pytest.raises(ValueError, match=message):
-        HeldOut(Dataset.from_list(rows), "problem", answer_column, same_number)
-
-
-def test_a_reference_without_a_token_is_an_error(tiny_student, tiny_tokenizer):
-    rows = [ROWS[0], ROWS[1] | {"completion": [{"role": "assistant", "content": ""}]}]
-    with pytest.raises(ValueError, match="Row 1 of the held-out set has no token to score"):
-        HeldOut(Dataset.from_list(rows), "problem").loss(tiny_student(), tiny_tokenizer)
+        HeldOut(Dataset.from_list(rows), "problem", answer_column, same_number).loss(tiny_student(), tiny_tokenizer)
 
 
 def test_a_pool_of_chats_and_plain_held_out_problems_are_refused():
@@ -156,38 +146,31 @@ def test_a_pool_of_chats_and_plain_held_out_problems_are_refused():
         ("number", "The answer is 42, or 43", "42", False),
         ("number", "No idea", "42", False),
         ("number", "", "0", False),
+        ("number", "42", "Paris", "no number in the answer 'Paris'"),
         ("line", "So:\n Paris \n\n", "Paris", True),
         ("line", "Paris.", "Paris", False),
         ("line", "Paris\nor Rome", "Paris", False),
         ("line", "", "x", False),
+        ("line", "42", " \n", "answer is empty"),
         ("math", r"Hence $\boxed{\frac{1}{2}}$.", "0.5", True),
         ("math", r"The result is $x^2 + 2x + 1$.", "$(x+1)^2$", True),
         ("math", r"Hence $\boxed{\frac{1}{3}}$.", r"\frac{1}{2}", False),
         ("math", "", "0.5", False),
     ],
 )
-def test_right_and_wrong_responses(checker, response, answer, right):
+def test_right_and_wrong_responses_and_answers_that_can_not_be_compared(checker, response, answer, right):
     if checker == "math":
         pytest.importorskip("math_verify")
-    assert load_checker(checker)(response, answer) is right
+    check = load_checker(checker)
+    if isinstance(right, bool):
+        assert check(response, answer) is right
+    else:
+        with pytest.raises(ValueError, match=right):
+            check(response, answer)
 
 
-@pytest.mark.parametrize(
-    ("checker", "answer", "message"),
-    [("number", "Paris", "no number in the answer 'Paris'"), ("line", " \n", "answer is empty")],
-)
-def test_answers_that_can_not_be_compared_are_errors(checker, answer, message):
-    with pytest.raises(ValueError, match=message):
-        load_checker(checker)("42", answer)
-
-
-def test_math_needs_its_library(monkeypatch):
+def test_a_function_of_the_user_and_what_can_not_be_loaded(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
-    with pytest.raises(ValueError, match=r"pip install 'rsr-trl\[pilot\]'"):
-        load_checker("math")
-
-
-def test_a_function_of_the_user(tmp_path, monkeypatch):
     (tmp_path / "my_checks.py").write_text("def longer(response, answer):\n    return len(response) > answer\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     check = load_checker("my_checks:longer")
@@ -195,6 +178,7 @@ def test_a_function_of_the_user(tmp_path, monkeypatch):
     for name, message in (
         ("my_checks:shorter", "'my_checks' has no attribute 'shorter'"),
         ("nowhere:f", "No module named 'nowhere'"),
+        ("math", r"pip install 'rsr-trl\[pilot\]'"),
         ("exact", "must be number, line, math or module:function, got 'exact'"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from datasets import Dataset
 from filelock import FileLock
+from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
@@ -19,37 +20,28 @@ from rsr_trl.scoring.scorer import RSRScorer
 
 
 SETTINGS = {
-    "num_train_epochs": 2,
-    "per_device_train_batch_size": 2,
-    "learning_rate": 1e-2,
-    "lr_scheduler_type": "constant",
-    "use_cpu": True,
-    "activation_checkpointing": False,
+    **{"num_train_epochs": 2, "per_device_train_batch_size": 2, "learning_rate": 1e-2, "use_cpu": True},
+    **{"lr_scheduler_type": "constant", "activation_checkpointing": False},
 }
 
 
 def rows_of(count: int, seed: int, each: int = 3) -> list[dict]:
-    """`count` problems with `each` trajectories, of a random text."""
-    rng = np.random.default_rng(seed)
-    letters = np.array(list("abcdefghij 0123456789=+"))
-    rows = []
+    """`count` problems with `each` trajectories of a random text."""
+    rng, letters, rows = np.random.default_rng(seed), list("abcdefghij 0123456789=+"), []
     for problem in range(count):
-        one = {
-            "problem_id": f"{seed}-{problem}",
-            "prompt": f"{seed}/{problem}: {''.join(rng.choice(letters, 6))} =",
-            "gold": str(problem),
-        }
+        prompt = f"{seed}/{problem}: {''.join(rng.choice(letters, 6))} ="
         for teacher in "ABC"[:each]:
-            text = "".join(rng.choice(letters, rng.integers(4, 30)))
-            rows.append(one | {"completion": f" {text} {problem}", "teacher": teacher})
+            completion = f" {''.join(rng.choice(letters, rng.integers(4, 30)))} {problem}"
+            row = {"problem_id": f"{seed}-{problem}", "prompt": prompt, "completion": completion, "teacher": teacher}
+            rows.append(row | {"gold": str(problem)})
     return rows
 
 
 @pytest.fixture
 def make(tiny_student_path, tmp_path):
-    """`make(names, each=3, **settings)`: a pilot on a tiny student."""
+    """`make(names, each=3, **settings)`: a pilot on a tiny student. What it says is in its `lines`."""
 
-    def build(names, seeds=(0, 1, 2), each=3, num_examples=4, folder="out", answers=False, **settings) -> Pilot:
+    def build(names, seeds=(0,), each=3, num_examples=4, folder="out", answers=False, **settings) -> Pilot:
         lines, strategies = [], parse_strategies(names)
         rows = RSRScorer(tiny_student_path).score(Dataset.from_list(rows_of(8, 0, each)))
         pool = Pool(rows, Columns(teacher="teacher", problem="problem_id"), strategies, num_examples)
@@ -65,26 +57,27 @@ def make(tiny_student_path, tmp_path):
 
 @pytest.fixture
 def trained(monkeypatch):
-    """Lists the texts of each micro-batch of every training, in order."""
-    batches = []
+    """Lists the texts of all trainings, in order; RSRSFTTrainer fills a batch up with empty ones, which aren't."""
+    seen = []
 
     def recording(trainer_class):
         class Recording(trainer_class):
             def training_step(self, model, inputs, *args, **kwargs):
-                decode = self.processing_class.decode
-                rows = zip(inputs["input_ids"], inputs["attention_mask"], strict=True)
-                batches.append([decode(ids[mask.bool()], skip_special_tokens=True) for ids, mask in rows])
+                for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True):
+                    if text := self.processing_class.decode(ids[mask.bool()], skip_special_tokens=True):
+                        seen.append(text)
                 return super().training_step(model, inputs, *args, **kwargs)
 
         return Recording
 
     for name in ("SFTTrainer", "RSRSFTTrainer"):
         monkeypatch.setattr(run_module, name, recording(getattr(run_module, name)))
-    return batches
+    return seen
 
 
-def texts(pilot, rows) -> list[str]:
-    return [row["prompt"] + row["completion"] for row in pilot.pool.dataset.select(rows)]
+def by_text(pilot, column: str) -> dict:
+    """Text of each trajectory of the pool -> its value of a column."""
+    return {row["prompt"] + row["completion"]: row[column] for row in pilot.pool.dataset}
 
 
 def test_a_shuffled_arm_trains_on_its_choice_once_an_epoch(make, trained):
@@ -92,8 +85,8 @@ def test_a_shuffled_arm_trains_on_its_choice_once_an_epoch(make, trained):
     arm = Arm(pilot.strategies[1], 1)
     record = pilot.run_arm(arm)
     (rows,) = pilot.choose(arm)
-    seen = [text for batch in trained for text in batch]
-    assert sorted(seen[:4]) == sorted(seen[4:]) == sorted(texts(pilot, rows))
+    texts = list(by_text(pilot, "rsr"))
+    assert sorted(trained[:4]) == sorted(trained[4:]) == sorted(texts[row] for row in rows)
     assert (record["steps"], record["examples"]) == (4, 4)
     completions = pilot.pool.dataset.select(rows)["completion"]
     assert record["tokens"] == 2 * sum(len(completion.encode()) for completion in completions)
@@ -104,58 +97,49 @@ def test_a_shuffled_arm_trains_on_its_choice_once_an_epoch(make, trained):
 def test_an_ordered_arm_goes_from_the_lowest_ratio_to_the_highest_in_every_epoch(make, trained):
     pilot = make(["rsr_ordered"])
     pilot.run_arm(Arm(pilot.strategies[-1], 0))
-    ratio = dict(zip(texts(pilot, range(24)), pilot.pool.dataset["rsr"], strict=True))
-    seen = [ratio[text] for batch in trained for text in batch]
-    assert seen[:4] == sorted(seen[:4]) == seen[4:]
+    ratios = [by_text(pilot, "rsr")[text] for text in trained]
+    assert ratios[:4] == sorted(ratios[:4]) == ratios[4:]
 
 
 def test_renewed_arms_train_on_one_trajectory_of_each_problem_an_epoch_in_as_many_steps(make, trained):
     pilot = make(["rsr_rescored"], num_examples=5, num_train_epochs=3)
-    problem = dict(zip(texts(pilot, range(24)), pilot.pool.dataset["problem_id"], strict=True))
-    steps, problems = [], []
+    problem, problems = by_text(pilot, "problem_id"), []
     for strategy in pilot.strategies[1:]:
         trained.clear()
-        steps.append(pilot.run_arm(Arm(strategy, 0))["steps"])
-        seen = [text for batch in trained for text in batch if text]  # RSRSFTTrainer fills a batch up with nothing
-        epochs = [seen[i : i + 5] for i in (0, 5, 10)]
-        problems += [sorted(problem[text] for text in epoch) for epoch in epochs]
-    assert steps == [9, 9]
+        assert pilot.run_arm(Arm(strategy, 0))["steps"] == 9
+        problems += [sorted(problem[text] for text in trained[i : i + 5]) for i in (0, 5, 10)]
     assert all(len(set(epoch)) == 5 and epoch == problems[0] for epoch in problems)
 
 
 def test_rescored_takes_the_lowest_ratio_of_the_student_as_it_is(make, trained):
     pilot = make(["rsr_rescored"], num_examples=8)
     pilot.run_arm(Arm(pilot.strategies[-1], 0))
-    lowest = {}
-    for row in sorted(pilot.pool.dataset.to_list(), key=lambda row: row["rsr"]):
-        lowest.setdefault(row["problem_id"], row["prompt"] + row["completion"])
-    assert {text for batch in trained[:4] for text in batch} == set(lowest.values())
+    ratio, problem = by_text(pilot, "rsr"), by_text(pilot, "problem_id")
+    lowest = {problem[text]: text for text in sorted(ratio, key=ratio.get, reverse=True)}
+    assert set(trained[:8]) == set(lowest.values())
 
 
 def test_where_there_is_nothing_to_choose_arms_of_a_seed_are_equal_to_the_last_bit(make):
     result = make(["rsr"], seeds=(0, 1), each=1, answers=True).run()
     for row in result["table"]:
         assert row["mean"] == 0 and not row["significant"]
-    of_random = {arm["seed"]: arm["loss"] for arm in result["arms"] if arm["strategy"] == "random"}
-    assert len(set(of_random.values())) == 2  # seeds do differ
+    assert len({arm["loss"] for arm in result["arms"] if arm["strategy"] == "random"}) == 2  # seeds do differ
     assert not any("as large as those seen" in sentence for sentence in result["verdict"])
 
 
 def stats(folder) -> dict[str, tuple]:
     """What changes if a file is written again."""
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.glob("[!.]*")}
 
 
 def strip(result: dict) -> dict:
     """Without clocks."""
-    result = json.loads(json.dumps(result))
-    for arm in result["arms"]:
-        del arm["seconds"], arm["train_seconds"]
-    return {name: value for name, value in result.items() if name != "cost"}
+    arms = [{name: value for name, value in arm.items() if "seconds" not in name} for arm in result["arms"]]
+    return {**result, "cost": None, "arms": arms}
 
 
 def test_goes_on_where_it_stopped_and_gives_what_an_undisturbed_one_gives(make, monkeypatch, tmp_path):
-    whole = make(["rsr", "rank"], seeds=(0,), folder="whole").run()
+    whole = make(["rsr", "rank"], folder="whole").run()
     train, trainings = SFTTrainer.train, []
 
     def dying(self, *args, **kwargs):
@@ -166,34 +150,28 @@ def test_goes_on_where_it_stopped_and_gives_what_an_undisturbed_one_gives(make, 
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(SFTTrainer, "train", dying)
-        make(["rsr", "rank"], seeds=(0,), folder="cut").run()
-    folder = tmp_path / "cut" / "arms"
-    done = stats(folder)
+        make(["rsr", "rank"]).run()
+    folder = tmp_path / "out" / "arms"
+    done, pilot = stats(folder), make(["rsr", "rank"])
     assert sorted(done) == ["before.json", "random-seed0.json"]
-    pilot = make(["rsr", "rank"], seeds=(0,), folder="cut")
-    with FileLock(tmp_path / "cut" / ".lock"), pytest.raises(ValueError, match="Another pilot is at work in"):
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(ValueError, match="Another pilot is at work in"):
         pilot.run()
     result = pilot.run()
     assert "2 of 4 arms are done already." in pilot.lines
     assert {name: stats(folder)[name] for name in done} == done
     assert strip(result) == strip(whole)
-    assert json.loads((tmp_path / "cut" / "pilot.json").read_text()) == result
-
-
-def test_strategies_can_be_added_what_is_damaged_is_done_again_and_nothing_else_can_be_changed(make, tmp_path):
-    folder = tmp_path / "out" / "arms"
-    first = make(["rsr"], seeds=(0,)).run()
+    assert json.loads((tmp_path / "out" / "pilot.json").read_text()) == result
+    # Strategies can be added, what is damaged is done again, and nothing else can be changed.
     done = stats(folder)
     (folder / "rsr-seed0.json").write_text('{"run": ')
-    second = make(["rsr", "rank"], seeds=(0,)).run()
-    assert [arm["strategy"] for arm in second["arms"]] == [None, "random", "rsr", "rank"]
-    assert strip(second)["arms"][:3] == strip(first)["arms"]
-    for name in ("before.json", "random-seed0.json"):
-        assert stats(folder)[name] == done[name]
+    more = make(["rsr", "rank", "length"]).run()
+    assert [arm["strategy"] for arm in more["arms"]] == [None, "random", "rsr", "rank", "length"]
+    assert strip(more)["arms"][:4] == strip(result)["arms"]
+    assert {name for name, stat in done.items() if stats(folder)[name] != stat} == {"rsr-seed0.json"}
     with pytest.raises(ValueError, match="other settings. What differs: recipe.learning_rate: 0.01 -> 0.001"):
-        make(["rsr"], seeds=(0,), learning_rate=1e-3).run()
+        make(["rsr"], learning_rate=1e-3).run()
     with pytest.raises(ValueError, match="budget.examples: 4 -> 3"):
-        make(["rsr"], seeds=(0,), num_examples=3).run()
+        make(["rsr"], num_examples=3).run()
 
 
 def test_result_says_what_was_measured(make, tiny_student_path):
@@ -201,18 +179,14 @@ def test_result_says_what_was_measured(make, tiny_student_path):
     result = pilot.run()
     before, *arms = result["arms"]
     model = AutoModelForCausalLM.from_pretrained(tiny_student_path, dtype="float32")
-    tokenizer = AutoTokenizer.from_pretrained(tiny_student_path)
-    assert before["loss"] == pytest.approx(pilot.held_out.loss(model, tokenizer).mean(), rel=1e-6)
+    loss = pilot.held_out.loss(model, AutoTokenizer.from_pretrained(tiny_student_path))
+    assert before["loss"] == pytest.approx(loss.mean(), rel=1e-6)
     assert before["strategy"] is None and before["steps"] == 0
     for row in result["table"]:
-        own, control = (
-            [arm[row["metric"]] for arm in arms if arm["strategy"] == row[name]] for name in ("strategy", "control")
-        )
+        names = (row["strategy"], row["control"])
+        own, control = ([arm[row["metric"]] for arm in arms if arm["strategy"] == name] for name in names)
         assert row["mean"] == pytest.approx(np.mean(own) - np.mean(control))
-        assert row["low"] <= row["mean"] <= row["high"]
-        assert row["these_runs_only"]
-    assert {(row["strategy"], row["metric"]) for row in result["table"]} == {("rsr", "loss"), ("rsr", "correct")}
-    assert any("With 2 seeds, all intervals are about these runs only" in one for one in result["verdict"])
+        assert row["low"] <= row["mean"] <= row["high"] and row["these_runs_only"]
     assert sum(arms[0]["teachers"].values()) == 4
     assert "Cost: 4 trainings of about 4 steps" in next(line for line in pilot.lines if line.startswith("Cost"))
     json.dumps(result, allow_nan=False)
@@ -222,19 +196,15 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(make, tmp_path):
     pilot = make(["rsr", "rsr_rescored"], seeds=(0, 1))
     cost = pilot.run(dry_run=True)
     assert cost["arms"] == 8 and cost["steps_per_arm"] == 4 and cost["seconds"] > 0
-    assert [line.split()[0] for line in pilot.lines] == ["Cost:"]
-    assert not (tmp_path / "out" / "arms").exists() and not (tmp_path / "out" / "settings.json").exists()
+    assert [line.split()[0] for line in pilot.lines] == ["Cost:"] and not (tmp_path / "out").exists()
 
 
 def test_lora(make):
-    from peft import LoraConfig
-
-    pilot = make(["rsr"], seeds=(0,))
-    full = pilot.run_arm(Arm(pilot.strategies[1], 0))["loss"]
-    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    pilot.student["peft_config"] = lora
-    before, after = (pilot.run_arm(Arm(strategy, 0))["loss"] for strategy in (None, pilot.strategies[1]))
-    assert not np.allclose([before, full], after, rtol=1e-6)
+    pilot = make(["rsr"])
+    full = pilot.run_arm(pilot.plan[1])["loss"]
+    pilot.student["peft_config"] = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    before, after = (pilot.run_arm(arm)["loss"] for arm in (Arm(), pilot.plan[1]))
+    assert after not in (pytest.approx(full, rel=1e-6), pytest.approx(before, rel=1e-6))
 
 
 @pytest.mark.parametrize(
@@ -242,8 +212,6 @@ def test_lora(make):
     [
         (["rsr_rescored"], {"num_train_epochs": 1}, "again in each epoch: raise num_train_epochs above 1"),
         (["rsr_rescored"], {"num_train_epochs": 2.5}, "whole epochs, got num_train_epochs=2.5"),
-        (["rsr"], {"seeds": (1, 1)}, "seeds must be different"),
-        (["rsr"], {"num_examples": 9}, "num_examples=9 is more than the pool has: 8 problems"),
         (["rsr"], {"rsr_sampling": "ordered"}, "rsr_sampling='ordered': .* decided by the pilot"),
         (["rsr"], {"folder": "taken"}, "holds other things than a pilot .first: thesis.txt."),
         (["rsr"], {"max_length": 8}, "no token to train on within max_length=8: raise it"),

@@ -6,23 +6,18 @@ from rsr_trl.data import Columns
 from rsr_trl.pilot.strategies import Pool, Strategy, parse_strategies
 
 
-NUM_PROBLEMS, EACH = 10, 4
-
-
 @pytest.fixture
 def rows() -> list[dict]:
+    """Four trajectories of each of ten problems, shuffled."""
     rng = np.random.default_rng(0)
-    rows = [
-        {
-            "problem": f"p{i // EACH}",
-            "rsr": float(rng.uniform(1, 5)),
-            "rsr_mean_surprisal": float(rng.uniform(0.2, 2)),
-            "rsr_num_tokens": int(rng.integers(5, 50)),
-            "mine": float(rng.normal()),
-        }
-        for i in range(NUM_PROBLEMS * EACH)
-    ]
-    return [rows[i] for i in rng.permutation(len(rows))]
+    columns = {
+        "problem": [f"p{i // 4}" for i in range(40)],
+        "rsr": rng.uniform(1, 5, 40),
+        "rsr_mean_surprisal": rng.uniform(0.2, 2, 40),
+        "rsr_num_tokens": rng.integers(5, 50, 40),
+        "mine": rng.normal(size=40),
+    }
+    return Dataset.from_dict(columns).shuffle(seed=0).to_list()
 
 
 @pytest.fixture
@@ -33,7 +28,7 @@ def choose(rows):
         strategies = parse_strategies([name, "rsr"])
         pool = Pool(Dataset.from_list(rows), Columns(problem="problem" if grouped else None), strategies, **budget)
         strategy = next(one for one in strategies if one.name == name)
-        return [[pool.dataset[int(i)] for i in chosen] for chosen in pool.choose(strategy, seed, num_epochs)]
+        return [pool.dataset.select(chosen).to_list() for chosen in pool.choose(strategy, seed, num_epochs)]
 
     return act
 
@@ -56,27 +51,22 @@ def test_the_best_of_each_problem(choose, rows, name, best):
 
 
 def test_all_strategies_of_a_seed_get_the_same_problems_in_the_same_order_and_other_seeds_others(choose):
-    of = {
-        (name, seed): [row["problem"] for row in choose(name, seed)[0]]  # half of the problems, without a budget
-        for name in ("rsr", "length", "random")
-        for seed in (0, 1)
-    }
-    assert of["rsr", 0] == of["length", 0] == of["random", 0]
-    assert of["rsr", 1] == of["random", 1]
-    assert set(of["rsr", 0]) != set(of["rsr", 1])
-    assert len(of["rsr", 0]) == NUM_PROBLEMS // 2
+    first, second = (
+        [[row["problem"] for row in choose(name, seed)[0]] for name in ("rsr", "length", "random")] for seed in (0, 1)
+    )
+    assert first[0] == first[1] == first[2] and second[0] == second[1] == second[2]
+    assert set(first[0]) != set(second[0])
+    assert len(first[0]) == 5  # half of the problems, where no budget is given
 
 
 def test_random_is_uniform_within_a_problem_and_the_same_for_the_same_seed(rows):
-    strategies = parse_strategies(["rsr"])
-    pool = Pool(Dataset.from_list(rows), Columns(problem="problem"), strategies, num_examples=NUM_PROBLEMS)
-    counts = np.zeros(len(rows))
+    (random, _), counts = parse_strategies(["rsr"]), np.zeros(40)
+    pool = Pool(Dataset.from_list(rows), Columns(problem="problem"), [], num_examples=10)
     for seed in range(100):
-        (chosen,) = pool.choose(strategies[0], seed)
+        (chosen,) = pool.choose(random, seed)
         counts[chosen] += 1
     assert np.all(abs(counts - 25) < 5 * np.sqrt(100 * 0.25 * 0.75))
-    first, second = (pool.choose(strategies[0], 3)[0].tolist() for _ in range(2))
-    assert first == second
+    assert pool.choose(random, 99)[0].tolist() == chosen.tolist()
 
 
 def test_ordered_is_the_same_choice_in_the_order_of_the_score(choose):
@@ -92,7 +82,7 @@ def test_renewed_draws_again_each_epoch_and_rescored_may_choose_from_all_of_the_
     assert problems[0] == problems[1] == problems[2]
     assert len({str(epoch) for epoch in epochs}) == 3
     (candidates,) = choose("rsr_rescored", num_examples=6)
-    assert len(candidates) == 6 * EACH
+    assert len(candidates) == 24
     assert {row["problem"] for row in candidates} == set(problems[0])
 
 
@@ -116,8 +106,8 @@ def test_without_groups_the_best_of_all(choose, rows):
 def test_rows_without_a_score_are_left_out_for_all(choose, rows):
     for row in rows[:5]:
         row |= {"rsr": None, "rsr_mean_surprisal": None, "rsr_num_tokens": 0}
-    taken = {str(row) for seed in range(20) for row in choose("random", seed, num_examples=9)[0]}
-    assert not taken & {str(row) for row in rows[:5]}
+    taken = [row for seed in range(20) for row in choose("random", seed, num_examples=9)[0]]
+    assert not any(row in taken for row in rows[:5])
     assert Pool(Dataset.from_list(rows), Columns(problem="problem"), []).left_out == 5
 
 
@@ -128,6 +118,8 @@ def test_controls_are_added_before_what_they_control():
     assert by_name["x:high_ordered"] == Strategy("x:high_ordered", "x", "high", ordered=True, control="x:high")
     assert by_name["rsr_rescored"].control == "random_renewed"
     assert by_name["random"].control is by_name["random_renewed"].control is None
+    with pytest.raises(ValueError, match="name one to compare"):
+        parse_strategies(["random"])
 
 
 @pytest.mark.parametrize(
@@ -146,8 +138,3 @@ def test_errors(choose, rows, name, budget, message):
         row["mine"] = None if row["problem"] == "p3" else row["mine"]
     with pytest.raises(ValueError, match=message):
         choose(name, **budget)
-
-
-def test_a_random_choice_alone_compares_nothing():
-    with pytest.raises(ValueError, match="name one to compare"):
-        parse_strategies(["random"])

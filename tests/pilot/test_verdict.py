@@ -47,61 +47,47 @@ def test_a_row_for_each_strategy_and_metric_with_its_direction(three):
     assert not rows["length", "loss"]["significant"] and rows["length", "loss"]["better"] is None
     worse = compare({"random": three["rsr"], "rsr": three["random"]}, STRATEGIES[:2])
     assert [row["better"] for row in worse] == [False, False]
+    loss_alone = {name: records(np.ones((2, 3))) for name in three}
+    assert {row["metric"] for row in compare(loss_alone, STRATEGIES)} == {"loss"}
 
 
 def test_sentences_say_what_is_significant_what_is_unclear_and_what_it_would_take(three):
     clear, unclear, *rest = sentences([row for row in compare(three, STRATEGIES) if row["metric"] == "loss"])
     assert clear.startswith("rsr is better than random in loss on held-out references: -0.1")
     assert unclear.startswith("No significant difference to random in loss on held-out references (length): with this")
-    assert "is likely to stay hidden" in unclear
-    assert "held-out problems" in unclear or "seeds" in unclear
+    assert "is likely to stay hidden" in unclear and ("held-out problems" in unclear or "seeds" in unclear)
     assert rest == ["2 comparisons were made, and each interval by itself leaves zero out by chance in 5% of pilots "
                     "without any difference."]  # fmt: skip
 
 
 def test_below_three_seeds_it_speaks_of_these_runs(three):
-    lines = sentences(compare({name: some[:2] for name, some in three.items()}, STRATEGIES))
-    assert any("In these runs, rsr is better than random in loss on held-out references" in one for one in lines)
-    assert any(one.startswith("With 2 seeds, all intervals are about these runs only") for one in lines)
-
-
-def test_loss_alone():
-    arms = {name: records(np.ones((2, 3))) for name in ("random", "rsr", "length")}
-    assert {row["metric"] for row in compare(arms, STRATEGIES)} == {"loss"}
+    text = " ".join(sentences(compare({name: some[:2] for name, some in three.items()}, STRATEGIES)))
+    assert "In these runs, rsr is better than random in loss on held-out references" in text
+    assert "With 2 seeds, all intervals are about these runs only" in text
 
 
 @pytest.mark.parametrize(
-    ("of_rsr", "expected"),
+    ("tokens", "teachers", "expected"),
     [
-        (
-            {"tokens": 180, "teachers": {"A": 9, "B": 1}},
-            [
-                "rsr trained on 1.8 times the tokens of random: num_tokens instead of num_examples gives all as many.",
-                "90% of what rsr chose is by A: read some of it.",
-            ],
-        ),
-        ({"tokens": 110, "teachers": {"A": 6, "B": 4}}, []),
-        ({"tokens": None}, []),
+        (180, {"A": 9, "B": 1}, ["rsr trained on 1.8 times the tokens", "90% of what rsr chose is by A: read some"]),
+        (110, {"A": 6, "B": 4}, []),
+        (None, None, []),
     ],
 )
-def test_what_else_differs_is_noted(of_rsr, expected):
-    arms = {"random": records(np.ones((2, 3)), teachers={"A": 5, "B": 5}), "rsr": records(np.ones((2, 3)), **of_rsr)}
-    (before,) = records(np.full((1, 3), 2.0))
-    assert notes(before, arms, STRATEGIES[:2], SimpleNamespace(left_out=0, num_problems=9, num_examples=4)) == expected
+def test_what_makes_the_verdict_worth_less_is_noted(tokens, teachers, expected):
+    arms = {"random": records(np.ones((2, 3)), teachers={"A": 5, "B": 5})}
+    arms["rsr"] = records(np.ones((2, 3)), tokens=tokens, teachers=teachers)
+    pool = SimpleNamespace(left_out=0, num_problems=9, num_examples=4)
 
+    def starts(before: float, expected: list[str]) -> bool:
+        lines = notes(records([[before] * 3])[0], arms, STRATEGIES[:2], pool)
+        return all(line.startswith(start) for line, start in zip(lines, expected, strict=True))
 
-def test_what_makes_the_verdict_worth_less_is_noted():
-    arms = {name: records(np.ones((2, 3))) for name in ("random", "rsr")}
+    assert starts(2.0, expected)
     for arm in arms["rsr"]:
         arm["problems"][0]["cut"] = True
-    before, *_ = records(np.full((1, 3), 0.5))
-    pool = SimpleNamespace(left_out=2, num_problems=4, num_examples=4)
-    lines = notes(before, arms, STRATEGIES[:2], pool)
-    assert [line[:45] for line in lines] == [
-        "Training on random choices didn't lower the h",
-        "13% of the responses were cut at max_new_toke",
-        "2 trajectories of the pool have no score and ",
-        "Every seed trains on all of the pool's proble",
-    ]
+    before = ["Training on random choices didn't lower the held-out loss (0.5000 -> 1.0000)", "13% of the responses"]
+    pool.left_out, pool.num_problems = 2, 4
+    assert starts(0.5, [*before, *expected, "2 trajectories of the pool have no score", "Every seed trains on all of"])
     pool.num_problems = None
-    assert notes(before, arms, STRATEGIES[:2], pool)[-1].startswith("Without group_column a strategy chooses the same")
+    assert starts(0.5, [*before, *expected, "2 trajectories", "Without group_column a strategy chooses the same"])
