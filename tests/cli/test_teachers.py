@@ -83,7 +83,7 @@ def test_ranks_a_scored_dataset(teachers, pool_path):
         ),
         (
             lambda row: row["problem_id"] == "p0",
-            (),
+            ("--problem_column", "problem_id"),
             "One problem can't tell teachers apart.",
             ["3 teachers on 1 problem, most", "1 trajectory each"],
         ),
