@@ -345,6 +345,12 @@ def _metadata(folder: str | Path) -> dict:
     return DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
 
 
+def scoring_settings(source: str | Path | None) -> dict:
+    """What the rows in the folder `source` were scored with, as far as its card, or that of a selection, says so."""
+    facts = card_facts(source)
+    return facts.get("settings" if facts.get("command") == "score" else "scoring") or {}
+
+
 def is_selection(source: str | Path | None) -> bool:
     """Whether `source` is a folder that `rsr select` wrote."""
     return card_facts(source).get("command") == "select"

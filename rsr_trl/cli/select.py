@@ -66,6 +66,7 @@ def main(data_args: DatasetArguments, args: SelectArguments, output_args: Output
         "settings": {name: value for name, value in asdict(args).items() if value != getattr(SelectArguments, name)},
         "chosen": len(selection.rows),
         "trajectories": len(table),
+        "scoring": data.scoring_settings(source),
     }
     data.write_scored(dataset.select(selection.rows), output_dir, DATASET_CARD, output_args.overwrite, facts)
     result = {

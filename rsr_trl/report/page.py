@@ -130,7 +130,8 @@ def write_report(
         data.Columns(teacher=teacher_column, problem=problem_column, correct=correctness_column),
         prefer,
         source=source,
-        facts=data.card_facts(source),
+        student=data.card_facts(source).get("student"),
+        settings=data.scoring_settings(source),
         tokenizer=tokenizer,
         no_tokenizer=no_tokenizer,
         rows=_checked_rows(rows, len(dataset)),
@@ -170,12 +171,12 @@ def _checked_rows(rows: Sequence[int], num_rows: int) -> tuple[int, ...]:
     return rows
 
 
-def _tokenizer(
-    dataset: Dataset, source: str | None, asked: str | PreTrainedTokenizerBase | None
-) -> tuple[PreTrainedTokenizerBase | None, str | None]:
-    """The student's tokenizer, or why there is none."""
-    if isinstance(asked, PreTrainedTokenizerBase) or TOKEN_IDS not in dataset.column_names:
-        return asked if isinstance(asked, PreTrainedTokenizerBase) else None, None
+def _tokenizer(dataset: Dataset, source: str | None, asked: str | PreTrainedTokenizerBase | None) -> tuple:
+    """The student's tokenizer, and why there is none."""
+    if isinstance(asked, PreTrainedTokenizerBase):
+        return asked, None
+    if TOKEN_IDS not in dataset.column_names:
+        return None, None
     try:
         return load_tokenizer(source or "the dataset", asked), None
     except RSRError as error:

@@ -187,9 +187,7 @@ def select_trajectories(
     ```python
     >>> best = select_trajectories(scored, group_column="problem_id", require="correct")
     >>> likely = select_trajectories(scored, group_column="problem_id", score="surprisal")
-    >>> mixed = select_trajectories(
-    ...     scored, group_column="problem_id", max_share_per_teacher=0.3, teacher_column="teacher"
-    ... )
+    >>> mixed = select_trajectories(scored, "problem_id", max_share_per_teacher=0.3, teacher_column="teacher")
     ```
     """
     options = dict(locals())

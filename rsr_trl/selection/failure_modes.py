@@ -187,10 +187,9 @@ def _collapse(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
 def _of_problems(rows: ScoredTable) -> Iterator[Finding]:
     """Too few problems to compare on, and problems with a single trajectory."""
     size = np.bincount(rows.problem)
-    num_problems, fewest = int((size > 0).sum()), []
-    if rows.teacher is None:
-        shared, what = num_problems, f"There are {num_problems:,} problems."
-    else:
+    shared = num_problems = int((size > 0).sum())
+    fewest, what = [], f"There are {num_problems:,} problems."
+    if rows.teacher is not None:
         shared = int(rows.shared_problems().sum())
         what = f"{shared:,} of {num_problems:,} problems have a scored trajectory of every teacher."
         has = rows.problems_per_teacher()

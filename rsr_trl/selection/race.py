@@ -205,15 +205,14 @@ def _table(pool: ScoredTable, rule: "Elimination", used: np.ndarray) -> list[dic
 @contextmanager
 def _progress(num_problems: int) -> Iterator[tqdm]:
     """One bar over all rounds, instead of the scorer's own in each."""
-    show = tqdm(total=num_problems, desc="Scoring", unit=" problems")
     bars = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield show
-    finally:
-        show.close()
-        if bars:
-            enable_progress_bars()
+    with tqdm(total=num_problems, desc="Scoring", unit=" problems") as show:
+        disable_progress_bars()
+        try:
+            yield show
+        finally:
+            if bars:
+                enable_progress_bars()
 
 
 class Elimination:
