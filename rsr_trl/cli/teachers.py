@@ -191,7 +191,7 @@ def _show_race(out: Console, race) -> None:
         head = f"{what} certain to {race.certainty:.0%}"
     else:
         possible = sum(row["status"] == "possible" for row in race.table)
-        head = f"Not certain to {race.certainty:.0%}: {possible} teachers can't be told apart yet"
+        head = f"Not certain to {race.certainty:.0%}: {possible} teachers can't be separated yet"
     say(out, bold=f"\n{head}")
     say(
         out,
