@@ -198,7 +198,7 @@ def _show_most_surprising(out: Console, tokens: list) -> None:
         return f"{value:.1%}" if value >= 0.001 else f"{value:.0e}"
 
     columns = (
-        Column("after", before),
+        Column("after", before, justify="right"),
         Column("token", lambda place: Text(_in_line(tokens[place].shown), "bold"), justify="left"),
         Column("rank", lambda place: tokens[place].rank),
         Column("prob.", probability),
