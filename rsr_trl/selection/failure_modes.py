@@ -65,8 +65,8 @@ def look_at_rows(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
         near_guessing(rows.rank, rows.surprisal),
         have="have the rank and surprisal of guesses among 2 to 10 words",
         why="What nobody can predict looks ideal to RSR (a ratio of 1.8 to 2.4), and nothing is learnt from it.",
-        what_to_do="Read some with `rsr show`. Guesses: filter them out with `rsr select --require`. Reasoning: compare "
-        "RSR with a random arm in `rsr pilot`.",
+        what_to_do="Read some with `rsr show`. Guesses: filter them out with `rsr select --require`. Reasoning: "
+        "compare RSR with a random arm in `rsr pilot`.",
     )
     foreign = rows.rank > FOREIGN_RANK
     if foreign[chosen].mean() > MOST:
