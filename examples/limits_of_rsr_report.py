@@ -104,7 +104,7 @@ def in_words(
             rsr["spearman_high"],
             below="orders these teachers the right way round",
             above="orders these teachers the wrong way round",
-            unclear="isn't significantly different from a score that says nothing about these teachers",
+            unclear="isn't significantly different from a score that ignores these teachers",
         )
         said.append(f"RSR {what} (Spearman {rsr['spearman']:+.2f}, near -1 if it is useful).")
     strategies = strategies.set_index("strategy")

@@ -118,7 +118,11 @@ def test_correlations_are_over_teachers(found):
 
 @pytest.mark.parametrize(
     ("interval", "words"),
-    [((-0.9, -0.4), "right way round"), ((0.2, 0.8), "wrong way round"), ((-0.5, 0.3), "isn't significantly different")],
+    [
+        ((-0.9, -0.4), "right way round"),
+        ((0.2, 0.8), "wrong way round"),
+        ((-0.5, 0.3), "isn't significantly different"),
+    ],
 )
 def test_the_words_follow_the_figures(found, interval, words):
     teachers = pd.DataFrame({"teacher": ["guesser", "plain"], "rsr": [2.4, 6.0]})
