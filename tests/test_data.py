@@ -15,6 +15,7 @@ from rsr_trl.data import (
     find_columns,
     is_selection,
     load,
+    scoring_settings,
     source_files,
     write_scored,
 )
@@ -37,7 +38,8 @@ def _write(path, rows=ROWS):
 class TestLoad:
     @pytest.mark.parametrize("suffix", [".jsonl", ".json", ".csv", ".parquet"])
     def test_file(self, tmp_path, suffix):
-        assert load(_write(tmp_path / f"rows{suffix}")).to_list() == ROWS
+        path = _write(tmp_path / f"rows{suffix}")
+        assert load(path).to_list() == ROWS and source_files(path) == [path]
 
     def test_part_or_stream_of_a_file_that_changes(self, tmp_path):
         path = _write(tmp_path / "rows.jsonl")
@@ -118,7 +120,6 @@ class TestLoad:
 
 def test_source_files_are_those_of_the_split(tmp_path):
     train, test = _write(tmp_path / "train.jsonl"), _write(tmp_path / "test.jsonl")
-    assert source_files(train) == [train]
     for split, expected in {"train": [train], "test[:2]": [test], "train+test": [test, train]}.items():
         assert source_files(str(tmp_path), split=split) == expected
     Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
@@ -196,11 +197,9 @@ class TestWriteScored:
         with pytest.raises(RSRError, match="isn't empty"):
             write_scored(Dataset.from_list(ROWS[:1]), out, card="second")
         assert len(load(str(out))) == 4
-        write_scored(Dataset.from_list(ROWS[:1]), out, card="second", overwrite=True)
-        assert len(load(str(out))) == 1 and "second" in (out / "README.md").read_text()
-        write_scored(Dataset.from_list(ROWS).select([2, 0]), out, card="", overwrite=True)
-        write_scored(load(str(out)).select([1]), out, card="", overwrite=True)  # made from what it replaces
-        assert load(str(out)).to_list() == [ROWS[0]] and os.listdir(tmp_path) == ["out"]
+        write_scored(load(str(out)).select([2, 0]), out, card="second", overwrite=True)  # made from what it replaces
+        assert load(str(out)).to_list() == [ROWS[2], ROWS[0]] and os.listdir(tmp_path) == ["out"]
+        assert "second" in (out / "README.md").read_text()
 
     @pytest.mark.parametrize("foreign", ["thesis.tex", "data/raw.csv", ".git/config"])
     def test_never_overwrites_anything_else(self, tmp_path, foreign):
@@ -284,13 +283,12 @@ class TestFindColumns:
 
 
 class TestCard:
-    def test_facts_come_back(self, tmp_path):
+    def test_facts_come_back_and_other_folders_have_none(self, tmp_path):
         facts = {"command": "select", "student": "me/student: é", "settings": {"r_max": 100, "scores": ["rsr"]}}
         write_scored(Dataset.from_list(ROWS), tmp_path / "out", "# Rows", facts=facts)
         assert card_facts(tmp_path / "out") == facts and is_selection(tmp_path / "out")
+        assert scoring_settings(tmp_path / "out") == {}  # those of a choice say nothing of the scores
         assert load_dataset(str(tmp_path / "out"), split="train").to_list() == ROWS
-
-    def test_other_folders_have_none(self, tmp_path):
         assert card_facts(None) == card_facts("me/dataset") == card_facts(tmp_path) == {}
         (tmp_path / "README.md").write_text("No metadata.")
         assert card_facts(tmp_path) == {} and not is_selection(tmp_path)

@@ -57,7 +57,7 @@ def print_progress(job: Job, args: OutputArguments, is_stopped: bool = False) ->
         others = f"processes at work: {', '.join(result['at_work'])}" if result["at_work"] else "shares (--shard i/n)"
         text = f"This share is done: {done} -> {args.output_dir}\nThe rest belongs to other {others}."
     elif result["shards_done"]:
-        text = f"Stopped: {done} in {args.output_dir}. They are kept. Run the same command again to go on."
+        text = f"Stopped: {done} in {args.output_dir}. They are kept. Run the same command again to resume."
     else:
         text = "Stopped before the first shard was done: nothing is kept. Smaller shards (--shard_rows) lose less."
     tables.finish(args.json and not is_stopped, result, lambda out: say(out, f"\n{text}"))
@@ -107,9 +107,9 @@ def _show(out: Console, result: dict, columns: Columns) -> None:
         if surprisal > (blind := math.log(result["vocab_size"])):
             say(
                 out,
-                "The student predicts this text worse than a blind guess among all its words would (mean surprisal "
+                "The student predicts this text worse than a uniform guess over its vocabulary would (mean surprisal "
                 f"{surprisal:.2f} nats, ln {result['vocab_size']:,} = {blind:.2f}): it is untrained, or the tokenizer "
-                "is another model's.",
+                "belongs to another model.",
             )
         if "teachers" in result:
             say(out, "Teachers, most suitable first (means of their trajectories, in nats and tokens):")
@@ -145,13 +145,13 @@ def _gaps(result: dict) -> list[str]:
         named = ", ".join(map(str, result["failed_rows"][:NAMED_ROWS]))
         lines += [f"  rows {named}{', ...' if missing > NAMED_ROWS else ''}"]
     for name, count in result["undefined"].items():
-        lines += [f"{name} is null for {share(count, result['scored'])} of the scored: it isn't defined for them."]
+        lines += [f"{name} is null for {share(count, result['scored'])} of the scored: it is undefined for them."]
     lines += describe_notes(result["notes"], rows)
     if any(kind in result["notes"] for kind in LOST):
         lines += ["To keep it, give the student another chat template, or try TRL's own (--assistant_only_loss)."]
     if result["truncated"]:
         cut = f"Truncated at {result['max_length']:,} tokens: {share(result['truncated'], rows)}."
-        lines += [f"{cut} Their scores are of their beginnings only."]
+        lines += [f"{cut} Their scores cover only the part before the cut."]
     if result["short"] > 0.1 * rows:
         lines += [short_ones(f"{share(result['short'], rows)} have")]
     return lines
@@ -207,14 +207,18 @@ def _speed(scorer: RSRScorer, examples: Sequence[TokenizedExample]) -> float:
     return done / (time.perf_counter() - start)
 
 
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 5400 else counted(max(1, round(seconds / 60)), "minute")
+
+
 def _show_dry_run(out: Console, result: dict) -> None:
     rows, speed = result["rows"], f"{result['tokens_per_second']:,.0f} tokens/s in one process"
     number_of = "an unknown number of" if rows is None else f"{rows:,}"
     lines = [f"{number_of} rows of {result['tokens_per_row']:,.0f} tokens on average", speed]
     if rows is not None:
         processes = f"{result['processes']:,} process{'es' * (result['processes'] > 1)}"
-        lines += [f"{result['tokens']:,} tokens: {result['seconds'] / 3600:,.2f} hours with {processes}"]
-        lines += [f"{counted(result['files'], 'file')} of {counted(result['shard_rows'], 'row')}"]
+        lines += [f"{result['tokens']:,} tokens: about {_duration(result['seconds'])} with {processes}"]
+        lines += [f"{counted(result['files'], 'shard')} of {counted(result['shard_rows'], 'row')}"]
     for name, text in (
         ("bytes_of_token_stats", "token statistics: about {:,.2f} GiB before compression"),
         ("host_bytes", "memory of one process: {:,.1f} GiB"),

@@ -27,14 +27,12 @@ def correlate(
     **RSR is lower for what suits better, so a useful RSR has a negative correlation with accuracy.**
 
     Args:
-        scores (array of shape `(n,)`): Score of each teacher or dataset, such as its dataset RSR.
-        results (array of shape `(n,)`): Result after training on each, such as accuracy.
+        scores, results (arrays of shape `(n,)`): Score of each teacher or dataset, such as its dataset RSR, and result
+            after training on it, such as accuracy.
         groups (sequence of `n` labels, *optional*): Student of each pair. Coefficients are then computed for each
             student by itself and averaged (as in the paper), and the bootstrap draws within students.
-        confidence (`float`, *optional*, defaults to `0.95`): Level of the intervals.
-        num_draws (`int`, *optional*, defaults to `1000`): Bootstrap draws (percentile intervals). Draws in which a
-            coefficient isn't defined because all values are alike don't count.
-        seed (`int`, *optional*, defaults to `0`): Seed of the draws.
+        confidence, num_draws, seed (*optional*, default to `0.95`, `1000` and `0`): Level of the percentile intervals,
+            and bootstrap draws. Those in which a coefficient isn't defined because all values are alike don't count.
 
     Returns:
         `dict` with, for `spearman`, `pearson` and `kendall` (tau-b), the coefficient, and its interval as `<name>_low`

@@ -66,7 +66,7 @@ class ShardFolder:
             others = differences(known, run)
         else:  # new; or the manifest was lost, and the records say to which run they belong
             names = {read_json(record).get("run") for record in done} - {self.run, None}
-            others = [f"it is a run of which only its fingerprint is known ({name})" for name in names]
+            others = [f"it is a run known only by its fingerprint ({name})" for name in names]
         what = f" What differs: {'; '.join(others)}." if others else ""
         companions = [name for name in busy if name != self.process and name.endswith(self.process.split("-", 1)[1])]
         if busy and (others or companions != busy):
@@ -76,7 +76,7 @@ class ShardFolder:
             )
         if others and done and not overwrite:
             raise RSRError(
-                f"{str(self.path)!r} holds results of another run.{what} Give the same options as before to go on, "
+                f"{str(self.path)!r} holds results of another run.{what} Give the same options as before to resume, "
                 "choose another output_dir, or pass --overwrite to start again."
             )
         self.lock.acquire(timeout=0)

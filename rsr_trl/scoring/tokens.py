@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import date
 
 import numpy as np
-from datasets import Features
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
@@ -145,11 +144,7 @@ class ExampleTokenizer:
     @property
     def written_day(self) -> str | None:
         """The day that the chat template writes into every conversation; `None` for most templates."""
-        return (
-            (self.day or str(date.today()))
-            if writes_day(self.chat_template or self.processing_class.chat_template)
-            else None
-        )
+        return (self.day or str(date.today())) if writes_day(self.processing_class.chat_template) else None
 
     def check_columns(self, column_names: Iterable[str]) -> None:
         """Raise `RSRError` unless a dataset with these columns is in a format that can be tokenized."""
@@ -172,7 +167,7 @@ class ExampleTokenizer:
                 "use `--prompt_column` and `--completion_column` on the command line."
             )
 
-    def __call__(self, examples: Sequence[Mapping], features: Features | None = None) -> list[TokenizedExample]:
+    def __call__(self, examples: Sequence[Mapping], features: Mapping | None = None) -> list[TokenizedExample]:
         """
         Tokenize rows of a dataset, each column name -> value, in their order. An example that can't be tokenized is
         returned with its `error` and without tokens. `features`, the columns' types, tell nulls that Arrow added

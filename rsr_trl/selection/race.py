@@ -66,7 +66,7 @@ class TeacherRace:
         head = f"Settled at {self.certainty:.0%} certainty: {question}."
         if not self.certain:
             possible = sum(row["status"] == "possible" for row in self.table)
-            head = f"Not settled at {self.certainty:.0%} certainty: {possible} teachers can't be told apart yet."
+            head = f"Not settled at {self.certainty:.0%} certainty: {possible} teachers can't be separated yet."
         share = self.num_trajectories / self.num_trajectories_in_pool
         return (
             f"{head} RSR: {DIRECTION}.\n"
@@ -134,7 +134,7 @@ def race_teachers(
     place = _places(pool, seed)
     num_problems, num_teachers = int(place.max(initial=-1)) + 1, len(pool.teachers)
     if num_teachers == 1:
-        raise RSRError(f"There is one teacher only, {pool.teachers[0]!r}: nothing to choose between.")
+        raise RSRError(f"There is only one teacher, {pool.teachers[0]!r}: nothing to choose between.")
     rule, scored, used, start = Elimination(num_teachers, goal, certainty), [], np.zeros(0, dtype=np.int64), 0
     with _progress(num_problems) as show:
         while rule.open.sum() > 1 and start < num_problems:
@@ -153,17 +153,9 @@ def race_teachers(
             start, used = stop, np.append(used, rows)
             show.update(stop - show.n)
             show.set_postfix_str(f"{int(rule.open.sum())} teachers open")
-    return TeacherRace(
-        certain=bool(rule.open.sum() <= 1),
-        goal=goal,
-        certainty=certainty,
-        table=_table(pool, rule, used),
-        num_problems=start,
-        num_problems_in_pool=num_problems,
-        num_trajectories=len(used),
-        num_trajectories_in_pool=int((place >= 0).sum()),
-        scored=concatenate_datasets(scored),
-    )
+    counts = start, num_problems, len(used), int((place >= 0).sum())
+    certain, table = bool(rule.open.sum() <= 1), _table(pool, rule, used)
+    return TeacherRace(certain, goal, certainty, table, *counts, concatenate_datasets(scored))
 
 
 def _places(pool: ScoredTable, seed: int) -> np.ndarray:
@@ -205,30 +197,22 @@ def _table(pool: ScoredTable, rule: "Elimination", used: np.ndarray) -> list[dic
     status = np.where(rule.unscored, "no score", status)
     ratio, problems = rule.ratio, np.isfinite(rule.ranks).sum(axis=0)
     trajectories = np.bincount(pool.teacher[used], minlength=len(pool.teachers))
-    return [
-        {
-            "teacher": pool.teachers[t],
-            "status": str(status[t]),
-            "rsr": None if np.isnan(ratio[t]) else float(ratio[t]),
-            "problems": int(problems[t]),
-            "trajectories": int(trajectories[t]),
-        }
-        for t in rule.ranking
-    ]
+    columns = {"teacher": pool.teachers, "status": status.tolist(), "rsr": np.where(np.isnan(ratio), None, ratio)}
+    columns |= {"problems": problems.tolist(), "trajectories": trajectories.tolist()}
+    return [{name: values[t] for name, values in columns.items()} for t in rule.ranking]
 
 
 @contextmanager
 def _progress(num_problems: int) -> Iterator[tqdm]:
     """One bar over all rounds, instead of the scorer's own in each."""
-    show = tqdm(total=num_problems, desc="Scoring", unit=" problems")
     bars = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield show
-    finally:
-        show.close()
-        if bars:
-            enable_progress_bars()
+    with tqdm(total=num_problems, desc="Scoring", unit=" problems") as show:
+        disable_progress_bars()
+        try:
+            yield show
+        finally:
+            if bars:
+                enable_progress_bars()
 
 
 class Elimination:
@@ -251,10 +235,8 @@ class Elimination:
         self.surprisals = np.concatenate([self.surprisals, surprisals])
         self.unscored = np.isnan(self.ranks).all(axis=0)
         self.open &= ~self.unscored
-        if self.goal == "best":
-            self._close_the_beaten()
-        else:
-            self._close_the_placed()
+        close = self._close_the_beaten if self.goal == "best" else self._close_the_placed
+        close()
 
     @property
     def ratio(self) -> np.ndarray:
@@ -265,12 +247,9 @@ class Elimination:
     @property
     def ranking(self) -> np.ndarray:
         """Teachers, most suitable first: by what is settled, then by RSR; those without a score last."""
-        if self.goal == "best":
-            settled = ~self.open
-        elif self.open.any():
-            settled = np.zeros_like(self.open)
-        else:
-            settled = self._below.sum(axis=0)  # how many are below
+        settled = ~self.open
+        if self.goal == "order":
+            settled = np.zeros_like(self.open) if self.open.any() else self._below.sum(axis=0)  # how many are below
         return np.lexsort((self.ratio, settled, self.unscored))
 
     def _beats(self, better: np.ndarray, worse: np.ndarray) -> np.ndarray:

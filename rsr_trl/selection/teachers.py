@@ -136,8 +136,8 @@ def rank_teachers(
         problem_column (`str`, *optional*): Column that says which trajectories answer the same problem.
         correctness_column (`str`, *optional*): Boolean column from which to report each teacher's accuracy.
         confidence (`float`, *optional*, defaults to `0.95`): Level of the intervals.
-        num_draws (`int`, *optional*, defaults to `1000`): Bootstrap draws.
-        seed (`int`, *optional*, defaults to `0`): Seed of the draws: the same rows in any order give the same numbers.
+        num_draws, seed (`int`, *optional*, default to `1000` and `0`): Bootstrap draws; the same rows in any order
+            give the same numbers.
         score, prefer (*optional*): What to rank by, and its better end: as in [`select_trajectories`].
 
     Returns:
@@ -191,10 +191,7 @@ def _usable(table: ScoredTable, score: str) -> np.ndarray:
 def rank_table(
     table: ScoredTable, score: str = RSR, confidence: float = 0.95, num_draws: int = 1000, seed: int = 0
 ) -> TeacherRanking:
-    """
-    As [`rank_teachers`], but of a table that was read with a teacher column (and with `score`, where it isn't RSR),
-    and without warnings. Teachers are compared problem by problem if the table has problems.
-    """
+    """As [`rank_teachers`], without warnings, of a table read with teachers and with `score`, where it isn't RSR."""
     if not 0 < confidence < 1:
         raise RSRError(f"confidence must be in (0, 1), got {confidence}.")
     if num_draws < 100:
@@ -226,19 +223,9 @@ def rank_table(
     names += ["trajectories", "truncated_share", "accuracy", "unscored", f"{name}_all"]
     lists = {key: frame[key].tolist() for key in (names if score == RSR else [*names, RSR])}
     lists = {key: [value if np.isfinite(value) else None for value in values] for key, values in lists.items()}
-    return TeacherRanking(
-        table=[
-            {"teacher": table.teachers[t], **{key: values[i] for key, values in lists.items()}}
-            for i, t in enumerate(frame.index)
-        ],
-        pairs=pairs,
-        num_problems=num_problems,
-        num_problems_in_all=in_all,
-        confidence=confidence,
-        notes=notes,
-        score=score,
-        prefer=prefer,
-    )
+    columns = {"teacher": [table.teachers[t] for t in frame.index]} | lists
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return TeacherRanking(rows, pairs, num_problems, in_all, confidence, notes, score, prefer)
 
 
 def _notes_on_rows(scored: ScoredTable) -> list[str]:
@@ -274,9 +261,8 @@ def _matched(scored: ScoredTable, notes: list[str]) -> tuple[ScoredTable, int | 
                 f"({solved}): name a column of problems that they share to compare like with like."
             )
         if alone := [scored.teachers[t] for t in present[count == 1]]:
-            notes.append(
-                f"{counted(len(alone), 'teacher')} with a single trajectory can't be judged: {examples(alone)}."
-            )
+            single = f"{counted(len(alone), 'teacher')} with a single trajectory"
+            notes.append(f"{single} can't be judged: {examples(alone)}.")
         return scored, None, None
     shared = scored.shared_problems()
     in_all, num_shared = len(np.unique(scored.problem)), int(shared.sum())
@@ -339,12 +325,6 @@ def _pairs(frame: pd.DataFrame, order: np.ndarray, costs: np.ndarray, teachers: 
         gap = {"score_difference": values[b] - values[a]}
         if name == RSR:
             gap = {"rsr_ratio": values[b] / values[a] if np.isfinite(values[b]) and values[b] else None}
-        pairs.append(
-            {
-                "better": teachers[frame.index[a]],
-                "worse": teachers[frame.index[b]],
-                **gap,
-                "probability": None if np.isnan(probability) else probability,
-            }
-        )
+        pair = {"better": teachers[frame.index[a]], "worse": teachers[frame.index[b]]} | gap
+        pairs.append(pair | {"probability": None if np.isnan(probability) else probability})
     return pairs

@@ -29,12 +29,9 @@ def beyond_rounding(found, digits):
     return found[outside].iloc[:, 0].tolist()
 
 
-def test_the_tables_are_whole(table):
+def test_the_tables_are_whole_and_rsr_is_clipped_rank_over_surprisal(paper, table):
     assert table.shape == (55, 16) and not table.isna().any().any()
     assert table.groupby("student")["teacher"].nunique().tolist() == [11] * 5
-
-
-def test_rsr_is_clipped_rank_over_surprisal_in_all_55_cells(paper, table):
     assert len(paper.cells_beyond_rounding(table)) == 0
     wrong = table.assign(rsr=table["rsr"] * 1.02)
     assert len(paper.cells_beyond_rounding(wrong)) > 40
@@ -51,13 +48,10 @@ def test_correlations(paper, table):
     assert found.idxmax() == "rsr_200" and found.drop(["rsr_200"]).idxmax() == "rsr"
 
 
-def test_rsr_by_student(paper, table):
+def test_every_difference_is_rounding_and_one_pair_of_accuracies(paper, table):
     found = paper.rsr_by_student(table)
     assert found["replay"].round(3).tolist() == [0.855, 0.845, 0.888, 0.829, 0.815]
     assert beyond_rounding(found, 3) == ["Qwen-2.5-7B"]
-
-
-def test_every_difference_is_rounding_and_one_pair_of_accuracies(paper, table):
     exchanged = paper.exchange(table)
     assert (exchanged["post_training_accuracy"] != table["post_training_accuracy"]).sum() == 2
     assert beyond_rounding(paper.rsr_by_student(exchanged), 3) == []
@@ -78,13 +72,11 @@ def test_teachers_that_200_trajectories_pick(paper, table):
 
 def test_simulation(paper):
     found = paper.simulation(draws=200_000).set_index("source")
-    for source, printed in paper.PRINTED_SIMULATION.items():
+    for source, (probability, surprisal, rank, token_rsr) in paper.PRINTED_SIMULATION.items():
         replayed = found.loc[source]
-        assert replayed["probability"] == pytest.approx(printed[0], abs=0.01)
-        assert replayed["surprisal"] == pytest.approx(printed[1], abs=0.03)
-        assert replayed["rank"] == pytest.approx(
-            printed[2], rel=0.05
-        )  # how the two tails lie to each other isn't said
-        assert replayed["token_rsr"] == pytest.approx(printed[3], abs=0.02)
+        assert replayed["probability"] == pytest.approx(probability, abs=0.01)
+        assert replayed["surprisal"] == pytest.approx(surprisal, abs=0.03)
+        assert replayed["rank"] == pytest.approx(rank, rel=0.05)  # how the two tails lie to each other isn't said
+        assert replayed["token_rsr"] == pytest.approx(token_rsr, abs=0.02)
     # What the simulation is for: the preferred tokens have the lowest ratio.
     assert found["token_rsr"].idxmin() == "minor mode (X_B, preferred)"

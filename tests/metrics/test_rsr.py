@@ -2,8 +2,10 @@ from pathlib import Path
 
 import evaluate
 import pytest
+from datasets import Dataset
 
 import rsr_trl.metrics
+from rsr_trl import RSRScorer
 from rsr_trl.rsr import RSRError, dataset_rsr, trajectory_rsr
 
 
@@ -28,15 +30,12 @@ def test_from_ranks_and_surprisals():
     assert found["dataset_rsr"] == pytest.approx(dataset_rsr([35.0, 1.5], [10 / 3, 0.75]))
 
 
-def test_in_batches_and_clipped_elsewhere():
+def test_in_batches_clipped_elsewhere_and_what_it_cannot_take():
     module = load()
     module.add_batch(ranks=[[1, 4, 300]], surprisals=[[0.5, 1.5, 8.0]])
     module.add(ranks=[2, 2], surprisals=[1.0, 1.0])
     assert module.compute()["rsr"] == [10.5, 2.0]
     assert load().compute(ranks=[[1, 4, 300]], surprisals=[[0.5, 1.5, 8.0]], r_max=None)["rsr"] == [30.5]
-
-
-def test_what_it_cannot_take():
     with pytest.raises(RSRError, match="Trajectory 1 has 2 ranks and 1 surprisals"):
         load().compute(ranks=[[1], [1, 2]], surprisals=[[0.5], [0.5]])
     with pytest.raises(RSRError, match="'tokens', 'texts'.*got 'words'"):
@@ -45,10 +44,6 @@ def test_what_it_cannot_take():
 
 @pytest.mark.parametrize("chat", [False, True])
 def test_from_texts_and_a_model(chat, gsm8k_student):
-    from datasets import Dataset
-
-    from rsr_trl import RSRScorer
-
     prompts, completions = ["What is 2 + 3?", "And 4 + 5?"], ["2 + 3 = 5. The answer is 5.", "It is 9."]
     found = load("texts").compute(prompts=prompts, completions=completions, model=gsm8k_student, chat=chat)
     rows = {"prompt": prompts, "completion": completions}
@@ -57,6 +52,5 @@ def test_from_texts_and_a_model(chat, gsm8k_student):
         rows["completion"] = [[{"role": "assistant", "content": text}] for text in completions]
     scored = RSRScorer(gsm8k_student).score(Dataset.from_dict(rows))
     assert found["rsr"] == pytest.approx(scored["rsr"][:])
-    assert found["dataset_rsr"] == pytest.approx(
-        dataset_rsr(scored["rsr_mean_clipped_rank"][:], scored["rsr_mean_surprisal"][:])
-    )
+    means = scored["rsr_mean_clipped_rank"][:], scored["rsr_mean_surprisal"][:]
+    assert found["dataset_rsr"] == pytest.approx(dataset_rsr(*means))

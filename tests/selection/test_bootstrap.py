@@ -21,17 +21,12 @@ SHAPES = [(0.4, 0.2, 0.93), (0.8, 0.3, 0.6)]
 class TestIntervals:
     @pytest.mark.parametrize("units", [100, 200])
     @pytest.mark.parametrize("shape", SHAPES)
-    def test_cover_what_they_state_over_2000_pools(self, units, shape):
+    @pytest.mark.parametrize("level, least, most", [(0.95, 0.93, 0.97), (0.8, 0.77, 0.83)])
+    def test_cover_what_they_state_over_2000_pools(self, units, shape, level, least, most):
         rng = np.random.default_rng(20260114)
         # Each column is a pool of its own: the draws they share don't enter the truth of any.
-        found = resample_ratios(*lognormal_pools(rng, units, 2000, *shape), 1000, 0.95, rng)
-        coverage = ((found.low <= 1) & (found.high >= 1)).mean()
-        assert 0.93 <= coverage <= 0.97
-
-    def test_level(self):
-        rng = np.random.default_rng(1)
-        found = resample_ratios(*lognormal_pools(rng, 150, 2000, *SHAPES[0]), 1000, 0.8, rng)
-        assert 0.77 <= ((found.low <= 1) & (found.high >= 1)).mean() <= 0.83
+        found = resample_ratios(*lognormal_pools(rng, units, 2000, *shape), 1000, level, rng)
+        assert least <= ((found.low <= 1) & (found.high >= 1)).mean() <= most
 
     def test_match_an_unblocked_loop(self):
         rng = np.random.default_rng(2)
@@ -52,22 +47,15 @@ class TestFewUnits:
     @pytest.mark.parametrize("units", [4, 5, 7, 9])
     def test_cover_about_what_they_state_over_4000_pools(self, units):
         rng = np.random.default_rng(20260114)
-        found = resample_ratios(*lognormal_pools(rng, units, 4000, *SHAPES[0]), 100, 0.95, rng)
-        assert 0.92 <= ((found.low <= 1) & (found.high >= 1)).mean() <= 0.97
-        found = resample_ratios(*lognormal_pools(rng, units, 4000, *SHAPES[0]), 100, 0.8, rng)
-        assert 0.76 <= ((found.low <= 1) & (found.high >= 1)).mean() <= 0.83
+        for level, least, most in ((0.95, 0.92, 0.97), (0.8, 0.76, 0.83)):
+            found = resample_ratios(*lognormal_pools(rng, units, 4000, *SHAPES[0]), 100, level, rng)
+            assert least <= ((found.low <= 1) & (found.high >= 1)).mean() <= most
 
     def test_a_mean_has_the_interval_of_a_t_test(self):
         values = np.array([[-0.3], [0.4], [0.1], [0.2], [-0.2]])
         found = resample_ratios(values, np.ones_like(values), 100, 0.9, np.random.default_rng(0), on_log=False)
         expected = stats.ttest_1samp(values[:, 0], 0).confidence_interval(0.9)
         assert (found.low[0], found.high[0]) == pytest.approx(tuple(expected))
-
-    def test_are_wide_but_sane(self):
-        rng = np.random.default_rng(5)
-        found = resample_ratios(*lognormal_pools(rng, 4, 2000, *SHAPES[0]), 1000, 0.95, rng)
-        ratio = np.sqrt(found.low * found.high)  # symmetric on the logarithm
-        assert (found.low > ratio / 4).all() and (found.high < 4 * ratio).all()
 
     def test_draws_and_intervals_say_the_same(self):
         rng = np.random.default_rng(6)
@@ -84,12 +72,6 @@ class TestFewUnits:
         p_value = stats.ttest_rel(top[:, 0], top[:, 1], alternative="less").pvalue
         assert 0.02 < p_value < 0.98
         assert probability_below(found.draws, 0, 1) == pytest.approx(1 - p_value, abs=0.015)
-
-    def test_two_units_that_agree_are_no_certainty(self):
-        found = resample_ratios(
-            np.array([[1.0, 1.3], [1.1, 1.3]]), np.ones((2, 2)), 4000, 0.95, np.random.default_rng(0)
-        )
-        assert 0.6 < probability_best(found.draws)[0] < 0.95
 
     def test_twins_tie(self):
         top, bottom = lognormal_pools(np.random.default_rng(8), 4, 1, *SHAPES[0])
@@ -119,11 +101,9 @@ class TestDraws:
         assert np.allclose(found.draws[:, 1], 1.01 * found.draws[:, 0])
         assert probability_best(found.draws).tolist() == [1, 0] and probability_below(found.draws, 0, 1) == 1
 
-    def test_one_unit_has_no_interval(self):
+    def test_one_unit_has_no_draws_and_who_has_none_takes_no_part(self):
         found = resample_ratios(np.ones((1, 2)), np.ones((1, 2)), 100, 0.95, np.random.default_rng(0))
-        assert np.isnan(found.low).all() and np.isnan(found.high).all() and np.isnan(found.draws).all()
-
-    def test_who_has_no_draws_takes_no_part(self):
+        assert all(np.isnan(part).all() for part in found)
         draws = np.array([[np.nan, 1.0, 2.0], [np.nan, 3.0, 2.0], [np.nan, 3.0, 4.0], [np.nan, 1.0, 1.0]])
         assert np.isnan(probability_below(draws, 0, 1)) and probability_below(draws, 1, 2) == 0.625
         nobody, first, second = probability_best(draws)

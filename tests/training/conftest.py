@@ -1,12 +1,9 @@
 """Trainers of a tiny student, as the tests of the training room share them."""
 
 import pytest
-from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rsr_trl.training.config import RSRSFTConfig
-from rsr_trl.training.trainer import RSRSFTTrainer
-from tests.training.runs import DEFAULTS, examples, recording
+from tests.training.runs import build, examples
 
 
 @pytest.fixture
@@ -26,17 +23,22 @@ def student_parts(student):
 
 @pytest.fixture
 def make(student, tmp_path):
-    """`make(rows, trainer_kwargs=None, **args)`: a recording trainer that hasn't trained yet."""
+    """`make(rows, trainer_kwargs=None, model=None, tokenizer=None, **args)`: a recording trainer, not trained yet."""
 
-    def build(rows=None, trainer_kwargs=None, model=None, tokenizer=None, config=RSRSFTConfig, **args):
-        trainer = recording(RSRSFTTrainer)(
-            model or AutoModelForCausalLM.from_pretrained(student, dtype="float32"),
-            args=config(str(tmp_path / "out"), **DEFAULTS | args),
-            train_dataset=rows if isinstance(rows, Dataset) else Dataset.from_list(rows or examples()),
-            processing_class=tokenizer or AutoTokenizer.from_pretrained(student),
-            **trainer_kwargs or {},
-        )
-        trainer.record = []
+    def make(rows=None, trainer_kwargs=None, model=None, tokenizer=None, config=None, **args):
+        own = {"model": model, "tokenizer": tokenizer, "config": config, **(trainer_kwargs or {})}
+        return build(student, str(tmp_path / "out"), examples() if rows is None else rows, args, **own)
+
+    return make
+
+
+@pytest.fixture
+def train(make):
+    """As `make`, and trained."""
+
+    def train(*args, **kwargs):
+        trainer = make(*args, **kwargs)
+        trainer.train()
         return trainer
 
-    return build
+    return train

@@ -3,12 +3,10 @@ import pytest
 import torch
 from datasets import Dataset
 from torch.utils.data import DataLoader
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from rsr_trl.training.collator import MASKED_ROW, DrawnRows, RSRDataCollator
-from tests.training.runs import DEFAULTS, examples, recording, rows_of_steps
+from tests.training.runs import build, examples, rows_of_steps
 
 
 ROWS = [
@@ -26,11 +24,9 @@ def same(batch, expected):
 
 @pytest.mark.parametrize("settings", [{}, {"padding_free": True}, {"pad_to_multiple_of": 8}], ids=str)
 def test_without_a_threshold_it_is_trls_collator(settings):
-    same(
-        RSRDataCollator(pad_token_id=0, **settings)(ROWS),
-        DataCollatorForLanguageModeling(pad_token_id=0, **settings)(ROWS),
-    )
-    assert isinstance(RSRDataCollator(pad_token_id=0), DataCollatorForLanguageModeling)  # SFTTrainer asks
+    collator = RSRDataCollator(pad_token_id=0, **settings)
+    same(collator(ROWS), DataCollatorForLanguageModeling(pad_token_id=0, **settings)(ROWS))
+    assert isinstance(collator, DataCollatorForLanguageModeling)  # SFTTrainer asks
 
 
 @pytest.mark.parametrize(
@@ -45,12 +41,9 @@ def test_rows_past_the_threshold_or_without_a_score_are_dropped_and_counted(pref
     assert collator.num_dropped == 2 * (len(ROWS) - len(kept))
 
 
-def test_when_all_rows_go_a_fully_masked_one_stays():
+def test_rows_masked_at_the_draw_are_dropped_and_when_all_rows_go_a_fully_masked_one_stays():
     batch = RSRDataCollator(pad_token_id=0, score_threshold=1.0)(ROWS)
     assert batch["input_ids"].shape == (1, 2) and (batch["labels"] == -100).all()
-
-
-def test_rows_masked_at_the_draw_are_dropped_whatever_they_score():
     rows = DrawnRows(Dataset.from_list([{k: row[k] for k in ("input_ids", "labels")} for row in ROWS]), 3, 4)
     collator = RSRDataCollator(pad_token_id=0)
     same(collator(rows.__getitems__([1, 4, 8, 3])), DataCollatorForLanguageModeling(0)([ROWS[1], ROWS[3]]))
@@ -65,11 +58,11 @@ def test_passes_on_which_tokens_are_scored(padding_free):
         {"input_ids": r["input_ids"], "labels": r["labels"], "rsr_scored": m, "rsr_row": i}
         for i, (r, m) in enumerate(zip(ROWS, masks, strict=False))
     ]
-    batch = RSRDataCollator(pad_token_id=0, with_scored=True, padding_free=padding_free)([*rows, MASKED_ROW])
+    collator = RSRDataCollator(pad_token_id=0, with_scored=True, padding_free=padding_free)
+    batch, masked = collator([*rows, MASKED_ROW]), collator([MASKED_ROW])
     assert batch["rsr_row"].tolist() == [0, 1, 2] and batch["rsr_num_scored"].tolist() == [2, 0, 2]
     assert batch["rsr_scored"].shape == batch["input_ids"].shape
     assert batch["input_ids"][batch["rsr_scored"]].tolist() == [6, 7, 2, 4]
-    masked = RSRDataCollator(pad_token_id=0, with_scored=True, padding_free=padding_free)([MASKED_ROW])
     assert masked["rsr_row"].tolist() == [-1] and not masked["rsr_scored"].any()
 
 
@@ -96,33 +89,29 @@ def test_drops_by_any_score(settings, kept):
     assert batch["input_ids"][:, 0].tolist() == kept
 
 
-def test_errors_say_what_to_do():
-    row = {"input_ids": [1, 2], "labels": [1, 2]}
-    with pytest.raises(ValueError, match="remove_unused_columns=False"):
-        RSRDataCollator(pad_token_id=0, score_threshold=2.0)([row])
-    with pytest.raises(ValueError, match="found no 'score_lark'"):
-        RSRDataCollator(pad_token_id=0, score="lark", score_threshold=1.0)([row])
-    with pytest.raises(ValueError, match="lower is more suitable"):
-        RSRDataCollator(pad_token_id=0, prefer="lowest")
-    with pytest.raises(ValueError, match="Which end of the column 'judge'"):
-        RSRDataCollator(pad_token_id=0, score="judge")
-    with pytest.raises(ValueError, match="'casl' is fitted to a whole dataset"):
-        RSRDataCollator(pad_token_id=0, score="casl", score_threshold=1.0)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"score_threshold": 2.0}, "remove_unused_columns=False"),
+        ({"score": "lark", "score_threshold": 1.0}, "found no 'score_lark'"),
+        ({"prefer": "lowest"}, "lower is more suitable"),
+        ({"score": "judge"}, "Which end of the column 'judge'"),
+        ({"score": "casl", "score_threshold": 1.0}, "'casl' is fitted to a whole dataset"),
+    ],
+)
+def test_errors_say_what_to_do(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RSRDataCollator(pad_token_id=0, **settings)([{"input_ids": [1, 2], "labels": [1, 2]}])
 
 
 def test_filters_in_a_plain_sft_trainer(tmp_path, tiny_student_path):
-    rows, scores = examples(12), np.random.default_rng(0).uniform(1, 9, 12).tolist()
+    scores = np.random.default_rng(0).uniform(1, 9, 12).tolist()
     collator = RSRDataCollator(pad_token_id=0, score_threshold=5.0)
-    trainer = recording(SFTTrainer)(
-        AutoModelForCausalLM.from_pretrained(tiny_student_path),
-        args=SFTConfig(str(tmp_path), **DEFAULTS | {"remove_unused_columns": False, "num_train_epochs": 1}),
-        data_collator=collator,
-        train_dataset=Dataset.from_list(rows).add_column("rsr", scores),
-        processing_class=AutoTokenizer.from_pretrained(tiny_student_path),
-    )
-    trainer.record = []
+    rows = Dataset.from_list(examples(12)).add_column("rsr", scores)
+    args = {"remove_unused_columns": False, "num_train_epochs": 1}
+    trainer = build(tiny_student_path, str(tmp_path), rows, args, plain=True, data_collator=collator)
     trainer.train()
     ids = [" ".join(map(str, row)) for row in trainer.train_dataset["input_ids"]]
-    trained = sorted(sum(rows_of_steps([{"record": trainer.record}]).values(), []))
+    trained = sorted(sum(rows_of_steps([vars(trainer)]).values(), []))
     assert trained == sorted(row for row, score in zip(ids, scores, strict=True) if score <= 5.0)
     assert collator.num_dropped == sum(score > 5.0 for score in scores)

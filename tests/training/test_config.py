@@ -1,5 +1,3 @@
-import warnings
-
 import pytest
 import torch
 from transformers.utils import is_torch_bf16_gpu_available
@@ -12,31 +10,24 @@ def test_defaults_are_those_of_sft_config_except_bf16_and_pinned_memory_without_
     ours, theirs = RSRSFTConfig("out"), SFTConfig("out", bf16=False)
     assert ours.bf16 == is_torch_bf16_gpu_available()
     assert ours.dataloader_pin_memory == torch.accelerator.is_available()
-    different = {
-        name
-        for name, value in theirs.to_dict().items()
-        if name not in ("bf16", "dataloader_pin_memory", "logging_dir") and ours.to_dict()[name] != value
-    }
-    assert different == set()
+    names = theirs.to_dict().keys() - {"bf16", "dataloader_pin_memory", "logging_dir"}
+    assert [name for name in names if ours.to_dict()[name] != theirs.to_dict()[name]] == []
 
 
+@pytest.mark.filterwarnings("error")
 def test_builds_without_a_warning():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        RSRSFTConfig("out")
-        RSRSFTConfig("out", gradient_checkpointing=False)
+    RSRSFTConfig("out")
+    RSRSFTConfig("out", gradient_checkpointing=False)
+
+
+def test_the_direction_is_the_scores_own():
+    for score, prefer in {"rsr": "low", "surprisal": "low", "length": "high"}.items():
+        assert RSRSFTConfig("out", rsr_score=score, rsr_rescore_strategy="no").rsr_prefer == prefer
 
 
 def test_a_plain_sft_config_keeps_all_its_settings():
-    plain = SFTConfig(
-        "out",
-        bf16=False,
-        eos_token="</s>",
-        hub_token="secret",
-        max_length=77,
-        activation_checkpointing=False,
-        dataloader_pin_memory=False,
-    )
+    own = {"eos_token": "</s>", "hub_token": "secret", "max_length": 77, "activation_checkpointing": False}
+    plain = SFTConfig("out", bf16=False, dataloader_pin_memory=False, **own)
     ours = RSRSFTConfig.from_sft_config(plain)
     assert ours.hub_token == "secret" and ours.eos_token == "</s>"
     theirs = plain.to_dict()
@@ -62,6 +53,9 @@ def test_every_option_is_explained_on_the_command_line():
     assert explained["rsr_r_max"] == "Token ranks are clipped at this value."
 
 
+STATIC = ("lark", "length", "random")
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -78,6 +72,8 @@ def test_every_option_is_explained_on_the_command_line():
         ({"rsr_rescore_steps": 5}, "needs rsr_rescore_strategy='steps'"),
         ({"rsr_rescore_strategy": "online", "num_train_epochs": 1}, "there is only one"),
         ({"rsr_rescore_strategy": "online", "torch_compile": True}, "torch_compile=False"),
+        ({"rsr_score": "judge", "rsr_rescore_strategy": "no"}, "Which end of the column 'judge'"),
+        *(({"rsr_score": s}, f"rsr_score='{s}' isn't measured.*: rsr, surprisal, rank") for s in STATIC),
         ({"rsr_prefer": "lower"}, "prefer must be 'low' or 'high', got 'lower'"),
         ({"rsr_sampling": "best"}, "rsr_sampling must be one of"),
         ({"rsr_rescore_strategy": "epochs"}, "rsr_rescore_strategy must be one of"),

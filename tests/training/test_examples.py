@@ -3,8 +3,6 @@
 import json
 import os
 import runpy
-import subprocess
-import sys
 
 import pandas as pd
 import pytest
@@ -13,32 +11,21 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from safetensors.torch import load_file
 
-from tests.training.runs import REPOSITORY, examples
+from tests.training.runs import REPOSITORY, examples, launch
 
 
 EXAMPLES = REPOSITORY / "examples"
 
 
 @pytest.fixture
-def data(tmp_path) -> str:
+def start(tiny_student_path, tmp_path):
+    """`start(name, *options)` runs an example as a user does: the folder of its output, and what it printed."""
     rows = [{"problem_id": r["problem"], "prompt": r["prompt"], "completion": r["completion"]} for r in examples(12)]
-    path = tmp_path / "trajectories.jsonl"
-    path.write_text("\n".join(json.dumps(row) for row in rows))
-    return str(path)
+    (tmp_path / "data.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
 
-
-@pytest.fixture
-def start(tiny_student_path, data, tmp_path):
-    """`start(name, *options)` runs an example in its own process and returns what it printed."""
-
-    def run(name, *options, launcher=()):
-        out = str(tmp_path / "out")
-        given = ["--model", tiny_student_path, "--data", data, "--output_dir", out]
-        environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, *launcher, str(EXAMPLES / name), *given, *options]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
-        assert done.returncode == 0, done.stderr[-4000:]
-        return out, done.stdout
+    def run(name, *options, processes=1):
+        given = ["--model", tiny_student_path, "--data", "data.jsonl", "--output_dir", "out"]
+        return str(tmp_path / "out"), launch(str(EXAMPLES / name), *given, *options, processes=processes, cwd=tmp_path)
 
     return run
 
@@ -70,8 +57,7 @@ def test_curriculum_online_and_its_resuming(start):
 
 @pytest.mark.distributed
 def test_curriculum_online_on_two_processes(start):
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    out, _ = start("curriculum_online.py", "--use_cpu", launcher=launcher)
+    out, _ = start("curriculum_online.py", "--use_cpu", processes=2)
     assert history(out).groupby("train_mode").size().to_dict() == {False: 12, True: 36}
 
 
@@ -80,9 +66,13 @@ def test_plain_sft_trainer(start):
     assert "6 of 12 trajectories were left out" in printed
 
 
+@pytest.fixture
+def command():
+    return runpy.run_path(str(EXAMPLES / "launch_sft.py"))["command"]
+
+
 @pytest.mark.parametrize("name", ["single_gpu", "multi_gpu", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"])
-def test_predefined_configurations_are_understood_by_accelerate(name):
-    command = runpy.run_path(str(EXAMPLES / "launch_sft.py"))["command"]
+def test_predefined_configurations_are_understood_by_accelerate(name, command):
     parts = command(name, ["--num_processes", "2"], ["--model_name_or_path", "student", "--bf16"])
     launch = launch_command_parser().parse_args(parts[3:])
     assert launch.num_processes == 2 and launch.module and launch.training_script == "rsr_trl"
@@ -96,7 +86,6 @@ def test_predefined_configurations_are_understood_by_accelerate(name):
         assert config.deepspeed_config["zero_stage"] == int(name[-1])
 
 
-def test_an_unknown_configuration_names_those_there_are():
-    command = runpy.run_path(str(EXAMPLES / "launch_sft.py"))["command"]
+def test_an_unknown_configuration_names_those_there_are(command):
     with pytest.raises(SystemExit, match="fsdp1, fsdp2, multi_gpu, single_gpu, zero1, zero2, zero3"):
         command("fsdp3", [], [])

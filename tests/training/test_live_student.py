@@ -1,20 +1,48 @@
-import json
-import os
+"""Scores from the student in training. As a script, one process under FSDP2: `torchrun ... folder student`."""
+
 import random
-import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, set_seed
 from trl.trainer.utils import add_fused_lm_head
 
 from rsr_trl.rsr import trajectory_means
 from rsr_trl.training.live_student import ScoringPass, add_rsr_head, token_means, undisturbed
-from tests.training import sharded
-from tests.training.runs import REPOSITORY
+from tests.training.runs import leave, on_two_processes
+
+
+ARGS = SimpleNamespace(rsr_r_max=100, rsr_max_batch_tokens=None, disable_tqdm=True)
+LENGTHS = [9, 7, 7, 5, 3]
+
+
+def scoring_pass(model, kind=ScoringPass, layout: str | None = "padded") -> ScoringPass:
+    """Of five rows of different lengths, whose first two tokens aren't scored."""
+    rng = np.random.default_rng(0)
+    ids = [rng.integers(0, 262, length).tolist() for length in LENGTHS]
+    scored = [[i > 1 for i in range(length)] for length in LENGTHS]
+    rows = Dataset.from_dict({"input_ids": ids, "rsr_scored": scored})
+    scoring = kind(model, Accelerator(cpu=True), rows, np.array(LENGTHS), ARGS, pad_token_id=0)
+    scoring.layout = layout or scoring.layout
+    return scoring
+
+
+def train_forward(model, ids, targets=None, mask=None):
+    """The training forward and backward of a model with TRL's and our head: its loss."""
+    labels = torch.tensor(ids) if mask is None else torch.tensor(ids).masked_fill(torch.tensor(mask) == 0, -100)
+    given = {} if targets is None else {"rsr_targets": torch.tensor(targets)}
+    given |= {} if mask is None else {"attention_mask": torch.tensor(mask)}
+    loss = model(input_ids=torch.tensor(ids), labels=labels, fused_lm_head=True, **given).loss
+    loss.backward()
+    return loss.item()
 
 
 @torch.no_grad()
@@ -32,11 +60,11 @@ def naive(model, ids: list[int], scored: list[bool]) -> tuple[list[int], list[fl
 @pytest.mark.parametrize("layout", ["padded", "packed"])  # packed: transformers' mask from positions keeps rows apart
 @pytest.mark.parametrize("batches", [[[0], [1], [2], [3], [4]], [[4, 0, 2], [1, 3]], [[0, 1, 2, 3, 4]]], ids=str)
 def test_scores_are_those_of_the_definition_however_rows_are_batched(tiny_student, batches, layout):
-    model, dataset = tiny_student(), sharded.rows()
-    expected = [trajectory_means(*naive(model, *row.values()), [sum(row["rsr_scored"])], 100) for row in dataset]
+    model = tiny_student()
+    scoring = scoring_pass(model, layout=layout)
+    tokens = [naive(model, row["input_ids"].tolist(), row["rsr_scored"]) for row in scoring._rows]
+    expected = [trajectory_means(*of_row, [len(of_row[0])], 100) for of_row in tokens]
     add_rsr_head(model)
-    scoring = ScoringPass(model, Accelerator(cpu=True), dataset, np.ones(5), sharded.ARGS, pad_token_id=0)
-    scoring.layout = layout
     rows, ranks, surprisals = scoring.score(model, batches)
     assert rows.tolist() == sum(batches, [])
     np.testing.assert_allclose(ranks, [expected[row][0][0] for row in rows])
@@ -44,20 +72,13 @@ def test_scores_are_those_of_the_definition_however_rows_are_batched(tiny_studen
 
 
 def test_the_training_forward_is_the_same_with_and_without_scores(tiny_student):
-    losses, gradients = [], []
-    for targets in (None, torch.tensor([[-100, -100, 5, 6, -100], [-100, 3, 7, -100, -100]])):
+    losses, gradients, mask = [], [], [[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]]
+    for targets in (None, [[-100, -100, 5, 6, -100], [-100, 3, 7, -100, -100]]):
         model = tiny_student(attention_dropout=0.1).train()
         add_fused_lm_head(model)
         in_forward = add_rsr_head(model)
-        ids = torch.tensor([[1, 4, 5, 6, 2], [8, 3, 7, 2, 0]])
-        mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 1, 0]])
         torch.manual_seed(0)
-        given = {} if targets is None else {"rsr_targets": targets}
-        output = model(
-            input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100), fused_lm_head=True, **given
-        )
-        output.loss.backward()
-        losses.append(output.loss.item())
+        losses.append(train_forward(model, [[1, 4, 5, 6, 2], [8, 3, 7, 2, 0]], targets, mask))
         gradients.append([p.grad.clone() for p in model.parameters()])
     assert losses[0] == losses[1]
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
@@ -67,27 +88,12 @@ def test_the_training_forward_is_the_same_with_and_without_scores(tiny_student):
     assert not model.model._forward_hooks
 
 
-def test_training_scores_are_those_of_the_definition(tiny_student):
-    model = tiny_student()
-    ids, scored = [1, 4, 5, 6, 2, 9], [False, False, True, True, False, True]
-    expected = naive(model, ids, scored)
-    add_fused_lm_head(model)
-    in_forward = add_rsr_head(model)
-    targets = torch.tensor([[token if s else -100 for token, s in zip(ids, scored, strict=True)]])
-    model(input_ids=torch.tensor([ids]), labels=torch.tensor([ids]), rsr_targets=targets, fused_lm_head=True)
-    stats = in_forward.pop()
-    assert stats.ranks.tolist() == expected[0]
-    assert stats.surprisals.tolist() == pytest.approx(expected[1], rel=1e-5)
-
-
 def test_without_targets_the_model_is_what_it_was(tiny_student):
     model, ids = tiny_student(), torch.tensor([[1, 2, 3]])
-    before = model(input_ids=ids).logits
+    before, generated = model(input_ids=ids).logits, model.generate(ids, max_new_tokens=3)
     add_rsr_head(model)
     assert torch.equal(model(input_ids=ids).logits, before)
-    assert torch.equal(
-        model.generate(ids, max_new_tokens=3, do_sample=False), tiny_student().generate(ids, max_new_tokens=3)
-    )
+    assert torch.equal(model.generate(ids, max_new_tokens=3, do_sample=False), generated)
 
 
 def test_a_row_with_broken_logits_is_nan_and_the_others_are_not():
@@ -112,9 +118,9 @@ def test_undisturbed_leaves_everything_as_it_was(tiny_student):
     model, optimizer = tiny_student().train(), Modes()
     model.model.layers[0].eval()  # a user's frozen part
     modes = [module.training for module in model.modules()]
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    set_seed(1)
     expected = random.random(), np.random.rand(), torch.rand(1).item()
-    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    set_seed(1)
     with undisturbed(model, optimizer):
         assert not any(module.training for module in model.modules()) and optimizer.mode == "eval"
         random.random(), np.random.rand(), torch.rand(3)
@@ -125,64 +131,79 @@ def test_undisturbed_leaves_everything_as_it_was(tiny_student):
     assert [module.training for module in model.modules()] == modes and optimizer.mode == "train"
 
 
+class SmallMemory(ScoringPass):
+    """Runs out of memory above so many tokens, and notes the tokens that it tried."""
+
+    memory, tried = 64, ()
+
+    def score(self, model, batches):
+        self.tried = [*self.tried, max(len(batch) * self.lengths[batch].max() for batch in batches)]
+        if self.tried[-1] > self.memory:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().score(model, batches)
+
+    def measure(self):
+        return self(self.model, Modes(), np.arange(5))
+
+
 @pytest.fixture
-def small_memory(tiny_student, monkeypatch):
-    """
-    `small_memory(tokens)`: a scoring pass that runs out of memory above so many tokens, what calls it, and the tokens
-    that it tried.
-    """
-    model, dataset, tried, score = tiny_student(), sharded.rows(), [], ScoringPass.score
-    lengths = np.array([len(ids) for ids in dataset["input_ids"]])
-    args = SimpleNamespace(**vars(sharded.ARGS) | {"rsr_max_batch_tokens": 64})
+def scoring(tiny_student) -> SmallMemory:
+    model = tiny_student()
+    scoring = scoring_pass(model, SmallMemory)
     add_rsr_head(model)
-
-    def build(tokens: float):
-        def limited(self, model, batches):
-            tried.append(max(len(batch) * lengths[batch].max() for batch in batches))
-            if tried[-1] > tokens:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-            return score(self, model, batches)
-
-        monkeypatch.setattr(ScoringPass, "score", limited)
-        scoring = ScoringPass(model, Accelerator(cpu=True), dataset, lengths, args, pad_token_id=0)
-        scoring.layout = "padded"
-        return scoring, lambda: scoring(model, Modes(), np.arange(5)), tried
-
-    return build
+    scoring.model, scoring.max_batch_tokens = model, 64
+    return scoring
 
 
-def test_out_of_memory_goes_on_in_smaller_batches_now_and_later(small_memory, caplog):
-    expected = small_memory(tokens=64)[1]()
-    _, measure, tried = small_memory(tokens=20)
-    np.testing.assert_allclose(measure(), expected, rtol=1e-5)
-    assert tried == [45, 45, 27, 14], "two halvings, which hold for the passes to come"
-    measure()
-    assert tried[4:] == [14]
+def test_out_of_memory_goes_on_in_smaller_batches_now_and_later(scoring, caplog):
+    expected = scoring.measure()
+    scoring.memory = 20
+    np.testing.assert_allclose(scoring.measure(), expected, rtol=1e-5)
+    assert scoring.tried == [45, 45, 27, 14], "two halvings, which hold for the passes to come"
+    scoring.measure()
+    assert scoring.tried[4:] == [14]
     said = [record.message for record in caplog.records if "Out of GPU memory" in record.message]
     assert [message.split("=")[1].split(".")[0] for message in said] == ["32", "16"]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-def test_out_of_memory_that_smaller_batches_cannot_help_says_what_to_set(small_memory, monkeypatch, processes):
-    scoring, measure, tried = small_memory(tokens=5 if processes == 1 else 20)
+# A plan whose budget the longest row fills alone is the last that is tried.
+@pytest.mark.parametrize(("processes", "memory", "tried"), [(1, 5, [45, 27, 14, 9]), (2, 20, [45])])
+def test_out_of_memory_that_smaller_batches_cannot_help_says_what_to_set(
+    scoring, monkeypatch, processes, memory, tried
+):
     monkeypatch.setattr(type(scoring.accelerator), "num_processes", processes)
+    scoring.memory = memory
     with pytest.raises(torch.OutOfMemoryError) as raised:
-        measure()
+        scoring.measure()
     assert "rsr_max_batch_tokens" in raised.value.__notes__[0] and "max_length" in raised.value.__notes__[0]
-    # A plan whose budget the longest row fills alone is the last that is tried.
-    assert tried == ([45] if processes == 2 else [45, 27, 14, 9])
+    assert scoring.tried == tried
+
+
+def score(student: str, shard: bool) -> dict:
+    """Scores of a pass and of a training forward, and its loss. On two processes the last round has work for one."""
+    model = AutoModelForCausalLM.from_pretrained(student, dtype="float32").eval()
+    scoring = scoring_pass(model, layout=None)
+    add_fused_lm_head(model)
+    in_forward = add_rsr_head(model)
+    if shard:
+        for part in (*model.model.layers, model):
+            fully_shard(part)
+        assert isinstance(model.get_output_embeddings().weight, DTensor)
+    rows, ranks, surprisals = (values.tolist() for values in scoring.score(model, [[0], [1, 2], [3, 4]]))
+    ids = scoring._rows[0]["input_ids"].tolist()
+    loss = train_forward(model, [ids], [[-100, -100, *ids[2:]]])
+    online = in_forward.pop()
+    exact = {"rows": rows, "ranks": ranks, "online": online.ranks.tolist()}
+    return {"exact": exact, "near": [*surprisals, *online.surprisals.tolist(), loss]}
 
 
 @pytest.mark.distributed
 def test_under_fsdp2_scores_are_those_of_one_process(tmp_path, tiny_student_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    command += [sharded.__file__, tiny_student_path, str(tmp_path / "result.json")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = json.loads((tmp_path / "result.json").read_text())
-    expected = sharded.score(tiny_student_path, shard=False)
-    assert found["rows"] == expected["rows"] and found["ranks"] == expected["ranks"]
-    assert found["surprisals"] == pytest.approx(expected["surprisals"], rel=1e-5)
-    assert found["online"][0] == expected["online"][0] and found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-    assert found["online"][1] == pytest.approx(expected["online"][1], rel=1e-5)
+    found, _ = on_two_processes(__file__, tmp_path, tiny_student_path)
+    expected = score(tiny_student_path, shard=False)
+    assert found["exact"] == expected["exact"]
+    assert found["near"] == pytest.approx(expected["near"], rel=1e-5)
+
+
+if __name__ == "__main__":
+    leave(Path(sys.argv[1]), score(sys.argv[2], shard=True))

@@ -14,16 +14,17 @@ def table() -> ScoreTable:
     return table
 
 
+def check(table, **expected):
+    for name, values in expected.items():
+        np.testing.assert_array_equal(getattr(table, name), values)
+
+
 def test_later_measurements_replace_earlier_ones_and_raise_the_version(table):
-    np.testing.assert_array_equal(table.rsr, [2.0, np.nan, np.nan, 6.0])
-    np.testing.assert_array_equal(table.step, [5, -1, -1, 5])
-    np.testing.assert_array_equal(table.train_mode, [False] * 4)
+    check(table, rsr=[2.0, np.nan, np.nan, 6.0], step=[5, -1, -1, 5], train_mode=[False] * 4)
     version = table.version
     table.update([3, 2], [8.0, 1.0], [4.0, 1.0], step=9, train_mode=True)
     assert table.version > version
-    np.testing.assert_array_equal(table.rsr, [2.0, np.nan, 1.0, 2.0])
-    np.testing.assert_array_equal(table.step, [5, -1, 9, 9])
-    np.testing.assert_array_equal(table.train_mode, [False, False, True, True])
+    check(table, rsr=[2.0, np.nan, 1.0, 2.0], step=[5, -1, 9, 9], train_mode=[False, False, True, True])
 
 
 @pytest.mark.parametrize(
@@ -42,16 +43,15 @@ def test_refuses_what_is_no_measurement_and_keeps_what_it_had(table, rows, ranks
     before, version = table.rsr, table.version
     with pytest.raises(ValueError, match=message):
         table.update(rows, ranks, surprisals, step=6)
-    np.testing.assert_array_equal(table.rsr, before)
-    assert table.version == version
+    check(table, rsr=before, version=version)
 
 
 def test_a_saved_table_comes_back_bit_for_bit_and_only_for_the_same_examples(table, tmp_path):
     table.update([2], [10 / 3], [0.1], step=7, train_mode=True)
     table.save(tmp_path / "scores.safetensors")
     loaded = ScoreTable.load(tmp_path / "scores.safetensors")
-    for name in ("num_tokens", "mean_clipped_rank", "mean_surprisal", "step", "train_mode", "version", "rsr"):
-        np.testing.assert_array_equal(getattr(loaded, name), getattr(table, name))
+    names = ("num_tokens", "mean_clipped_rank", "mean_surprisal", "step", "train_mode", "version", "rsr")
+    check(loaded, **{name: getattr(table, name) for name in names})
     with pytest.raises(ValueError, match="4 examples with 12 scored tokens, the training set has 3 with 5"):
         ScoreTable([1, 2, 2]).load_state_dict(table.state_dict())
 
@@ -62,11 +62,9 @@ MEANS = {"rsr_mean_clipped_rank": [4.0, None, 9.0], "rsr_mean_surprisal": [2.0, 
 def test_reads_the_columns_of_a_scored_dataset():
     others = {"rsr_num_tokens": [3, 0, 2], "score_lark": [0.1, 0.4, 0.3], "rank": [0, 0, 0]}
     scored = Dataset.from_dict(MEANS | others)
-    table = ScoreTable.from_dataset(scored)
-    np.testing.assert_array_equal(table.rsr, [2.0, np.nan, 6.0])
-    np.testing.assert_array_equal(table.num_tokens, [3, 0, 2])
-    assert ScoreTable.from_dataset(scored, "lark").scores.tolist() == [0.1, 0.4, 0.3]
-    np.testing.assert_array_equal(ScoreTable.from_dataset(scored, "surprisal").scores, [2.0, np.nan, 1.5])
+    check(ScoreTable.from_dataset(scored), rsr=[2.0, np.nan, 6.0], num_tokens=[3, 0, 2])
+    check(ScoreTable.from_dataset(scored, "lark"), scores=[0.1, 0.4, 0.3])
+    check(ScoreTable.from_dataset(scored, "surprisal"), scores=[2.0, np.nan, 1.5])
     with pytest.raises(ValueError, match="'rank' may mean the score of that name or the dataset's own column"):
         ScoreTable.from_dataset(scored, "rank")
 
@@ -89,14 +87,8 @@ def test_what_is_no_score_is_refused(build, message):
 def test_summary_leaves_out_what_is_not_finite():
     scores = np.array([1.0, 2.0, np.nan, 4.0, np.inf])
     teachers = np.array([0, 1, 0, 1, 2]), ["A", "B", "C"]
-    assert summarize(scores, teachers) == {
-        "rsr/mean": pytest.approx(7 / 3),
-        "rsr/median": 2.0,
-        "rsr/p10": pytest.approx(1.2),
-        "rsr/p90": pytest.approx(3.6),
-        "rsr/mean/A": 1.0,
-        "rsr/mean/B": 3.0,
-    }
+    expected = {"mean": 7 / 3, "median": 2.0, "p10": 1.2, "p90": 3.6, "mean/A": 1.0, "mean/B": 3.0}
+    assert summarize(scores, teachers) == pytest.approx({f"rsr/{name}": value for name, value in expected.items()})
     assert summarize(np.array([np.nan])) == {}
 
 
@@ -106,8 +98,7 @@ def test_spearman_is_of_the_rows_that_have_both():
     after[3] = np.nan
     rest = np.arange(40) != 3
     assert spearman(before, after) == pytest.approx(stats.spearmanr(before[rest], after[rest]).statistic)
-    assert spearman(np.full(40, np.nan), after) is None
-    assert spearman(np.ones(40), after) is None
+    assert spearman(np.full(40, np.nan), after) is spearman(np.ones(40), after) is None
 
 
 def test_the_history_is_one_table_of_all_files(tmp_path):
@@ -118,9 +109,7 @@ def test_the_history_is_one_table_of_all_files(tmp_path):
     log.write(table, np.array([1]), 7, "online")
     log.write(table, np.array([0]), 7, "pass")
     found = pd.read_parquet(tmp_path / "rsr_history").sort_values(["step", "row"])
-    assert found["row"].tolist() == [10, 10, 40, 20]
-    assert found["rsr"].tolist() == [2.0, 2.0, 3.0, 4.0]
-    assert found["step"].tolist() == [0, 0, 0, 6] and found["train_mode"].tolist() == [False] * 3 + [True]
+    check(found, row=[10, 10, 40, 20], rsr=[2, 2, 3, 4], step=[0, 0, 0, 6], train_mode=[False] * 3 + [True])
     log.start(6)
     assert [path.name for path in log.folder.iterdir()] == ["step-00000000-pass.parquet"]
     log.start(None)

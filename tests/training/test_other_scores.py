@@ -6,19 +6,7 @@ from datasets import Dataset
 
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.selection.table import read_score
-from rsr_trl.training.config import RSRSFTConfig
 from tests.training.runs import examples, source_rows
-
-
-def test_config():
-    assert RSRSFTConfig("out").rsr_prefer == "low"
-    assert RSRSFTConfig("out", rsr_score="surprisal").rsr_prefer == "low"
-    assert RSRSFTConfig("out", rsr_score="length", rsr_rescore_strategy="no").rsr_prefer == "high"
-    with pytest.raises(ValueError, match="Which end of the column 'judge'"):
-        RSRSFTConfig("out", rsr_score="judge", rsr_rescore_strategy="no")
-    for score in ("lark", "length", "random"):
-        with pytest.raises(ValueError, match=f"rsr_score='{score}' isn't measured.*: rsr, surprisal, rank"):
-            RSRSFTConfig("out", rsr_score=score)
 
 
 def assert_ordered(trainer, values, sign: int = 1) -> None:
@@ -30,11 +18,10 @@ def assert_ordered(trainer, values, sign: int = 1) -> None:
 
 
 @pytest.mark.parametrize("score", ["surprisal", "rank"])
-def test_live(score, make, student):
+def test_live(score, train, student):
     dataset = Dataset.from_list(examples(12))
     expected = RSRScorer(student, scores=[score]).score(dataset)[f"score_{score}"][:]
-    trainer = make(dataset, rsr_score=score, rsr_sampling="ordered", num_train_epochs=2)
-    trainer.train()
+    trainer = train(dataset, rsr_score=score, rsr_sampling="ordered", num_train_epochs=2)
     assert_ordered(trainer, expected)
     assert sorted(sum(source_rows(trainer, epoch=1), [])) == list(range(12))
     assert trainer.table.step.min() > 0  # scored again at the second epoch
@@ -48,21 +35,19 @@ STATIC = {"rsr_rescore_strategy": "no", "rsr_sampling": "ordered", "num_train_ep
 
 
 @pytest.mark.parametrize("score", ["length", "random", "lark", "casl"])
-def test_static(score, make, student):
+def test_static(score, train, student):
     scored = RSRScorer(student, scores=[score]).score(Dataset.from_list(examples(12)))
     of_tokens = score in ("length", "random")  # these need no column
-    trainer = make(Dataset.from_list(examples(12)) if of_tokens else scored, rsr_score=score, **STATIC)
-    trainer.train()
+    trainer = train(Dataset.from_list(examples(12)) if of_tokens else scored, rsr_score=score, **STATIC)
     assert_ordered(trainer, read_score(scored, score), sign=-1 if trainer.args.rsr_prefer == "high" else 1)
     if of_tokens:
         assert np.isnan(trainer.table.rsr).all()  # no scoring pass for nothing
 
 
-def test_a_column_of_ones_own(make):
+def test_a_column_of_ones_own(make, train):
     dataset = Dataset.from_list(examples(12)).add_column("judge", [*range(11), None])
     settings = STATIC | {"rsr_score": "judge", "rsr_prefer": "high"}
-    trainer = make(dataset, rsr_keep_fraction=0.5, **settings)
-    trainer.train()
+    trainer = train(dataset, rsr_keep_fraction=0.5, **settings)
     assert sorted(sum(source_rows(trainer, 0), [])) == [5, 6, 7, 8, 9, 10]  # half of the eleven that have a value
     with pytest.raises(ValueError, match="no column 'judge'"):
         make(dataset.remove_columns("judge"), **settings)

@@ -1,11 +1,11 @@
 """One training on one and on two real processes: the same steps, the same scores, and each resumed on the other."""
 
+import itertools
 import shutil
-from pathlib import Path
 
 import pytest
 
-from tests.training.runs import Job, examples, losses_of_steps, rows_of_steps, run, run_on_processes
+from tests.training.runs import examples, losses_of_steps, rows_of_steps, run, run_on_two
 
 
 pytestmark = pytest.mark.distributed
@@ -35,80 +35,75 @@ ON_TWO = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}  #
 
 
 STEP = 11  # in the middle of the second of two epochs (10 steps; 8 with a fraction, 7 with groups)
+# Name of the run -> its processes, and the run from whose checkpoint it goes on.
+RUNS = {
+    "one": (1, None),
+    "two": (2, None),
+    "two, resumed": (2, "two"),
+    "two, begun on one": (2, "one"),
+    "one, begun on two": (1, "two"),
+}
 _results: dict[str, dict[str, list]] = {}
 
 
 @pytest.fixture
 def trained(tmp_path_factory, tiny_student, tiny_tokenizer) -> dict[str, dict[str, list]]:
-    """
-    Case -> name of the run -> result of each of its processes. Trained once, in a single launch of two processes.
-    """
-    if not _results:
-        folder = tmp_path_factory.mktemp("processes")
-        tiny_student().save_pretrained(folder / "student")
-        tiny_tokenizer.save_pretrained(folder / "student")
-        _results.update(train_all(folder))
-    return _results
+    """Name of the run -> case -> result of each of its processes. Trained once, two processes in a single launch."""
+    if _results:
+        return _results
+    folder = tmp_path_factory.mktemp("processes")
+    tiny_student().save_pretrained(folder / "student")
+    tiny_tokenizer.save_pretrained(folder / "student")
 
-
-def train_all(folder: Path) -> dict[str, dict[str, list]]:
-    results: dict[str, dict[str, list]] = {case: {} for case in CASES}
-
-    def jobs(name: str, on: dict, begun: str | None = None) -> list[Job]:
-        checkpoint = f"{folder}/{begun}/{{}}/checkpoint-{STEP}"
+    def jobs(name: str) -> list[dict]:
+        processes, begun = RUNS[name]
+        often = {"save_strategy": "steps", "save_steps": STEP, "num_train_epochs": 2}
         return [
-            Job(
-                student=str(folder / "student"),
-                output_dir=f"{folder}/{name}/{case}",
-                rows=examples(38),  # the last step of an epoch is not full, so that one process has fewer rows or none
-                args=args | on | {"save_strategy": "steps", "save_steps": STEP, "num_train_epochs": 2},
-                resume_from=begun and checkpoint.format(case),
-            )
+            {
+                "student": str(folder / "student"),
+                "output_dir": f"{folder}/{name}/{case}",
+                "rows": examples(38),  # the last step of an epoch is not full: one process has fewer rows or none
+                "args": args | (ON_ONE if processes == 1 else ON_TWO) | often,
+                "resume_from": begun and f"{folder}/{begun}/{case}/checkpoint-{STEP}",
+            }
             for case, args in CASES.items()
         ]
 
-    for case, job in zip(CASES, jobs("one", ON_ONE), strict=True):
-        results[case]["one"] = [run(job)]
-    names = {"two": None, "two, resumed": "two", "two, begun on one": "one"}
-    order = [(case, name) for name in names for case in CASES]
-    launched = [job for name, begun in names.items() for job in jobs(name, ON_TWO, begun)]
-    for (case, name), result in zip(order, run_on_processes(launched, 2, folder / "launch"), strict=True):
-        results[case][name] = result
-    for case, job in zip(CASES, jobs("one, begun on two", ON_ONE, "two"), strict=True):
-        results[case]["one, begun on two"] = [run(job)]
-    return results
+    def add(names: list[str], results: list) -> None:
+        for (name, case), result in zip(itertools.product(names, CASES), results, strict=True):
+            _results.setdefault(name, {})[case] = result
+
+    add(["one"], [[run(**job)] for job in jobs("one")])
+    on_two = [name for name, (processes, _) in RUNS.items() if processes == 2]
+    add(on_two, run_on_two([job for name in on_two for job in jobs(name)], folder))
+    add(["one, begun on two"], [[run(**job)] for job in jobs("one, begun on two")])
+    return _results
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_train_on_the_same_examples_in_the_same_steps(case, trained):
-    one, two = trained[case]["one"], trained[case]["two"]
+def test_two_processes_train_on_the_same_examples_in_the_same_steps_with_the_same_table(case, trained):
+    one, two = trained["one"][case], trained["two"][case]
     assert rows_of_steps(two) == rows_of_steps(one)
     assert losses_of_steps(two) == pytest.approx(losses_of_steps(one), rel=1e-3)
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_both_processes_hold_the_same_table(case, trained):
-    first, second = trained[case]["two"]
+    first, second = two
     assert first["table"] == second["table"]
-    assert first["steps_measured"] == second["steps_measured"] == trained[case]["one"][0]["steps_measured"]
-    assert first["table"] == pytest.approx(trained[case]["one"][0]["table"], rel=1e-2, nan_ok=True)
+    assert first["steps_measured"] == second["steps_measured"] == one[0]["steps_measured"]
+    assert first["table"] == pytest.approx(one[0]["table"], rel=1e-2, nan_ok=True)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_resumed_on_two_processes_is_bitwise_the_same(case, trained):
-    for whole, resumed in zip(trained[case]["two"], trained[case]["two, resumed"], strict=True):
+    for whole, resumed in zip(trained["two"][case], trained["two, resumed"][case], strict=True):
         assert resumed["record"] == [entry for entry in whole["record"] if entry[0] >= STEP]
         assert resumed["table"] == whole["table"] and resumed["weights"] == whole["weights"]
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize(("resumed", "begun"), [("two, begun on one", "one"), ("one, begun on two", "two")])
-def test_resumed_on_other_processes_the_same_examples_make_up_the_same_steps(case, resumed, begun, trained):
-    whole, rest = trained[case][begun], trained[case][resumed]
-    expected = {step: rows for step, rows in rows_of_steps(whole).items() if step >= STEP}
-    assert rows_of_steps(rest) == expected
-    losses = {step: loss for step, loss in losses_of_steps(whole).items() if step >= STEP}
-    assert losses_of_steps(rest) == pytest.approx(losses, rel=1e-3)
+@pytest.mark.parametrize("resumed", ["two, begun on one", "one, begun on two"])
+def test_resumed_on_other_processes_the_same_examples_make_up_the_same_steps(case, resumed, trained):
+    whole, rest = trained[RUNS[resumed][1]][case], trained[resumed][case]
+    assert rows_of_steps(rest) == rows_of_steps(whole, since=STEP)
+    assert losses_of_steps(rest) == pytest.approx(losses_of_steps(whole, since=STEP), rel=1e-3)
 
 
 @pytest.mark.parametrize("strategy", ["epoch", "online"])
@@ -123,9 +118,10 @@ def test_under_zero3_scores_and_steps_are_those_of_one_process(strategy, tmp_pat
         **dict.fromkeys(("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"), "auto"),
     }
     args = {"rsr_rescore_strategy": strategy, "num_train_epochs": 2, "optim": "adamw_torch"}
-    one = run(Job(tiny_student_path, str(tmp_path / "one"), examples(), args | ON_ONE))
-    sharded = Job(tiny_student_path, str(tmp_path / "two"), examples(), args | ON_TWO | {"deepspeed": zero3})
-    two = run_on_processes([sharded], 2, tmp_path / "launch")[0]
+    job = {"student": tiny_student_path, "rows": examples()}
+    one = run(output_dir=str(tmp_path / "one"), args=args | ON_ONE, **job)
+    sharded = job | {"output_dir": str(tmp_path / "two"), "args": args | ON_TWO | {"deepspeed": zero3}}
+    two = run_on_two([sharded], tmp_path)[0]
     assert two[0]["table"] == two[1]["table"]
     assert two[0]["table"] == pytest.approx(one["table"], rel=1e-4)
     assert rows_of_steps(two) == rows_of_steps([one])

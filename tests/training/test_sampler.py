@@ -30,10 +30,18 @@ def scores_of(n: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).permutation(n) + 1.0
 
 
+def ordered(table: ScoreTable, **settings) -> list[int]:
+    return list(RSRSampler(table, sampling="ordered", **settings))
+
+
+def drawn_in(sampler: RSRSampler, epoch: int) -> list[int]:
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
 def test_ordered_is_the_sorted_order_with_unscored_rows_last():
     table = table_of([3.0, 1.0, np.nan, 2.0])
-    assert list(RSRSampler(table, sampling="ordered")) == [1, 3, 0, 2]
-    assert list(RSRSampler(table, sampling="ordered", prefer="high")) == [0, 3, 1, 2]
+    assert ordered(table) == [1, 3, 0, 2] and ordered(table, prefer="high") == [0, 3, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -42,14 +50,13 @@ def test_ordered_is_the_sorted_order_with_unscored_rows_last():
 def test_the_order_follows_any_live_score(score, order):
     table = ScoreTable([5] * 4, score)
     table.update(range(4), [4.0, 3.0, 2.0, 9.0], [0.5, 3.0, 1.0, 2.0], step=0)
-    assert list(RSRSampler(table, sampling="ordered")) == order
-    assert list(RSRSampler(table, sampling="ordered", prefer="high")) == order[::-1]
+    assert ordered(table) == order and ordered(table, prefer="high") == order[::-1]
 
 
 def test_the_order_follows_static_scores():
-    assert list(RSRSampler(ScoreTable([5] * 4, "length", [5, 9, 7, 3]), sampling="ordered")) == [1, 2, 0, 3]  # longest
+    assert ordered(ScoreTable([5] * 4, "length", [5, 9, 7, 3])) == [1, 2, 0, 3]  # longest
     own = ScoreTable([5] * 4, "judge", [np.nan, 9, 7, 3])
-    assert list(RSRSampler(own, sampling="ordered", prefer="low")) == [3, 2, 1, 0]
+    assert ordered(own, prefer="low") == [3, 2, 1, 0]
     assert sorted(RSRSampler(own, prefer="low", keep_fraction=1 - 1e-6)) == [1, 2, 3]
     with pytest.raises(ValueError, match="Which end of the column 'judge'"):
         RSRSampler(own)
@@ -58,9 +65,7 @@ def test_the_order_follows_static_scores():
 def test_ties_are_broken_by_seed_and_epoch():
     orders = set()
     for seed, epoch in itertools.product(range(3), range(2)):
-        sampler = RSRSampler(table_of([1.0] * 20 + [0.5]), sampling="ordered", seed=10 * seed)
-        sampler.set_epoch(epoch)
-        order = list(sampler)
+        order = drawn_in(RSRSampler(table_of([1.0] * 20 + [0.5]), sampling="ordered", seed=10 * seed), epoch)
         assert order[0] == 20 and sorted(order) == list(range(21))
         orders.add(tuple(order))
     assert len(orders) == 6
@@ -70,17 +75,12 @@ def test_ties_are_broken_by_seed_and_epoch():
 def test_random_is_the_order_that_accelerate_gives_sft_trainer(epoch):
     sampler = RSRSampler(table_of(scores_of(37)), sampling="random", seed=42)
     theirs = SeedableRandomSampler(range(37), generator=None, data_seed=42)
-    sampler.set_epoch(epoch)
-    theirs.set_epoch(epoch)
-    assert list(sampler) == list(theirs)
+    assert drawn_in(sampler, epoch) == drawn_in(theirs, epoch)
 
 
 def test_weighted_draws_follow_the_stated_distribution():
-    """
-    First draws against the weights exp(-rank / (temperature * n)), and second draws given the first, by chi-square.
-    """
-    n, epochs, temperature = 5, 20_000, 0.5
-    scores = np.array([3.0, 1.0, 5.0, 2.0, 4.0])
+    """First draws by the weights exp(-rank / (temperature * n)), and second ones given the first, by chi-square."""
+    n, epochs, temperature, scores = 5, 20_000, 0.5, np.array([3.0, 1.0, 5.0, 2.0, 4.0])
     sampler = RSRSampler(table_of(scores), temperature=temperature)
     weights = np.exp(-(scores - 1) / (temperature * n))
     first, second = np.zeros(n), np.zeros((n, n))
@@ -170,31 +170,28 @@ def test_the_choice_takes_the_best_and_never_an_unscored_row(sampling):
     assert sorted(drawn) == sorted(expected)
 
 
-def test_a_group_that_was_drawn_is_done_and_the_others_choose_again():
-    table = table_of([1.0, 9.0, 2.0, 8.0])
-    draws = iter(RSRSampler(table, sampling="ordered", groups=[0, 0, 1, 1]))
-    assert next(draws) == 0
-    set_scores(table, [9.0, 0.5, 8.0, 2.0])  # the other row of either group is better now
-    assert list(draws) == [3]
+@pytest.mark.parametrize(
+    ("settings", "before", "after", "drawn"),
+    [
+        ({"groups": [0, 0, 1, 1]}, [1.0, 9.0, 2.0, 8.0], [9.0, 0.5, 8.0, 2.0], [0, 3]),  # group 0 is done
+        ({"score_threshold": 2.0}, [1.0, 5.0, 6.0], [9.0, 5.0, 1.5], [0, 2, 3 + 1]),
+    ],
+)
+def test_what_was_drawn_stays_and_the_rest_follows_the_scores_of_its_draw(settings, before, after, drawn):
+    table = table_of(before)
+    draws = iter(RSRSampler(table, sampling="ordered", **settings))
+    first = next(draws)
+    set_scores(table, after)
+    assert [first, *draws] == drawn
 
 
-def test_rows_past_the_threshold_come_last_and_are_drawn_masked():
-    table = table_of([4.0, 1.0, 3.0, 2.0, np.nan])
-    for sampling in ("weighted", "ordered", "random"):
-        sampler = RSRSampler(table, sampling=sampling, score_threshold=2.0)
-        drawn = list(sampler)
-        assert sorted(drawn[:2]) == [1, 3]
-        assert sorted(drawn[2:]) == [5 + 0, 5 + 2, 5 + 4]
-        assert sampler.num_masked(2) == 0 and sampler.num_masked(4) == 2
-        assert sampler.kept_share() == pytest.approx(2 / 5)
-
-
-def test_the_threshold_is_decided_at_the_draw():
-    table = table_of([1.0, 5.0, 6.0])
-    draws = iter(RSRSampler(table, sampling="ordered", score_threshold=2.0))
-    assert next(draws) == 0
-    set_scores(table, [9.0, 5.0, 1.5])
-    assert list(draws) == [2, 3 + 1]
+@pytest.mark.parametrize("sampling", ["weighted", "ordered", "random"])
+def test_rows_past_the_threshold_come_last_and_are_drawn_masked(sampling):
+    sampler = RSRSampler(table_of([4.0, 1.0, 3.0, 2.0, np.nan]), sampling=sampling, score_threshold=2.0)
+    drawn = list(sampler)
+    assert sorted(drawn[:2]) == [1, 3] and sorted(drawn[2:]) == [5 + 0, 5 + 2, 5 + 4]
+    assert sampler.num_masked(2) == 0 and sampler.num_masked(4) == 2
+    assert sampler.kept_share() == pytest.approx(2 / 5)
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
@@ -247,10 +244,8 @@ def test_a_restored_sampler_goes_on_as_the_first_would_have(settings, drawn):
     resumed = start()
     resumed.table.load_state_dict(saved_table)
     resumed.load_state_dict(state)
-    resumed.set_epoch(2)
-    assert list(resumed) == begun + rest
-    resumed.set_epoch(3), whole.set_epoch(3)
-    assert list(resumed) == list(whole)
+    assert drawn_in(resumed, 2) == begun + rest
+    assert drawn_in(resumed, 3) == drawn_in(whole, 3)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])

@@ -3,6 +3,7 @@
 import json
 import os
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,10 +19,7 @@ from rsr_trl.training.collator import RSRDataCollator
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.live_table import ScoreTable
 from rsr_trl.training.trainer import RSRSFTTrainer
-from tests.training.runs import DEFAULTS, Job, examples, history, rows_of_steps, run, source_rows
-
-
-# ---------------------------------------------------------------------------------- against SFTTrainer
+from tests.training.runs import DEFAULTS, examples, history, rows_of_steps, run, scores_of_epoch, source_rows
 
 
 @pytest.mark.parametrize(
@@ -40,8 +38,8 @@ from tests.training.runs import DEFAULTS, Job, examples, history, rows_of_steps,
 )
 def test_with_scores_ignored_losses_are_bitwise_those_of_sft_trainer(args, student, tmp_path):
     plain_args = {name: value for name, value in args.items() if not name.startswith("rsr_")}
-    plain = run(Job(student, str(tmp_path / "plain"), examples(), plain_args, plain=True))
-    ours = run(Job(student, str(tmp_path / "ours"), examples(), args | {"rsr_sampling": "random"}))
+    plain = run(student, str(tmp_path / "plain"), examples(), plain_args, plain=True)
+    ours = run(student, str(tmp_path / "ours"), examples(), args | {"rsr_sampling": "random"})
     assert ours["record"] == plain["record"]
     assert ours["weights"] == plain["weights"]
     metrics = ("loss", "grad_norm", "entropy", "mean_token_accuracy", "num_tokens")
@@ -49,29 +47,25 @@ def test_with_scores_ignored_losses_are_bitwise_those_of_sft_trainer(args, stude
         assert {name: our_log[name] for name in metrics} == {name: their_log[name] for name in metrics}
 
 
-# ---------------------------------------------------------------------------------- against RSRScorer
+def chat(*pairs, role="role", content="content") -> list[dict]:
+    return [{role: who, content: text} for who, text in pairs]
+
 
 FORMATS = {
-    "prompt-completion": lambda r: {"prompt": r["prompt"], "completion": r["completion"]},
-    "chat prompt-completion": lambda r: {
-        "prompt": [{"role": "user", "content": r["prompt"]}],
-        "completion": [{"role": "assistant", "content": r["completion"]}],
+    "prompt-completion": lambda p, c: {"prompt": p, "completion": c},
+    "chat prompt-completion": lambda p, c: {"prompt": chat(("user", p)), "completion": chat(("assistant", c))},
+    "messages": lambda p, c: {
+        "messages": chat(("system", "Add."), ("user", p), ("assistant", c), ("user", "Sure?"), ("assistant", p))
     },
-    "messages": lambda r: {
-        "messages": [
-            {"role": "system", "content": "Add."},
-            {"role": "user", "content": r["prompt"]},
-            {"role": "assistant", "content": r["completion"]},
-            {"role": "user", "content": "Sure?"},
-            {"role": "assistant", "content": r["prompt"]},
-        ]
-    },
-    "conversations": lambda r: {
-        "conversations": [{"from": "user", "value": r["prompt"]}, {"from": "assistant", "value": r["completion"]}]
-    },
-    "text": lambda r: {"text": r["prompt"] + r["completion"]},
+    "conversations": lambda p, c: {"conversations": chat(("user", p), ("assistant", c), role="from", content="value")},
+    "text": lambda p, c: {"text": p + c},
 }
+LORA = {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])}
 ONE_STEP = {"max_steps": 1, "learning_rate": 0.0}
+
+
+def scored_by(*student, rows=None, **settings) -> Dataset:
+    return RSRScorer(*student, **settings).score(Dataset.from_list(rows or examples()))
 
 
 def check_against_scorer(trainer, model, tokenizer, dataset, **scorer_settings):
@@ -88,7 +82,7 @@ def check_against_scorer(trainer, model, tokenizer, dataset, **scorer_settings):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_scores_are_those_of_rsr_scorer_for_every_format(name, make, student_parts):
-    dataset = Dataset.from_list([FORMATS[name](row) for row in examples(12)])
+    dataset = Dataset.from_list([FORMATS[name](row["prompt"], row["completion"]) for row in examples(12)])
     check_against_scorer(make(dataset, None, *student_parts, **ONE_STEP), *student_parts, dataset)
 
 
@@ -112,29 +106,22 @@ def test_truncated_and_formatted_rows_are_scored_as_they_are_trained_on(make, st
     assert max(map(len, trainer.train_dataset["input_ids"])) == 16
 
 
-def test_rows_that_sft_trainer_drops_and_shuffles_keep_their_own_scores(make, student_parts):
+def test_rows_that_sft_trainer_drops_and_shuffles_keep_their_own_scores(train, student_parts):
     rows = examples(12)
     rows[4]["prompt"] = "x" * 50  # the prompt alone fills max_length: SFTTrainer drops it
-    expected = RSRScorer(*student_parts, max_length=40).score(Dataset.from_list(rows))["rsr"]
-    trainer = make(rows, None, *student_parts, max_length=40, shuffle_dataset=True, rsr_rescore_strategy="no")
-    trainer.train()
+    expected = scored_by(*student_parts, rows=rows, max_length=40)["rsr"]
+    trainer = train(rows, None, *student_parts, max_length=40, shuffle_dataset=True, rsr_rescore_strategy="no")
     found = history(trainer)
     assert sorted(found["row"]) == [0, 1, 2, 3, *range(5, 12)]
     assert list(trainer.train_dataset["rsr_source_row"]) != sorted(found["row"])
     np.testing.assert_allclose(found["rsr"], [expected[row] for row in found["row"]], rtol=1e-5)
 
 
-# ---------------------------------------------------------------------------------- starting from scores
-
-
-def test_starts_from_a_datasets_own_scores_only_if_they_are_of_this_student_and_these_tokens(
-    make, student, student_parts
-):
-    scored = RSRScorer(*student_parts).score(Dataset.from_list(examples()))
+def test_starts_from_own_scores_only_if_they_are_of_this_student_and_these_tokens(train, student, student_parts):
+    scored = scored_by(*student_parts)
 
     def start(dataset, own: bool, **args):
-        trainer = make(dataset, max_steps=1, **args)
-        trainer.train()
+        trainer = train(dataset, max_steps=1, **args)
         kind = "dataset" if own else "pass"
         assert os.listdir(f"{trainer.args.output_dir}/rsr_history") == [f"step-00000000-{kind}.parquet"]
         assert not own or trainer.table.rsr.tolist() == scored["rsr"][:]
@@ -155,33 +142,26 @@ def test_starts_from_a_datasets_own_scores_only_if_they_are_of_this_student_and_
     start(scored, own=False)
 
 
-def test_a_second_train_scores_again(make, student_parts):
-    scored = RSRScorer(*student_parts).score(Dataset.from_list(examples()))
-    trainer = make(scored, None, *student_parts, max_steps=3, rsr_rescore_strategy="no")
-    trainer.train()
+def test_a_second_train_scores_again(train, student_parts):
+    scored = scored_by(*student_parts)
+    trainer = train(scored, None, *student_parts, max_steps=3, rsr_rescore_strategy="no")
     assert trainer.table.rsr.tolist() == scored["rsr"][:]
-    changed = RSRScorer(*student_parts, overwrite=True).score(scored)["rsr"]
+    changed = scored_by(*student_parts)["rsr"]  # the weights have moved
     trainer.train()
     np.testing.assert_allclose(trainer.table.rsr, changed, rtol=1e-5)
 
 
-# ---------------------------------------------------------------------------------- re-scoring and choosing
+def test_each_epoch_is_ordered_by_the_scores_of_its_start(train):
+    trainer = train(rsr_sampling="ordered", per_device_train_batch_size=1)
+    assert sorted(history(trainer)["step"].unique()) == [0, 19, 38]
+    orders = [scores_of_epoch(trainer, epoch).sort_values().index.tolist() for epoch in range(3)]
+    assert [sum(source_rows(trainer, epoch), []) for epoch in range(3)] == orders
+    assert orders[0] != orders[1]
 
 
-def test_each_epoch_is_ordered_by_the_scores_of_its_start(make):
-    trainer = make(rsr_sampling="ordered", per_device_train_batch_size=1)
-    trainer.train()
-    scores = history(trainer).pivot(index="row", columns="step", values="rsr")
-    assert list(scores.columns) == [0, 19, 38]
-    for epoch in range(3):
-        assert sum(source_rows(trainer, epoch), []) == scores[19 * epoch].sort_values().index.tolist()
-    assert scores[0].sort_values().index.tolist() != scores[19].sort_values().index.tolist()
-
-
-def test_re_scoring_in_an_epoch_covers_what_is_to_come_and_reorders_it(make):
+def test_re_scoring_in_an_epoch_covers_what_is_to_come_and_reorders_it(train):
     steps = {"rsr_rescore_strategy": "steps", "rsr_rescore_steps": 6}
-    trainer = make(rsr_sampling="ordered", per_device_train_batch_size=1, num_train_epochs=1, **steps)
-    trainer.train()
+    trainer = train(rsr_sampling="ordered", per_device_train_batch_size=1, num_train_epochs=1, **steps)
     drawn, found = sum(source_rows(trainer, 0), []), history(trainer)
     for step, begin in ((6, 7), (12, 13)):  # accelerate reads one batch ahead
         of_step = found[found["step"] == step].set_index("row")["rsr"]
@@ -190,62 +170,38 @@ def test_re_scoring_in_an_epoch_covers_what_is_to_come_and_reorders_it(make):
     assert found["step"].max() == 12  # nothing is left to come at step 18
 
 
-LORA = {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])}
-
-
 @pytest.mark.parametrize("trainer_kwargs", [{}, LORA], ids=["full", "lora"])
-def test_re_scoring_equals_a_scorer_with_the_weights_of_that_moment(make, trainer_kwargs):
-    trainer = make(trainer_kwargs=trainer_kwargs, num_train_epochs=2, save_strategy="epoch")
-    trainer.train()
+def test_re_scoring_equals_a_scorer_with_the_weights_of_that_moment(train, trainer_kwargs):
+    trainer = train(trainer_kwargs=trainer_kwargs, num_train_epochs=2, save_strategy="epoch")
     assert not np.allclose(*(history(trainer).pivot(index="row", columns="step", values="rsr").to_numpy().T))
-    scorer = RSRScorer(f"{trainer.args.output_dir}/checkpoint-{trainer.scores.steps_per_epoch}")
-    scored = scorer.score(Dataset.from_list(examples()))
+    scored = scored_by(f"{trainer.args.output_dir}/checkpoint-{trainer.scores.steps_per_epoch}")
     np.testing.assert_allclose(trainer.table.rsr, scored["rsr"], rtol=1e-5)
 
 
-def test_a_problem_trains_on_its_most_suitable_trajectory_of_the_moment(make):
-    trainer = make(rsr_group_column="problem", learning_rate=3e-2, num_train_epochs=5)
-    trainer.train()
-    found = history(trainer)
-    chosen = []
-    for epoch in range(5):
-        of_epoch = found[found["step"] == epoch * trainer.scores.steps_per_epoch]
-        best = of_epoch.loc[of_epoch.groupby(of_epoch["row"] // 3)["rsr"].idxmin(), "row"].tolist()
-        assert sorted(sum(source_rows(trainer, epoch), [])) == best
-        chosen.append(best)
-    assert chosen[0] != chosen[-1]  # the student changed its mind about some problem
+CHOICES = {
+    "best of a problem": ({"rsr_group_column": "problem"}, lambda s: s.groupby(s.index // 3).idxmin()),
+    "share": ({"rsr_keep_fraction": 0.3, "rsr_prefer": "high"}, lambda s: s.nlargest(6).index),
+    "threshold": ({"rsr_score_threshold": 11.5, "dataloader_num_workers": 1}, lambda s: s.index[s <= 11.5]),
+    "threshold of the collator": ({}, lambda s: s.index[s <= 11.5]),
+}
 
 
-def test_keep_fraction_trains_on_the_best_share(make):
-    trainer = make(rsr_keep_fraction=0.3, rsr_prefer="high")
-    trainer.train()
-    found = history(trainer)
-    for epoch in range(3):
-        scores = found[found["step"] == epoch * trainer.scores.steps_per_epoch].set_index("row")["rsr"]
-        assert sorted(sum(source_rows(trainer, epoch), [])) == sorted(scores.nlargest(6).index)
-
-
-@pytest.mark.parametrize("given", ["config", "collator"])
-def test_rows_past_the_threshold_take_no_part_and_are_counted(make, given):
-    threshold = 11.5
-    if given == "config":
-        trainer = make(rsr_score_threshold=threshold, dataloader_num_workers=1)
-    else:
-        trainer = make(None, {"data_collator": RSRDataCollator(pad_token_id=0, score_threshold=threshold)})
-    trainer.train()
-    found, steps = history(trainer), trainer.scores.steps_per_epoch
-    assert steps == 10  # rows that don't train count towards the length
-    masked = []
-    for epoch in range(3):
-        scores = found[found["step"] == epoch * steps].set_index("row")["rsr"]
-        assert sorted(sum(source_rows(trainer, epoch), [])) == sorted(scores[scores <= threshold].index)
-        masked.append(int((scores > threshold).sum()))
-    assert 0 < masked[0] < 19
-    logs = trainer.state.log_history
-    counts = [log["rsr/masked_rows"] for log in logs if "rsr/masked_rows" in log]
-    assert [counts[steps * (epoch + 1) - 1] for epoch in range(3)] == masked
-    shares = [log["rsr/kept_share"] for log in logs if "rsr/kept_share" in log]
-    assert shares == [pytest.approx(1 - count / 19) for count in masked]
+@pytest.mark.parametrize("name", CHOICES)
+def test_each_epoch_trains_on_the_most_suitable_of_its_start(train, name):
+    args, choose = CHOICES[name]
+    own = {"data_collator": RSRDataCollator(pad_token_id=0, score_threshold=11.5)} if "collator" in name else {}
+    trainer = train(None, own, learning_rate=3e-2, num_train_epochs=5, **args)
+    chosen = [sorted(choose(scores_of_epoch(trainer, epoch))) for epoch in range(5)]
+    assert [sorted(sum(source_rows(trainer, epoch), [])) for epoch in range(5)] == chosen
+    assert chosen[0] != chosen[-1]  # the student changed its mind about some row
+    if "threshold" in name:
+        masked, logs = [19 - len(rows) for rows in chosen], trainer.state.log_history
+        steps = trainer.scores.steps_per_epoch
+        assert steps == 10 and 0 < masked[0] < 19  # rows that don't train count towards the length
+        counts = [log["rsr/masked_rows"] for log in logs if "rsr/masked_rows" in log]
+        assert counts[steps - 1 :: steps] == masked
+        shares = [log["rsr/kept_share"] for log in logs if "rsr/kept_share" in log]
+        assert shares == [pytest.approx(1 - count / 19) for count in masked]
 
 
 @pytest.mark.parametrize("prefer", ["low", "high"])
@@ -276,34 +232,28 @@ def test_a_threshold_that_nothing_is_within_any_more_is_said_once(make, monkeypa
     assert {step for step, rows, _ in trainer.record if rows} == set(range(trainer.scores.steps_per_epoch))
 
 
-def test_unscorable_rows_come_last_and_are_never_chosen(make, caplog):
-    rows = [FORMATS["messages"](row) for row in examples(8)]
-    rows[2] = {"messages": [{"role": "user", "content": "No answer here."}]}
+def test_unscorable_rows_come_last_and_are_never_chosen(make, train, caplog):
+    rows = [FORMATS["messages"](row["prompt"], row["completion"]) for row in examples(8)]
+    rows[2] = {"messages": chat(("user", "No answer here."))}
     trainer = make(rows, per_device_train_batch_size=1)
     assert "1 of 8 examples have no token to score" in caplog.text
     trainer.train()
     assert [source_rows(trainer, epoch)[-1] for epoch in range(3)] == [[2]] * 3
     assert np.isnan(trainer.table.rsr).tolist() == [i == 2 for i in range(8)]
-    chosen = make(rows, per_device_train_batch_size=1, rsr_keep_fraction=0.9)
-    chosen.train()
+    chosen = train(rows, per_device_train_batch_size=1, rsr_keep_fraction=0.9)
     assert 2 not in sum(source_rows(chosen, 0), [])
-
-
-# ---------------------------------------------------------------------------------- online
 
 
 @pytest.mark.parametrize(
     ("trainer_kwargs", "args"), [({}, {}), ({}, {"padding_free": True}), (LORA, {})], ids=["padded", "free", "lora"]
 )
 def test_online_scores_are_those_of_a_scoring_pass_when_nothing_else_differs(
-    make, tiny_student, tiny_tokenizer, trainer_kwargs, args
+    train, tiny_student, tiny_tokenizer, trainer_kwargs, args
 ):
     """Without dropout and with a learning rate of 0 the training forward sees what a scoring pass sees."""
-    model = tiny_student()
-    expected = RSRScorer(model, processing_class=tiny_tokenizer).score(Dataset.from_list(examples()))["rsr"]
+    expected = scored_by(tiny_student(), tiny_tokenizer)["rsr"]
     args |= {"learning_rate": 0.0, "num_train_epochs": 2, "gradient_accumulation_steps": 2, "max_length": None}
-    trainer = make(None, trainer_kwargs, model, rsr_rescore_strategy="online", **args)
-    trainer.train()
+    trainer = train(None, trainer_kwargs, tiny_student(), rsr_rescore_strategy="online", **args)
     np.testing.assert_allclose(trainer.table.rsr, expected, rtol=1e-5)
     assert trainer.table.train_mode.all()
     assert trainer.table.step.min() == trainer.scores.steps_per_epoch  # all measured in the second epoch
@@ -311,9 +261,8 @@ def test_online_scores_are_those_of_a_scoring_pass_when_nothing_else_differs(
     assert sorted(found[found["train_mode"]]["row"]) == sorted(list(range(19)) * 2)
 
 
-def test_online_shows_in_the_next_epoch_and_passes_cover_only_what_did_not_train(make):
-    trainer = make(rsr_rescore_strategy="online", rsr_keep_fraction=0.5, rsr_sampling="ordered")
-    trainer.train()
+def test_online_shows_in_the_next_epoch_and_passes_cover_only_what_did_not_train(train):
+    trainer = train(rsr_rescore_strategy="online", rsr_keep_fraction=0.5, rsr_sampling="ordered")
     found, steps = history(trainer), trainer.scores.steps_per_epoch
     for epoch in (1, 2):
         trained = set(sum(source_rows(trainer, epoch - 1), []))
@@ -334,60 +283,47 @@ def test_online_in_one_epoch_is_an_error(make):
     assert trainer.state.global_step == 0
 
 
-# ---------------------------------------------------------------------------------- logs and card
-
-
-def test_logs_say_what_the_table_says(make):
-    trainer = make(rsr_teacher_column="teacher", num_train_epochs=2)
-    trainer.train()
+def test_logs_say_what_the_table_says(train):
+    trainer = train(rsr_teacher_column="teacher", num_train_epochs=2)
     log = [log for log in trainer.state.log_history if "rsr/mean" in log][-1]
     scores = history(trainer).pivot(index="row", columns="step", values="rsr")
     first, last = scores[0], scores[trainer.scores.steps_per_epoch]
-    assert log["rsr/mean"] == pytest.approx(last.mean())
-    assert log["rsr/median"] == pytest.approx(last.median())
-    assert log["rsr/p10"] == pytest.approx(last.quantile(0.1))
-    assert log["rsr/p90"] == pytest.approx(last.quantile(0.9))
-    assert log["rsr/mean/B"] == pytest.approx(last[last.index % 3 == 1].mean())
-    assert log["rsr/spearman_with_last"] == pytest.approx(last.corr(first, method="spearman"))
-    assert log["rsr/kept_share"] == 1.0
+    expected = {
+        **{"mean": last.mean(), "median": last.median(), "p10": last.quantile(0.1), "p90": last.quantile(0.9)},
+        **{"mean/B": last[last.index % 3 == 1].mean(), "kept_share": 1.0},
+        "spearman_with_last": last.corr(first, method="spearman"),
+    }
+    assert {name: log[f"rsr/{name}"] for name in expected} == pytest.approx(expected)
     tokens = sum(map(len, trainer.train_dataset["input_ids"]))
     assert log["rsr/seconds"] * log["rsr/tokens_per_second"] == pytest.approx(tokens)
     json.dumps(trainer.state.log_history)
 
 
-def test_the_model_card_tells_how_the_data_was_scored_and_chosen(make):
-    trainer = make(rsr_group_column="problem", rsr_teacher_column="teacher", num_train_epochs=1)
-    trainer.train()
+def test_the_model_card_tells_how_the_data_was_scored_and_chosen(train):
+    trainer = train(rsr_group_column="problem", rsr_teacher_column="teacher", num_train_epochs=1)
     trainer.create_model_card(model_name="out")
-    with open(f"{trainer.args.output_dir}/README.md") as file:
-        card = file.read()
-    for text in ("rsr", "| rsr_group_column | `problem` |", "Lower means more suitable", "RSR-SFT", CITATION):
+    card, rsr = Path(trainer.args.output_dir, "README.md").read_text(), trainer.table.rsr
+    figures = (f"| median | {np.median(rsr):.4g} |", f"| mean/B | {rsr[1::3].mean():.4g} |")
+    for text in (*figures, "| rsr_group_column | `problem` |", "Lower means more suitable", "RSR-SFT", CITATION):
         assert text in card
-    assert f"| median | {np.median(trainer.table.rsr):.4g} |" in card
-    assert f"| mean/B | {trainer.table.rsr[1::3].mean():.4g} |" in card
     assert {"trl", "sft", "rsr"} <= set(trainer.model.model_tags)
 
 
-# ---------------------------------------------------------------------------------- together with the rest of TRL
-
-
-def test_padding_free_trains_on_the_same_rows_with_the_same_losses(make, tiny_student):
+def test_padding_free_trains_on_the_same_rows_with_the_same_losses(train, tiny_student):
     shared = {"max_length": None, "rsr_sampling": "random", "learning_rate": 0.0}
-    padded, free = (make(model=tiny_student(), padding_free=value, **shared) for value in (False, True))
-    padded.train(), free.train()
-    assert rows_of_steps([{"record": free.record}]) == rows_of_steps([{"record": padded.record}])
+    padded, free = (train(model=tiny_student(), padding_free=value, **shared) for value in (False, True))
+    assert rows_of_steps([vars(free)]) == rows_of_steps([vars(padded)])
     losses = [[float.fromhex(loss) for _, _, loss in trainer.record] for trainer in (padded, free)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     np.testing.assert_allclose(free.table.rsr, padded.table.rsr, rtol=1e-5)
 
 
-def test_evaluation_in_between_sees_every_row_and_changes_nothing(make, tiny_student):
+def test_evaluation_in_between_sees_every_row_and_changes_nothing(train, tiny_student):
     arguments = {"eval_dataset": Dataset.from_list(examples(8, seed=5))}
     shared = {"rsr_score_threshold": 11.0, "rsr_rescore_strategy": "online"}
     # Without dropout: the evaluation's own data loader draws a random number, in SFTTrainer too.
-    with_eval = make(model=tiny_student(), trainer_kwargs=arguments, eval_strategy="steps", eval_steps=3, **shared)
-    without = make(model=tiny_student(), **shared)
-    with_eval.train(), without.train()
+    with_eval = train(model=tiny_student(), trainer_kwargs=arguments, eval_strategy="steps", eval_steps=3, **shared)
+    without = train(model=tiny_student(), **shared)
     assert with_eval.record == without.record
     assert with_eval.table.rsr.tolist() == without.table.rsr.tolist()
     assert any("eval_loss" in log for log in with_eval.state.log_history)
@@ -398,31 +334,26 @@ class ScheduleFree(torch.optim.SGD):
 
     training = False
 
-    def train(self):
-        self._swap(True, 1 / 1.5)
+    @torch.no_grad()
+    def train(self, training=True):
+        for p in self.param_groups[0]["params"] if training != self.training else ():
+            p.mul_(1 / 1.5 if training else 1.5)
+        self.training = training
 
     def eval(self):
-        self._swap(False, 1.5)
-
-    @torch.no_grad()
-    def _swap(self, training, factor):
-        for p in self.param_groups[0]["params"] if training != self.training else ():
-            p.mul_(factor)
-        self.training = training
+        self.train(False)
 
     def step(self, closure=None):
         assert self.training
         return super().step(closure)
 
 
-def test_schedule_free_optimizers_are_scored_with_their_evaluation_weights(make, tiny_student, tiny_tokenizer):
+def test_schedule_free_optimizers_are_scored_with_their_evaluation_weights(train, tiny_student, tiny_tokenizer):
     model = tiny_student()
     arguments = {"optimizers": (ScheduleFree(model.parameters(), lr=0.0), None)}
     steps = {"rsr_rescore_strategy": "steps", "rsr_rescore_steps": 1, "max_steps": 2}
-    trainer = make(model=model, trainer_kwargs=arguments, per_device_train_batch_size=1, **steps)
-    trainer.train()
-    scored = np.array(RSRScorer(tiny_student(), tiny_tokenizer).score(Dataset.from_list(examples()))["rsr"][:])
-    found = history(trainer)
+    trainer = train(model=model, trainer_kwargs=arguments, per_device_train_batch_size=1, **steps)
+    scored, found = np.array(scored_by(tiny_student(), tiny_tokenizer)["rsr"][:]), history(trainer)
     assert set(found["step"]) == {0, 1}  # before it began, and after a step in train mode
     np.testing.assert_allclose(found["rsr"], scored[found["row"]], rtol=1e-4)
 
@@ -450,14 +381,11 @@ def test_a_normal_run_prints_no_warnings(make, caplog):
 @pytest.mark.slow
 def test_torch_compile(student, tmp_path):
     args = {"torch_compile": True, "torch_compile_backend": "aot_eager", "num_train_epochs": 2}
-    plain = run(Job(student, str(tmp_path / "plain"), examples(9), args, plain=True))
+    plain = run(student, str(tmp_path / "plain"), examples(9), args, plain=True)
     torch._dynamo.reset()
-    ours = run(Job(student, str(tmp_path / "ours"), examples(9), args | {"rsr_sampling": "random"}))
+    ours = run(student, str(tmp_path / "ours"), examples(9), args | {"rsr_sampling": "random"})
     assert ours["record"] == plain["record"]
     assert np.isfinite(ours["table"]).all() and min(ours["steps_measured"]) == 5
-
-
-# ---------------------------------------------------------------------------------- bad input
 
 
 def test_broken_logits_are_an_error_before_the_first_step(make, tiny_student):
@@ -506,6 +434,6 @@ def test_datasets_and_collators_that_cannot_be_ordered_are_refused(make):
 
 def test_a_checkpoint_of_another_trainer_is_refused(make, student, tmp_path):
     plain = {"save_strategy": "steps", "save_steps": 2, "max_steps": 2}
-    run(Job(student, str(tmp_path / "plain"), examples(), plain, plain=True))
+    run(student, str(tmp_path / "plain"), examples(), plain, plain=True)
     with pytest.raises(ValueError, match="rsr_scores.safetensors is missing"):
         make().train(resume_from_checkpoint=str(tmp_path / "plain" / "checkpoint-2"))

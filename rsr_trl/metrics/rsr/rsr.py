@@ -21,9 +21,8 @@ With the configuration "tokens" (the default):
 
 With the configuration "texts":
     prompts (list of str), completions (list of str): the trajectories.
-    model (str or model): the student: Hub id, folder, or a live model together with processing_class.
+    model (str or model), and other arguments of rsr_trl.RSRScorer: the student, and how it scores.
     chat (bool, defaults to False): wrap prompt and completion into a user and an assistant message.
-    Other arguments go to rsr_trl.RSRScorer: dtype, device, max_length, r_max, ...
 
 Returns:
     rsr (list of float): RSR of each trajectory (Eq. 7); None for one without tokens. Lower suits the student better.
@@ -74,9 +73,9 @@ class RankSurprisalRatio(evaluate.Measurement):
 
 def _of_tokens(ranks: list, surprisals: list, r_max: float | None = R_MAX) -> tuple[np.ndarray, np.ndarray]:
     lengths = [len(tokens) for tokens in ranks]
-    for row, (length, other) in enumerate(zip(lengths, surprisals, strict=True)):
-        if length != len(other):
-            raise RSRError(f"Trajectory {row} has {length} ranks and {len(other)} surprisals.")
+    for row, (length, other) in enumerate(zip(lengths, map(len, surprisals), strict=True)):
+        if length != other:
+            raise RSRError(f"Trajectory {row} has {length} ranks and {other} surprisals.")
     flat = [np.concatenate([np.zeros(0), *map(np.asarray, lists)]) for lists in (ranks, surprisals)]
     return trajectory_means(*flat, np.array(lengths, dtype=np.int64), r_max)
 
