@@ -21,7 +21,7 @@ from rsr_trl.data import STATE_FOLDER, Columns, counted, find_columns
 from rsr_trl.report.format import number, share
 from rsr_trl.rsr import DIRECTION, RSR, SCORE_PREFIX, TOKEN_COLUMNS, RSRError
 from rsr_trl.scoring.job import Job, default_shard_rows, tokenized_sample
-from rsr_trl.scoring.own_text import LOST
+from rsr_trl.scoring.own_text import EARLIER, LOST
 from rsr_trl.scoring.rows import count_notes, describe_notes
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.tokens import TokenizedExample
@@ -148,7 +148,9 @@ def _gaps(result: dict) -> list[str]:
         lines += [f"{name} is null for {share(count, result['scored'])} of the scored: it is undefined for them."]
     lines += describe_notes(result["notes"], rows)
     if any(kind in result["notes"] for kind in LOST):
-        lines += ["To keep it, give the student another chat template, or try TRL's own (--assistant_only_loss)."]
+        training = ", or with TRL's training template (--assistant_only_loss)" if EARLIER in result["notes"] else ""
+        where = "chat_template.jinja in the student's folder"
+        lines += [f"To keep it, score and train with another chat template ({where}){training}."]
     if result["truncated"]:
         cut = f"Truncated at {result['max_length']:,} tokens: {share(result['truncated'], rows)}."
         lines += [f"{cut} Their scores cover only the part before the cut."]
