@@ -119,6 +119,16 @@ def _tokenized(dataset: Dataset, tokenize: Callable, window_tokens: int, stopped
         yield Window(first, examples)
 
 
+def check_no_transform(dataset: Dataset) -> None:
+    """Raise `RSRError` for a dataset whose rows are computed when they are read: its columns aren't what it shows."""
+    if dataset.format["type"] == "custom":
+        raise RSRError(
+            "The dataset has a transform (Dataset.with_transform), and scoring reads the columns below it: other text "
+            "than the rows show. Apply it first with dataset.map(transform, batched=True), or take it off with "
+            "dataset.with_format(None)."
+        )
+
+
 def to_rows(batch: Mapping[str, Sequence]) -> list[dict]:
     """Columns to rows."""
     return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
