@@ -145,6 +145,11 @@ class StudentArguments:
         "Other scores to add, such as surprisal,rank,entropy; `all` of the same pass (see docs/scores.md).", None
     )
     assistant_only_loss: bool = option("Render chats as SFTTrainer does with assistant_only_loss=True.", False)
+    chat_template_path: str | None = option(
+        "Chat template to use instead of the student's own, as in `trl sft`: a .jinja file, or a tokenizer's folder "
+        "or Hub id.",
+        None,
+    )
 
     def scorer(self, overwrite: bool = False):
         """The [`RSRScorer`] of this student. `overwrite` replaces scores that a dataset has already."""
@@ -157,7 +162,7 @@ class StudentArguments:
             device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"  # a GPU for each process
         check_student_exists(self.model_name_or_path)
         same = ("device_map", "max_length", "dtype", "attn_implementation", "r_max", "token_stats", "max_batch_tokens")
-        same += ("assistant_only_loss", "trust_remote_code")
+        same += ("assistant_only_loss", "trust_remote_code", "chat_template_path")
         return RSRScorer(
             self.model_name_or_path,
             revision=self.model_revision,

@@ -49,7 +49,7 @@ def test_help_shows_one_spelling_and_only_telling_defaults():
 
 
 def test_columns_are_those_asked_for_else_well_known_ones():
-    rows = {"teacher": ["a", "a"], "problem_id": ["p", "p"], "correct": [True, False], "author": ["b", "c"]}
+    rows = {"teacher": ["a"] * 3, "problem_id": ["p", "p", "q"], "correct": [True] * 3, "author": ["b", "c", "d"]}
     dataset = Dataset.from_dict(rows)
     assert ColumnArguments().columns(dataset).names == ["teacher", "problem_id", "correct"]
     assert ColumnArguments("author", "none", "none").columns(dataset).names == ["author"]
