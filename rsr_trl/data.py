@@ -6,6 +6,7 @@ This file knows no model and no tokenizer.
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
@@ -25,13 +26,13 @@ from datasets import (
     load_dataset_builder,
     load_from_disk,
 )
-from datasets.exceptions import DatasetsError
+from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetsError
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from rsr_trl.formats import READERS, holds_rows, reader_of, types_of_all_rows
 from rsr_trl.rsr import CITATION, SCORE_COLUMNS, RSRError
 
 
-READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 FORMAT_COLUMNS = ("prompt", "completion", "messages", "conversations", "text")  # the names that SFTTrainer looks for
 CHAT = [{"role": Value("string"), "content": Value("string")}]
 
@@ -50,8 +51,8 @@ def load(
     Load one split of a dataset from wherever it is.
 
     Args:
-        dataset_name (`str`): A `.jsonl`, `.json`, `.csv` or `.parquet` file, a folder of such files, a folder written
-            by `save_to_disk`, or the id of a dataset on the Hub.
+        dataset_name (`str`): A `.jsonl`, `.json`, `.csv` or `.parquet` file (or another of [`READERS`], also
+            compressed), a folder of such files, a folder written by `save_to_disk`, or the id of a dataset on the Hub.
         config (`str`, *optional*): Configuration of a dataset with several.
         split (`str`, *optional*, defaults to `"train"`): Split to load; a single file is one split, `"train"`. Slices
             such as `"train[:100]"` work, except for `save_to_disk` folders.
@@ -65,9 +66,10 @@ def load(
     if config is not None and path.is_file():
         raise RSRError(f"{dataset_name!r} is one file, so it has no configuration {config!r}.")
     if path.is_file():
-        if path.suffix.lower() not in READERS:
-            raise RSRError(f"Can't read {dataset_name!r}: the file must end in {', '.join(READERS)}.")
-        source = {"path": READERS[path.suffix.lower()], "data_files": {"train": [str(path)]}}
+        if (reader := reader_of(path)) is None:
+            endings = f"{', '.join(READERS)}, or be one of these in .gz or another compression"
+            raise RSRError(f"Can't read {dataset_name!r}: the file must end in {endings}.")
+        source = {"path": reader[0], "data_files": {"train": [str(path)]}, **reader[1]}
     elif _is_saved(path):
         dataset = _load_saved(path, split)
         return dataset.to_iterable_dataset() if streaming else dataset
@@ -80,20 +82,33 @@ def load(
             f"{dataset_name!r} isn't scored to its end. Run the same `rsr score` command again: it goes on."
         )
     try:
-        dataset = load_dataset(**source, name=config, split=split, streaming=streaming)
+        dataset = _load(source, name=config, split=split, streaming=streaming)
     except StopIteration:
         raise RSRError(f"{dataset_name!r} is empty: it holds no row.") from None
     except (DatasetsError, OSError, ValueError) as error:
         what = f"{dataset_name!r}" if path.exists() else f"{dataset_name!r} (no file or folder here, so a Hub id)"
-        raise RSRError(f"Can't load {what}, split {split!r}: {error.__cause__ or error}") from error
+        others = _data_files(path) if isinstance(error, DataFilesNotFoundError) and path.is_dir() else []
+        hint = f" Files that can be read by their own names: {examples(others)}." if others else ""
+        raise RSRError(f"Can't load {what}, split {split!r}: {error.__cause__ or error}{hint}") from error
     if path.is_dir():
         _check_none_left_out(path, config)
     return dataset
 
 
+def _load(source: dict, **options) -> Dataset | IterableDataset:
+    """`load_dataset`, also of files whose types the first rows don't show."""
+    try:
+        return load_dataset(**source, **options)
+    except DatasetGenerationError as error:
+        with suppress(DatasetsError, OSError, ValueError):  # not JSON at all, for one: the first error says so
+            if whole := types_of_all_rows(load_dataset_builder(**source, name=options["name"])):
+                return load_dataset(**source, **options, **whole)
+        raise error
+
+
 def is_written_as_path(name: str) -> bool:
     """Whether `name` can only mean a file or folder, not something on the Hub."""
-    return name.startswith((".", "~", os.sep)) or name.count("/") > 1 or Path(name).suffix.lower() in READERS
+    return name.startswith((".", "~", os.sep)) or name.count("/") > 1 or reader_of(name) is not None
 
 
 def _is_saved(path: Path) -> bool:
@@ -117,17 +132,18 @@ def _check_none_left_out(folder: Path, config: str | None) -> None:
         return  # the folder itself says which files belong to what
     taken = load_dataset_builder(str(folder), name=config).config.data_files
     taken = {os.path.realpath(file) for files in taken.values() for file in files}
-    left_out = [
-        str(file.relative_to(folder))
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in READERS and file.name not in _NOT_DATA and os.path.realpath(file) not in taken
-        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
-    if left_out:
+    if left_out := [name for name in _data_files(folder) if os.path.realpath(folder / name) not in taken]:
         raise RSRError(
-            f"{len(left_out)} data files of {str(folder)!r} would be left out (first: {left_out[0]}), because others "
+            f"{len(left_out)} data files of {str(folder)!r} would be left out ({examples(left_out)}), because others "
             "are of another kind or named after splits. Pass a file, or a folder whose files belong together."
         )
+
+
+def _data_files(folder: Path) -> list[str]:
+    """Files in a folder that look as if they held rows; hidden ones don't count."""
+    names = [file.relative_to(folder) for file in sorted(folder.rglob("*")) if holds_rows(file)]
+    shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    return [str(name) for name in shown if name.name not in _NOT_DATA]
 
 
 def read_table(dataset: Dataset, names: Iterable[str | None], option: str | None = None) -> pa.Table:

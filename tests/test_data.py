@@ -1,4 +1,6 @@
+import gzip
 import json
+import lzma
 import os
 
 import pytest
@@ -56,10 +58,34 @@ class TestLoad:
         if test:
             assert load(str(tmp_path), split="test").to_list() == test
 
-    @pytest.mark.parametrize("other", ["more.jsonl", "more.csv", "deep/more.parquet"])
+    @pytest.mark.parametrize(
+        "name", ["rows.jsonl.gz", "rows.json.gz", "rows.csv.gz", "rows.ndjson", "rows.jsonlines", "rows.JSONL.xz"]
+    )
+    def test_compressed_files_and_other_endings(self, tmp_path, name):
+        kind = "csv" if ".csv" in name else "json" if ".json." in name else "jsonl"
+        plain, path = _write(tmp_path / f"plain.{kind}"), tmp_path / "folder" / name
+        path.parent.mkdir()
+        write = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+        with write(path, "wt") as file:
+            file.write(open(plain).read())
+        for streaming in (False, True):
+            assert list(load(str(path), streaming=streaming)) == ROWS
+        if name in ("rows.jsonlines", "rows.JSONL.xz"):  # `datasets` passes them over in a folder
+            with pytest.raises(RSRError, match=f"by their own names: '{name}'"):
+                load(str(path.parent))
+        else:
+            assert load(str(path.parent)).to_list() == ROWS
+
+    @pytest.mark.parametrize(
+        "other",
+        ["more.jsonl", "more.csv", "deep/more.parquet", "more.jsonlines", "more.csv.gz", "more.tsv", "more.zip"],
+    )
     def test_no_file_of_a_folder_is_left_out_silently(self, tmp_path, other):
         _write(tmp_path / "train.jsonl")
-        _write(tmp_path / other)
+        if other.endswith((".jsonl", ".csv", ".parquet")):
+            _write(tmp_path / other)
+        else:
+            (tmp_path / other).touch()
         with pytest.raises(RSRError, match=f"1 data files .* left out .*{other}"):
             load(str(tmp_path))
         card = "---\nconfigs:\n- config_name: default\n  data_files: train.jsonl\n---\n"
@@ -80,7 +106,7 @@ class TestLoad:
         [
             ("absent.jsonl", "no file or folder"),
             ("./absent", "no file or folder"),
-            ("notes.txt", "must end in .jsonl, .json, .csv, .parquet"),
+            ("notes.txt", "must end in .jsonl, .json, .ndjson, .*, .csv, .* in .gz"),
             ("void.jsonl", "is empty"),
             ("void.csv", "void.csv"),
             ("broken.jsonl", "broken.jsonl.*JSON parse error"),
@@ -110,6 +136,47 @@ class TestLoad:
             load(str(tmp_path / "one"), split="test")
         with pytest.raises(RSRError, match="no configuration 'main'"):
             load(str(tmp_path / "rows.jsonl"), config="main")
+
+    PROMPT = {"role": "user", "content": "q"}
+    CALL = {"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"line": 9}}}]}
+
+    @pytest.mark.parametrize(
+        "early, late",
+        [
+            ({"teacher": None}, {"teacher": "late"}),
+            ({"tool_calls": None}, CALL),
+            ({}, {"teacher": "late"}),
+            ({"messages": [PROMPT, {"role": "assistant"}]}, {"messages": [PROMPT, {"role": "assistant"} | CALL]}),
+            (
+                {"messages": [PROMPT, {"role": "assistant", "reasoning_content": None}]},
+                {"messages": [PROMPT, {"role": "assistant", "reasoning_content": "so"}]},
+            ),
+            ({"correct": 1}, {"correct": 0.5}),
+            ({"gold": 7}, {"gold": "7/2"}),
+            ({"made": "2026-01-31"}, {"made": "unknown"}),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+    def test_a_value_that_comes_late_in_a_large_file(self, tmp_path, early, late, name):
+        """`datasets` takes the types of the first 10 MB."""
+        pad = {"prompt": "q" * 4000}
+        rows = [*[{**pad, **early}] * 2800, {**pad, **late}, {**pad, **early}]
+        small = tmp_path / "small.jsonl"
+        small.write_text("\n".join(map(json.dumps, rows[-3:])))
+        with (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "wt") as file:
+            file.write("\n".join(map(json.dumps, rows)))
+        dataset, expected = load(str(tmp_path / name)), load(str(small))
+        assert dataset.features == expected.features and len(dataset) == len(rows)
+        assert dataset.select(range(len(rows) - 3, len(rows))).to_list() == expected.to_list()
+
+    def test_a_value_that_comes_in_another_file_or_late_in_a_table(self, tmp_path):
+        for name, rows in (("a", ROWS), ("b", [{**ROWS[0], "more": {"a": 1}}])):
+            _write(tmp_path / "folder" / f"{name}.jsonl", rows)
+        dataset = load(str(tmp_path / "folder"))
+        assert dataset[0] == {**ROWS[0], "more": None} and dataset[4] == {**ROWS[0], "more": {"a": 1}}
+        _write(tmp_path / "late.csv", [{"prompt": "q", "gold": "1"}] * 10_000 + [{"prompt": "q", "gold": "1/2"}])
+        dataset = load(str(tmp_path / "late.csv"))
+        assert (dataset[0]["gold"], dataset[10_000]["gold"]) == ("1", "1/2")
 
     def test_conversations_with_tools(self, airline_rows, shared):
         dataset = load(str(shared / "data" / "airline_tools_5_agents.jsonl"))

@@ -30,7 +30,8 @@ class DatasetArguments:
     _argument_group_name = "dataset"
 
     dataset_name: str = option(
-        "A .jsonl, .json, .csv or .parquet file, a folder of them or from `save_to_disk`, or a dataset's Hub id."
+        "A .jsonl, .json, .csv or .parquet file (or in .gz), a folder of them or from `save_to_disk`, or a dataset's "
+        "Hub id."
     )
     dataset_config: str | None = option("Configuration of the dataset, if it has several.", None)
     dataset_split: str = option("Split to read; slices such as 'train[:100]' work, except of `save_to_disk`.", "train")
