@@ -29,7 +29,7 @@ from datasets import (
 from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetsError
 from huggingface_hub import DatasetCard, DatasetCardData
 
-from rsr_trl.formats import READERS, holds_rows, reader_of, types_of_all_rows
+from rsr_trl.formats import READERS, chats_as_text, holds_rows, reader_of, types_of_all_rows
 from rsr_trl.rsr import CITATION, SCORE_COLUMNS, RSRError
 
 
@@ -203,7 +203,7 @@ def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
         return next((name for name in known if name in dataset.column_names and usable(name)), None)
 
     def names_groups(name: str) -> bool:
-        column = read_table(dataset, [name])[name]
+        column = chats_as_text(read_table(dataset, [name])[name])
         if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
             return False
         if column.null_count:
@@ -211,7 +211,8 @@ def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
         return not column.null_count
 
     def names_problems(name: str) -> bool:
-        return names_groups(name) and 1 < pc.count_distinct(read_table(dataset, [name])[name]).as_py() < len(dataset)
+        column = read_table(dataset, [name])[name]
+        return names_groups(name) and 1 < pc.count_distinct(chats_as_text(column)).as_py() < len(dataset)
 
     def says_true_or_false(name: str) -> bool:
         return dataset.features[name] == Value("bool")

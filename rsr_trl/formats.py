@@ -1,4 +1,8 @@
-"""Files that hold rows: which of them can be read, and the types of all rows where the first ones don't show them."""
+"""Forms in which people have their data.
+
+Files: which of them can be read, and the types of all rows where the first ones don't show them. Columns: chats as
+text to group by.
+"""
 
 import json
 import re
@@ -7,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
 from datasets import DatasetBuilder, Features, load_dataset
 from datasets.packaged_modules.csv.csv import CsvConfig
 from datasets.packaged_modules.json.json import JsonConfig
@@ -84,3 +89,28 @@ def _shows_new(value: object, path: tuple, kinds: dict[tuple, set]) -> bool:
     is_new = kind not in known
     known.add(kind)
     return is_new or any(inner)
+
+
+def chats_as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column of chats as text: a single user message as what it says, others as JSON. Any other as it is."""
+    kind = column.type
+    if isinstance(kind, pa.BaseExtensionType):  # JSON, of values of several types
+        return column.cast(kind.storage_type)
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return column
+    kind = kind.value_type
+    if not isinstance(kind, pa.JsonType) and not (pa.types.is_struct(kind) and kind.get_field_index("role") >= 0):
+        return column
+    texts = [pa.array(map(_text_of_chat, chunk.to_pylist()), pa.string()) for chunk in column.chunks]
+    return pa.chunked_array(texts, pa.string())
+
+
+def _text_of_chat(messages: list | None) -> str | None:
+    if messages is None:
+        return None
+    messages = [json.loads(message) if isinstance(message, str) else message for message in messages]
+    messages = [{name: part for name, part in message.items() if part is not None} for message in messages]
+    only = messages[0] if len(messages) == 1 else {}
+    if only.keys() == {"role", "content"} and only["role"] == "user" and isinstance(only["content"], str):
+        return only["content"]
+    return json.dumps(messages, ensure_ascii=False, sort_keys=True)

@@ -316,6 +316,10 @@ class TestFindColumns:
             ({"problem_id": [1, 2, 3, 4]}, ("teacher", "prompt", "correct")),  # names rows, not problems
             ({"problem_id": [1] * 4, "prompt": ["Solve:"] * 4}, ("teacher", None, "correct")),  # names nothing
             ({"problem_id": [1, 2, 3, 4], "prompt": [[{"role": "user"}]] * 4}, ("teacher", None, "correct")),
+            (
+                {"problem_id": [1, 2, 3, 4], "prompt": [[{"role": "user", "content": c}] for c in "xxyy"]},
+                ("teacher", "prompt", "correct"),
+            ),
             ({"correct": [1, 0, 1, 0]}, ("teacher", "problem_id", None)),  # booleans alone are taken unasked
         ],
     )

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from rsr_trl.data import Columns, examples, read_table
+from rsr_trl.formats import chats_as_text
 from rsr_trl.rsr import (
     ERROR,
     MEAN_CLIPPED_RANK,
@@ -235,9 +236,9 @@ def flags(table: pa.Table, name: str) -> np.ndarray:
 def labels(table: pa.Table, name: str) -> tuple[np.ndarray, list]:
     """
     The column as group numbers: int64 array of shape `(n,)`, and the distinct labels that they index, ascending.
-    `RSRError` for nulls, and for values that can't name a group (lists, structs).
+    Chats are labelled by their text. `RSRError` for nulls, and for values that can't name a group (other lists).
     """
-    column = table[name]
+    column = chats_as_text(table[name])
     if pa.types.is_nested(column.type):
         raise RSRError(f"Column {name!r} must hold strings or whole numbers to group by, but it is {column.type}.")
     if column.null_count:
