@@ -17,9 +17,11 @@ from rsr_trl.data import (
     find_columns,
     is_selection,
     load,
+    read_table,
     source_files,
     write_scored,
 )
+from rsr_trl.formats import as_booleans
 from rsr_trl.rsr import RSRError
 
 
@@ -230,9 +232,65 @@ class TestAsTrlFormat:
         # The shape of tool calls stays.
         assert dataset[2]["messages"] == [{"role": "system", "content": "s"}, *airline_rows[2]["messages"][1:]]
 
+    @pytest.mark.parametrize("iterable", [False, True])
+    def test_sharegpts_names_of_roles(self, iterable):
+        sharegpt = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+        known = [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]
+        for column, options in (("conversations", {}), ("dialogue", {"messages_column": "dialogue"})):
+            given = Dataset.from_list([{column: sharegpt}, {column: None}, {column: known}])
+            dataset = as_trl_format(given.to_iterable_dataset() if iterable else given, **options)
+            assert list(dataset) == [{"conversations": chat} for chat in (known, None, known)]
+        given = Dataset.from_list([{"conversations": known}])
+        assert as_trl_format(given) is given, "nothing to change"
+
+    def test_system_messages_of_a_column(self, caplog):
+        chat = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+        dataset = Dataset.from_list([{"system": "s1", "conversations": chat}, {"system": "", "conversations": chat}])
+        first, second = as_trl_format(dataset, system_column="system")["conversations"]
+        assert first == [{"from": "system", "value": "s1"}, *second] and second[0] == {"from": "user", "value": "q"}
+        assert caplog.messages == []
+        as_trl_format(dataset)
+        assert caplog.messages == [
+            "The column 'system' isn't part of the chats: system_column=system puts it before them."
+        ]
+        caplog.clear()
+        has_one = [{"role": "system", "content": "s"}, *CHAT]
+        for row in (
+            {"system": "s", "messages": has_one},
+            {"system": "", "messages": CHAT},
+            {"system": 1, "text": "t"},
+        ):
+            as_trl_format(Dataset.from_list([row]))
+        assert caplog.messages == []
+        pair = Dataset.from_list([{"system": "s", "prompt": "q", "completion": "a"}])
+        (row,) = as_trl_format(pair, as_chat=True, system_column="system")
+        assert row["prompt"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+
+    @pytest.mark.parametrize("iterable", [False, True])
+    def test_a_prompt_of_several_columns(self, iterable, caplog):
+        rows = [{"instruction": "Add.", "input": text, "output": "3"} for text in ("1 and 2", "", None)]
+        dataset = Dataset.from_list(rows)
+        dataset = dataset.to_iterable_dataset() if iterable else dataset
+        joined = as_trl_format(dataset, prompt_column="instruction,input", completion_column="output")
+        assert [row["prompt"] for row in joined] == ["Add.\n\n1 and 2", "Add.", "Add."]
+        assert caplog.messages == []
+        as_trl_format(dataset, prompt_column="instruction", completion_column="output")
+        assert "prompt_column=instruction,input joins the two" in caplog.messages[0]
+
+    @pytest.mark.parametrize("iterable", [False, True])
+    def test_tools_of_an_empty_text_are_none(self, iterable):
+        dataset = Dataset.from_list([{"messages": CHAT, "tools": tools} for tools in ("", "[]", None)])
+        dataset = as_trl_format(dataset.to_iterable_dataset() if iterable else dataset)
+        assert [row["tools"] for row in dataset] == [None, "[]", None]
+
     @pytest.mark.parametrize(
         "row, options, message",
         [
+            ({"generations": ["a", "b"], "q": "x"}, {"completion_column": "generations"}, "list of texts.*from_list"),
+            ({"conversations": CHAT}, {}, "pass messages_column=conversations"),
+            ({"a": "x"}, {"prompt_column": "a,b"}, "prompt_column='b': the dataset has no such column"),
+            ({"messages": CHAT, "s": "x"}, {"system_column": "s", "system_prompt": "x"}, "not both"),
+            ({"messages": CHAT}, {"system_column": "s"}, "system_column='s': the dataset has no such column"),
             ({"q": "x"}, {"prompt_column": "question"}, "'question'.*It has: q"),
             ({"q": "x", "m": "y"}, {"prompt_column": "q", "messages_column": "m"}, "not both"),
             ({"q": "x"}, {"prompt_column": "q", "as_chat": True}, "'completion'.*completion_column"),
@@ -320,7 +378,7 @@ class TestFindColumns:
                 {"problem_id": [1, 2, 3, 4], "prompt": [[{"role": "user", "content": c}] for c in "xxyy"]},
                 ("teacher", "prompt", "correct"),
             ),
-            ({"correct": [1, 0, 1, 0]}, ("teacher", "problem_id", None)),  # booleans alone are taken unasked
+            ({"correct": ["no", "B"] * 2, "is_correct": [2] * 4}, ("teacher", "problem_id", None)),
         ],
     )
     def test_well_known_columns_that_can_be_used(self, changes, expected):
@@ -329,6 +387,18 @@ class TestFindColumns:
             found = find_columns(rows)
             assert (found.teacher, found.problem, found.correct) == expected and found.notes == []
             assert found.names == [name for name in expected if name is not None]
+
+    @pytest.mark.parametrize("values", [[1, 0, 1, 0], [1.0, 0.0, None, 1.0], ["True", "False", None, "true"]])
+    def test_correctness_that_is_no_boolean_is_noted_and_taken_if_asked_for(self, values):
+        rows = {name: column for name, column in self.ROWS.items() if name != "is_correct"} | {"correct": values}
+        dataset = Dataset.from_dict(rows)
+        found = find_columns(dataset)
+        assert found.correct is None and len(found.notes) == 1, "booleans alone are taken unasked"
+        assert "so it isn't used: correctness_column=correct takes it" in found.notes[0]
+        found = find_columns(dataset, Columns(correct="correct"))
+        expected = [value if value is None else str(value).lower() in ("1", "1.0", "true") for value in values]
+        column = as_booleans(read_table(dataset, ["correct"])["correct"])
+        assert found.correct == "correct" and column.to_pylist() == expected
 
     def test_nulls_are_noted(self):
         dataset = Dataset.from_dict(self.ROWS | {"teacher": ["a", None, None, "b"], "problem_id": [1, 1, None, 2]})

@@ -52,10 +52,13 @@ class FormatArguments:
 
     _argument_group_name = "columns"
 
-    prompt_column: str | None = option("Column with the prompt, if not `prompt`.", None)
+    prompt_column: str | None = option(
+        "Column with the prompt, if not `prompt`; instruction,input joins the texts of two.", None
+    )
     completion_column: str | None = option("Column with the trajectory, if not `completion`.", None)
     messages_column: str | None = option("Column with whole conversations, if not `messages`.", None)
     system_prompt: str | None = option("System message to put before every chat.", None)
+    system_column: str | None = option("Column with each row's own system message, to put before its chat.", None)
     as_chat: bool = option(
         "Wrap a plain-text prompt and completion into user and assistant messages, for an instruct student.", False
     )
