@@ -78,13 +78,11 @@ def load(
     else:
         raise RSRError(f"There is no file or folder {dataset_name!r}.")
     if (path / STATE_FOLDER).is_dir() and not (path / STATE_FOLDER / COMPLETE).is_file():
-        raise RSRError(
-            f"{dataset_name!r} isn't scored to its end. Run the same `rsr score` command again: it goes on."
-        )
+        raise RSRError(f"{dataset_name!r} isn't fully scored yet. Run the same `rsr score` command again: it resumes.")
     try:
         dataset = _load(source, name=config, split=split, streaming=streaming)
     except StopIteration:
-        raise RSRError(f"{dataset_name!r} is empty: it holds no row.") from None
+        raise RSRError(f"{dataset_name!r} is empty: it has no rows.") from None
     except (DatasetsError, OSError, ValueError) as error:
         what = f"{dataset_name!r}" if path.exists() else f"{dataset_name!r} (no file or folder here, so a Hub id)"
         others = _data_files(path) if isinstance(error, DataFilesNotFoundError) and path.is_dir() else []
@@ -354,6 +352,12 @@ def _metadata(folder: str | Path) -> dict:
     return DatasetCard.load(card, ignore_metadata_errors=True).data.to_dict() if card.is_file() else {}
 
 
+def scoring_settings(source: str | Path | None) -> dict:
+    """What the rows in the folder `source` were scored with, as far as its card, or that of a selection, says so."""
+    facts = card_facts(source)
+    return facts.get("settings" if facts.get("command") == "score" else "scoring") or {}
+
+
 def is_selection(source: str | Path | None) -> bool:
     """Whether `source` is a folder that `rsr select` wrote."""
     return card_facts(source).get("command") == "select"
@@ -369,13 +373,16 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
         raise RSRError(f"{str(output_dir)!r} is a file; output_dir must be a folder.")
     found = sorted(file.name for file in output_dir.glob("*"))
     if found and not overwrite:
-        raise RSRError(f"{str(output_dir)!r} isn't empty. Choose another output_dir, or pass overwrite to replace it.")
+        raise RSRError(
+            f"{str(output_dir)!r} isn't empty. Choose another output_dir, or replace it with --overwrite "
+            "(overwrite=True in Python)."
+        )
     foreign = [name for name in found if name not in ("README.md", DATA_FOLDER, STATE_FOLDER)]
     inside = output_dir.glob(f"{DATA_FOLDER}/*")
     foreign += [f"{DATA_FOLDER}/{file.name}" for file in inside if file.suffix != ".parquet" and file.name[0] != "."]
     ours = (output_dir / STATE_FOLDER).is_dir() or "rsr-trl" in (_metadata(output_dir).get("tags") or [])
     if found and (foreign or not ours):
-        what = f"holds other things than a scored dataset (first: {foreign[0]})" if foreign else ""
+        what = f"contains files that aren't of a scored dataset (first: {foreign[0]})" if foreign else ""
         what = what or "holds a dataset that wasn't written by rsr-trl"
         raise RSRError(f"{str(output_dir)!r} {what}, so it is not overwritten. Choose another output_dir.")
 
@@ -386,7 +393,7 @@ def check_not_read(sources: Iterable[str | Path], output_dir: str | Path) -> Non
     for source in sources:
         path = Path(source).expanduser()
         if path.exists() and path.resolve().is_relative_to(target):
-            raise RSRError(f"{str(source)!r} is read and lies in output_dir, which is written. Choose another.")
+            raise RSRError(f"{str(source)!r} is the input and lies in output_dir. Choose another output_dir.")
 
 
 def write_scored(

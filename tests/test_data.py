@@ -18,6 +18,7 @@ from rsr_trl.data import (
     is_selection,
     load,
     read_table,
+    scoring_settings,
     source_files,
     write_scored,
 )
@@ -427,6 +428,7 @@ class TestCard:
         facts = {"command": "select", "student": "me/student: é", "settings": {"r_max": 100, "scores": ["rsr"]}}
         write_scored(Dataset.from_list(ROWS), tmp_path / "out", "# Rows", facts=facts)
         assert card_facts(tmp_path / "out") == facts and is_selection(tmp_path / "out")
+        assert scoring_settings(tmp_path / "out") == {}  # those of a choice say nothing of the scores
         assert load_dataset(str(tmp_path / "out"), split="train").to_list() == ROWS
         assert card_facts(None) == card_facts("me/dataset") == card_facts(tmp_path) == {}
         (tmp_path / "README.md").write_text("No metadata.")

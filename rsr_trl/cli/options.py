@@ -68,7 +68,7 @@ class FormatArguments:
 class TeacherArguments:
     """Who wrote a trajectory."""
 
-    teacher_column: str | None = option("Column of teachers' names; by default `teacher`; none: no column.", None)
+    teacher_column: str | None = option("Column with teacher names; by default `teacher`; none: use no column.", None)
 
 
 @dataclass
@@ -77,11 +77,11 @@ class ColumnArguments(TeacherArguments):
 
     problem_column: str | None = option(
         "Column that names the problem; by default problem_id, question_id, prompt_id, problem, question or prompt, "
-        "the first in which values repeat; none: no column.",
+        "the first in which values repeat; none: use no column.",
         None,
     )
     correctness_column: str | None = option(
-        "Boolean column; by default `correct` or `is_correct`; none: no column.", None
+        "Boolean column; by default `correct` or `is_correct`; none: use no column.", None
     )
 
     def columns(self, dataset):
@@ -95,9 +95,11 @@ class ColumnArguments(TeacherArguments):
 class ScoreArguments:
     """What orders trajectories."""
 
-    score: str = option("What to go by: a score that the dataset has, or a numeric column.", "rsr")
+    score: str = option("Score to order by: one in the dataset, or a numeric column.", "rsr")
     prefer: Literal["low", "high"] | None = option(
-        "Which end of it is more suitable; by default its own (RSR: low). A column of yours needs it.", None
+        "Whether low or high is better. Defaults to the score's own direction (RSR: low); required for your own "
+        "columns.",
+        None,
     )
 
 
@@ -107,7 +109,7 @@ class JsonArguments:
 
     _argument_group_name = "output"
 
-    json: bool = option("Print one JSON object on standard output, and nothing else.", False)
+    json: bool = option("Print only a JSON summary, on standard output.", False)
 
 
 @dataclass(kw_only=True)
@@ -116,8 +118,8 @@ class OutputArguments(TeacherArguments, JsonArguments):
 
     _argument_group_name = "output"
 
-    output_dir: str = option("Folder to make; it is absent or empty.")
-    overwrite: bool = option("Replace what an earlier run wrote there (rsr score: scores in the dataset too).", False)
+    output_dir: str = option("Output folder; it must not exist yet or must be empty.")
+    overwrite: bool = option("Replace the output of an earlier run (rsr score: scores in the dataset too).", False)
 
 
 @dataclass
@@ -130,23 +132,25 @@ class StudentArguments:
     model_revision: str | None = option("Branch, tag or commit of the student.", None)
     trust_remote_code: bool = option("Run code that comes with the student.", False)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
-        "Dtype to load the student in; `auto`: that of its weights.", "auto"
+        "Dtype to load the student in; `auto` uses the checkpoint's dtype.", "auto"
     )
-    device: str | None = option("Such as cuda:1 or cpu; by default the best there is.", None)
-    device_map: str | None = option("Spread the student over several devices; `auto` decides by itself.", None)
+    device: str | None = option("Device, such as cuda:1 or cpu; by default the best available.", None)
+    device_map: str | None = option("Spread the student over several devices; `auto` chooses how.", None)
     attn_implementation: str | None = option("Attention implementation, such as flash_attention_2.", None)
     load_in_8bit: bool = option("Load the student in 8 bits (needs bitsandbytes).", False)
     load_in_4bit: bool = option("Load the student in 4 bits (needs bitsandbytes).", False)
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = option("4-bit quantization type.", "nf4")
     use_bnb_nested_quant: bool = option("Quantize the 4-bit constants too.", False)
     max_length: int | None = option(
-        "Cut longer examples, in tokens; by default at 32768, or the student's positions if fewer.", None
+        "Truncate longer examples to this many tokens; by default 32768, or the student's positions if fewer.", None
     )
     r_max: int = option("Clip ranks at this value (the paper's is 100).", 100)
-    max_batch_tokens: int | None = option("Tokens of a batch, padding included: fewer need less memory.", None)
+    max_batch_tokens: int | None = option("Tokens per batch, padding included: fewer need less memory.", None)
     token_stats: bool = option("Keep rank and surprisal of every token.", False)
     scores: str | None = option(
-        "Other scores to add, such as surprisal,rank,entropy; `all` of the same pass (see docs/scores.md).", None
+        "Other scores to add, such as surprisal,rank,entropy; `all` for every score available from the same pass "
+        "(see docs/scores.md).",
+        None,
     )
     assistant_only_loss: bool = option("Render chats as SFTTrainer does with assistant_only_loss=True.", False)
     chat_template_path: str | None = option(
@@ -194,7 +198,7 @@ def student_to_train(model_args, training_args) -> dict:
     from trl import get_peft_config, get_quantization_config
 
     if model_args.model_name_or_path is None:
-        raise RSRError("Say which student to train: --model_name_or_path.")
+        raise RSRError("--model_name_or_path is required: the student to train.")
     check_student_exists(model_args.model_name_or_path)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,

@@ -100,7 +100,7 @@ def _wrapped(cell: Text, width: int, whole_words: bool = False) -> Text:
 
 
 def console() -> Console:
-    """Where people are told things."""
+    """Where people read messages."""
     return Console(stderr=True, highlight=False)
 
 

@@ -90,7 +90,7 @@ def check_token_columns(column_names: Iterable[str]) -> None:
     """Raise `RSRError` unless these columns hold the statistics of tokens."""
     if missing := [name for name in TOKEN_STATISTICS if name not in column_names]:
         raise RSRError(
-            f"There is no column {missing[0]!r}, so the tokens aren't known. Score the dataset with "
+            f"There is no column {missing[0]!r}, so tokens can't be shown. Score the dataset with "
             "`rsr score --token_stats`, or RSRScorer(..., token_stats=True)."
         )
 
@@ -203,7 +203,7 @@ def load_tokenizer(dataset_name_or_path: str, name: str | None = None) -> PreTra
     source, template = name or facts.get("student"), facts.get("settings", {}).get("chat_template_path")
     if source is None:
         raise RSRError(
-            f"Which student scored {dataset_name_or_path!r}? Nothing there says so: name its tokenizer with "
+            f"{dataset_name_or_path!r} doesn't say which student scored it: name the student's tokenizer with "
             "--tokenizer (a Hub id or folder)."
         )
     where = f"{source!r} (--tokenizer)" if name else f"the student {source!r}, named in {dataset_name_or_path!r}"

@@ -5,6 +5,7 @@ happens within a window, so memory depends on the window and not on the dataset.
 tokens alone. Out: flat arrays become typed columns. This file knows no student.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,8 +35,9 @@ from rsr_trl.rsr import (
     score_schema,
 )
 from rsr_trl.scoring.batches import TOKENIZED_ROWS, WINDOW_TOKENS
+from rsr_trl.scoring.own_text import LOST
 from rsr_trl.scoring.scores import ALL_COLUMNS, ScoredTokens
-from rsr_trl.scoring.tokens import TokenizedExample
+from rsr_trl.scoring.tokens import SECOND_BOS, TokenizedExample
 
 
 _BAD_TYPE = (ValueError, TypeError, OverflowError)
@@ -282,8 +284,30 @@ def typed(table: dict[str, pa.Array]) -> dict[str, list]:
     }
 
 
-def describe_gaps(table: dict[str, pa.Array], name_row: bool = False) -> list[str]:
-    """How many rows are null or cut, and why; nothing when there are none."""
+def count_notes(examples: Iterable[TokenizedExample]) -> Counter[str]:
+    """How many trajectories have which of the notes of [`TokenizedExample`]."""
+    return Counter(note for example in examples for note in example.notes)
+
+
+def describe_notes(notes: Mapping[str, int], num_rows: int) -> list[str]:
+    """What a user has to know of trajectories that have a score; nothing where there is nothing."""
+    lines, lost = [], [kind for kind in LOST if notes.get(kind)]
+    if lost:
+        others = "".join(f", {notes[kind]:,} their {kind}" for kind in lost[1:])
+        lines.append(
+            f"{notes[lost[0]]:,} of {num_rows:,} trajectories lose their {lost[0]}{others} in the student's chat "
+            "template. The scores are of what it leaves, which is what SFTTrainer trains on."
+        )
+    if twice := notes.get(SECOND_BOS):
+        lines.append(
+            f"{twice:,} of {num_rows:,} trajectories begin with two beginning-of-sequence tokens, as in SFTTrainer: "
+            "the text has one and the tokenizer adds its own. Remove it from the text."
+        )
+    return lines
+
+
+def describe_gaps(table: dict[str, pa.Array], notes: Mapping[str, int], name_row: bool = False) -> list[str]:
+    """How many rows are null or cut, and why, and the `notes`; nothing when there are none."""
     errors, cut = table[ERROR].to_pylist(), sum(table[TRUNCATED].to_pylist())
     gaps = []
     failed = [row for row, error in enumerate(errors) if error is not None]
@@ -296,4 +320,4 @@ def describe_gaps(table: dict[str, pa.Array], name_row: bool = False) -> list[st
         gaps.append(
             f"{cut} of {len(errors)} rows were cut at max_length (column rsr_truncated); what is left is scored."
         )
-    return gaps
+    return gaps + describe_notes(notes, len(errors))

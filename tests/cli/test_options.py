@@ -49,8 +49,8 @@ def test_help_shows_one_spelling_and_only_telling_defaults():
 
 
 def test_columns_are_those_asked_for_else_well_known_ones():
-    rows = {"teacher": ["a"] * 3, "problem_id": ["p", "p", "q"], "correct": [True] * 3, "author": ["b", "c", "d"]}
-    dataset = Dataset.from_dict(rows)
+    rows = {"teacher": ["a", "a", "b"], "problem_id": ["p", "p", "q"], "correct": [True, False, True]}
+    dataset = Dataset.from_dict(rows | {"author": ["b", "c", "c"]})
     assert ColumnArguments().columns(dataset).names == ["teacher", "problem_id", "correct"]
     assert ColumnArguments("author", "none", "none").columns(dataset).names == ["author"]
     with pytest.raises(RSRError, match="no column 'writer'.*'author'"):

@@ -79,10 +79,10 @@ def words(text: str) -> str:
 
 def test_says_what_the_row_is(run, scored):
     path = scored("So 3+4=7.", {"teacher": "solver", "problem_id": 17, "correct": False, TRUNCATED: True})
-    text = words(run(path))
+    text = words(run(path, "--problem_column", "problem_id"))  # asked for: it is the same in all rows
     # Eight tokens of ranks 1 to 8 and surprisals of a quarter of that.
     assert "Row 0: RSR 4.000 (lower = more suitable), 8 tokens mean rank 4.50 / mean surprisal 1.12 nats" in text
-    assert "teacher: solver; problem: 17; correct: no; truncated: only its beginning is scored" in text
+    assert "teacher: solver; problem: 17; correct: no; truncated: only the part before the cut is scored" in text
     assert "Prompt: What is 3 + 4?" in text
 
 
@@ -196,7 +196,7 @@ def test_a_conversation_a_teacher_that_looks_like_markup_and_a_word_without_end(
 
 def test_json(run, scored, tokenizer):
     path = scored("So 3+4=7.\nYes 鱻", {"teacher": "solver", "problem_id": "p1", "correct": True})
-    result = json.loads(run(path, "--json", "--r_max", "3"))
+    result = json.loads(run(path, "--json", "--r_max", "3", "--problem_column", "problem_id"))
     ids = tokenizer.encode("So 3+4=7.\nYes 鱻", add_special_tokens=False)
     assert "".join(token["text"] for token in result["tokens"]) == "So 3+4=7.\nYes 鱻"
     assert [token["rank"] for token in result["tokens"]] == list(range(1, len(ids) + 1))
