@@ -21,6 +21,7 @@ from rsr_trl.data import read_table
 from rsr_trl.rsr import MEAN_SURPRISAL, RSRError
 from rsr_trl.scoring.rows import TokenBar
 from rsr_trl.scoring.scorer import RSRScorer
+from rsr_trl.scoring.student import num_positions
 from rsr_trl.selection.table import labels
 
 
@@ -166,9 +167,8 @@ def generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], max_new_tokens: int
 ) -> list[tuple[str, bool]]:
     """Greedy responses to prompts of token ids, and whether each was cut: there, or at the student's last position."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    width = max(map(len, prompts))
-    room = max_new_tokens if positions is None else min(max_new_tokens, positions - width)
+    positions, width = num_positions(model.config), max(map(len, prompts))
+    room = min(max_new_tokens, positions - width)
     if room < 1:
         raise RSRError(f"A held-out prompt has {width} tokens, and the student only {positions} positions.")
     ends = model.generation_config.eos_token_id

@@ -3,6 +3,7 @@
 Everything is scored by one path, whatever the entry: examples -> tokens -> student -> columns.
 """
 
+import copy
 import json
 import logging
 import os
@@ -45,7 +46,13 @@ from rsr_trl.scoring.rows import (
     windows,
     without_scores,
 )
-from rsr_trl.scoring.student import Student, find_config_and_tokenizer, load_model, with_chat_template
+from rsr_trl.scoring.student import (
+    Student,
+    find_config_and_tokenizer,
+    load_model,
+    num_positions,
+    with_chat_template,
+)
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 
 
@@ -204,7 +211,7 @@ class RSRScorer:
         self._prepare(*find_config_and_tokenizer(self.model_id, self._given_tokenizer, **hub))
 
     def _prepare(self, config: PreTrainedConfig, processing_class: PreTrainedTokenizerBase) -> None:
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None) or float("inf")
+        positions = num_positions(config)
         max_length = self.config.max_length
         if max_length is not None and max_length > positions:
             raise RSRError(f"max_length={max_length} is beyond the student's {positions} positions. Lower it.")
@@ -438,6 +445,13 @@ class RSRScorer:
             return partial, (_refuse_live_model, identity)
         settings = vars(self.config) | {"day": self.written_day}
         return _rebuild, (identity, self.model_id, self._given_tokenizer, settings)
+
+    def __copy__(self) -> "RSRScorer":
+        return RSRScorer(self.model_id or self._student.model, self._given_tokenizer, **vars(self.config))
+
+    def __deepcopy__(self, memo: dict) -> "RSRScorer":
+        parts = (self.model_id or self._student.model, self._given_tokenizer)
+        return RSRScorer(*copy.deepcopy(parts, memo), **vars(self.config))
 
     # ------------------------------------------------------------------------------------------------------ checks
 

@@ -12,6 +12,7 @@ from datasets import Dataset, Features, List, Value
 
 from rsr_trl.data import read_table
 from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, STUDENT, RSRError
+from rsr_trl.scoring.fingerprint import DEFINITION
 from rsr_trl.scoring.rows import describe_notes
 from rsr_trl.scoring.scores import ScoredTokens, check_name, content_hash, known_score, random
 from rsr_trl.scoring.tokens import ExampleTokenizer
@@ -61,7 +62,7 @@ def add_scored_column(dataset: Dataset, tokenizer: ExampleTokenizer, num_proc: i
         _scored_of,
         batched=True,
         with_indices=True,
-        fn_kwargs={"tokenizer": tokenizer, "features": dataset.features},
+        fn_kwargs={"tokenizer": tokenizer, "features": dataset.features, "definition": DEFINITION},
         features=Features({**dataset.features, **added}),
         num_proc=num_proc,
         desc="Finding the scored tokens of train dataset",
@@ -69,8 +70,9 @@ def add_scored_column(dataset: Dataset, tokenizer: ExampleTokenizer, num_proc: i
 
 
 def _scored_of(
-    batch: dict[str, list], indices: list[int], tokenizer: ExampleTokenizer, features: Features
+    batch: dict[str, list], indices: list[int], tokenizer: ExampleTokenizer, features: Features, definition: str
 ) -> dict[str, list]:
+    # `definition` is there for the cache of `datasets` alone: what an older rule gave isn't taken.
     examples = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
     tokenized = tokenizer(examples, features)
     notes = [list(example.notes) for example in tokenized]
