@@ -30,7 +30,8 @@ class DatasetArguments:
     _argument_group_name = "dataset"
 
     dataset_name: str = option(
-        "A .jsonl, .json, .csv or .parquet file, a folder of them or from `save_to_disk`, or a dataset's Hub id."
+        "A .jsonl, .json, .csv or .parquet file (or in .gz), a folder of them or from `save_to_disk`, or a dataset's "
+        "Hub id."
     )
     dataset_config: str | None = option("Configuration of the dataset, if it has several.", None)
     dataset_split: str = option("Split to read; slices such as 'train[:100]' work, except of `save_to_disk`.", "train")
@@ -51,10 +52,13 @@ class FormatArguments:
 
     _argument_group_name = "columns"
 
-    prompt_column: str | None = option("Column with the prompt, if not `prompt`.", None)
+    prompt_column: str | None = option(
+        "Column with the prompt, if not `prompt`; instruction,input joins the texts of two.", None
+    )
     completion_column: str | None = option("Column with the trajectory, if not `completion`.", None)
     messages_column: str | None = option("Column with whole conversations, if not `messages`.", None)
     system_prompt: str | None = option("System message to put before every chat.", None)
+    system_column: str | None = option("Column with each row's own system message, to put before its chat.", None)
     as_chat: bool = option(
         "Wrap a plain-text prompt and completion into user and assistant messages, for an instruct student.", False
     )
@@ -149,6 +153,11 @@ class StudentArguments:
         None,
     )
     assistant_only_loss: bool = option("Render chats as SFTTrainer does with assistant_only_loss=True.", False)
+    chat_template_path: str | None = option(
+        "Chat template to use instead of the student's own, as in `trl sft`: a .jinja file, or a tokenizer's folder "
+        "or Hub id.",
+        None,
+    )
 
     def scorer(self, overwrite: bool = False):
         """The [`RSRScorer`] of this student. `overwrite` replaces scores that a dataset has already."""
@@ -161,7 +170,7 @@ class StudentArguments:
             device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"  # a GPU for each process
         check_student_exists(self.model_name_or_path)
         same = ("device_map", "max_length", "dtype", "attn_implementation", "r_max", "token_stats", "max_batch_tokens")
-        same += ("assistant_only_loss", "trust_remote_code")
+        same += ("assistant_only_loss", "trust_remote_code", "chat_template_path")
         return RSRScorer(
             self.model_name_or_path,
             revision=self.model_revision,

@@ -142,7 +142,8 @@ def _make_scorer(model: str, args: PilotConfig, strategies: Sequence[Strategy]) 
     """The scorer that `rsr score` has by default, with the trainings' length limit and the strategies' scores."""
     scores = {known_score(one.column) for one in strategies if one.column is not None} - {None, *STORED}
     same = {name: args.model_init_kwargs[name] for name in ("revision", "trust_remote_code", "attn_implementation")}
-    same |= {"assistant_only_loss": args.assistant_only_loss, "device": str(args.device)}
+    same |= {name: getattr(args, name) for name in ("assistant_only_loss", "chat_template_path")}
+    same |= {"device": str(args.device)}
     longest = RSRScorer(model, **same).max_length
     return RSRScorer(model, **same, max_length=min(longest, args.max_length or longest), scores=sorted(scores))
 

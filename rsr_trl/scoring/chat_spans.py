@@ -54,7 +54,7 @@ class ChatSpans:
         if template is None:
             raise RSRError(
                 "The tokenizer has no chat template, but the dataset is conversational. Set `tokenizer.chat_template` "
-                "(for example with `trl.clone_chat_template`), or pass plain-text `prompt` and `completion` columns."
+                "or give chat_template_path, or pass plain-text `prompt` and `completion` columns."
             )
         # Named variants (a dict) stay as they are: transformers picks between them by the presence of tools.
         self._template = chat_template

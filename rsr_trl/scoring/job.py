@@ -11,7 +11,6 @@ import errno
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
@@ -21,7 +20,7 @@ from rsr_trl.data import STATE_FOLDER, dataset_card
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring.batches import rows_of_shard
 from rsr_trl.scoring.own_text import LOST
-from rsr_trl.scoring.rows import TokenBar, add_columns, typed_rows, without_scores
+from rsr_trl.scoring.rows import TokenBar, add_columns, next_rows, typed_rows, without_scores
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.shards import ShardFolder, read_json, write_json, written_whole
 from rsr_trl.scoring.tokens import TokenizedExample
@@ -100,7 +99,7 @@ class Job:
                     yield index, self.dataset.select(range(first, min(first + self.shard_rows, self.num_rows)))
         elif not self.was_complete:
             stream, index, num_rows = iter(self.dataset), 0, 0
-            while rows := list(islice(stream, self.shard_rows)):
+            while rows := next_rows(stream, self.shard_rows, num_rows):
                 if index % self.num_processes == self.process and index not in self._done:
                     yield index, typed_rows(rows, self.dataset.features, num_rows)
                 index, num_rows = index + 1, num_rows + len(rows)
@@ -198,7 +197,7 @@ def tokenized_sample(scorer: RSRScorer, dataset: Dataset | IterableDataset) -> l
     if isinstance(dataset, Dataset):
         rows = dataset.select(range(0, len(dataset), max(1, len(dataset) // SAMPLE_ROWS))[:SAMPLE_ROWS])
     else:
-        rows = Dataset.from_list(list(islice(iter(dataset), SAMPLE_ROWS)), features=dataset.features)
+        rows = Dataset.from_list(next_rows(iter(dataset), SAMPLE_ROWS), features=dataset.features)
     return [example for window in scorer.windows_of(rows) for example in window.examples]
 
 

@@ -50,10 +50,23 @@ def with_features(dataset: IterableDataset, num_rows: int = 256) -> IterableData
     """A stream that knows the types of its columns; where nobody says, its first rows decide."""
     if dataset.features is not None:
         return dataset
-    first = list(islice(iter(dataset), num_rows))
+    first = next_rows(iter(dataset), num_rows)
     if not first:
         raise RSRError("The dataset is empty: it holds no row.")
     return dataset.cast(Dataset.from_list(first, on_mixed_types="use_json").features)
+
+
+def next_rows(stream: Iterator[dict], count: int, first_row: int = 0) -> list[dict]:
+    """The next rows of a stream; raises `RSRError` where the types of a file change."""
+    try:
+        return list(islice(stream, count))
+    except RSRError:
+        raise
+    except _BAD_TYPE as error:  # of `datasets`, which takes the types of the first 10 MB for those of all
+        raise RSRError(
+            f"Row {first_row} or a later one doesn't have the types of the first rows: {error}. Fix it, or read the "
+            "dataset without --dataset_streaming."
+        ) from error
 
 
 def typed_rows(rows: list[dict], features: Features, first_row: int) -> Dataset:
@@ -119,6 +132,16 @@ def _tokenized(dataset: Dataset, tokenize: Callable, window_tokens: int, stopped
             first, examples, tokens = first + len(examples), [], 0
     if examples:
         yield Window(first, examples)
+
+
+def check_no_transform(dataset: Dataset) -> None:
+    """Raise `RSRError` for a dataset whose rows are computed when they are read: its columns aren't what it shows."""
+    if dataset.format["type"] == "custom":
+        raise RSRError(
+            "The dataset has a transform (Dataset.with_transform), and scoring reads the columns below it: other text "
+            "than the rows show. Apply it first with dataset.map(transform, batched=True), or take it off with "
+            "dataset.with_format(None)."
+        )
 
 
 def to_rows(batch: Mapping[str, Sequence]) -> list[dict]:

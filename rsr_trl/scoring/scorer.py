@@ -34,6 +34,7 @@ from rsr_trl.scoring.rows import (
     TokenBar,
     Window,
     add_columns,
+    check_no_transform,
     count_notes,
     describe_gaps,
     is_batch,
@@ -45,7 +46,13 @@ from rsr_trl.scoring.rows import (
     windows,
     without_scores,
 )
-from rsr_trl.scoring.student import Student, find_config_and_tokenizer, load_model, num_positions
+from rsr_trl.scoring.student import (
+    Student,
+    find_config_and_tokenizer,
+    load_model,
+    num_positions,
+    with_chat_template,
+)
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 
 
@@ -65,13 +72,8 @@ BATCH_ROWS = 512  # rows of an iterable dataset that are scored together
 LOADING = ("revision", "quantization_config", "device_map", "dtype", "device", "attn_implementation")
 LOADING += ("trust_remote_code",)  # all of these go to `load_model`
 OF_THE_SCORE = ("r_max", "assistant_only_loss", "logits_dtype")  # change scores by more than rounding
-NEUTRAL = (
-    "device",
-    "device_map",
-    "max_batch_tokens",
-    "overwrite",
-    "day",
-)  # decide no column, or change it by rounding only
+# Decide no column, change it by rounding only, or show in the tokenizer.
+NEUTRAL = ("device", "device_map", "max_batch_tokens", "overwrite", "day", "chat_template_path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,7 @@ class ScoringConfig:
     scores: Sequence[str] | str | None = None
     max_batch_tokens: int | None = None
     assistant_only_loss: bool = False
+    chat_template_path: str | None = None
     dataset_text_field: str = "text"
     logits_dtype: str = "float32"
     overwrite: bool = False
@@ -143,6 +146,9 @@ class RSRScorer:
         max_batch_tokens (`int`, *optional*): Tokens that go through the student at once, padding included.
         assistant_only_loss (`bool`, *optional*, defaults to `False`):
             Render conversations as SFTTrainer does under this setting (some templates differ).
+        chat_template_path (`str`, *optional*):
+            Render conversations with the chat template of this `.jinja` file or tokenizer (hub id or folder), as
+            SFTTrainer does under this setting, instead of the student's own. The tokenizer passed stays as it is.
         dataset_text_field (`str`, *optional*, defaults to `"text"`): Column of plain-text datasets.
         logits_dtype (`str`, *optional*, defaults to `"float32"`):
             `"model"` rounds logits to the model's dtype, as the paper's code does.
@@ -211,9 +217,9 @@ class RSRScorer:
             raise RSRError(f"max_length={max_length} is beyond the student's {positions} positions. Lower it.")
         self.max_length = min(MAX_LENGTH, positions) if max_length is None else max_length
         self._commit_hash = getattr(config, "_commit_hash", None)
-        self.processing_class = processing_class
+        self.processing_class = with_chat_template(processing_class, self.config.chat_template_path)
         self._tokenize = ExampleTokenizer(
-            processing_class,
+            self.processing_class,
             self.max_length,
             self.config.assistant_only_loss,
             self.config.dataset_text_field,
@@ -289,7 +295,8 @@ class RSRScorer:
             The dataset with the columns added, in the same order; nothing else changes.
 
         Raises:
-            RSRError: if the columns aren't in a known format, or are scored already and `overwrite` isn't set.
+            RSRError: if the columns aren't in a known format, or are scored already and `overwrite` isn't set; for a
+                dataset with a transform (`with_transform`), as in SFTTrainer.
             FloatingPointError: if the student gives NaN.
         """
         if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
@@ -305,6 +312,7 @@ class RSRScorer:
             features = None if dataset.features is None else Features({**dataset.features, **added})
             types = {"features": dataset.features}  # of what comes in
             return dataset.map(self, batched=True, batch_size=BATCH_ROWS, features=features, fn_kwargs=types)
+        check_no_transform(dataset)
         self.student  # noqa: B018 - if it can't be loaded, that shows before the work, not after it
         with TokenBar(len(dataset)) as bar:
             table = self.score_rows(dataset, bar, notes=(notes := Counter()))
@@ -334,6 +342,7 @@ class RSRScorer:
 
     def windows_of(self, dataset: Dataset) -> Iterator[Window]:
         """The rows, tokenized, in the windows in which they are scored."""
+        check_no_transform(dataset)
         texts = self._text_columns(dataset.column_names)
         tokenize = partial(self._tokenize, features=dataset.features)
         return windows(dataset.with_format(None).select_columns(texts), tokenize)

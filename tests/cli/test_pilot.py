@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from rsr_trl.cli import pilot
 from rsr_trl.cli.options import parse
+from rsr_trl.data import load
 from rsr_trl.demo import STUDENT_PATH
 from rsr_trl.demo.teachers import make_pool
 from rsr_trl.scoring.scorer import RSRScorer
@@ -114,6 +115,24 @@ def test_a_pool_with_scores_of_this_student_is_taken_as_it_is_and_of_another_not
         run(argv(*ONE, pool=str(path), output_dir="other"))
     other.remove_columns("rsr_student").to_parquet(path)
     assert run(argv(*ONE, pool=str(path), output_dir="own")) == 0
+
+
+def test_it_chooses_under_the_template_that_it_trains_on(argv, tiny_student_path, tmp_path):
+    file = tmp_path / "student" / "chat_template.jinja"
+    template = tmp_path / "other.jinja"
+    template.write_text(file.read_text().replace("<|im_start|>", "<|im_start|>the "))
+    file.unlink()  # a base student
+    assert run(argv(*ONE, "--as_chat", "--chat_template_path", str(template))) == 0
+    scored, scorer = (
+        load(str(tmp_path / "out" / "scored")),
+        RSRScorer(tiny_student_path, chat_template_path=str(template)),
+    )
+    texts = scored.select_columns(["prompt", "completion"])
+    assert scored["rsr"] == pytest.approx(scorer.score(texts)["rsr"], rel=1e-5)
+    assert scored["rsr_student"][0] == scorer.fingerprint
+    template.write_text(template.read_text().replace("the ", "an "))
+    with pytest.raises(ValueError, match="tokenizer"):
+        run(argv(*ONE, "--as_chat", "--chat_template_path", str(template)))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ SETTINGS = {
     "logits_dtype": "Dtype of the logits",
     "max_length": "Length limit, tokens",
     "assistant_only_loss": "assistant_only_loss",
+    "chat_template_path": "Chat template",
 }
 
 
