@@ -87,7 +87,7 @@ class HeldOut:
                 self.checker("", answer)
             except ValueError as error:
                 where = f"Row {row} of the held-out set, column {column!r}"
-                raise RSRError(f"{where}: {error}. Choose another checker or fix it.") from error
+                raise RSRError(f"{where}: {error}. Fix it or choose another checker.") from error
 
     def measure(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, autocast=nullcontext
@@ -132,14 +132,14 @@ def check_apart(pool: Dataset, held_out: Dataset) -> None:
         chats, plain = ("pool", "held-out set") if is_conversational(pool[0]) else ("held-out set", "pool")
         raise RSRError(
             f"The {chats} holds chats and the {plain} plain text: the student would be measured on another format "
-            "than it is trained on. Pass as_chat, which wraps what is plain."
+            "than it is trained on. Pass as_chat, which wraps plain text."
         )
     for column in {"prompt", "messages"}.intersection(pool.column_names, held_out.column_names):
         known = {_question(value) for value in pool[column]}
         if both := [row for row, value in enumerate(held_out[column]) if _question(value) in known]:
             raise RSRError(
                 f"{len(both)} of the {len(held_out)} held-out rows have a prompt that is in the pool too (first: "
-                f"row {both[0]}). What was trained on can't be measured on: take them out of one of the two."
+                f"row {both[0]}). Remove them from one of the two: a prompt can't be both trained on and held out."
             )
 
 

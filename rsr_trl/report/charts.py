@@ -15,7 +15,6 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.markers import MarkerStyle
@@ -27,6 +26,7 @@ from matplotlib.transforms import Bbox
 # about that of the page on a screen (see `svg.chart` in page.css).
 WIDTH = 3.95
 MAX_DOTS = 2000  # of a scatter plot
+FEW_TICKS = 5  # of a linear x axis: long numbers have room beside each other
 INK, MUTED, GRID, OTHERS = "#010101", "#010102", "#010103", "#010104"
 SERIES = tuple(f"#0102{i:02x}" for i in range(7))
 MARKERS = "osD^vPX<>ph*"
@@ -145,24 +145,14 @@ def name_lines(axes: Axes, names: list[str]) -> None:
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="y", visible=False)
-    few_ticks(axes)
-
-
-def few_ticks(axes: Axes) -> None:
-    """Ticks of a linear x axis so few that long numbers stand beside each other."""
-    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="x", nbins=FEW_TICKS)
 
 
 def log_axis(axes: Axes, which: Literal["x", "y"], values: np.ndarray, margin: float = 1.15) -> tuple[float, float]:
-    """A logarithmic axis around positive values; its limits."""
+    """A logarithmic axis around positive values, with plain numbers at a few ticks; returns its limits."""
     low, high = float(values.min()) / margin, float(values.max()) * margin
     axes.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
-    plain_ticks(axes.xaxis if which == "x" else axes.yaxis, low, high)
-    return low, high
-
-
-def plain_ticks(axis: Axis, low: float, high: float) -> None:
-    """Ticks of a logarithmic axis as plain numbers, few enough to stand beside each other."""
+    axis = axes.xaxis if which == "x" else axes.yaxis
     steps = (1,) if high / low > 1e4 else (1, 3) if high / low > 100 else (1, 2, 5)
     if high / low < 10:
         steps = (1, 1.5, 2, 3, 4, 5, 6, 8)
@@ -171,6 +161,7 @@ def plain_ticks(axis: Axis, low: float, high: float) -> None:
     axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+    return low, high
 
 
 def key_above(axes: Axes, columns: int = 2) -> None:

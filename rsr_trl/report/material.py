@@ -42,7 +42,7 @@ class Material:
         by, selection: What the choice on the page is made by, and that choice.
         ranking, comparison: Of the teachers, and of RSR with the other scores that are there.
         notes: What was passed over while reading.
-        source, facts: Where the dataset was read from, and what its card says: student, settings.
+        source, student, settings: Where the dataset was read from, and what its card says: who scored it, and how.
         tokenizer, no_tokenizer: The student's, or why there is none.
         rows: Rows to show in any case.
         run, pilot: Output folders of a training run and of a pilot.
@@ -56,22 +56,13 @@ class Material:
     comparison: Comparison
     notes: list[str]
     source: str | None = None
-    facts: dict = field(default_factory=dict)
+    student: str | None = None
+    settings: dict = field(default_factory=dict)
     tokenizer: PreTrainedTokenizerBase | None = None
     no_tokenizer: str | None = None
     rows: tuple[int, ...] = ()
     run: Path | None = None
     pilot: Path | None = None
-
-    @property
-    def student(self) -> str | None:
-        """Name of the student, where it is known."""
-        return self.facts.get("student")
-
-    @property
-    def settings(self) -> dict:
-        """What the dataset was scored with, as far as it is known."""
-        return self.facts.get("settings", {}) if self.facts.get("command") == "score" else {}
 
     @property
     def r_max(self) -> float:

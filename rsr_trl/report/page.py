@@ -130,7 +130,8 @@ def write_report(
         data.Columns(teacher=teacher_column, problem=problem_column, correct=correctness_column),
         prefer,
         source=source,
-        facts=data.card_facts(source),
+        student=data.card_facts(source).get("student"),
+        settings=data.scoring_settings(source),
         tokenizer=tokenizer,
         no_tokenizer=no_tokenizer,
         rows=_checked_rows(rows, len(dataset)),
@@ -158,7 +159,7 @@ def _check_output(output: Path) -> None:
     if output.is_dir():
         raise RSRError(f"{str(output)!r} is a folder; output must be a file to write.")
     if output.is_file() and GENERATOR not in output.read_text(encoding="utf-8", errors="replace")[:2000]:
-        raise RSRError(f"{str(output)!r} is there already and isn't a report, so it isn't replaced. Choose another.")
+        raise RSRError(f"{str(output)!r} exists and isn't a report, so it isn't replaced. Choose another.")
 
 
 def _checked_rows(rows: Sequence[int], num_rows: int) -> tuple[int, ...]:
@@ -166,16 +167,16 @@ def _checked_rows(rows: Sequence[int], num_rows: int) -> tuple[int, ...]:
     if outside := [row for row in rows if not 0 <= row < num_rows]:
         raise RSRError(f"There is no row {outside[0]} (rows): the dataset has rows 0 to {num_rows - 1}.")
     if len(rows) > MAX_ROWS:
-        raise RSRError(f"A page has room for {MAX_ROWS} rows, got {len(rows)} (rows). Make several pages.")
+        raise RSRError(f"A page has room for {MAX_ROWS} rows, got {len(rows)} (rows). Write several pages.")
     return rows
 
 
-def _tokenizer(
-    dataset: Dataset, source: str | None, asked: str | PreTrainedTokenizerBase | None
-) -> tuple[PreTrainedTokenizerBase | None, str | None]:
-    """The student's tokenizer, or why there is none."""
-    if isinstance(asked, PreTrainedTokenizerBase) or TOKEN_IDS not in dataset.column_names:
-        return asked if isinstance(asked, PreTrainedTokenizerBase) else None, None
+def _tokenizer(dataset: Dataset, source: str | None, asked: str | PreTrainedTokenizerBase | None) -> tuple:
+    """The student's tokenizer, and why there is none."""
+    if isinstance(asked, PreTrainedTokenizerBase):
+        return asked, None
+    if TOKEN_IDS not in dataset.column_names:
+        return None, None
     try:
         return load_tokenizer(source or "the dataset", asked), None
     except RSRError as error:

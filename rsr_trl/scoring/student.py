@@ -3,6 +3,7 @@
 Knows tokens and the model, but neither datasets nor their columns.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -69,6 +70,34 @@ def find_config_and_tokenizer(
                 raise
             processing_class = AutoTokenizer.from_pretrained(base, **hub)  # PEFT saves none with an adapter
     return config, processing_class
+
+
+def with_chat_template(processing_class: PreTrainedTokenizerBase, path: str | None) -> PreTrainedTokenizerBase:
+    """
+    A copy of the tokenizer with the chat template at `path`, as SFTTrainer reads its `chat_template_path`: a `.jinja`
+    or `.j2` file, or a tokenizer (folder or hub id), which brings its end-of-sequence token too.
+    """
+    if path is None:
+        return processing_class
+    processing_class, is_file = copy.deepcopy(processing_class), path.endswith((".jinja", ".j2"))
+    try:
+        if is_file:
+            processing_class.chat_template = Path(path).read_text(encoding="utf-8")
+            return processing_class
+        source = AutoTokenizer.from_pretrained(path)
+        processing_class.chat_template = source.get_chat_template()
+    except (OSError, ValueError) as error:
+        what = "file" if is_file else ".jinja file, and no tokenizer with a chat template"
+        raise RSRError(f"chat_template_path={path!r} is no {what} that can be read: {error}") from error
+    known, added = processing_class.get_vocab(), source.added_tokens_decoder.values()
+    if missing := [token.content for token in added if token.content not in known]:
+        raise RSRError(
+            f"chat_template_path={path!r}: this tokenizer has {len(missing)} special tokens that the student doesn't "
+            f"know (first: {missing[0]!r}). SFTTrainer would add them, untrained. Give the template alone, as a "
+            ".jinja file, or save the student with them first (trl.clone_chat_template) and score that one."
+        )
+    processing_class.eos_token = source.eos_token
+    return processing_class
 
 
 def load_model(

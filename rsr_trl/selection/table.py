@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from rsr_trl.data import Columns, examples, read_table
+from rsr_trl.formats import as_booleans, chats_as_text
 from rsr_trl.rsr import (
     ERROR,
     MEAN_CLIPPED_RANK,
@@ -78,6 +79,11 @@ class ScoredTable:
         there = [name for name in (*measured, ERROR) if name in dataset.column_names]
         table = read_table(dataset, [*(there if optional else (*measured, *there)), *columns.names])
         students = check_one_student(dataset) if scores or not optional else []
+        sources = {name: _score_columns(dataset, name) for name in scores}
+        more = dict.fromkeys(column for names in sources.values() for column in names)
+        rest = read_table(dataset, [column for column in more if column not in table.column_names])
+        for column in rest.column_names:
+            table = table.append_column(column, rest[column])
         n = table.num_rows
 
         def number(name: str) -> np.ndarray:
@@ -91,7 +97,7 @@ class ScoredTable:
             correct = np.where(unknown, np.nan, flags(table, columns.correct))
         return cls(
             row=np.arange(n),
-            values={name: _values(dataset, name) for name in scores},
+            values={name: _values(table, names) for name, names in sources.items()},
             prefer={name: direction_of(name, prefer.get(name)) for name in (*scores, *prefer)},
             rank=number(MEAN_CLIPPED_RANK),
             surprisal=number(MEAN_SURPRISAL),
@@ -169,26 +175,33 @@ def read_score(dataset: Dataset, score: str) -> np.ndarray:
     """
     if known_score(score):
         check_one_student(dataset)
-    return _values(dataset, score)
+    columns = _score_columns(dataset, score)
+    return _values(read_table(dataset, columns), columns)
 
 
-def _values(dataset: Dataset, score: str) -> np.ndarray:
-    """[`read_score`] of one student."""
+def _score_columns(dataset: Dataset, score: str) -> tuple[str, ...]:
+    """Columns that a score is read from: its own, or those that `casl` is fitted to."""
     name, present = known_score(score), set(dataset.column_names)
     if name is None:
-        return numbers(read_table(dataset, [score]), score)
+        return (score,)
     check_name(score, present)
     if name == "casl" and SCORE_PREFIX + name not in present and present.issuperset(CASL_PARTS):
-        table = read_table(dataset, CASL_PARTS)
-        return casl(*(numbers(table, part) for part in CASL_PARTS))
+        return CASL_PARTS
     column = SCORE_PREFIX + name if SCORE_PREFIX + name in present else STORED.get(name)
     if column is None:
         raise RSRError(
             f"The dataset has no score {name!r}; its columns are {dataset.column_names}. Score it with "
             f"RSRScorer(student, scores=[{name!r}]) or `rsr score --scores {name}`."
         )
-    values = numbers(read_table(dataset, [column]), column)
-    return np.where(values > 0, values, np.nan) if column == NUM_TOKENS else values
+    return (column,)
+
+
+def _values(table: pa.Table, columns: tuple[str, ...]) -> np.ndarray:
+    """Values of the score that [`_score_columns`] says is in these columns."""
+    values = [numbers(table, column) for column in columns]
+    if columns == CASL_PARTS:
+        return casl(*values)
+    return np.where(values[0] > 0, values[0], np.nan) if columns == (NUM_TOKENS,) else values[0]
 
 
 def available_scores(dataset: Dataset) -> list[str]:
@@ -223,21 +236,21 @@ def numbers(table: pa.Table, name: str) -> np.ndarray:
 
 
 def flags(table: pa.Table, name: str) -> np.ndarray:
-    """The column as booleans of shape `(n,)`, null as False. `RSRError` unless it holds booleans, or 0 and 1."""
-    column = table[name]
-    if pa.types.is_integer(column.type) and set(pc.unique(column).to_pylist()) <= {0, 1, None}:
-        column = column.cast(pa.bool_())  # as files without a type for booleans have them
-    if not (pa.types.is_boolean(column.type) or pa.types.is_null(column.type)):
-        raise RSRError(f"Column {name!r} must hold true or false, but it is {column.type}.")
-    return pc.fill_null(column.cast(pa.bool_()), False).to_numpy()
+    """
+    The column as booleans of shape `(n,)`, null as False. `RSRError` unless it holds booleans, or what files without a
+    type for them have: 0 and 1, true and false as text.
+    """
+    if (column := as_booleans(table[name])) is None:
+        raise RSRError(f"Column {name!r} must hold true or false, but it is {table[name].type}.")
+    return pc.fill_null(column, False).to_numpy()
 
 
 def labels(table: pa.Table, name: str) -> tuple[np.ndarray, list]:
     """
     The column as group numbers: int64 array of shape `(n,)`, and the distinct labels that they index, ascending.
-    `RSRError` for nulls, and for values that can't name a group (lists, structs).
+    Chats are labelled by their text. `RSRError` for nulls, and for values that can't name a group (other lists).
     """
-    column = table[name]
+    column = chats_as_text(table[name])
     if pa.types.is_nested(column.type):
         raise RSRError(f"Column {name!r} must hold strings or whole numbers to group by, but it is {column.type}.")
     if column.null_count:

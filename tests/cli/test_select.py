@@ -1,7 +1,7 @@
 import pytest
 from datasets import Dataset, load_dataset
 
-from rsr_trl.data import card_facts, write_scored
+from rsr_trl.data import card_facts, scoring_settings, write_scored
 
 
 BY_PROBLEM = ("--group_column", "problem_id")
@@ -51,10 +51,16 @@ def test_summary_shows_before_and_after(select):
 
 
 def test_the_student_that_scored_is_passed_on(select, scored_rows, tmp_path):
-    write_scored(Dataset.from_list(scored_rows), tmp_path / "scored", "", facts={"student": "me/student"})
+    write_scored(
+        Dataset.from_list(scored_rows),
+        tmp_path / "scored",
+        "",
+        facts={"command": "score", "student": "me/student", "settings": {"r_max": 50}},
+    )
     text = select(*BY_PROBLEM, dataset_name=tmp_path / "scored").text
     assert "Next: rsr sft --model_name_or_path me/student " in text
     assert card_facts(select.output_dir)["student"] == "me/student"
+    assert scoring_settings(select.output_dir) == {"r_max": 50}
     with open(f"{select.output_dir}/README.md") as card:
         assert "scored with the student `me/student`, chosen by `rsr select`" in " ".join(card.read().split())
 
@@ -64,7 +70,7 @@ def test_what_is_read_is_never_overwritten(select, scored_rows, tmp_path):
     write_scored(Dataset.from_list(scored_rows), source, "Made by `rsr score`.")
     for name in (source, source / "data"):
         done = select(*BY_PROBLEM, "--overwrite", "--output_dir", source, dataset_name=name)
-        assert done.code == 1 and "is read and lies in output_dir" in done.err
+        assert done.code == 1 and "is the input and lies in output_dir" in done.err
     assert len(load_dataset(str(source), split="train")) == len(scored_rows)
 
 

@@ -1,5 +1,6 @@
 """Scored datasets to make pages of, and pages as plain data."""
 
+from collections import defaultdict
 from html.parser import HTMLParser
 
 import numpy as np
@@ -63,7 +64,7 @@ class Page(HTMLParser):
         super().__init__(convert_charrefs=True)
         self.html = html
         self.tags: list[tuple[str, dict]] = []
-        self.text: dict[str, str] = {}  # by id of the section
+        self.text = defaultdict(str)  # by id of the section
         self.tokens: list[list[tuple[str, dict]]] = []  # of each heatmap: text and attributes
         self.svg_text: list[str] = []
         self._open: list[tuple[str, dict]] = []
@@ -84,14 +85,11 @@ class Page(HTMLParser):
         if tag not in self.void:
             self._open.append((tag, attrs))
 
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
     def handle_endtag(self, tag):
         assert self._open[-1][0] == tag, f"</{tag}> closes {self._open[-1]}"
         self._open.pop()
         if tag in ("td", "th", "dt", "p", "span"):  # apart on the page, so apart in its text
-            self.text[self._section] = self.text.get(self._section, "") + " "
+            self.text[self._section] += " "
         if tag == "section":
             self._section = "page"
 
@@ -99,7 +97,7 @@ class Page(HTMLParser):
         tag = self._open[-1][0] if self._open else None
         if tag in ("script", "style"):
             return
-        self.text[self._section] = self.text.get(self._section, "") + text
+        self.text[self._section] += text
         if tag == "i" and self._in_tokens():
             self.tokens[-1][-1][0] += text
         if tag == "text":

@@ -3,93 +3,23 @@
 import json
 import shutil
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rsr_trl.rsr import ERROR, STUDENT, TOKEN_COLUMNS
-from tests.report.pages import as_dataset, scored_rows, token_columns
+from tests.report.pages import scored_rows, token_columns
 
 
 pytestmark = pytest.mark.slow
 
 selenium = pytest.importorskip("selenium.webdriver", reason="selenium isn't installed (pip install -e '.[dev]')")
-ActionChains = pytest.importorskip("selenium.webdriver.common.action_chains").ActionChains
-Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
 WebDriverWait = pytest.importorskip("selenium.webdriver.support.wait").WebDriverWait
 
 LONG_NAMES = ("Mixtral-8x22B-Instruct-v0.1-extended-context", "ann", "DeepSeek-R1-Distill-Qwen-32B", "eve")
 
-# Text that overlaps other text: rectangles of all text on the page, cut to what its scrolling containers show.
-OVERLAPS = """
-const boxes = [];
-const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-const range = document.createRange();
-while (walker.nextNode()) {
-  const node = walker.currentNode, parent = node.parentElement;
-  if (!node.data.trim() || parent.closest("script, style, #tip") || !parent.checkVisibility()) continue;
-  range.selectNodeContents(node);
-  for (let {left, top, right, bottom} of range.getClientRects()) {
-    for (let box = parent; box; box = box.parentElement) {
-      const {overflowX, overflowY} = getComputedStyle(box);
-      if (box === document.body || box.closest("svg")) continue;
-      if (overflowX === "visible" && overflowY === "visible") continue;
-      const edge = box.getBoundingClientRect();
-      [left, top] = [Math.max(left, edge.left), Math.max(top, edge.top)];
-      [right, bottom] = [Math.min(right, edge.right), Math.min(bottom, edge.bottom)];
-    }
-    if (right - left < 1 || bottom - top < 1) continue;
-    // The line box is taller than the letters.
-    const slack = (bottom - top) * 0.22;
-    boxes.push({left, right, top: top + slack, bottom: bottom - slack, node});
-  }
-}
-boxes.sort((a, b) => a.top - b.top);
-const found = [];
-boxes.forEach((a, i) => {
-  for (let j = i + 1; j < boxes.length && boxes[j].top < a.bottom; j++) {
-    const b = boxes[j];
-    if (a.node !== b.node && Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5
-        && Math.min(a.bottom, b.bottom) - b.top > 1) found.push([a.node.data.trim(), b.node.data.trim()]);
-  }
-});
-return found;
-"""
-
-# Contrast of every text with the page (WCAG), where it stands on the page's own background.
-FAINT = """
-const rgb = (colour) => colour.match(/[\\d.]+/g).map(Number);
-const light = (colour) => rgb(colour).slice(0, 3).map((c) => c / 255)
-  .map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-  .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-const paper = light(getComputedStyle(document.body).backgroundColor);
-const faint = [];
-for (const element of document.querySelectorAll("h1, h2, h3, p, dt, dd, th, td, figcaption, a, li, .tag, svg text")) {
-  const style = getComputedStyle(element), ink = light(element.closest("svg") ? style.fill : style.color);
-  const ratio = (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05);
-  if (ratio < 4.5) faint.push([element.textContent.trim().slice(0, 40), ratio]);
-}
-return faint;
-"""
-
-
-# Of the charts that are shown: height of letters in CSS pixels, and text that sticks out at a side of its chart.
-CHART_TEXT = """
-const shown = [...document.querySelectorAll(".chart text")].filter((text) => text.checkVisibility());
-return {
-  heights: shown.map((text) => {
-    const {a, b} = text.getScreenCTM();
-    return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(a, b);
-  }),
-  cut: shown.filter((text) => {
-    const {left, right} = text.getBoundingClientRect(), chart = text.closest(".chart").getBoundingClientRect();
-    return left < chart.left - 1 || right > chart.right + 1;
-  }).map((text) => text.textContent.trim()),
-  drawings: [...document.querySelectorAll("figure")].map(
-    (figure) => [...figure.querySelectorAll("svg")].filter((svg) => svg.checkVisibility()).length),
-};
-"""
-SMALLEST_TEXT = 12  # CSS pixels
+LOOKS = Path(__file__).with_name("looks.js").read_text(encoding="utf-8")
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
@@ -105,9 +35,8 @@ def browser():
     options = selenium.ChromeOptions()
     options.binary_location = programs[0]
     profile = tempfile.mkdtemp(prefix="rsr-trl-browser-")
-    for flag in FLAGS.split():
+    for flag in (*FLAGS.split(), f"--user-data-dir={profile}"):
         options.add_argument(flag)
-    options.add_argument(f"--user-data-dir={profile}")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = selenium.Chrome(options=options, service=selenium.ChromeService(programs[1]))
     yield driver
@@ -115,18 +44,23 @@ def browser():
     shutil.rmtree(profile, ignore_errors=True)
 
 
-def show(browser, page, width: int = 1400, dark: bool = False) -> None:
-    """Open a page at a width, in light or dark mode."""
+def show(browser, page, width: int = 1400, scheme: str = "light") -> None:
+    """Open a page at a width, in a colour scheme."""
     metrics = {"width": width, "height": 1000, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
     for kind in ("browser", "performance"):
         browser.get_log(kind)  # what earlier pages did
     browser.execute_script("window.earlier = true")
     browser.get(page.report.path.as_uri())
     # On a busy machine `get` has come back before the whole page was there.
     shortly(browser, lambda: browser.execute_script("return !window.earlier && document.readyState === 'complete'"))
+
+
+def look(browser, what: str):
+    """The result of a function of looks.js."""
+    return browser.execute_script(f"{LOOKS}\nreturn {what}();")
 
 
 def shortly(browser, check) -> None:
@@ -137,10 +71,8 @@ def shortly(browser, check) -> None:
 def troubles(browser) -> list[str]:
     """What the console says, and every request beyond the page itself."""
     events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    requests = [
-        event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
-    ]
-    away = [url for url in requests if not url.startswith("data:")][1:]
+    asked = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
+    away = [url for url in asked if not url.startswith("data:")][1:]
     return [entry["message"] for entry in browser.get_log("browser")] + away
 
 
@@ -151,39 +83,34 @@ def full_page(write, tiny_tokenizer, run):
     folder = run(rows, 1.0, *(np.random.default_rng(seed).uniform(0.8, 1.2, len(rows)) for seed in (10, 20)))
     row = {"control": "random", "value": 0.5, "control_value": 0.4, "mean": 0.1, "low": 0.05, "high": 0.15}
     row |= {"better": True, "seeds": 3, "problems": 200}
-    table = [
-        row | {"strategy": name, "metric": metric} for metric in ("correct", "loss") for name in ("rsr", "length")
-    ]
+    kinds = [(metric, strategy) for metric in ("correct", "loss") for strategy in ("rsr", "length")]
+    table = [row | {"strategy": strategy, "metric": metric} for metric, strategy in kinds]
     pilot = {"table": table, "verdict": ["rsr is better."], "notes": [], "confidence": 0.95}
     (folder / "pilot.json").write_text(json.dumps(pilot))
     return write(rows, rows=[7], run=folder, pilot=folder)
 
 
 @pytest.mark.parametrize(
-    "width, dark", [(1400, False), (1400, True), (900, False), (800, False), (390, False), (390, True), (320, False)]
+    "width, scheme", [(w, "light") for w in (1400, 900, 800, 390, 320)] + [(1400, "dark"), (390, "dark")]
 )
-def test_it_is_readable_everywhere_and_asks_for_nothing(browser, full_page, width, dark):
-    show(browser, full_page, width, dark)
+def test_it_is_readable_everywhere_and_asks_for_nothing(browser, full_page, width, scheme):
+    show(browser, full_page, width, scheme)
     assert all(full_page.sections().values())
-    assert browser.execute_script(OVERLAPS) == []
+    assert look(browser, "overlaps") == []
     browser.execute_script("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
-    assert browser.execute_script(OVERLAPS) == []
-    assert browser.execute_script(FAINT) == []
-    charts = browser.execute_script(CHART_TEXT)
-    assert min(charts["heights"]) >= (SMALLEST_TEXT if width >= 390 else 10)  # 320: the smallest phones
+    assert look(browser, "overlaps") == []
+    assert look(browser, "faint") == []
+    charts = look(browser, "chartText")
+    assert min(charts["heights"]) >= (12 if width >= 390 else 10)  # 320: the smallest phones
     assert charts["cut"] == [] and set(charts["drawings"]) == {1}
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
     background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-    assert (sum(map(int, background[4:-1].split(","))) < 200) == dark
+    assert (sum(map(int, background[4:-1].split(","))) < 200) == (scheme == "dark")
     ids = browser.execute_script("return [...document.querySelectorAll('[id]')].map((element) => element.id)")
     assert len(set(ids)) == len(ids)
     assert troubles(browser) == []
-
-
-def test_text_that_overlaps_would_be_found(browser, full_page):
-    show(browser, full_page)
     browser.execute_script("document.querySelector('h1').style.marginBottom = '-1.5em'")
-    assert browser.execute_script(OVERLAPS)
+    assert look(browser, "overlaps")  # so it would be found
 
 
 def test_the_table_sorts_both_ways_by_numbers_and_names(browser, full_page):
@@ -197,11 +124,10 @@ def test_the_table_sorts_both_ways_by_numbers_and_names(browser, full_page):
     names = [heading.text for heading in headings]
     ratio, tokens = ([float(text) for text in column(names.index(name))] for name in ("RSR", "tokens"))
     assert ratio == sorted(ratio)
-    headings[names.index("RSR")].click()
-    shortly(browser, lambda: [float(text) for text in column(names.index("RSR"))] == ratio[::-1])
-    headings[names.index("tokens")].click()
-    shortly(browser, lambda: [float(text) for text in column(names.index("tokens"))] == sorted(tokens))
-    headings[0].send_keys(Keys.ENTER)
+    for place, order in ((names.index("RSR"), ratio[::-1]), (names.index("tokens"), sorted(tokens))):
+        headings[place].click()
+        shortly(browser, lambda place=place, order=order: [float(text) for text in column(place)] == order)
+    headings[0].send_keys(selenium.Keys.ENTER)
     shortly(browser, lambda: column(0) == sorted(LONG_NAMES, key=str.lower))
     headings = browser.find_elements("css selector", "#teachers th[aria-sort]")
     sorts = [heading.get_attribute("aria-sort") for heading in headings]
@@ -209,7 +135,10 @@ def test_the_table_sorts_both_ways_by_numbers_and_names(browser, full_page):
     assert troubles(browser) == []
 
 
-def test_hovering_and_the_keyboard_show_a_token(browser, full_page, tiny_tokenizer):
+def test_hovering_and_the_keyboard_show_a_token(browser, full_page):
+    def actions():
+        return selenium.ActionChains(browser)
+
     show(browser, full_page)
     tip = browser.find_element("id", "tip")
     assert not tip.is_displayed()
@@ -218,32 +147,29 @@ def test_hovering_and_the_keyboard_show_a_token(browser, full_page, tiny_tokeniz
     heatmap = browser.find_element("css selector", "#reading .heatmap")
     token = heatmap.find_elements("css selector", ".tokens i")[place]
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", token)
-    ActionChains(browser).move_to_element(token).perform()
-    shortly(browser, lambda: tip.is_displayed())
+    actions().move_to_element(token).perform()
+    shortly(browser, tip.is_displayed)
     browser.execute_script("dispatchEvent(new Event('scroll'))")  # of a scroll before the pointer came, arriving late
     probability = 100 * np.exp(-float(attrs["data-s"]))
     assert f"“{text}”" in tip.text and f"rank {attrs['data-r']}, probability" in tip.text
     assert float(tip.text.split("probability ")[1].split("%")[0]) == pytest.approx(probability, rel=6e-3)
     assert f"the student's own choice: “{attrs['data-t']}”" in tip.text
-    box = browser.execute_script(
-        "const {left, right} = arguments[0].getBoundingClientRect(); return [left, right]", tip
-    )
-    assert 0 <= box[0] and box[1] <= 1400
-    ActionChains(browser).move_to_element(browser.find_element("tag name", "h1")).perform()
+    assert 0 <= tip.rect["x"] and tip.rect["x"] + tip.rect["width"] <= 1400
+    actions().move_to_element(browser.find_element("tag name", "h1")).perform()
     shortly(browser, lambda: not tip.is_displayed())
 
     browser.execute_script("arguments[0].focus({focusVisible: true})", heatmap)
-    shortly(browser, lambda: tip.is_displayed())
+    shortly(browser, tip.is_displayed)
     before = tip.text
-    ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
+    actions().send_keys(selenium.Keys.ARROW_RIGHT).perform()
     shortly(browser, lambda: tip.text != before)
     assert before.startswith("“") and tip.text.startswith("“")
     assert len(browser.find_elements("css selector", ".tokens i.at")) == 1
     browser.execute_script("scrollBy(0, -20)")
     shortly(browser, lambda: not tip.is_displayed())
-    ActionChains(browser).send_keys(Keys.ARROW_RIGHT).perform()
-    shortly(browser, lambda: tip.is_displayed())
-    ActionChains(browser).send_keys(Keys.ESCAPE).perform()
+    actions().send_keys(selenium.Keys.ARROW_RIGHT).perform()
+    shortly(browser, tip.is_displayed)
+    actions().send_keys(selenium.Keys.ESCAPE).perform()
     shortly(browser, lambda: not tip.is_displayed())
     assert troubles(browser) == []
 
@@ -251,20 +177,13 @@ def test_hovering_and_the_keyboard_show_a_token(browser, full_page, tiny_tokeniz
 def test_colour_goes_by_surprisal_or_by_rank(browser, full_page):
     show(browser, full_page)
     colours = "return [...document.querySelectorAll('#reading .tokens i')].map((i) => getComputedStyle(i).background)"
-    levels = {
-        kind: [attrs["class"].split()[place] for tokens in full_page.tokens[:-4] for _, attrs in tokens]
-        for place, kind in enumerate(("surprisal", "rank"))
-    }
-    for kind in ("surprisal", "rank", "surprisal"):
+    levels = [attrs["class"].split() for tokens in full_page.tokens[:-4] for _, attrs in tokens]
+    for place, kind in ((0, "surprisal"), (1, "rank"), (0, "surprisal")):
         switch = browser.find_element("id", f"by-{kind}")
         switch.click()
         shortly(browser, switch.is_selected)
-        shown = browser.execute_script(colours)
-        by_level = {
-            level: {c for c, own in zip(shown, levels[kind], strict=True) if own == level} for level in levels[kind]
-        }
-        assert all(len(found) == 1 for found in by_level.values())
-        assert len(set.union(*by_level.values())) == len(by_level) > 3
+        pairs = {(level[place], colour) for level, colour in zip(levels, browser.execute_script(colours), strict=True)}
+        assert len(pairs) == len({level for level, _ in pairs}) == len({colour for _, colour in pairs}) > 3
 
 
 @pytest.mark.parametrize("width", [1400, 390])
@@ -290,15 +209,14 @@ def test_the_legend_shows_one_teacher_alone(browser, full_page, chart, width):
 
 
 def test_it_prints_on_paper_without_its_controls(browser, full_page):
-    show(browser, full_page, dark=True)
+    show(browser, full_page, scheme="dark")
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
     assert not browser.find_element("tag name", "nav").is_displayed()
     assert browser.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.execute_script("return getComputedStyle(document.querySelector('.card .text')).maxHeight") == "none"
-    charts = browser.execute_script(CHART_TEXT)
+    charts = look(browser, "chartText")
     assert charts["cut"] == [] and set(charts["drawings"]) == {1}
-    pdf = browser.execute_cdp_cmd("Page.printToPDF", {})["data"]
-    assert len(pdf) > 10_000
+    assert len(browser.execute_cdp_cmd("Page.printToPDF", {})["data"]) > 10_000
 
 
 EVIL = [
@@ -314,39 +232,34 @@ EVIL = [
 ]
 
 
-def test_hostile_content_is_shown_as_text_and_does_nothing(browser, write, tiny_tokenizer, tmp_path):
+@pytest.mark.parametrize("without", [(), tuple(TOKEN_COLUMNS)], ids=["tokens", "texts"])
+def test_hostile_content_is_shown_as_text_and_does_nothing(browser, write, tiny_tokenizer, tmp_path, without):
     rng = np.random.default_rng(0)
     rows = scored_rows(tiny_tokenizer, len(EVIL), tuple(EVIL))
-    for i, row in enumerate(rows):
-        text = f"{EVIL[i % len(EVIL)]} {' '.join(EVIL)}"
-        row |= {"problem_id": EVIL[i // len(EVIL)], "completion": text} | token_columns(tiny_tokenizer, text, rng)
-        row |= {"prompt": text, "<b>right</b>": row.pop("correct"), EVIL[1]: row.pop("teacher")}
     huge = "w" * 1_000_000
-    rows[0] |= {"completion": huge, "prompt": huge} | token_columns(tiny_tokenizer, huge, rng)
+    for i, row in enumerate(rows):
+        text = huge if i == 0 else f"{EVIL[i % len(EVIL)]} {' '.join(EVIL)}"
+        row |= {"problem_id": EVIL[i // len(EVIL)], "completion": text, "prompt": text, STUDENT: EVIL[1]}
+        row |= {"<b>right</b>": row.pop("correct"), EVIL[1]: row.pop("teacher")}
+        row |= token_columns(tiny_tokenizer, text, rng) | {STUDENT: EVIL[1]}
     rows[1] |= {"problem_id": huge}
-    rows[2] |= {ERROR: EVIL[0], STUDENT: EVIL[1]}
-    for row in rows:
-        row[STUDENT] = EVIL[1]
+    rows[2] |= {ERROR: EVIL[0]}
     named = {"teacher_column": EVIL[1], "correctness_column": "<b>right</b>", "rows": [0, 2, 5]}
-    whole = as_dataset(rows)
-    for number, dataset in enumerate([whole, whole.remove_columns(list(TOKEN_COLUMNS))]):
-        name = f"<img src=x onerror=alert({number})>.html"
-        page = write(dataset, name, source=f"{tmp_path}/{EVIL[0][:20]}", **named)
-        assert page.report.num_bytes < 5_000_000
-        for width in (1400, 390):
-            show(browser, page, width)
-            assert browser.execute_script("return window.pwned") is None
-            kinds = ["script", "style", "img", "iframe", "[onclick], [onerror], [onmouseover]"]
-            counts = "return arguments[0].map((kind) => document.querySelectorAll(kind).length)"
-            assert browser.execute_script(counts, kinds) == [1, 1, 0, 0, 0]
-            assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-            text = browser.execute_script("return document.body.textContent")
-            for evil in EVIL[:6]:
-                assert evil[:20] in text
-            assert "{{ 7 * 7 }}" in text and "\\u202eevil" in text and "\u202e" not in text
-            for button in browser.find_elements("css selector", "#teachers thead button, .legend button")[:8]:
-                browser.execute_script("arguments[0].click()", button)
-            for token in browser.find_elements("css selector", ".tokens i")[:3]:
-                browser.execute_script("arguments[0].click()", token)
-            assert browser.execute_script("return window.pwned") is None
-            assert troubles(browser) == []
+    source = f"{tmp_path}/{EVIL[0][:20]}"
+    page = write(rows, "<img src=x onerror=alert(1)>.html", without, source=source, **named)
+    assert page.report.num_bytes < 5_000_000
+    for width in (1400, 390):
+        show(browser, page, width)
+        assert browser.execute_script("return window.pwned") is None
+        kinds = ["script", "style", "img", "iframe", "[onclick], [onerror], [onmouseover]"]
+        counts = "return arguments[0].map((kind) => document.querySelectorAll(kind).length)"
+        assert browser.execute_script(counts, kinds) == [1, 1, 0, 0, 0]
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        text = browser.execute_script("return document.body.textContent")
+        assert all(evil[:20] in text for evil in EVIL[:6])
+        assert "{{ 7 * 7 }}" in text and "\\u202eevil" in text and "\u202e" not in text
+        for controls, number in (("#teachers thead button, .legend button", 8), (".tokens i", 3)):
+            for control in browser.find_elements("css selector", controls)[:number]:
+                browser.execute_script("arguments[0].click()", control)
+        assert browser.execute_script("return window.pwned") is None
+        assert troubles(browser) == []

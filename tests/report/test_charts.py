@@ -1,8 +1,9 @@
 import re
 
+import numpy as np
 import pytest
 
-from rsr_trl.report.charts import MARKERS, MAX_SERIES, draw, legend, mark, name_lines, plain_ticks
+from rsr_trl.report.charts import MARKERS, MAX_SERIES, draw, legend, log_axis, mark, name_lines
 from tests.report.pages import Page
 
 
@@ -24,13 +25,6 @@ def test_text_stays_as_it_is_and_no_glyph_warns():
     assert {tag for tag, _ in page.tags} <= {"svg", "defs", "g", "path", "use", "text", "clippath", "rect", "style"}
 
 
-def test_colours_are_the_pages_own():
-    chart = draw("colours", "", 2.0, lambda axes: axes.plot([1, 2], [3, 4], label="x", **mark(1, 3)))
-    assert "var(--c1)" in chart and "var(--ink)" in chart
-    assert not re.search(r"#[0-9a-f]{6}\b", chart.replace("#ffffff", ""))
-    assert "<style" not in chart and "<metadata" not in chart
-
-
 def test_a_long_label_stays_inside_and_notes_apart():
     def plot(axes):
         axes.set_yticks([0], ["a name of a teacher that leaves no room"])
@@ -47,7 +41,10 @@ def test_a_long_label_stays_inside_and_notes_apart():
     assert [text for text in page.svg_text if "note" in text] == ["note 0.5", "note 0.9"]
 
 
-def test_no_two_series_look_alike():
+def test_colours_are_the_pages_own_and_no_two_series_look_alike():
+    chart = draw("colours", "", 2.0, lambda axes: axes.plot([1, 2], [3, 4], label="x", **mark(1, 3)))
+    assert "var(--c1)" in chart and "var(--ink)" in chart and "<style" not in chart and "<metadata" not in chart
+    assert not re.search(r"#[0-9a-f]{6}\b", chart.replace("#ffffff", ""))
     looks = [tuple(mark(i, 40).values()) for i in range(40)]
     assert len(set(looks)) == MAX_SERIES and len({marker for _, marker in looks[: MAX_SERIES - 1]}) == MAX_SERIES - 1
     assert len(set(MARKERS)) == len(MARKERS)
@@ -57,8 +54,7 @@ def test_no_two_series_look_alike():
 @pytest.mark.parametrize("low, high", [(1, 2), (0.03, 0.2), (7, 900), (1, 1e6), (0.5, 40)])
 def test_a_logarithmic_axis_has_a_few_plain_ticks(low, high):
     def plot(axes):
-        axes.set(xscale="log", xlim=(low, high))
-        plain_ticks(axes.xaxis, low, high)
+        log_axis(axes, "x", np.array([low, high]), margin=1)
         shown = [tick for tick in axes.get_xticks() if low <= tick <= high]
         assert 1 <= len(shown) <= 10
 

@@ -21,14 +21,9 @@ def test_visible(text, shown):
     assert visible(text) == shown
 
 
-@pytest.mark.parametrize(
-    "value, text", [("Qwen3-8B", "Qwen3-8B"), (7, "7"), ("a\n\tb", "a  b"), ("e\u202egnp.exe", "e\\u202egnp.exe")]
-)
-def test_names_are_one_line_that_hides_nothing(value, text):
-    assert name(value) == text
-
-
-def test_long_names_are_shortened():
+def test_names_are_one_line_that_hides_nothing_and_long_ones_are_shortened():
+    names = {"Qwen3-8B": "Qwen3-8B", 7: "7", "a\n\tb": "a  b", "e\u202egnp.exe": "e\\u202egnp.exe"}
+    assert [name(value) for value in names] == list(names.values())
     long = name("x" * 1_000_000 + "end")
     assert len(long) <= 60 and long.startswith("xx") and "…" in long and long.endswith("end")
 
@@ -54,6 +49,5 @@ def test_numbers_stay_short_and_never_round_to_none_or_all(function, cases):
     assert [function(value) for value, _ in cases] == [text for _, text in cases]
 
 
-@pytest.mark.parametrize("part, whole, text", [(0, 10, "0 (0%)"), (1, 2400, "1 (<1%)"), (1200, 2400, "1,200 (50%)")])
-def test_share(part, whole, text):
-    assert share(part, whole) == text
+def test_share():
+    assert [share(0, 10), share(1, 2400), share(1200, 2400)] == ["0 (0%)", "1 (<1%)", "1,200 (50%)"]

@@ -11,16 +11,10 @@ from rsr_trl.scoring.tokens import ExampleTokenizer
 USER, ANSWER = {"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}
 HUMAN, GPT = {"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}
 SYSTEM = {"role": "system", "content": "Be brief."}
+ASKED, SAID = "[user] 2+2?", "[assistant] 4\n\n"
 ANSWERS = ("Let me look.", "It is 4 = 2 + 2!", "\n Bye.")
-MESSAGES = [
-    SYSTEM,
-    USER,
-    {"role": "assistant", "content": ANSWERS[0]},
-    {"role": "tool", "content": "4"},
-    {"role": "assistant", "content": ANSWERS[1]},
-    {"role": "user", "content": "Let me look."},
-    {"role": "assistant", "content": ANSWERS[2]},
-]
+TURNS = [ANSWER | {"content": text} for text in ANSWERS]
+MESSAGES = [SYSTEM, USER, TURNS[0], ANSWER | {"role": "tool"}, TURNS[1], USER | {"content": ANSWERS[0]}, TURNS[2]]
 LENGTHS = [len(answer) for answer in ANSWERS]  # of the tiny tokenizer every byte is a token
 STARTS = [0, LENGTHS[0], LENGTHS[0] + LENGTHS[1]]
 
@@ -34,18 +28,8 @@ STARTS = [0, LENGTHS[0], LENGTHS[0] + LENGTHS[1]]
         ({"conversations": [HUMAN, GPT]}, "[human] 2+2?", "[gpt] 4", 1),
         ({"text": "2+2=4"}, "", "2+2=4", 0),
         ({"prompt": None, "completion": None, "messages": None}, "", "", 0),
-        (
-            {"messages": [SYSTEM, USER, ANSWER, USER]},
-            "[system] Be brief.\n\n[user] 2+2?",
-            "[assistant] 4\n\n[user] 2+2?",
-            1,
-        ),
-        (
-            {"prompt": [ANSWER], "completion": [ANSWER, USER, ANSWER]},
-            "4",
-            "[assistant] 4\n\n[user] 2+2?\n\n[assistant] 4",
-            2,
-        ),
+        ({"messages": [SYSTEM, USER, ANSWER, USER]}, "[system] Be brief.\n\n" + ASKED, SAID + ASKED, 1),
+        ({"prompt": [ANSWER], "completion": [ANSWER, USER, ANSWER]}, "4", SAID + ASKED + "\n\n" + SAID.strip(), 2),
     ],
 )
 def test_prompt_response_and_answers_of_each_format(row, prompt, response, answers):
@@ -76,10 +60,7 @@ def test_turns_begin_where_their_texts_do(tiny_tokenizer, ids):
     assert find(rest) == [0, LENGTHS[1]]
     silent = [*MESSAGES[:2], {"role": "assistant", "content": ""}, *MESSAGES[1:]]
     assert find({"messages": silent, TOKEN_IDS: ids}) == STARTS
-
-
-def test_of_what_was_cut_only_the_turns_that_are_left(tiny_tokenizer, ids):
-    find = TurnFinder(tiny_tokenizer)
+    # Of what was cut only the turns that are left.
     for kept, starts in ((len(ids) - 1, 3), (STARTS[2] + 1, 3), (STARTS[2], 2), (STARTS[1], 1), (3, 1)):
         assert find({"messages": MESSAGES, TOKEN_IDS: ids[:kept]}) == STARTS[:starts]
 
@@ -87,7 +68,7 @@ def test_of_what_was_cut_only_the_turns_that_are_left(tiny_tokenizer, ids):
 def test_nothing_is_guessed(tiny_tokenizer, gpt2_tokenizer, ids):
     row = {"messages": MESSAGES, TOKEN_IDS: ids}
     for other in (
-        row | {"messages": [*MESSAGES[:-1], {"role": "assistant", "content": "Ciao."}]},
+        row | {"messages": [*MESSAGES[:-1], ANSWER | {"content": "Ciao."}]},
         row | {TOKEN_IDS: [*ids[:4], 0, *ids[5:]]},
         row | {TOKEN_IDS: [*ids, ids[0]]},
         row | {TOKEN_IDS: []},

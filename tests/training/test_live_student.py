@@ -173,7 +173,7 @@ def scoring(tiny_student) -> SmallMemory:
 
 def test_out_of_memory_goes_on_in_smaller_batches_now_and_later(scoring, caplog):
     expected = scoring.measure()
-    scoring.tried, scoring.memory = [], 20
+    scoring.memory = 20
     np.testing.assert_allclose(scoring.measure(), expected, rtol=1e-5)
     assert scoring.tried == [45, 45, 27, 14], "two halvings, which hold for the passes to come"
     scoring.measure()

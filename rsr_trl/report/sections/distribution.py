@@ -21,6 +21,7 @@ def view(material: Material) -> dict:
     table = material.table
     rows = np.flatnonzero(material.finite & (table.tokens > 0))
     drawn = sample(rows)
+    correlation = rank_correlation(np.column_stack([material.rsr[rows], table.tokens[rows]]))
     alt = "RSR of trajectories against their length in tokens, with the median of each decile of the lengths"
     return {
         "teachers": _boxes(material),
@@ -30,14 +31,9 @@ def view(material: Material) -> dict:
         "lengths": draw("lengths", alt, 3.5, lambda axes: _against_length(axes, material, rows, drawn)),
         "drawn": len(drawn),
         "drawable": len(rows),
-        "length_correlation": length_correlation(material.rsr[material.finite], table.tokens[material.finite]),
+        "length_correlation": correlation[0, 1] if len(rows) > 2 else np.nan,
         "correctness": _correctness(material),
     }
-
-
-def length_correlation(rsr: np.ndarray, tokens: np.ndarray) -> float:
-    """Spearman's correlation of RSR and length; NaN for fewer than three trajectories."""
-    return float(rank_correlation(np.column_stack([rsr, tokens]))[0, 1]) if len(rsr) > 2 else np.nan
 
 
 def _boxes(material: Material) -> Markup:
@@ -89,7 +85,9 @@ def _correctness(material: Material) -> dict | Missing:
         return Missing(why, "Name a boolean column:", "rsr report --correctness_column COLUMN ...")
     known = material.finite & ~np.isnan(correct)
     if not known.any():
-        return Missing(f"Column {column!r} is null wherever there is a score.", "Fill it in and write the page again.")
+        return Missing(
+            f"Column {column!r} is null wherever there is a score.", "Fill it in and write the report again."
+        )
     ratio, correct = material.rsr[known], correct[known] == 1
     alt = "Share of correct trajectories in each RSR decile, from the most to the least suitable"
     return {

@@ -1,5 +1,6 @@
 """How scores moved while the student was trained: of what was chosen first, of each teacher, and their order."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,21 @@ import pyarrow.parquet as pq
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from rsr_trl.report.charts import INK, MUTED, RATIO_UP, SERIES, draw, each_series, few_ticks, key_above, legend, mark
+from rsr_trl.report.charts import (
+    FEW_TICKS,
+    INK,
+    MUTED,
+    RATIO_UP,
+    SERIES,
+    draw,
+    each_series,
+    key_above,
+    legend,
+    mark,
+)
 from rsr_trl.report.material import Material, Missing
 from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, RSR, RSRError, dataset_rsr
 from rsr_trl.selection.compare import rank_correlation
-from rsr_trl.selection.table import ScoredTable
 from rsr_trl.training.live_table import HISTORY_DIR
 
 
@@ -21,25 +32,26 @@ ALIKE = 0.05  # first scores that differ by more than this from the dataset's ar
 
 def view(material: Material) -> dict | Missing:
     if material.run is None:
-        how = "RSRSFTTrainer keeps its scores in its output folder. To see how they moved:"
+        how = "RSRSFTTrainer keeps its scores in its output folder. To see how they changed:"
         return Missing("No training run was given.", how, "rsr report --run OUTPUT_DIR ...")
-    table = material.table
-    steps, scores = read_history(material.run, len(table))
+    teachers = material.table.teachers
+    steps, scores = read_history(material.run, len(material.table))
     if len(steps) < 2:
         how = "Train with --rsr_rescore_strategy epoch, steps or online."
-        return Missing("The run scored its data once, so nothing moved.", how)
+        return Missing("The run scored its data only once, so there is no change to show.", how)
     rsr = scores[:, 0]
     known = ~np.isnan(rsr[0])
     chosen = [_chosen(material, np.where(known, now, np.nan)) for now in rsr]
     correlations = rank_correlation(rsr[:, known].T)[0]
     kept = [mask[chosen[0]].mean() if chosen[0].any() else np.nan for mask in chosen]
+    of_teachers = [known & own for own in each_series(material.table.teacher, len(teachers))] if teachers else []
     return {
         "folder": material.run,
         "steps": steps,
         "rows": int(known.sum()),
-        "chosen": _draw_chosen(steps, scores, chosen[0], known & ~chosen[0]),
-        "teachers": _draw_teachers(table, steps, scores, known) if table.teachers else None,
-        "legend": legend(table.teachers),
+        "chosen": _draw_chosen(steps, _means(scores, chosen[0]), _means(scores, known & ~chosen[0])),
+        "teachers": _draw_teachers(steps, [_means(scores, rows) for rows in of_teachers], len(teachers)),
+        "legend": legend(teachers),
         "order": _draw_order(steps, correlations, kept),
         "kept": kept[-1],
         "correlation": correlations[-1],
@@ -83,32 +95,26 @@ def _chosen(material: Material, rsr: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _draw_chosen(steps: list[int], scores: np.ndarray, chosen: np.ndarray, rest: np.ndarray) -> Markup:
+def _means(scores: np.ndarray, rows: np.ndarray) -> list[float]:
+    """RSR of these rows at each step, Eq. 9; NaN where there are none."""
+    return [dataset_rsr(rank[rows], surprisal[rows]) for _, rank, surprisal in scores]
+
+
+def _draw_chosen(steps: list[int], chosen: list[float], rest: list[float]) -> Markup:
     def plot(axes: Axes) -> None:
-        for rows, name, style in (
-            (chosen, "chosen by the first scores", {"color": SERIES[0], "marker": "D"}),
-            (rest, "the others", {"color": INK, "marker": "o", "linestyle": "--", "fillstyle": "none"}),
-        ):
-            if rows.any():
-                axes.plot(steps, _means(scores, rows), label=name, **style)
-        _over_steps(axes, RATIO_UP)
+        axes.plot(steps, chosen, color=SERIES[0], marker="D", label="chosen by the first scores")
+        axes.plot(steps, rest, color=INK, marker="o", linestyle="--", fillstyle="none", label="the others")
         key_above(axes)
 
-    alt = "RSR over training of what the first scores would choose, and of the rest"
-    return draw("moved-chosen", alt, 3.4, plot)
+    return _over_steps("chosen", "RSR over training of what the first scores would choose, and of the rest", plot)
 
 
-def _draw_teachers(table: ScoredTable, steps: list[int], scores: np.ndarray, known: np.ndarray) -> Markup:
-    number = len(table.teachers)
-
+def _draw_teachers(steps: list[int], means: list[list[float]], number: int) -> Markup | None:
     def plot(axes: Axes) -> None:
-        for i, own in enumerate(each_series(table.teacher, number)):
-            if (rows := known & own).any():
-                style = {"markersize": 6, "linewidth": 1.2, **mark(i, number)}
-                axes.plot(steps, _means(scores, rows), gid=f"series-{i}", **style)
-        _over_steps(axes, RATIO_UP)
+        for i, own in enumerate(means):
+            axes.plot(steps, own, gid=f"series-{i}", **({"markersize": 6, "linewidth": 1.2} | mark(i, number)))
 
-    return draw("moved-teachers", "RSR of each teacher's trajectories over training", 3.4, plot)
+    return _over_steps("teachers", "RSR of each teacher's trajectories over training", plot) if means else None
 
 
 def _draw_order(steps: list[int], correlations: np.ndarray, kept: list[float]) -> Markup:
@@ -117,22 +123,22 @@ def _draw_order(steps: list[int], correlations: np.ndarray, kept: list[float]) -
         axes.plot(steps, kept, color=SERIES[0], marker="D", linestyle="--", label="of the first choice, chosen again")
         axes.axhline(0, color=MUTED, linewidth=0.8)
         axes.set_ylim(min(-0.05, np.nanmin([*correlations, 0]) - 0.05), 1.05)
-        _over_steps(axes)
+        axes.set_ylabel("")
         key_above(axes, columns=1)
 
     alt = "Correlation with the first scores, and share of the first choice kept"
-    return draw("moved-order", alt, 3.7, plot)
+    return _over_steps("order", alt, plot, 3.7)
 
 
-def _means(scores: np.ndarray, rows: np.ndarray) -> list[float]:
-    """RSR of these rows at each step, Eq. 9."""
-    return [dataset_rsr(rank[rows], surprisal[rows]) for _, rank, surprisal in scores]
+def _over_steps(name: str, alt: str, plot: Callable[[Axes], None], height: float = 3.4) -> Markup:
+    """A chart over training; of RSR, unless `plot` says otherwise."""
 
+    def plot_over_steps(axes: Axes) -> None:
+        axes.set(xlabel="training step", ylabel=RATIO_UP)
+        axes.locator_params(axis="x", nbins=FEW_TICKS)
+        plot(axes)
 
-def _over_steps(axes: Axes, label: str = "") -> None:
-    few_ticks(axes)
-    axes.set_xlabel("training step")
-    axes.set_ylabel(label)
+    return draw(f"moved-{name}", alt, height, plot_over_steps)
 
 
 def _note(material: Material, first: np.ndarray, known: np.ndarray) -> str | None:

@@ -12,9 +12,10 @@ from tests.report.pages import token_columns
 def write_first(write, rows, tiny_tokenizer):
     """`write_first(text, **columns)` makes a page that shows a first row of this text, and returns it and the row."""
 
-    def make(text: str, **columns):
-        row = rows[0] | {"completion": text} | token_columns(tiny_tokenizer, text, np.random.default_rng(1)) | columns
-        return write([row, *rows[1:]], rows=[0]), row
+    def make(text: str, without: tuple = (), **columns):
+        row = {**rows[0], "completion": text, "messages": None}
+        row |= token_columns(tiny_tokenizer, text, np.random.default_rng(1)) | columns
+        return write([row, *({**other, "messages": None} for other in rows[1:])], rows=[0], without=without), row
 
     return make
 
@@ -44,27 +45,18 @@ def test_levels_begin_where_the_scale_says(write_first):
     assert [attrs["class"] for _, attrs in tokens] == [f"a{i} b{i}" for i in range(6)]
 
 
-def test_sentences_have_their_own_ratio(write_first):
+def test_sentences_have_their_own_ratio_and_turns_a_border(write_first):
     page, row = write_first("We add. It is four.")
     first = len("We add.")  # of this tokenizer every byte is a token
     for part in (slice(0, first), slice(first, None)):
         ratio = trajectory_rsr(row[TOKEN_RANKS][part], row[TOKEN_SURPRISALS][part])
         assert f"{ratio:,.2f}" in page.text["reading"]
-
-
-def test_turns_have_a_border(write, rows, tiny_tokenizer):
-    answers = ("Sure", "It is 4.")
-    asked = [{"role": "user", "content": text} for text in ("2+2?", "Go on.")]
-    turns = [turn for pair in zip(asked, answers, strict=True) for turn in (pair[0], _answer(pair[1]))]
-    chats = [{**row, "messages": None} for row in rows]
-    chats[0] |= {"messages": turns} | token_columns(tiny_tokenizer, "".join(answers), np.random.default_rng(1))
-    said = write(chats, rows=[0], without=["prompt", "completion"]).words("reading")
+    assert "turn 2" not in page.words("reading")
+    said = (("user", "2+2?"), ("assistant", "Sure"), ("user", "Go on."), ("assistant", "It is 4."))
+    turns = [{"role": role, "content": text} for role, text in said]
+    said = write_first("SureIt is 4.", ("prompt", "completion"), messages=turns)[0].words("reading")
     assert said.count("turn 2") == 1 and said.index("Sure") < said.index("turn 2") < said.index("It is 4.")
-    assert "turn 1" not in said and "turn 2" not in write(rows).words("reading")
-
-
-def _answer(text: str) -> dict:
-    return {"role": "assistant", "content": text}
+    assert "turn 1" not in said
 
 
 def test_long_trajectories_are_cut_and_said(write, rows, monkeypatch):
@@ -74,19 +66,16 @@ def test_long_trajectories_are_cut_and_said(write, rows, monkeypatch):
     assert max(row["rsr_num_tokens"] for row in rows) > 26 and "The first 26 of" in page.words("reading")
 
 
-def test_no_more_rows_than_there_is_room_for(write, rows):
-    assert len(write(rows, rows=list(range(18)) * 3).tokens) == 18 + 3  # named several times is named once
+def test_no_more_rows_than_there_is_room_for_and_top1_may_be_absent(write, rows):
+    page = write(rows, rows=list(range(18)) * 3, without=[TOKEN_TOP1])
+    assert len(page.tokens) == 18 + 3  # named several times is named once
+    assert not any("data-t" in attrs for tokens in page.tokens for _, attrs in tokens)
+    assert "would have said" not in page.words("reading")
     with pytest.raises(RSRError, match=f"room for {MAX_ROWS} rows, got 54"):
         write(rows * 3, rows=range(54))
 
 
-def test_top1_may_be_absent(write, rows):
-    page = write(rows, without=[TOKEN_TOP1])
-    assert page.tokens and not any("data-t" in attrs for tokens in page.tokens for _, attrs in tokens)
-    assert "would have said" not in page.words("reading")
-
-
 def test_another_r_max_is_said(write, rows):
     rows[0] |= {TOKEN_RANKS: [1000] * len(rows[0][TOKEN_IDS]), RSR: 1.0}
-    assert "has another r_max" in write(rows, rows=[0]).words("reading")
-    assert "has another r_max" not in write(rows, rows=[4]).words("problem")
+    page = write(rows, rows=[4, 0])
+    assert page.words("reading").count("has another r_max") == 1 and "has another r_max" not in page.words("problem")

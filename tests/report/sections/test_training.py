@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from rsr_trl.report.sections.training import MAX_POINTS, read_history
-from rsr_trl.rsr import RSRError, dataset_rsr
+from rsr_trl.rsr import RSRError
 from rsr_trl.training.live_table import ScoreHistory, ScoreTable
 
 
@@ -32,7 +32,7 @@ def test_the_history_keeps_the_latest_score_of_each_row(tmp_path):
     steps, scores = read_history(tmp_path, 4)
     assert steps == [0, 5]
     np.testing.assert_array_equal(scores[:, 0], [[3.0, 4.0, 2.0, np.nan], [3.0, 8.0, 2.0, np.nan]])
-    assert dataset_rsr(scores[1, 1], scores[1, 2]) == pytest.approx((9 + 8 + 2) / (3 + 1 + 1))
+    np.testing.assert_array_equal(scores[1, 1:, :3], [[9.0, 8.0, 2.0], [3.0, 1.0, 1.0]])
 
 
 def test_of_many_scorings_the_first_and_the_last_stay(tmp_path):
@@ -44,8 +44,9 @@ def test_of_many_scorings_the_first_and_the_last_stay(tmp_path):
     assert len(steps) == MAX_POINTS and (scores[0, 0, 0], scores[-1, 0, 0]) == (1.0, 100.0)
 
 
-def test_a_run_on_other_data_is_noticed(write, rows, run):
-    assert "is this the dataset that the run was trained on" in write(rows, run=run(rows, 2.0, 1.0)).words("training")
+def test_a_run_on_other_data_is_noticed_and_none_needs_teachers_or_problems(write, rows, run):
+    words = write(rows, run=run(rows, 2.0, 1.0), without=["teacher", "problem_id", "prompt"]).words("training")
+    assert "is this the dataset that the run was trained on" in words and "would be chosen again" in words
     with pytest.raises(RSRError, match="scored row 117, but the dataset has 18 rows"):
         write(rows, run=run(rows, 1.0, 2.0, source=np.arange(18) + 100))
 
@@ -53,8 +54,3 @@ def test_a_run_on_other_data_is_noticed(write, rows, run):
 def test_a_run_that_scored_once_says_how_to_score_again(write, rows, run):
     page = write(rows, run=run(rows, 1.0))
     assert not page.sections()["training"] and "--rsr_rescore_strategy" in page.words("training")
-
-
-def test_a_run_needs_no_teachers_and_no_problems(write, rows, run):
-    page = write(rows, run=run(rows, 1.0, 2.0), without=["teacher", "problem_id", "prompt"])
-    assert "would be chosen again" in page.words("training")
