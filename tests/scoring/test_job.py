@@ -274,10 +274,10 @@ class TestLock:
         assert job.run(show_bar=False)
 
     def test_it_ends_with_an_error_of_the_run_and_leftovers_of_others_stay(self, make_job, scorer, tmp_path):
+        scorer.student.model.lm_head.weight.data.fill_(float("nan"))
         others = make_job(process=1, num_processes=2)
         unfinished = tmp_path / "out/data/.train-000001.parquet-0.unfinished"
         unfinished.write_text("half")
-        scorer.student.model.lm_head.weight.data.fill_(float("nan"))
         job = make_job(process=0, num_processes=2)
         with pytest.raises(FloatingPointError, match=r"rows \[0, 1, 2"):
             job.run(show_bar=False)
