@@ -149,8 +149,7 @@ def _gaps(result: dict) -> list[str]:
     lines += describe_notes(result["notes"], rows)
     if any(kind in result["notes"] for kind in LOST):
         training = ", or with TRL's training template (--assistant_only_loss)" if EARLIER in result["notes"] else ""
-        where = "chat_template.jinja in the student's folder"
-        lines += [f"To keep it, score and train with another chat template ({where}){training}."]
+        lines += [f"To keep it, score and train with another chat template (--chat_template_path){training}."]
     if result["truncated"]:
         cut = f"Truncated at {result['max_length']:,} tokens: {share(result['truncated'], rows)}."
         lines += [f"{cut} Their scores cover only the part before the cut."]
