@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rsr_trl.data import card_facts, is_written_as_path
+from rsr_trl.data import card_facts, is_written_as_path, scoring_settings
 from rsr_trl.report.format import visible
 from rsr_trl.rsr import TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS, TOKEN_TOP1, RSRError, trajectory_rsr
 from rsr_trl.scoring.steps import split_sentences
@@ -199,8 +199,10 @@ def load_tokenizer(dataset_name_or_path: str, name: str | None = None) -> PreTra
     Load the tokenizer that the tokens of a scored dataset are read with: the one called `name` (a Hub id or folder),
     or that of the student which the dataset's card names. `RSRError` if neither is there.
     """
-    facts = {} if name else card_facts(dataset_name_or_path)
-    source, template = name or facts.get("student"), facts.get("settings", {}).get("chat_template_path")
+    source, template = name, None
+    if name is None:
+        source = card_facts(dataset_name_or_path).get("student")
+        template = scoring_settings(dataset_name_or_path).get("chat_template_path")
     if source is None:
         raise RSRError(
             f"{dataset_name_or_path!r} doesn't say which student scored it: name the student's tokenizer with "
