@@ -9,12 +9,12 @@ an effect `D / sd` drawn from the positive half of N(0, g) against no effect. By
 `1 / error` with probability `error` at most while D <= 0. That is exact for Gaussian y and asymptotic otherwise
 (Waudby-Smith et al., Annals of Statistics 52, 2024). Skewed ranks would make a teacher look too good early on, hence
 three safeguards. No decision before `MIN_PROBLEMS` problems. t is lowered by the skewness correction of Hall (1992,
-JRSS-B 54) wherever that lowers it. And bad trajectories that are too rare to have been seen are allowed for: n scored
-ones show none with probability `error` though a share of `ln(1 / error) / n` of all are bad. So a must still be better
-after `ln(1 / error)` more trajectories with a mean rank of `worst_rank`; the evidence is at most the number of them
-that closes the gap. Without this last one, rivals with 1-3% of bad trajectories (mean rank 12 to 50) ruled out the best
-of two teachers wrongly in 11-60% of simulated pools at a stated 5%, of six in 18-96%. No rule can
-hold there without a bound on what it hasn't seen.
+JRSS-B 54) wherever that lowers it. And bad trajectories too rare to have been seen are allowed for: n scored ones show
+none with probability `error` though a share of `ln(1 / error) / n` of all are bad. So a must still be better after
+`ln(1 / error)` more trajectories with a mean rank of `worst_rank`; the evidence is at most the number of them that
+closes the gap. Without this, rivals of which 1-3% are bad (mean rank 12 to 50) ruled out the best of two teachers
+wrongly in 11-60% of simulated pools at a stated 5%, of six in 18-96%. No rule can hold there without a bound on what
+it hasn't seen.
 """
 
 from collections.abc import Callable, Iterator
@@ -116,8 +116,8 @@ def race_teachers(
         max_trajectories (`int`, *optional*): Budget: stop before scoring more.
         problems_per_round (`int`, *optional*, defaults to `5`): Problems in a round; the first has 20 at least.
         seed (`int`, *optional*, defaults to `0`): Seed of the order of the problems.
-        worst_rank (`float`, *optional*, defaults to `50`): Mean clipped rank of a rare bad trajectory (another language,
-            garbage) that may not have been seen yet. Less takes fewer problems: 0 trusts that the scored ones show all.
+        worst_rank (`float`, *optional*, defaults to `50`): Mean clipped rank of rare bad trajectories (garbage, say)
+            that may not have been seen yet. Less takes fewer problems; 0 trusts that all kinds were seen.
 
     Returns:
         [`TeacherRace`]: if the pool or the budget ends first, not `certain`, and the table says who is possible.

@@ -129,7 +129,7 @@ def test_trajectories_saved_with_the_paper_s_teachers():
             with_unseen.append(used / max(sized[0], unseen))
     assert np.median(against_closest) <= 0.25
     assert np.median(against_runner_up) <= 0.25
-    assert np.median(with_unseen) <= 0.4
+    assert np.median(with_unseen) <= 0.55
 
 
 def texts(num_problems=80, teachers=("a", "b", "c"), seed=0):
