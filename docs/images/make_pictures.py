@@ -17,6 +17,7 @@ from pathlib import Path
 
 from PIL import Image
 from rich.console import Console
+from rich.terminal_theme import SVG_EXPORT_THEME
 from rich.text import Text
 from selenium import webdriver
 from selenium.webdriver.common.by import By
@@ -41,7 +42,7 @@ def main(page: str, scored: str) -> None:
     options.binary_location = shutil.which("chromium")
     for flag in ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
         options.add_argument(f"--{flag}")
-    browser = webdriver.Chrome(options=options)
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
     try:
         show(browser, Path(page), WIDTH, "light")
         bottom = bounds(browser, "teachers")[1]
@@ -107,10 +108,11 @@ def terminal(browser: webdriver.Chrome, *words: str) -> Image.Image:
     done = subprocess.run(["rsr", *words], capture_output=True, text=True, env=environment, check=True)
     console = Console(record=True, width=100, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     console.print(Text.from_ansi(done.stdout or done.stderr))
-    style = "body { background: #0c0c0c; color: #dddddd; margin: 22px; font-size: 14px; } pre { width: max-content; }"
+    html = console.export_html(inline_styles=True, theme=SVG_EXPORT_THEME)
+    style = "<style>body { margin: 22px; } pre { width: max-content; line-height: 1.25; font-size: 14px; }</style>"
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder, "terminal.html")
-        page.write_text(console.export_html(inline_styles=True).replace("<head>", f"<head><style>{style}</style>"))
+        page.write_text(html.replace("<head>", f"<head>{style}"))
         show(browser, page, 900, "dark")
         box = browser.find_element(By.TAG_NAME, "pre").rect
         height = int(box["y"] + box["height"] + 22)
@@ -118,7 +120,9 @@ def terminal(browser: webdriver.Chrome, *words: str) -> Image.Image:
 
 
 def save(picture: Image.Image, name: str) -> None:
-    picture.quantize(256, dither=Image.Dither.NONE).save(HERE / f"{name}.png", optimize=True)
+    # Of many shades of grey and few of each colour, the colours stay: the default method drops them.
+    small = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
+    small.save(HERE / f"{name}.png", optimize=True)
 
 
 if __name__ == "__main__":

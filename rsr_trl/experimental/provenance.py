@@ -8,9 +8,9 @@ import codecs
 import logging
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import compress
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -91,15 +91,16 @@ def score_provenance(
     if isinstance(teacher, str):
         if teacher not in dataset.column_names:
             raise RSRError(f"The dataset has no column {teacher!r}. Its columns are {dataset.column_names}.")
-        said = (row[teacher] for row in dataset.with_format(None).select_columns(teacher))
-        shares = [
-            _share(row, row and row.sums_by_server(value, f"Row {i}, column {teacher!r}", processing_class))
-            for i, (row, value) in enumerate(zip(rows, said, strict=True))
-        ]
+        values = dataset.with_format(None).select_columns(teacher)
+        pairs = (
+            (row, row and _sums_by_server(row, said[teacher], f"Row {i}, column {teacher!r}", processing_class))
+            for i, (row, said) in enumerate(zip(rows, values, strict=True))
+        )
     else:
         tokenize = ExampleTokenizer(teacher_processing_class or processing_class, with_steps=True, **settings)
         others = _scored_rows(teacher, dataset, tokenize, "teacher")
-        shares = [_share(row, other and other.sums) for row, other in zip(rows, others, strict=True)]
+        pairs = ((row, other and other.sums) for row, other in zip(rows, others, strict=True))
+    shares = [_share(row, sums) for row, sums in pairs]
     if unknown := sum(share is not None and math.isnan(share) for share in shares):
         logger.warning(
             f"{unknown} of {len(dataset)} rows have no {COLUMN}: what the teacher says of them is missing, of another "
@@ -108,46 +109,15 @@ def score_provenance(
     return dataset.add_column(COLUMN, pa.array(shares, pa.float64(), from_pandas=True))
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     example: TokenizedExample  # the whole row, whatever the length limit of the scoring
     surprisals: np.ndarray  # of its scored tokens, as many as were scored
-
-    @property
-    def starts(self) -> np.ndarray:
-        """Which of the tokens that were scored begin a step: ints of shape `(S,)`."""
-        return np.flatnonzero(self.example.step_starts[self.example.scored][: len(self.surprisals)])
+    starts: np.ndarray  # which of these begin a step: ints of shape `(S,)`
 
     @property
     def sums(self) -> np.ndarray:
         """Surprisal of each step, summed: `(S,)`."""
         return np.add.reduceat(self.surprisals, self.starts)
-
-    def sums_by_server(self, value: object, where: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
-        """The teacher's sums from a server's log-probabilities; `None` if they are missing or of another text."""
-        try:
-            turns = read_logprobs(value)
-        except ValueError as error:
-            advice = f"Fix the row, or set its value to null: it gets no {COLUMN} then."
-            raise RSRError(f"{where}: {error}. {EXPECTED} {advice}") from None
-        example, left, sums = self.example, len(self.surprisals), []
-        if len(turns) != len(example.runs):
-            return None
-        for said, (begin, end) in zip(turns, example.runs.tolist(), strict=True):
-            stop = min(end, begin + left)  # where the student's length limit cuts
-            left -= stop - begin
-            if stop == begin:
-                break
-            if begin == 1 and example.input_ids[0] not in tokenizer.all_special_ids:
-                begin = 0  # nothing predicts the first token of a row, but it's text
-            stream = DecodeStream(skip_special_tokens=False)
-            ids = example.input_ids[begin:end].tolist()
-            pieces = [stream.step(tokenizer.backend_tokenizer, token) or "" for token in ids]
-            edges, starts = np.cumsum([0, *map(len, pieces)]), np.flatnonzero(example.step_starts[begin:stop])
-            indents = [0, *(len(pieces[k]) - len(pieces[k].lstrip()) for k in starts[1:])]
-            seen = min(edges[stop - begin] + (not pieces[stop - begin - 1]), edges[-1])  # with a character that is cut
-            sums.append(said and step_sums(said, "".join(pieces), edges[starts] + indents, seen))
-        return None if any(part is None for part in sums) else np.concatenate(sums)
 
 
 def _scored_rows(scored: Dataset, texts: Dataset, tokenize: ExampleTokenizer, whose: str) -> Iterator[_Row | None]:
@@ -166,7 +136,11 @@ def _scored_rows(scored: Dataset, texts: Dataset, tokenize: ExampleTokenizer, wh
                 f"Row {i}: its {TOKEN_IDS} aren't those of the {whose}'s tokenizer. Pass the tokenizer and settings "
                 "with which it was scored."
             )
-        yield _Row(example, np.asarray(of_tokens[TOKEN_SURPRISALS], np.float64)) if len(ids) else None
+        if len(ids):
+            starts = np.flatnonzero(example.step_starts[example.scored][: len(ids)])
+            yield _Row(example, np.asarray(of_tokens[TOKEN_SURPRISALS], np.float64), starts)
+        else:
+            yield None
 
 
 def _share(row: _Row | None, teacher: np.ndarray | None) -> float | None:
@@ -181,8 +155,33 @@ def _share(row: _Row | None, teacher: np.ndarray | None) -> float | None:
 # ------------------------------------------------------------------------------------- a server's log-probabilities
 
 
-@dataclass(frozen=True)
-class Said:
+def _sums_by_server(row: _Row, value: object, where: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
+    """The teacher's sums from a server's log-probabilities; `None` if they are missing or of another text."""
+    try:
+        turns = read_logprobs(value)
+    except ValueError as error:
+        advice = f"Fix the row, or set its value to null: it gets no {COLUMN} then."
+        raise RSRError(f"{where}: {error}. {EXPECTED} {advice}") from None
+    example, left, sums = row.example, len(row.surprisals), []
+    if len(turns) != len(example.runs):
+        return None
+    for said, (begin, end) in zip(turns, example.runs.tolist(), strict=True):
+        stop = min(end, begin + left)  # where the student's length limit cuts
+        left -= stop - begin
+        if stop == begin:
+            break
+        if begin == 1 and example.input_ids[0] not in tokenizer.all_special_ids:
+            begin = 0  # nothing predicts the first token of a row, but it's text
+        stream, backend = DecodeStream(skip_special_tokens=False), tokenizer.backend_tokenizer
+        pieces = [stream.step(backend, token) or "" for token in example.input_ids[begin:end].tolist()]
+        edges, starts = _count(map(len, pieces)), np.flatnonzero(example.step_starts[begin:stop])
+        indents = [0, *(len(pieces[k]) - len(pieces[k].lstrip()) for k in starts[1:])]
+        seen = min(edges[stop - begin] + (not pieces[stop - begin - 1]), edges[-1])  # with a character that is cut
+        sums.append(said and step_sums(said, "".join(pieces), edges[starts] + indents, seen))
+    return None if any(part is None for part in sums) else np.concatenate(sums)
+
+
+class Said(NamedTuple):
     """What a server returned for one response: its tokens as text, and their surprisals in nats."""
 
     text: str
@@ -218,7 +217,7 @@ def _read_turn(value: object, where: str) -> Said | None:
         pieces.append(decoder.decode(raw))
         leads_on.append(bool(decoder.getstate()[0]) or not raw)  # vLLM leaves the first tokens of a character empty
         surprisals.append(-logprob)
-    edges = np.cumsum([0, *map(len, pieces)])
+    edges = _count(map(len, pieces))
     return Said("".join(pieces), edges, np.array(leads_on, dtype=bool), np.array(surprisals, dtype=np.float64))
 
 
@@ -274,14 +273,13 @@ def step_sums(said: Said, response: str, starts: np.ndarray, stop: int) -> np.nd
 
 def _reduced(text: str, with_space: bool, with_tags: bool) -> tuple[str, np.ndarray]:
     """The characters that count; and how many of them stand before each place in the text, its end included."""
-    kept = np.ones(len(text), dtype=bool) if with_space else ~np.fromiter(map(str.isspace, text), bool, len(text))
-    if not with_tags:
-        kept &= ~_in_tags(text)
+    kept = np.array([with_space or not letter.isspace() for letter in text], dtype=bool)
+    kept &= with_tags | ~_in_tags(text)
     return "".join(compress(text, kept)), _count(kept)
 
 
-def _count(which: np.ndarray) -> np.ndarray:
-    return np.concatenate([[0], np.cumsum(which)])
+def _count(numbers: Iterable[int]) -> np.ndarray:
+    return np.cumsum([0, *numbers])
 
 
 def _in_tags(text: str) -> np.ndarray:

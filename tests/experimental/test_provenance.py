@@ -15,21 +15,25 @@ from tests.scoring.truth import in_float64, truth_of
 
 BYTE_OF = {letter: byte for byte, letter in bytes_to_unicode().items()}
 PROMPT = "Q:\n2+3?\nA:"
-RESPONSES = [
-    ["First we add: 2+3=5. Right.\n\n", "Then 5*4=20.\n\t- ", "and again\n", "So it is\n", "20, or\n", "twenty."],
+RESPONSES = [  # a step begins at its first word
+    ["First we add: 2+3=5. Right.\n\n", "Then 5*4=20.\n\t", "- and again\n", "So it is\n", "20, or\n", "twenty."],
     ["We add them. ", "It is 5. ", "Done"],
     ["No end and no line"],
     [" Später: 你好。🧎‍♀️ knies\n\n", "Über 5 €\n", "🙂\n"],
     [*(f"{i} more\n" for i in range(8)), "8 more"],
     ["<think>\n", "Hm, 2+3.\n", "</think>\n\n", "It is 5."],
 ]
-RESPONSES[0][1:3] = ["Then 5*4=20.\n\t", "- and again\n"]  # a step begins at its first word
+TEXTS = ["".join(steps) for steps in RESPONSES]
 TURNS = [["one.\ntwo", "three"], ["Well, 5.\nOr so", "4\n"], ["No.", "Yes.\nNo. Yes."]]
+ASKED = {"role": "user", "content": "2+3?"}
+
+
+def answer(text: str) -> dict[str, str]:
+    return {"role": "assistant", "content": text}
 
 
 @pytest.fixture
 def teacher(tiny_student):
-    """Another student, in no way better, but with other probabilities."""
     return tiny_student(seed=3)
 
 
@@ -52,10 +56,9 @@ def by_server(scored, tiny_tokenizer):
 
 @pytest.fixture
 def by_model(scored, teacher, tiny_tokenizer):
-    def of(rows, **settings):
-        return shares_and_sums(scored(rows, **settings), tiny_tokenizer, scored(rows, teacher, **settings))
-
-    return of
+    return lambda rows, **settings: shares_and_sums(
+        scored(rows, **settings), tiny_tokenizer, scored(rows, teacher, **settings)
+    )
 
 
 def shares_and_sums(*args) -> tuple[list[float | None], list[np.ndarray]]:
@@ -75,14 +78,14 @@ def say(teacher, tiny_tokenizer):
     """`say(before, response)`: what a server returns for a response, from all logits of the teacher in float64."""
     model64 = in_float64(teacher)
 
-    def answer(before: str, response: str) -> list[dict]:
+    def said(before: str, response: str) -> list[dict]:
         first, own = (tiny_tokenizer(text)["input_ids"] for text in (before, response))
         nats = truth_of(model64, first + own, range(len(first), len(first) + len(own))).surprisals
         letters = tiny_tokenizer.convert_ids_to_tokens(own)
         raw = [bytes([BYTE_OF[w]]) if w in BYTE_OF else w.encode() for w in letters]
         return spoken(raw, nats)
 
-    return answer
+    return said
 
 
 def spoken(raw: list[bytes], nats: np.ndarray) -> list[dict]:
@@ -95,25 +98,23 @@ def spoken(raw: list[bytes], nats: np.ndarray) -> list[dict]:
 @pytest.fixture
 def rows(say) -> list[dict]:
     """Prompt and completion, plain."""
-    texts = ["".join(steps) for steps in RESPONSES]
-    return [{"prompt": PROMPT, "completion": text, "logprobs": say(PROMPT, text)} for text in texts]
+    return [{"prompt": PROMPT, "completion": text, "logprobs": say(PROMPT, text)} for text in TEXTS]
 
 
 @pytest.fixture
 def chats(say, tiny_tokenizer) -> dict[str, list[dict]]:
     """The other formats, by name."""
-    user = {"role": "user", "content": "2+3?"}
 
     def answered(turns: list[str]) -> tuple[list[dict], list[list[dict]]]:
         messages, logprobs = [], []
         for turn in turns:
-            messages.append(user)
+            messages.append(ASKED)
             before = tiny_tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            messages.append({"role": "assistant", "content": turn})
+            messages.append(answer(turn))
             logprobs.append(say(before, turn))
         return messages, logprobs
 
-    single = [answered(["".join(steps)]) for steps in RESPONSES]
+    single = [answered([text]) for text in TEXTS]
     return {
         "chat": [{"prompt": m[:1], "completion": m[1:], "logprobs": said[0]} for m, said in single],
         "messages": [{"messages": m, "logprobs": said[0]} for m, said in single],
@@ -127,9 +128,6 @@ def assert_same(found: tuple, expected: tuple, rtol: float) -> None:
         np.testing.assert_allclose(sums, truth, rtol=rtol)
 
 
-# ----------------------------------------------------------------------------------------------------- by definition
-
-
 def test_the_share_of_steps_of_which_the_teacher_is_surer():
     assert provenance([1.0, 4.0, 1.0], [0.5, 3.9, 9.0], [2, 4, 1]) == pytest.approx(1 / 3)  # gaps 0.25, 0.025, -8
     assert provenance([1.0, 1.0], [0.8, np.nan], [1, 1]) == 1  # a step that isn't known is left out
@@ -138,16 +136,14 @@ def test_the_share_of_steps_of_which_the_teacher_is_surer():
 
 def test_equals_its_definition(by_model, rows, tiny_student, teacher, tiny_tokenizer):
     """One row at a time: every byte is a token, so steps are plain slices."""
-    found, _ = by_model(rows)
     expected = []
     for steps in RESPONSES:
         ids = tiny_tokenizer(PROMPT + "".join(steps))["input_ids"]
         lengths = [len(tiny_tokenizer(step)["input_ids"]) for step in steps]
         places = range(len(ids) - sum(lengths), len(ids))
         mine, theirs = (truth_of(in_float64(m), ids, places).surprisals for m in (tiny_student(), teacher))
-        borders = np.cumsum(lengths)[:-1]
-        expected.append(np.mean([gap.mean() >= 0.1 for gap in np.split(mine - theirs, borders)]))
-    assert found == pytest.approx(expected)
+        expected.append(np.mean([gap.mean() >= 0.1 for gap in np.split(mine - theirs, np.cumsum(lengths)[:-1])]))
+    assert by_model(rows)[0] == pytest.approx(expected)
     assert 0 < np.mean(expected) < 1  # else the comparison would say little
 
 
@@ -161,7 +157,7 @@ def test_a_server_says_the_same_as_a_pass_of_its_model(form, by_server, by_model
 
 def test_all_of_a_text(by_server, say, tiny_tokenizer):
     """Of a text without a prompt the first token is never scored."""
-    rows = [{"text": "".join(steps), "logprobs": say("?", "".join(steps))} for steps in RESPONSES]
+    rows = [{"text": text, "logprobs": say("?", text)} for text in TEXTS]
     shares, sums = by_server(rows)
     assert None not in shares
     for row, example, found in zip(rows, ExampleTokenizer(tiny_tokenizer, with_steps=True)(rows), sums, strict=True):
@@ -196,17 +192,13 @@ def test_a_teacher_with_other_tokens(gsm8k_rows, gsm8k_student, stories260k):
         pieces = tokenizer.convert_ids_to_tokens(example.input_ids[places])
         raw = [bytes([int(p[3:5], 16)]) if p.startswith("<0x") else p.replace("▁", " ").encode() for p in pieces]
         rows.append(row | {"logprobs": spoken(raw, nats)})
-    dataset = student.score(Dataset.from_list(rows))
-    found = score_provenance(dataset, student.processing_class, "logprobs")["score_provenance"]
-    of_model = score_provenance(
-        dataset, student.processing_class, teacher.score(dataset.select_columns(["prompt", "completion"])), tokenizer
-    )["score_provenance"]
+    dataset, tokenizers = student.score(Dataset.from_list(rows)), (student.processing_class, tokenizer)
+    of_teacher = teacher.score(dataset.select_columns(["prompt", "completion"]))
+    found = score_provenance(dataset, tokenizers[0], "logprobs")["score_provenance"]
+    of_model = score_provenance(dataset, tokenizers[0], of_teacher, tokenizers[1])["score_provenance"]
     assert None not in found
     compared = [(a, b) for a, b in zip(found, of_model, strict=True) if b is not None]
     assert len(compared) >= len(rows) - 2 and all(a == pytest.approx(b) for a, b in compared)
-
-
-# ------------------------------------------------------------------------------------------------- the servers' ways
 
 
 def lossy(tokens: list[dict]) -> list[dict]:
@@ -231,14 +223,9 @@ def then(text: str):
     return lambda tokens: [*tokens, {"token": text, "logprob": -0.2, "bytes": None}]
 
 
-def with_alternatives(tokens: list[dict]) -> list[dict]:
-    more = [{"token": "a", "logprob": -1.0, "bytes": [97]}, {"token": "b", "logprob": -2.0, "bytes": None}]
-    return [token | {"top_logprobs": more} for token in tokens]
-
-
 DIALECTS = {
     "as an object": lambda tokens: {"content": tokens, "refusal": None},
-    "alternatives": with_alternatives,
+    "alternatives": lambda tokens: [token | {"top_logprobs": tokens[:2]} for token in tokens],
     "end of turn": then("<|im_end|>"),
     "end of sentence": then("<｜end▁of▁sentence｜>"),
     "end without a name": then(""),
@@ -273,65 +260,46 @@ def steps(said: list[dict], response: str, starts: list[int], stop: int | None =
     return None if found is None else found.tolist()
 
 
-class TestSteps:
-    def test_a_token_is_in_the_step_in_which_it_ends(self):
-        assert steps(tokens("a", "b\n", "c", "\nd", "e"), "ab\nc\nde", [0, 3, 5]) == [3, 4, 24]
+THOUGHT = "<think>\nHm\n</think>\n\nYes"
+TAGGED = ("<think>", "\n", "Hm", "\n", "</think>", "\n\n", "Yes")
+EMPTY_BLOCK = ("<think>", "\n\n", "</think>", "\n\n", "Yes", "\n", "No")
+CALL, CALLING = "Sure.\n<tool_call>\n{}\n</tool_call>", ("Sure.\n", "<tool_call>", "\n{}\n", "</tool_call>")
+NAN = float("nan")
+STEPS = {  # the server's tokens, the response, where its steps begin, where the last ends, the sum of each
+    "a token is in the step where it ends": (("a", "b\n", "c", "\nd", "e"), "ab\nc\nde", [0, 3, 5], None, [3, 4, 24]),
+    "what the student doesn't see is out": (("a", "b\n", "c", "\nd", "e"), "ab\nc\nde", [0, 3], 4, [3, 4]),
+    "a step within a token has no sum": (("a", "b\nc\nd", "e"), "ab\nc\nde", [0, 3, 5], None, [1, NAN, 6]),
+    "indentation is of the step before": (("a\n", "  ", "b"), "a\n  b", [0, 4], None, [3, 4]),
+    "a thought begun by the prompt": (TAGGED[2:], THOUGHT, [0, 8, 11, 21], None, [NAN, 3, NAN, 16]),
+    "and other space": (("Hm", "\n", "</think>", "\n", "Yes"), THOUGHT, [0, 8, 11, 21], None, [NAN, 3, NAN, 16]),
+    "both tags taken out": (("Hm", "\n", "\n", "\n", "Yes"), THOUGHT, [0, 8, 11, 21], None, [NAN, 15, NAN, 16]),
+    "tags that both have count": (TAGGED, THOUGHT, [0, 8, 11, 21], None, [3, 12, 48, 64]),
+    "an empty block of the template": (EMPTY_BLOCK[4:], "".join(EMPTY_BLOCK), [0, 9, 19, 23], None, [NAN, NAN, 3, 4]),
+    "an empty block of the server": (EMPTY_BLOCK, "Yes\nNo", [0, 4], None, [48, 64]),
+    "a tool call isn't the end of the turn": (CALLING, CALL, [0, 7], None, [1, 14]),
+    "a tool call and an end": ((*CALLING, "<|im_end|>"), CALL, [0, 7], None, [1, 14]),
+    "the answer alone": (("Yes",), "<think>Hm</think>Yes", [0], None, None),
+    "another answer": (("<think>", "Hm", "</think>", "No"), "<think>Hm</think>Yes", [0], None, None),
+    "more text": (("<think>", "Hm", "</think>", "Yes", " indeed"), "<think>Hm</think>Yes", [0], None, None),
+    "more and an end": (("<think>", "Hm", "</think>", "Yes", " in", "</s>"), "<think>Hm</think>Yes", [0], None, None),
+    "nothing": ((), "<think>Hm</think>Yes", [0], None, None),
+}
 
-    def test_tokens_after_what_the_student_sees_are_out(self):
-        assert steps(tokens("a", "b\n", "c", "\nd", "e"), "ab\nc\nde", [0, 3], 4) == [3, 4]
 
-    def test_a_step_within_a_token_has_no_probability_of_its_own(self):
-        assert steps(tokens("a", "b\nc\nd", "e"), "ab\nc\nde", [0, 3, 5]) == pytest.approx([1, np.nan, 6], nan_ok=True)
+@pytest.mark.parametrize("what", STEPS)
+def test_sums_of_steps(what):
+    said, response, starts, stop, expected = STEPS[what]
+    found = steps(tokens(*said), response, starts, stop)
+    assert found == (None if expected is None else pytest.approx(expected, nan_ok=True))
 
-    def test_indentation_is_of_the_step_before(self):
-        assert steps(tokens("a\n", "  ", "b"), "a\n  b", [0, 4]) == [3, 4]
 
-    @pytest.mark.parametrize(
-        "said, hm",
-        [
-            (tokens("Hm", "\n", "</think>", "\n\n", "Yes"), 3),  # begun by the prompt
-            (tokens("Hm", "\n", "</think>", "\n", "Yes"), 3),
-            (tokens("Hm", "\n", "\n", "\n", "Yes"), 15),  # both taken out
-        ],
-    )
-    def test_think_tags_that_one_side_lacks(self, said, hm):
-        response = "<think>\nHm\n</think>\n\nYes"
-        assert steps(said, response, [0, 8, 11, 21]) == pytest.approx([np.nan, hm, np.nan, 16], nan_ok=True)
-
-    def test_an_empty_block_of_the_template(self):
-        found = steps(tokens("Yes", "\n", "No"), "<think>\n\n</think>\n\nYes\nNo", [0, 9, 19, 23])
-        assert found == pytest.approx([np.nan, np.nan, 3, 4], nan_ok=True)
-        assert steps(tokens("<think>", "\n\n", "</think>", "\n\n", "Yes", "\n", "No"), "Yes\nNo", [0, 4]) == [48, 64]
-
-    def test_tags_that_both_have_count(self):
-        said = tokens("<think>", "\n", "Hm", "\n", "</think>", "\n\n", "Yes")
-        assert steps(said, "<think>\nHm\n</think>\n\nYes", [0, 8, 11, 21]) == [3, 12, 48, 64]
-
-    def test_a_tool_call_at_the_end_is_not_taken_for_the_end_of_the_turn(self):
-        response = "Sure.\n<tool_call>\n{}\n</tool_call>"
-        said = tokens("Sure.\n", "<tool_call>", "\n{}\n", "</tool_call>", "<|im_end|>")
-        assert steps(said, response, [0, 7]) == steps(said[:-1], response, [0, 7]) == [1, 14]
-
-    @pytest.mark.parametrize(
-        "said",
-        [
-            tokens("Yes"),  # without its reasoning
-            tokens("<think>", "Hm", "</think>", "No"),
-            tokens("<think>", "Hm", "</think>", "Yes", " indeed"),
-            tokens("<think>", "Hm", "</think>", "Yes", " indeed", "</s>"),
-            tokens(),
-        ],
-    )
-    def test_another_text(self, said):
-        assert steps(said, "<think>Hm</think>Yes", [0]) is None
-
-    @pytest.mark.parametrize("response", ["ab🧎c", "a🧎bc🧎", "🧎🧎", "你好a", "🧎"])
-    def test_replacement_characters_stand_for_others_only(self, response):
-        raw = response.encode()
-        said = tokens(*(bytes([byte]).decode(errors="replace") for byte in raw))
-        assert steps(said, response, [0]) == [2 ** len(raw) - 1]
-        assert steps(said, response.replace("🧎", "x").replace("好", "y"), [0]) is None
-        assert steps(said, response + "z", [0]) is None
+@pytest.mark.parametrize("response", ["ab🧎c", "a🧎bc🧎", "🧎🧎", "你好a", "🧎"])
+def test_replacement_characters_stand_for_others_only(response):
+    raw = response.encode()
+    said = tokens(*(bytes([byte]).decode(errors="replace") for byte in raw))
+    assert steps(said, response, [0]) == [2 ** len(raw) - 1]
+    assert steps(said, response.replace("🧎", "x").replace("好", "y"), [0]) is None
+    assert steps(said, response + "z", [0]) is None
 
 
 REASONED = "<think>\nHm, 2+3. 🧎‍♀️\nSo 5.\n</think>\n\nIt is 5.\nSure."
@@ -358,21 +326,14 @@ def test_a_template_that_rewrites_think_blocks(what, qwen3_tokenizer):
     decoded = [[qwen3_tokenizer.decode(i) for i in turn] for turn in ids]
     assert ("🧎" in said[0]) == ("\N{REPLACEMENT CHARACTER}" in "".join(decoded[0]))
     logprobs = [[{"token": t, "bytes": list(t.encode()), "logprob": -1.0} for t in turn] for turn in decoded]
-    user = {"role": "user", "content": "2+3?"}
-    row = {"messages": [m for turn in turns for m in (user, {"role": "assistant", "content": turn})]}
+    row = {"messages": [message for turn in turns for message in (ASKED, answer(turn))]}
     row["logprobs"] = logprobs if len(turns) > 1 else logprobs[0]
     (example,) = ExampleTokenizer(qwen3_tokenizer)([row])
     own = example.input_ids[example.scored]
     row |= {"rsr": 1.0, "rsr_token_ids": own, "rsr_token_surprisals": np.ones(len(own), np.float32)}
     _, sums = shares_and_sums(Dataset.from_list([row]), qwen3_tokenizer, "logprobs")
-    if lines is None:
-        assert not sums
-    else:
-        counts = [np.nan if line is None else len(qwen3_tokenizer(line)["input_ids"]) for line in lines]
-        assert sums[0].tolist() == pytest.approx(counts, nan_ok=True)
-
-
-# -------------------------------------------------------------------------------------------- nulls, errors, reading
+    counts = [np.nan if line is None else len(qwen3_tokenizer(line)["input_ids"]) for line in lines or []]
+    assert [list(of_row) for of_row in sums] == ([pytest.approx(counts, nan_ok=True)] if lines else [])
 
 
 def test_another_text_or_none_is_null_and_counted(by_server, rows, chats, caplog):
@@ -405,17 +366,18 @@ def test_steps_in_which_no_token_of_the_teacher_counts_are_unknown(by_server, sc
         assert rsr is not None or share is None
 
 
+A = {"token": "a", "logprob": -1.0}
 MALFORMED = {
-    "token 1 has null as its logprob": [{"token": "a", "logprob": -1.0}, {"token": "b", "logprob": None}],
+    "token 1 has null as its logprob": [A, {"token": "b", "logprob": None}],
     "token 0 has null as its text": [{"token": None, "logprob": -1.0}],
     "token 0 has the logprob nan": [{"token": "a", "logprob": float("nan")}],
     "token 0 has the logprob 0.5": [{"token": "a", "logprob": 0.5}],
     "token 0 has str as its logprob": [{"token": "a", "logprob": "-1"}],
-    "token 0 has `bytes` that": [{"token": "a", "logprob": -1.0, "bytes": [256]}],
+    "token 0 has `bytes` that": [{**A, "bytes": [256]}],
     "token 0 is float": [-1.0, -2.0],
     "str instead of a list": "-1.0 -2.0",
     "dict instead of a list": {"tokens": ["a"], "token_logprobs": [-1.0]},
-    "turn 1, token 0 has null as its logprob": [[{"token": "a", "logprob": -1.0}], [{"token": "a", "logprob": None}]],
+    "turn 1, token 0 has null as its logprob": [[A], [{"token": "a", "logprob": None}]],
 }
 
 
@@ -429,18 +391,15 @@ def test_a_malformed_value_is_an_error(what, by_server):
 
 def test_what_does_not_belong_together(scored, rows, tiny_tokenizer, gpt2_tokenizer):
     dataset = scored(rows)
-    for message, args in {
-        r"no column 'logprob'\. Its columns": (dataset, tiny_tokenizer, "logprob"),
-        r"student's dataset has no rsr_token_ids.*token_stats=True": (
-            Dataset.from_list(rows),
-            tiny_tokenizer,
-            "logprobs",
-        ),
-        r"teacher's dataset has no rsr_token_ids": (dataset, tiny_tokenizer, Dataset.from_list(rows)),
-        r"teacher's dataset has 5 rows instead of 6": (dataset, tiny_tokenizer, dataset.select(range(5))),
-        r"Row 0: its rsr_token_ids aren't those of the student's tokenizer": (dataset, gpt2_tokenizer, "logprobs"),
-        r"Row 0: .* of the teacher's tokenizer": (dataset, tiny_tokenizer, dataset, gpt2_tokenizer),
-    }.items():
+    plain = Dataset.from_list(rows)
+    for message, *args in (
+        (r"no column 'logprob'\. Its columns", dataset, tiny_tokenizer, "logprob"),
+        (r"student's dataset has no rsr_token_ids.*token_stats=True", plain, tiny_tokenizer, "logprobs"),
+        (r"teacher's dataset has no rsr_token_ids", dataset, tiny_tokenizer, plain),
+        (r"teacher's dataset has 5 rows instead of 6", dataset, tiny_tokenizer, dataset.select(range(5))),
+        (r"Row 0: its rsr_token_ids aren't those of the student's tokenizer", dataset, gpt2_tokenizer, "logprobs"),
+        (r"Row 0: .* of the teacher's tokenizer", dataset, tiny_tokenizer, dataset, gpt2_tokenizer),
+    ):
         with pytest.raises(RSRError, match=message):
             score_provenance(*args)
     with pytest.raises(RSRError, match="already has the column score_provenance"):

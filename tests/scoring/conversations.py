@@ -1,7 +1,7 @@
 """Conversations, the chat templates that TRL ships, and what SFTTrainer itself makes of a dataset."""
 
+import random
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,23 +20,9 @@ TEMPLATES = {
     for path in sorted((Path(trl.__file__).parent / "chat_templates").glob("*.jinja"))
 }
 
-TOOLS = [
-    {
-        "type": "function",
-        "function": {
-            "name": "add",
-            "description": "Adds.",
-            "parameters": {
-                "type": "object",
-                "properties": {
-                    "a": {"type": "integer", "description": "one"},
-                    "b": {"type": "string", "description": "two"},
-                },
-                "required": ["a"],
-            },
-        },
-    }
-]
+PARAMETERS = {"a": {"type": "integer", "description": "one"}, "b": {"type": "string", "description": "two"}}
+PARAMETERS = {"type": "object", "properties": PARAMETERS, "required": ["a"]}
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds.", "parameters": PARAMETERS}}]
 
 
 def system(content: str) -> dict:
@@ -92,6 +78,57 @@ def with_tools(arguments: object = None) -> list[dict]:
     ]
 
 
+BITS = ["<|im_end|>", "<|im_end|>\n", "<|im_start|>assistant\n", "<|im_start|>user\n", "<|eot_id|>", "<|end|>\n"]
+BITS += ["<|start_header_id|>assistant<|end_header_id|>\n\n", "<|assistant|>\n", "<end_of_turn>\n"]
+BITS += ["<start_of_turn>model\n", "<｜Assistant｜>", "<｜end▁of▁sentence｜>", "[INST] ", " [/INST]", "<|endoftext|>"]
+BITS += ["<think>", "</think>", "<think>\n", "\n</think>\n\n", "<tool_call>\n", "\n</tool_call>", '"}}']
+BITS += ["<tool_response>", "</tool_response>", "\n", "\n\n", " ", "  ", "\t", "a", "Hello", "42", "the same"]
+BITS += [
+    "😀",
+    "👩‍👩‍👧",
+    "漢字",
+    "שלום",
+    "مرحبا",
+    "é",
+    "e\u0301",
+    "\u200b",
+    "\x00",
+    "\ue123",
+    "\ue456",
+    "{{ x }}",
+    "{% if %}",
+]
+
+
+class Author:
+    """Writes random conversations of awkward content."""
+
+    def __init__(self, seed: int):
+        self.random = random.Random(seed)
+
+    def content(self) -> str:
+        return "".join(self.random.choices(BITS, k=self.random.choice((0, 1, 1, 2, 3, 4, 5))))
+
+    def conversation(self, alternating: bool, with_calls: bool) -> list[dict]:
+        repeated = self.content()
+        say = lambda: repeated if self.random.random() < 0.2 else self.content()  # noqa: E731
+        if alternating:
+            return [make(say()) for _ in range(self.random.randint(1, 3)) for make in (user, assistant)]
+        messages = [user(say())]
+        for _ in range(self.random.randint(1, 6)):
+            thought = {"reasoning_content": say()} if with_calls and self.random.random() < 0.3 else {}
+            kind = self.random.choice(["user", "answer", "answer", *(["call", "tool"] if with_calls else [])])
+            if kind == "call":
+                arguments = {"x": say()} if self.random.random() < 0.7 else {"n": self.random.randint(0, 99)}
+                calls = [call(arguments)] * self.random.randint(1, 2)
+                messages.append(assistant(self.random.choice(["", say()]), tool_calls=calls, **thought))
+            else:
+                messages.append(
+                    assistant(say(), **thought) if kind == "answer" else {"user": user, "tool": tool}[kind](say())
+                )
+        return [*messages, assistant(say())]
+
+
 def prepared_by_trl(
     tokenizer: PreTrainedTokenizerBase,
     dataset: Dataset,
@@ -100,41 +137,28 @@ def prepared_by_trl(
     streamed: bool = False,
 ) -> dict[int, tuple[list[int], list[int]]]:
     """
-    `input_ids` and `labels` of each row by SFTTrainer's own preparation; rows that it drops are absent.
-
-    Args:
-        streamed (`bool`): Prepare the rows as an `IterableDataset`, which writes no files: the same ids, sooner.
+    `input_ids` and `labels` of each row by SFTTrainer's own preparation; rows that it drops are absent. `streamed`
+    prepares an `IterableDataset`, which writes no files: the same ids, sooner.
     """
     template = None
     if assistant_only_loss and not has_generation_markers(tokenizer.chat_template):
         template = get_training_chat_template(tokenizer)
-    trainer = SimpleNamespace(
-        completion_only_loss="prompt" in dataset.column_names, _tokenizer=tokenizer, chat_template=template
-    )
-    args = SimpleNamespace(
-        dataset_num_proc=None,
-        dataset_text_field="text",
-        assistant_only_loss=assistant_only_loss,
-        max_length=max_length,
-        truncation_mode="keep_start",
-        shuffle_dataset=False,
-        seed=0,
-    )
+    only = "prompt" in dataset.column_names
+    trainer = SimpleNamespace(completion_only_loss=only, _tokenizer=tokenizer, chat_template=template)
+    args = {"dataset_num_proc": None, "dataset_text_field": "text", "truncation_mode": "keep_start", "seed": 0}
+    args |= {"assistant_only_loss": assistant_only_loss, "max_length": max_length, "shuffle_dataset": False}
     dataset = dataset.add_column("row", list(range(len(dataset))))
     if streamed:
         dataset = dataset.to_iterable_dataset()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        prepared = SFTTrainer._prepare_dataset(trainer, dataset, tokenizer, args, False, None, "train")
+        prepared = SFTTrainer._prepare_dataset(
+            trainer, dataset, tokenizer, SimpleNamespace(**args), False, None, "train"
+        )
         return {row["row"]: (list(row["input_ids"]), list(row["labels"])) for row in prepared}
 
 
-def runs(example: TokenizedExample) -> Iterator[np.ndarray]:
-    """Token ids of each unbroken run of scored tokens."""
-    edges = np.flatnonzero(np.diff(np.r_[False, example.scored, False]))
-    for start, end in edges.reshape(-1, 2):
-        yield example.input_ids[start:end]
-
-
 def scored_texts(tokenizer: PreTrainedTokenizerBase, example: TokenizedExample) -> list[str]:
-    return [tokenizer.decode(ids) for ids in runs(example)]
+    """Text of each unbroken run of scored tokens."""
+    edges = np.flatnonzero(np.diff(np.r_[False, example.scored, False])).reshape(-1, 2)
+    return [tokenizer.decode(example.input_ids[start:end]) for start, end in edges]

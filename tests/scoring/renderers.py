@@ -20,37 +20,31 @@ NO_PROMPT = (  # an old template that knows no generation prompt
 )
 
 
-def chatml(messages: list[dict], **_) -> list[Piece]:
+def _framed(messages: list[dict], header: str, end: str, names: dict[str, str], strip: bool) -> list[Piece]:
     pieces = []
     for message in messages:
-        pieces += [(f"<|im_start|>{message['role']}\n", False)]
-        pieces += [(message["content"], message["role"] == "assistant"), ("<|im_end|>\n", False)]
+        role, content = message["role"], message["content"]
+        said = (content.strip() if strip else content, role == "assistant")
+        pieces += [(header.format(names.get(role, role)), False), said, (end, False)]
     return pieces
+
+
+def chatml(messages: list[dict], **_) -> list[Piece]:
+    return _framed(messages, "<|im_start|>{}\n", "<|im_end|>\n", {}, strip=False)
 
 
 def no_prompt(messages: list[dict], **_) -> list[Piece]:
-    pieces = []
-    for message in messages:
-        pieces += [(f"<|{message['role']}|>\n", False)]
-        pieces += [(message["content"], message["role"] == "assistant"), ("<|end|>\n", False)]
-    return pieces
+    return _framed(messages, "<|{}|>\n", "<|end|>\n", {}, strip=False)
 
 
 def llama3(messages: list[dict], bos: str, **_) -> list[Piece]:
-    pieces = [(bos, False)]
-    for message in messages:
-        pieces += [(f"<|start_header_id|>{message['role']}<|end_header_id|>\n\n", False)]
-        pieces += [(message["content"].strip(), message["role"] == "assistant"), ("<|eot_id|>", False)]
-    return pieces
+    header = "<|start_header_id|>{}<|end_header_id|>\n\n"
+    return [(bos, False), *_framed(messages, header, "<|eot_id|>", {}, strip=True)]
 
 
 def gemma3(messages: list[dict], bos: str, **_) -> list[Piece]:
-    pieces = [(bos, False)]
-    for message in messages:
-        own = message["role"] == "assistant"
-        pieces += [(f"<start_of_turn>{'model' if own else 'user'}\n", False)]
-        pieces += [(message["content"].strip(), own), ("<end_of_turn>\n", False)]
-    return pieces
+    header, names = "<start_of_turn>{}\n", {"assistant": "model"}
+    return [(bos, False), *_framed(messages, header, "<end_of_turn>\n", names, strip=True)]
 
 
 def inst(messages: list[dict], bos: str, eos: str) -> list[Piece]:

@@ -2,11 +2,10 @@
 
 import pytest
 
-from rsr_trl.scoring.chat_spans import ChatSpans, ChatTemplateError
+from rsr_trl.scoring.chat_spans import ChatTemplateError
 from tests.conftest import CHATML
 from tests.scoring import renderers
-from tests.scoring.awkward import Author
-from tests.scoring.conversations import SINGLE, TEMPLATES, as_parts, assistant, call, tool, user
+from tests.scoring.conversations import SINGLE, TEMPLATES, Author, as_parts, assistant, call, tool, user
 from tests.scoring.ways import WAYS, own_texts
 
 
@@ -24,213 +23,146 @@ RENDERED = {
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", RENDERED)
-def test_awkward_content(name, way, tiny_tokenizer):
+def test_awkward_content(name, way, chat_of):
+    """All spans, and with `first` those of later messages alone, even where earlier ones equal them."""
     template, render = RENDERED[name]
-    tiny_tokenizer.bos_token = "<|endoftext|>"
-    tiny_tokenizer.chat_template = template
-    chat, author, num_spans = WAYS[way](ChatSpans(tiny_tokenizer)), Author(seed=0), 0
+    chat, author, num_spans = WAYS[way](chat_of(template)), Author(seed=0), 0
     for _ in range(60):
         messages = author.conversation(alternating=name == "gemma3", with_calls=name.startswith("qwen3"))
-        pieces = render(messages, bos=tiny_tokenizer.bos_token, eos=tiny_tokenizer.eos_token)
-        text, spans = chat(messages, {})
-        assert (text, spans) == renderers.text_and_spans(pieces)
+        pieces = render(messages, bos="<|endoftext|>", eos="<|im_end|>")
+        text, spans = renderers.text_and_spans(pieces)
+        assert chat(messages, {}) == (text, spans)
         num_spans += len(spans)
+        if name in ("chatml", "no_generation_prompt", "llama3", "qwen3", "qwen3_training"):
+            first = author.random.randrange(1, len(messages))
+            turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+            spoken = [turn for turn, piece in zip(turns, [p for p, own in pieces if own], strict=True) if piece]
+            expected = [span for turn, span in zip(spoken, spans, strict=True) if turn >= first]
+            assert chat(messages, {}, first)[1] == expected
     assert num_spans > 60
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["chatml", "no_generation_prompt", "llama3", "qwen3", "qwen3_training"])
-def test_context_is_left_out(name, way, tiny_tokenizer):
-    """With `first`, spans of earlier messages are left out even where they equal later ones."""
-    template, render = RENDERED[name]
-    tiny_tokenizer.bos_token = "<|endoftext|>"
-    tiny_tokenizer.chat_template = template
-    chat, author = WAYS[way](ChatSpans(tiny_tokenizer)), Author(seed=1)
-    for _ in range(40):
-        messages = author.conversation(alternating=False, with_calls=name.startswith("qwen3"))
-        first = author.random.randrange(1, len(messages))
-        pieces = render(messages, bos=tiny_tokenizer.bos_token, eos=tiny_tokenizer.eos_token)
-        _, spans = renderers.text_and_spans(pieces)
-        turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        own = [piece for piece, own in pieces if own]
-        spoken = [turn for turn, piece in zip(turns, own, strict=True) if piece]
-        expected = [span for turn, span in zip(spoken, spans, strict=True) if turn >= first]
-        assert chat(messages, {}, first)[1] == expected
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_answer_that_quotes_the_conversation(way, tiny_tokenizer):
+def test_answer_that_quotes_the_conversation(way, chat_of):
     """The first answer holds, word for word, all that stands between it and the second one."""
-    tiny_tokenizer.chat_template = TEMPLATES["llama3"]
-    tiny_tokenizer.bos_token = "<bos>"
     header = "<|start_header_id|>{}<|end_header_id|>\n\n"
     between = "<|eot_id|>" + header.format("user") + "q2<|eot_id|>" + header.format("assistant")
     messages = [user("q1"), assistant(f"quote{between}end"), user("q2"), assistant(f"again{between}")]
-    assert own_texts(WAYS[way](ChatSpans(tiny_tokenizer)), messages) == [
-        f"quote{between}end",
-        f"again{between}".strip(),
-    ]
+    own = own_texts(WAYS[way](chat_of(TEMPLATES["llama3"])), messages)
+    assert own == [f"quote{between}end", f"again{between}".strip()]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_headers_in_words_where_the_template_writes_none(way, tiny_tokenizer):
+def test_headers_in_words_where_the_template_writes_none(way, chat_of):
     """DeepSeek writes no header behind a tool's result: one in the result or in the answer is only quoted."""
-    tiny_tokenizer.chat_template = TEMPLATES["deepseek_r1_distill"]
-    tiny_tokenizer.bos_token = "<bos>"
-    chat = WAYS[way](ChatSpans(tiny_tokenizer))
-    messages = [user("q"), assistant("words"), tool("the result says <｜Assistant｜>so"), assistant("answer")]
-    assert own_texts(chat, messages) == ["words", "answer"]
-    messages = [user("q"), assistant("words"), tool("result"), assistant("<｜Assistant｜>answer")]
-    assert own_texts(chat, messages) == ["words", "<｜Assistant｜>answer"]
+    chat = WAYS[way](chat_of(TEMPLATES["deepseek_r1_distill"]))
+    for result, answer in (("the result says <｜Assistant｜>so", "answer"), ("result", "<｜Assistant｜>answer")):
+        messages = [user("q"), assistant("words"), tool(result), assistant(answer)]
+        assert own_texts(chat, messages) == ["words", answer]
 
 
-# ------------------------------------------------------------------------------- templates with markers of their own
-
+OPENED = "{% generation %}<|im_start|>assistant\n{{ m.content }}"
 HEADER_INSIDE = (
-    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}<|im_start|>assistant\n{{ m.content }}"
-    "<|im_end|>\n{% endgeneration %}{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}"
-    "{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'assistant' %}" + OPENED + "<|im_end|>\n{% endgeneration %}"
+    "{% else %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-HEADER_ACROSS = HEADER_INSIDE.replace(
-    "{% generation %}<|im_start|>assistant\n{{ m.content }}",
-    "<|im_start|>assistant{% generation %}{{ '\n' + m.content }}",
-)
+HEADER_ACROSS = HEADER_INSIDE.replace(OPENED, "<|im_start|>assistant{% generation %}{{ '\n' + m.content }}")
 IN_PIECES = HEADER_INSIDE.replace(
-    "{% generation %}<|im_start|>assistant\n{{ m.content }}",
-    "<|im_start|>assistant\n{% generation %}{{ m.content }}{% endgeneration %}{% generation %}",
+    OPENED, "<|im_start|>assistant\n{% generation %}{{ m.content }}{% endgeneration %}{% generation %}"
 )
-CONTENT_ONLY = HEADER_INSIDE.replace(
-    "{% generation %}<|im_start|>assistant\n", "<|im_start|>assistant\n{%- generation %}"
-)
+CONTENT_ONLY = HEADER_INSIDE.replace(OPENED, "<|im_start|>assistant\n{%- generation %}{{ m.content }}")
 CONTENT_ONLY = CONTENT_ONLY.replace("<|im_end|>\n{% endgeneration %}", "{% endgeneration %}<|im_end|>\n")
 
 
 @pytest.mark.parametrize("template", [HEADER_INSIDE, HEADER_ACROSS, IN_PIECES])
-def test_markers_around_more_than_the_own_text(template, tiny_tokenizer):
+def test_markers_around_more_than_the_own_text(template, chat_of):
     """Wherever a template sets its markers, the header and the end of turn are cut off, and only once each."""
-    tiny_tokenizer.chat_template = template
-    chat, author = ChatSpans(tiny_tokenizer), Author(seed=2)
+    chat, author = chat_of(template), Author(seed=2)
     assert chat._marked == template
     for _ in range(60):
         messages = author.conversation(alternating=False, with_calls=False)
         assert chat(messages, {}) == renderers.text_and_spans(renderers.chatml(messages))
 
 
-def test_markers_that_begin_elsewhere_before_calls(tiny_tokenizer):
-    """In the way of Qwen2.5, the header's newline is marked before calls, but here not before words."""
-    tiny_tokenizer.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.tool_calls %}{% generation %}{{ '\n[' }}"
-        "{{ m.tool_calls[0].function.arguments | tojson }}]<|im_end|>\n{% endgeneration %}"
-        "{% elif m.role == 'assistant' %}{{ '\n' }}{% generation %}{{ m.content }}<|im_end|>\n{% endgeneration %}"
-        "{% else %}{{ '\n' + m.content }}<|im_end|>\n{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    messages = [user("q"), assistant("", tool_calls=[call({"a": 1})]), tool("r"), assistant("\n\nanswer")]
-    assert own_texts(ChatSpans(tiny_tokenizer), messages) == ['[{"a": 1}]', "\n\nanswer"]
+CALLS_MARKED_ELSEWHERE = (  # in the way of Qwen2.5, the header's newline is marked before calls, but not before words
+    "{% for m in messages %}<|im_start|>{{ m.role }}{% if m.tool_calls %}{% generation %}{{ '\n[' }}"
+    "{{ m.tool_calls[0].function.arguments | tojson }}]<|im_end|>\n{% endgeneration %}"
+    "{% elif m.role == 'assistant' %}{{ '\n' }}{% generation %}{{ m.content }}<|im_end|>\n{% endgeneration %}"
+    "{% else %}{{ '\n' + m.content }}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+DROPS_RESULTS = (  # those without a call: none of their text is taken for the assistant's
+    "{% for m in messages %}{% if m.role != 'tool' or messages[loop.index0 - 1].tool_calls %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls %}[{{ c.function.name }}]"
+    "{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+OPENS_THINK = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")  # the block isn't the header's
+CALLING, THOUGHT = assistant("", tool_calls=[call({"a": 1})]), "<think>\nwhy\n</think>\n\nanswer"
+END, HEADER = "quote <|im_end|>\n", "<|im_start|>assistant\n"  # isn't cut where the markers leave the end of turn out
 
 
-def test_markers_around_the_content_alone(tiny_tokenizer):
-    """Content that ends like a turn isn't cut where the markers leave the end of turn out."""
-    tiny_tokenizer.chat_template = CONTENT_ONLY
-    messages = [user("q"), assistant("quote <|im_end|>\n"), user("q"), assistant("<|im_start|>assistant\n")]
-    assert own_texts(ChatSpans(tiny_tokenizer), messages) == ["quote <|im_end|>\n", "<|im_start|>assistant\n"]
+@pytest.mark.parametrize(
+    ("template", "messages", "own"),
+    [
+        (CALLS_MARKED_ELSEWHERE, [CALLING, tool("r"), assistant("\n\nanswer")], ['[{"a": 1}]', "\n\nanswer"]),
+        (DROPS_RESULTS, [CALLING, tool("result"), assistant("answer")], ['[add]{"a": 1}', "answer"]),
+        (OPENS_THINK, [assistant(THOUGHT)], [THOUGHT]),
+        (CONTENT_ONLY, [assistant(END), user("q"), assistant(HEADER)], [END, HEADER]),
+    ],
+    ids=["calls marked elsewhere", "dropped results", "opened thought", "content alone"],
+)
+def test_templates_of_odd_ways(template, messages, own, chat_of):
+    assert own_texts(chat_of(template), [user("q"), *messages]) == own
 
 
-def test_named_templates(tiny_tokenizer):
+def test_named_templates(chat_of):
     """A tokenizer may have a template of its own for conversations with tools."""
-    tiny_tokenizer.chat_template = {"default": CHATML, "tool_use": TEMPLATES["qwen3"]}
-    chat = ChatSpans(tiny_tokenizer)
+    chat = chat_of({"default": CHATML, "tool_use": TEMPLATES["qwen3"]})
     assert own_texts(chat, SINGLE) == ["answer1"]
     assert own_texts(chat, SINGLE, tools=[]) == ["<think>\n\n</think>\n\nanswer1"]
 
 
-def test_named_templates_without_a_default(tiny_tokenizer):
-    tiny_tokenizer.chat_template = {"tool_use": CHATML}
-    with pytest.raises(ChatTemplateError, match="multiple chat templates with no default"):
-        ChatSpans(tiny_tokenizer)(SINGLE, {})
+WRITES_LENGTHS = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content if loop.last else m.content | length }}{% endfor %}"
+)
+SYSTEM_FIRST = CHATML + "{{ raise_exception('system first') if messages[0].role != 'system' }}"
+RESPONSE = {"name": "add", "response": {"value": 3}}
+RESPONDED = [user("q"), assistant("a", tool_calls=[call({"a": 1})], tool_responses=[RESPONSE])]
+ERRORS = {  # the template, the conversation, its keyword arguments
+    "multiple chat templates with no default": ({"tool_use": CHATML}, SINGLE, {}),
+    "the chat template can't render it": ("{% for %}", SINGLE, {}),
+    "multiple values for keyword argument 'tokenize'": (CHATML, SINGLE, {"tokenize": True}),
+    "refuses a plain conversation": (SYSTEM_FIRST, [{"role": "system", "content": "s"}, *SINGLE], {}),
+    # It writes an answer twice: before the question and behind it.
+    "can't tell where the chat template writes message 1": (
+        "Answer: {{ messages[-1].content }}\n" + CHATML,
+        SINGLE,
+        {},
+    ),
+    "leaves its contents out": (WRITES_LENGTHS, [*SINGLE, *SINGLE], {}),
+    "message 1 holds tool_responses: give them as messages of the role 'tool'": (TEMPLATES["gemma4"], RESPONDED, {}),
+}
 
 
-def test_thought_that_the_prompt_opens(tiny_tokenizer):
-    """A generation prompt that opens the think block doesn't make the block part of the header."""
-    tiny_tokenizer.chat_template = CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
-    messages = [user("q"), assistant("<think>\nwhy\n</think>\n\nanswer")]
-    assert own_texts(ChatSpans(tiny_tokenizer), messages) == ["<think>\nwhy\n</think>\n\nanswer"]
+@pytest.mark.parametrize("message", ERRORS)
+def test_errors(message, chat_of):
+    template, messages, kwargs = ERRORS[message]
+    with pytest.raises(ChatTemplateError, match=message):
+        chat_of(template)(messages, kwargs)
 
 
-# -------------------------------------------------------------------------------------------------- errors
-
-
-def test_template_that_raises(tiny_tokenizer):
-    tiny_tokenizer.chat_template = CHATML + "{{ 1 // 0 if messages[0].content == 'zero' }}"
-    chat = ChatSpans(tiny_tokenizer)
+def test_template_that_raises(chat_of):
+    chat = chat_of(CHATML + "{{ 1 // 0 if messages[0].content == 'zero' }}")
     with pytest.raises(ChatTemplateError, match="the chat template can't render it: integer division"):
         chat([user("zero"), assistant("a")], {})
     assert own_texts(chat, SINGLE) == ["answer1"]
 
 
-def test_broken_template(tiny_tokenizer):
-    tiny_tokenizer.chat_template = "{% for %}"
-    with pytest.raises(ChatTemplateError, match="the chat template can't render it"):
-        ChatSpans(tiny_tokenizer)(SINGLE, {})
-
-
-def test_keyword_argument_that_the_template_does_not_take(tiny_tokenizer):
-    with pytest.raises(ChatTemplateError, match="multiple values for keyword argument 'tokenize'"):
-        ChatSpans(tiny_tokenizer)(SINGLE, {"tokenize": True})
-
-
-def test_template_that_takes_no_plain_conversation(tiny_tokenizer):
-    tiny_tokenizer.chat_template = CHATML + "{{ raise_exception('system first') if messages[0].role != 'system' }}"
-    with pytest.raises(ChatTemplateError, match="refuses a plain conversation"):
-        ChatSpans(tiny_tokenizer)([{"role": "system", "content": "s"}, *SINGLE], {})
-
-
-def test_content_that_the_template_leaves_out(tiny_tokenizer):
+def test_content_that_the_template_leaves_out(chat_of):
     """Qwen3 writes nothing for content in parts; scored would be its empty think block alone."""
-    tiny_tokenizer.chat_template = TEMPLATES["qwen3"]
-    with pytest.raises(
-        ChatTemplateError, match=r"leaves out content that is a list of parts \(message 1\): give a str"
-    ):
-        ChatSpans(tiny_tokenizer)(as_parts(SINGLE), {})
-    # What the prompt loses isn't scored anyway.
-    assert own_texts(ChatSpans(tiny_tokenizer), [*as_parts(SINGLE), *SINGLE], first=2)
-
-
-def test_turn_that_can_not_be_located(tiny_tokenizer):
-    """A template that writes an answer twice: before the question and behind it."""
-    tiny_tokenizer.chat_template = "Answer: {{ messages[-1].content }}\n" + CHATML
-    with pytest.raises(ChatTemplateError, match="can't tell where the chat template writes message 1"):
-        ChatSpans(tiny_tokenizer)(SINGLE, {})
-
-
-def test_contents_that_the_template_hides(tiny_tokenizer):
-    """A template that writes only the last content in full."""
-    tiny_tokenizer.chat_template = (
-        "{% for m in messages %}<|{{ m.role }}|>{{ m.content if loop.last else m.content | length }}{% endfor %}"
-    )
-    with pytest.raises(ChatTemplateError, match="leaves its contents out"):
-        ChatSpans(tiny_tokenizer)([*SINGLE, *SINGLE], {})
-
-
-def test_tool_responses_inside_an_assistant_message(tiny_tokenizer):
-    tiny_tokenizer.bos_token = "<bos>"
-    tiny_tokenizer.chat_template = TEMPLATES["gemma4"]
-    response = {"name": "add", "response": {"value": 3}}
-    messages = [user("q"), assistant("a", tool_calls=[call({"a": 1})], tool_responses=[response])]
-    with pytest.raises(
-        ChatTemplateError, match="message 1 holds tool_responses: give them as messages of the role 'tool'"
-    ):
-        ChatSpans(tiny_tokenizer)(messages, {})
-
-
-def test_results_that_vanish_with_their_call(tiny_tokenizer):
-    """A template that drops results without a call: none of their text is taken for the assistant's."""
-    tiny_tokenizer.chat_template = (
-        "{% for m in messages %}{% if m.role != 'tool' or messages[loop.index0 - 1].tool_calls %}"
-        "<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls %}[{{ c.function.name }}]"
-        "{{ c.function.arguments | tojson }}{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-    messages = [user("q"), assistant("", tool_calls=[call({"a": 1})]), tool("result"), assistant("answer")]
-    assert own_texts(ChatSpans(tiny_tokenizer), messages) == ['[add]{"a": 1}', "answer"]
+    chat = chat_of(TEMPLATES["qwen3"])
+    with pytest.raises(ChatTemplateError, match=r"leaves out content that is a list of parts \(message 1\): give a"):
+        chat(as_parts(SINGLE), {})
+    assert own_texts(chat, [*as_parts(SINGLE), *SINGLE], first=2)  # what the prompt loses isn't scored anyway

@@ -32,13 +32,8 @@ def source(tmp_path) -> Path:
 
 
 @pytest.fixture
-def scorer(tiny_student, tiny_tokenizer) -> RSRScorer:
-    return RSRScorer(tiny_student(), tiny_tokenizer)
-
-
-@pytest.fixture
-def other_scorer(tiny_student, tiny_tokenizer) -> RSRScorer:
-    return RSRScorer(tiny_student(), tiny_tokenizer, r_max=3)
+def other_scorer(make_scorer) -> RSRScorer:
+    return make_scorer(r_max=3)
 
 
 @pytest.fixture
@@ -89,11 +84,7 @@ def test_rows_are_those_of_the_scorer_in_memory(run, expected, tmp_path, streami
     assert (totals["failed_rows"], totals["at_work"]) == ([5], [])
     assert totals["processes"]["1-of-1"]["rows"] == 23
     assert sorted(written(tmp_path)) == [f"train-{i:06d}.parquet" for i in range(6)]
-
-
-def test_other_readers_read_it_and_see_no_manifest(run, expected, tmp_path):
-    run()
-    assert load_dataset(str(tmp_path / "out"), split="train").to_list() == expected
+    # Other readers see no manifest.
     files = str(tmp_path / "out" / "data" / "*.parquet")
     assert load_dataset("parquet", data_files=files, split="train").to_list() == expected
 
@@ -103,7 +94,7 @@ def test_another_folder_of_the_same_name_is_not_taken_for_this_one(run, other_sc
     run(output_dir=tmp_path / "a" / "out")
     run(output_dir=tmp_path / "b" / "out", scorer=other_scorer)
     first, second = (load_dataset(str(tmp_path / name / "out"), split="train") for name in "ab")
-    assert first["rsr"][:] == [row["rsr"] for row in expected] != second["rsr"][:]
+    assert first.to_list() == expected and first["rsr"][:] != second["rsr"][:]
 
 
 class TestGoingOn:
@@ -120,18 +111,15 @@ class TestGoingOn:
     def test_damaged_shard_is_redone_and_no_other(self, run, make_job, expected, tmp_path, damage, streaming):
         run(streaming)
         shard, record = tmp_path / "out/data/train-000002.parquet", tmp_path / "out/.rsr/shards/000002.json"
-        content = bytearray(shard.read_bytes())
-        if damage == "cut in half":
-            shard.write_bytes(content[: len(content) // 2])
-        elif damage == "one byte":
-            content[len(content) // 2] ^= 1
-            shard.write_bytes(content)
-        elif damage == "gone":
-            shard.unlink()
-        elif damage == "record gone":
-            record.unlink()
-        else:
-            record.write_text("")
+        content = shard.read_bytes()
+        half = len(content) // 2
+        {
+            "cut in half": lambda: shard.write_bytes(content[:half]),
+            "one byte": lambda: shard.write_bytes(content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]),
+            "gone": shard.unlink,
+            "record gone": record.unlink,
+            "record emptied": lambda: record.write_text(""),
+        }[damage]()
         before = written(tmp_path)
         job = make_job(streaming)
         assert not job.was_complete and job.run(show_bar=False)
@@ -140,19 +128,15 @@ class TestGoingOn:
         assert read(tmp_path) == expected
 
     @pytest.mark.parametrize("content", [None, "", "{", "[]", "{}"])
-    def test_lost_manifest_is_written_again(self, run, expected, tmp_path, content):
+    def test_lost_manifest_is_written_again(self, run, make_job, other_scorer, expected, tmp_path, content):
         run()
         manifest, before = tmp_path / "out/.rsr/manifest.json", written(tmp_path)
         was = manifest.read_text()
         manifest.unlink() if content is None else manifest.write_text(content)
-        run()
-        assert (manifest.read_text(), written(tmp_path), read(tmp_path)) == (was, before, expected)
-
-    def test_lost_manifest_and_another_student(self, run, make_job, other_scorer, tmp_path):
-        run()
-        (tmp_path / "out/.rsr/manifest.json").write_text("")
         with pytest.raises(RSRError, match="holds results of another run"):
             make_job(scorer=other_scorer)
+        run()
+        assert (manifest.read_text(), written(tmp_path), read(tmp_path)) == (was, before, expected)
 
     def test_leftovers_of_killed_writers_go(self, run, expected, tmp_path):
         run()
@@ -166,30 +150,32 @@ class TestGoingOn:
 
     def test_unfinished_folder_is_not_read_as_if_it_were_whole(self, run, tmp_path):
         run(process=0, num_processes=2)
-        with pytest.raises(RSRError, match="isn't scored to its end"):
+        with pytest.raises(RSRError, match="isn't fully scored yet"):
             data.load(str(tmp_path / "out"))
 
 
 class TestAnotherRun:
-    def test_what_differs_is_named_and_nothing_changes(self, run, make_job, other_scorer, source, tmp_path, expected):
+    def test_what_differs_is_named_and_nothing_changes(
+        self, run, make_job, make_scorer, other_scorer, tiny_tokenizer, source, tmp_path, expected
+    ):
         run()
         before = written(tmp_path)
-        with pytest.raises(RSRError, match="student.r_max: 100.* -> 3.*--overwrite"):
-            make_job(scorer=other_scorer)
-        with pytest.raises(RSRError, match="settings.shard_rows: 4 -> 5"):
-            make_job(shard_rows=5)
+        for message, options in {
+            "student.r_max: 100.* -> 3.*--overwrite": {"scorer": other_scorer},
+            "settings.shard_rows: 4 -> 5": {"shard_rows": 5},
+            "student.weights: ": {"scorer": make_scorer(seed=1)},
+        }.items():
+            with pytest.raises(RSRError, match=message):
+                make_job(**options)
+        template = tiny_tokenizer.chat_template
+        tiny_tokenizer.chat_template += " "
+        with pytest.raises(RSRError, match="student.tokenizer: "):
+            make_job(scorer=make_scorer())
+        tiny_tokenizer.chat_template = template
         source.write_text(json.dumps(ROWS[0]))
         with pytest.raises(RSRError, match="files: rows.jsonl changed"):
             make_job()
         assert written(tmp_path) == before and read(tmp_path) == expected
-
-    def test_other_weights_and_template(self, run, make_job, tiny_student, tiny_tokenizer):
-        run()
-        with pytest.raises(RSRError, match="student.weights: "):
-            make_job(scorer=RSRScorer(tiny_student(seed=1), tiny_tokenizer))
-        tiny_tokenizer.chat_template += " "
-        with pytest.raises(RSRError, match="student.tokenizer: "):
-            make_job(scorer=RSRScorer(tiny_student(), tiny_tokenizer))
 
     def test_batch_size_and_place_of_the_data_make_no_other_run(self, run, source, scorer, tmp_path):
         run()
@@ -204,11 +190,12 @@ class TestAnotherRun:
 
     def test_overwrite_starts_again_but_keeps_what_is_its_own(self, run, other_scorer, tmp_path):
         run()
-        run(scorer=other_scorer, shard_rows=10, overwrite=True)
-        before = written(tmp_path)
-        assert len(before) == 3 and max(row["rsr_mean_clipped_rank"] or 0 for row in read(tmp_path)) <= 3
-        run(scorer=other_scorer, shard_rows=10, overwrite=True)
-        assert written(tmp_path) == before
+        written_by = []
+        for _ in range(2):
+            run(scorer=other_scorer, shard_rows=10, overwrite=True)
+            written_by.append(written(tmp_path))
+        assert len(written_by[0]) == 3 and max(row["rsr_mean_clipped_rank"] or 0 for row in read(tmp_path)) <= 3
+        assert written_by[1] == written_by[0]
 
     def test_folder_in_which_nothing_is_done_is_free(self, make_job, run, other_scorer, tmp_path):
         make_job().folder.lock.release()
@@ -219,16 +206,16 @@ class TestAnotherRun:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.tex").touch()
         for overwrite in (False, True):
-            with pytest.raises(RSRError, match="isn't empty|holds other things"):
+            with pytest.raises(RSRError, match="isn't empty|contains files"):
                 make_job(overwrite=overwrite)
         assert [file.name for file in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
-    def test_folder_that_is_read_is_not_written(self, run, scorer, tmp_path):
+    def test_folder_that_is_read_is_not_written(self, run, make_scorer, tmp_path):
         run()
         name = str(tmp_path / "out")
-        again = RSRScorer(scorer.student.model, scorer.processing_class, overwrite=True)
-        with pytest.raises(RSRError, match="is read and lies in output_dir"):
-            Job(again, data.load(name), name, {"files": data.source_files(name)}, 4, overwrite=True)
+        with pytest.raises(RSRError, match="is the input and lies in output_dir"):
+            again, files = make_scorer(overwrite=True), {"files": data.source_files(name)}
+            Job(again, data.load(name), name, files, 4, overwrite=True)
         assert len(read(tmp_path)) == len(ROWS)
 
 
@@ -239,25 +226,21 @@ class TestManyProcesses:
     def test_any_number_in_any_order_gives_the_same_bytes(self, run, make_job, expected, tmp_path, streaming):
         files = {}
         for world in (1, 2, 3):
-            completed = []
+            jobs = []
             for process in reversed(range(world)):
                 job = make_job(streaming, process=process, num_processes=world, output_dir=tmp_path / "w" / str(world))
-                completed.append(job.run(show_bar=False))
-            assert completed == [False] * (world - 1) + [True] and job.totals()["complete"]
-            paths = sorted(job.folder.data.iterdir())
-            paths.append(job.folder.path / "README.md")
+                jobs.append((job, job.run(show_bar=False)))
+            assert [done for _, done in jobs] == [False] * (world - 1) + [True] and job.totals()["complete"]
+            paths = [*sorted(job.folder.data.iterdir()), job.folder.path / "README.md"]
             files[world] = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
         assert files[1] == files[2] == files[3]
         assert data.load(str(tmp_path / "w" / "3")).to_list() == expected
 
-    def test_a_process_scores_its_own_shards_only(self, run, tmp_path):
+    def test_a_process_scores_its_own_shards_only_and_another_number_goes_on(self, run, make_job, expected, tmp_path):
         totals = run(process=1, num_processes=3).totals()
-        assert sorted(written(tmp_path)) == ["train-000001.parquet", "train-000004.parquet"]
-        assert (totals["shards_done"], totals["shards"], totals["complete"]) == (2, 6, False)
-
-    def test_another_number_of_processes_goes_on(self, run, make_job, expected, tmp_path):
-        run(process=1, num_processes=2)
         before = written(tmp_path)
+        assert sorted(before) == ["train-000001.parquet", "train-000004.parquet"]
+        assert (totals["shards_done"], totals["shards"], totals["complete"]) == (2, 6, False)
         assert make_job().run(show_bar=False) and read(tmp_path) == expected
         assert before.items() <= written(tmp_path).items()
 
@@ -291,10 +274,10 @@ class TestLock:
         assert job.run(show_bar=False)
 
     def test_it_ends_with_an_error_of_the_run_and_leftovers_of_others_stay(self, make_job, scorer, tmp_path):
+        scorer.student.model.lm_head.weight.data.fill_(float("nan"))
         others = make_job(process=1, num_processes=2)
         unfinished = tmp_path / "out/data/.train-000001.parquet-0.unfinished"
         unfinished.write_text("half")
-        scorer.student.model.lm_head.weight.data.fill_(float("nan"))
         job = make_job(process=0, num_processes=2)
         with pytest.raises(FloatingPointError, match=r"rows \[0, 1, 2"):
             job.run(show_bar=False)
@@ -329,18 +312,10 @@ def test_shards_are_measured_by_tokens_and_many(scorer):
     examples = tokenized_sample(scorer, dataset)
     mean = sum(len(example.input_ids) for example in examples) / len(ROWS)
     assert default_shard_rows(dataset.to_iterable_dataset(), examples) == round(2**22 / mean)
-    for num_rows, tokens in (
-        (23, 2**16),
-        (10**6, 10**6 * mean / 160),
-        (10**7, 2**20),
-        (10**9, 10**9 * mean / 2000),
-    ):
-
-        class Many(Dataset):
-            def __len__(self, num_rows=num_rows):
-                return num_rows
-
-        assert default_shard_rows(Many(dataset.data), examples) == round(tokens / mean)
+    many = {23: 2**16, 10**6: 10**6 * mean / 160, 10**7: 2**20, 10**9: 10**9 * mean / 2000}
+    for num_rows, tokens in many.items():
+        large = type("Many", (Dataset,), {"__len__": lambda self, num_rows=num_rows: num_rows})(dataset.data)
+        assert default_shard_rows(large, examples) == round(tokens / mean)
 
 
 @pytest.mark.parametrize("world", [2, 8])
@@ -354,14 +329,11 @@ def test_shares_are_even_of_teachers_one_after_another(gsm8k_rows, world):
     assert len(shards) >= 20 * world and min(shares) >= 0.95 * max(shares)
 
 
-def test_other_scores_are_part_of_the_run(make_job, run, scorer, source, tmp_path):
-    with_scores = RSRScorer(scorer.student.model, scorer.processing_class, scores=["lark", "casl", "lalp"])
-    run(scorer=with_scores)
-    assert read(tmp_path) == with_scores.score(data.load(str(source))).to_list()
-    with pytest.raises(RSRError, match="What differs: student.scores: "):
-        make_job()
-    more = RSRScorer(scorer.student.model, scorer.processing_class, scores=["lark"])
+def test_other_scores_are_part_of_the_run(make_job, run, make_scorer, source, tmp_path):
+    first, second = make_scorer(scores=["lark", "casl", "lalp"]), make_scorer(scores=["lark"])
+    run(scorer=first)
+    assert read(tmp_path) == first.score(data.load(str(source))).to_list()
     with pytest.raises(RSRError, match="student.scores: casl, lark, lalp -> lark"):
-        make_job(scorer=more)
-    run(scorer=more, overwrite=True)
-    assert read(tmp_path) == more.score(data.load(str(source))).to_list()
+        make_job(scorer=second)
+    run(scorer=second, overwrite=True)
+    assert read(tmp_path) == second.score(data.load(str(source))).to_list()

@@ -1,11 +1,14 @@
-"""Runs that are killed, stopped, or run out of room: started again, they give the table of an undisturbed run."""
+"""Runs that are killed, stopped, or run out of room, started again, give the undisturbed table; memory stays even."""
 
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from datasets import load_dataset
@@ -33,20 +36,24 @@ def command(tmp_path, tiny_student_path):
     return words
 
 
-def run(argv, world: int = 1, **options) -> list[int]:
-    processes = [job_process.start(argv, rank, world, **options) for rank in range(world)]
+def run(argv, world: int = 1, logs=(None, None)) -> list[int]:
+    processes = [job_process.start(argv, rank, world, logs[rank]) for rank in range(world)]
     for process in processes:
         process.join()
     return [process.exitcode for process in processes]
+
+
+def ended(process) -> int:
+    process.join()
+    return process.exitcode
 
 
 def table(tmp_path, name: str) -> list[dict]:
     complete = json.loads((tmp_path / name / ".rsr" / "complete.json").read_text())
     assert complete == {"rows": NUM_ROWS, "shards": NUM_ROWS // SHARD_ROWS}
     assert not list((tmp_path / name).rglob("*.unfinished"))
-    assert sorted(p.name for p in (tmp_path / name / "data").iterdir()) == [
-        f"train-{i:06d}.parquet" for i in range(NUM_ROWS // SHARD_ROWS)
-    ]
+    shards = [f"train-{i:06d}.parquet" for i in range(NUM_ROWS // SHARD_ROWS)]
+    assert sorted(p.name for p in (tmp_path / name / "data").iterdir()) == shards
     files = str(tmp_path / name / "data" / "*.parquet")
     return load_dataset("parquet", data_files=files, split="train").to_list()
 
@@ -95,10 +102,8 @@ def test_one_of_two_is_killed_and_the_other_does_its_share(command, undisturbed,
     other = job_process.start(command("one"), 1, 2)
     wait_for_shards(tmp_path / "one", 1)
     other.kill()
-    other.join()
-    main = job_process.start(command("one"), 0, 2, log=log)
-    main.join()
-    assert main.exitcode == 0 and "of 15 shards are done" in log.read_text()
+    ended(other)
+    assert ended(job_process.start(command("one"), 0, 2, log=log)) == 0 and "of 15 shards are done" in log.read_text()
     assert not (tmp_path / "one" / ".rsr" / "complete.json").exists()
     assert run(command("one"), 2) == [0, 0]
     assert table(tmp_path, "one") == expected
@@ -109,21 +114,18 @@ def test_a_second_run_is_kept_out_while_the_first_is_at_work(command, undisturbe
     first = job_process.start(command("both"))
     wait_for_shards(tmp_path / "both", 1)
     os.kill(first.pid, signal.SIGSTOP)  # at work, and in no hurry
-    assert run(command("both"), log=tmp_path / "log") == [1]
+    assert run(command("both"), logs=[tmp_path / "log"]) == [1]
     said = " ".join((tmp_path / "log").read_text().split())
     assert "Another run is writing to" in said and "(process 1-of-1)" in said
     os.kill(first.pid, signal.SIGCONT)
-    first.join()
-    assert first.exitcode == 0
+    assert ended(first) == 0
     assert table(tmp_path, "both") == expected
 
 
 def test_launched_processes_say_the_end_once_and_are_even(command, undisturbed, tmp_path):
     expected, _ = undisturbed
     logs = [tmp_path / f"log-{rank}" for rank in range(2)]
-    processes = [job_process.start(command("even", "--json"), rank, 2, log) for rank, log in enumerate(logs)]
-    for process in processes:
-        process.join()
+    assert run(command("even", "--json"), 2, logs) == [0, 0]
     (result,) = [json.loads(line) for log in logs for line in log.read_text().splitlines() if line.startswith("{")]
     assert result["complete"] and result["trajectories"] == NUM_ROWS
     assert {name: one["rows"] for name, one in result["processes"].items()} == {"1-of-2": 64, "2-of-2": 56}
@@ -135,25 +137,31 @@ def test_sigterm_says_where_it_stopped(command, undisturbed, tmp_path):
     process = job_process.start(command("stopped"), log=tmp_path / "log")
     wait_for_shards(tmp_path / "stopped", 1)
     os.kill(process.pid, signal.SIGTERM)
-    process.join()
-    assert process.exitcode == 128 + signal.SIGTERM
+    assert ended(process) == 128 + signal.SIGTERM
     assert not list((tmp_path / "stopped").rglob("*.unfinished"))
     said = (tmp_path / "log").read_text()
-    assert "Stopped: " in said and "of 15 shards are done" in said and "Run the same command again to go on" in said
+    assert "Stopped: " in said and "of 15 shards are done" in said and "Run the same command again to resume" in said
     assert run(command("stopped")) == [0]
     assert table(tmp_path, "stopped") == expected
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 400 KB."""
-    path = tmp_path / "disk"
+@contextmanager
+def mounted(path: Path, options: str):
+    """A small file system."""
     path.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(path)]
+    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(path)]
     if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode != 0:
         pytest.skip("needs the right to mount a file system")
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    with mounted(tmp_path / "disk", "size=400k") as path:
+        yield path
 
 
 def test_full_disk_is_said_and_what_was_done_stays(command, undisturbed, small_disk, tmp_path):
@@ -161,14 +169,12 @@ def test_full_disk_is_said_and_what_was_done_stays(command, undisturbed, small_d
     ballast = small_disk / "ballast"
     ballast.write_bytes(b"0" * 260_000)
     argv = command("disk/out")
-    assert run(argv, log=tmp_path / "log") == [1]
+    assert run(argv, logs=[tmp_path / "log"]) == [1]
     said = (tmp_path / "log").read_text()
     assert "no room left in" in said and "run the same command again" in said
     records = (small_disk / "out" / ".rsr" / "shards").glob("*.json")  # a shard without its record isn't done
-    done = {
-        name: (small_disk / "out" / "data" / name).stat().st_ino
-        for name in (f"train-{r.stem}.parquet" for r in records)
-    }
+    names = [f"train-{record.stem}.parquet" for record in records]
+    done = {name: (small_disk / "out" / "data" / name).stat().st_ino for name in names}
     assert done, "some shards were meant to fit"
     ballast.unlink()
     subprocess.run(["mount", "-o", "remount,size=4m", str(small_disk)], check=True)
@@ -178,14 +184,21 @@ def test_full_disk_is_said_and_what_was_done_stays(command, undisturbed, small_d
 
 
 def test_folder_without_the_right_to_write(command, tmp_path):
-    (tmp_path / "locked").mkdir()
-    read_only = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", str(tmp_path / "locked")], capture_output=True
-    )
-    if os.geteuid() != 0 or read_only.returncode != 0:
-        pytest.skip("needs the right to mount a file system")
-    try:
-        assert run(command("locked/out"), log=tmp_path / "log") == [1]
-    finally:
-        subprocess.run(["umount", str(tmp_path / "locked")], check=True)
+    with mounted(tmp_path / "locked", "ro"):
+        assert run(command("locked/out"), logs=[tmp_path / "log"]) == [1]
     assert "can't write to the folder" in (tmp_path / "log").read_text()
+
+
+def test_ten_times_the_rows_of_a_stream_take_the_same_memory(tmp_path, tiny_student, tiny_tokenizer):
+    tiny_student(num_hidden_layers=1, hidden_size=16, intermediate_size=16).save_pretrained(tmp_path / "student")
+    tiny_tokenizer.save_pretrained(tmp_path / "student")
+    peaks, log, source = [], tmp_path / "log", tmp_path / "rows.jsonl"
+    argv = ["--model_name_or_path", str(tmp_path / "student"), "--dataset_name", str(source), "--json"]
+    for num_rows in (20_000, 200_000):
+        rows = ({"prompt": f"{i % 10}?", "completion": "y", "note": f"{i:0100d}"} for i in range(num_rows))
+        source.write_text("\n".join(map(json.dumps, rows)))
+        more = ["--dataset_streaming", "--output_dir", str(tmp_path / f"out-{num_rows}"), "--shard_rows", "4000"]
+        assert run(argv + more, logs=[log]) == [0], log.read_text()
+        assert json.loads(re.search(r"^{.*}$", log.read_text(), re.MULTILINE)[0])["scored"] == num_rows
+        peaks.append(int(re.search(r"^peak (\d+)$", log.read_text(), re.MULTILINE)[1]))
+    assert peaks[1] < 1.2 * peaks[0], peaks

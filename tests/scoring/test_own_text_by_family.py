@@ -2,24 +2,17 @@
 
 import pytest
 
-from rsr_trl.scoring.chat_spans import ChatSpans, ChatTemplateError
-from tests.scoring.conversations import (
-    REASONING,
-    SINGLE,
-    TEMPLATES,
-    THINK,
-    TOOLS,
-    as_parts,
-    assistant,
-    call,
-    tool,
-    user,
-    with_tools,
-)
-from tests.scoring.ways import own_texts, turn_by_turn, without_markers
+from rsr_trl.scoring.chat_spans import ChatTemplateError
+from tests.scoring import conversations as talk
+from tests.scoring.conversations import TEMPLATES, TOOLS, as_parts, assistant, call, tool, user
+from tests.scoring.ways import WAYS, own_texts, turn_by_turn, without_markers
 
 
 BLOCK = "<think>\nthought{}\n</think>\n\n"
+DEEPSEEK_CALL = (
+    '<｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{"a": 1, "b": "two"}\n```'
+    "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
+)
 HERMES = '<tool_call>\n{"name": "add", "arguments": {"a": 1, "b": "two"}}\n</tool_call>'
 XML = (
     "<tool_call>\n<function=add>\n<parameter=a>\n1\n</parameter>\n<parameter=b>\ntwo\n</parameter>\n</function>\n"
@@ -34,6 +27,7 @@ GLM_CALL = (
 )
 OSS_CALL = ' to=functions.add<|channel|>commentary json<|message|>{"a": 1, "b": "two"}'
 OSS_FINAL = "<|channel|>final<|message|>"
+OSS_ANALYSIS = "<|channel|>analysis<|message|>{}<|end|><|start|>assistant"
 MUSE_CALL = (
     ' to=add<|message|><atem:function_calls>\n<atem:invoke name="add">\n<atem:parameter name="a">1</atem:parameter>\n'
     '<atem:parameter name="b">two</atem:parameter>\n</atem:invoke>\n</atem:function_calls>'
@@ -42,48 +36,34 @@ EMPTY = "<think>\n\n</think>\n\n"
 ANSWERS = ["answer1", "answer2"]
 VERBATIM = [BLOCK.format(1) + "answer1", BLOCK.format(2) + "answer2"]  # think blocks as the content has them
 LAST_ONLY = ["answer1", BLOCK.format(2) + "answer2"]  # of earlier turns stripped
+AFTER_THOUGHT = ["\n\nanswer1", "\n\nanswer2"]
+CHANNELS = ["answer1", "<|channel>thought\nthought2\n<channel|>answer2"]
+NO_CALLS = ["answer1", "words", "answer2"]  # the template knows none
+GEMMA_CALLS = [GEMMA_CALL, "answer1", "<|channel>thought\nthought2\n<channel|>" + GEMMA_CALL, "words", "answer2"]
+HERMES_CALLS = [HERMES, "answer1", "words\n" + HERMES, "answer2"]
+THINKS_AND_CALLS = [[BLOCK.format(2) + "words\n" + said, EMPTY + "answer2"] for said in (HERMES, "\n" + XML)]
+TWIN_CALLS = [EMPTY + HERMES, EMPTY + "answer1", *THINKS_AND_CALLS[0]]
+XML_CALLS = [EMPTY + XML, EMPTY + "answer1", *THINKS_AND_CALLS[1]]
 REFUSED = "refused"
 
 # The assistant's own text in SINGLE, THINK, REASONING and with_tools(), by name of template or the beginning of it.
 FAMILIES = {
     "cohere": (["answer1"], VERBATIM, ANSWERS, REFUSED),
-    "deepseek_r1_distill": (["answer1"], ["\n\nanswer1", "\n\nanswer2"], ANSWERS, ["answer1", "words", "answer2"]),
-    "deepseek_r1_distill_training": (["answer1"], VERBATIM, ANSWERS, ["answer1", "words", "answer2"]),
-    "deepseekv3": (["answer1"], ["\n\nanswer1", "\n\nanswer2"], ANSWERS, REFUSED),  # wants arguments as JSON text
+    "deepseek_r1_distill": (["answer1"], AFTER_THOUGHT, ANSWERS, NO_CALLS),
+    "deepseek_r1_distill_training": (["answer1"], VERBATIM, ANSWERS, NO_CALLS),
+    "deepseekv3": (["answer1"], AFTER_THOUGHT, ANSWERS, REFUSED),  # wants arguments as JSON text
     "deepseekv3_training": (
         ["answer1"],
-        ["\n\nanswer1", "\n\nanswer2"],
+        AFTER_THOUGHT,
         ANSWERS,
-        [
-            "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n"
-            '{"a": 1, "b": "two"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
-            "answer1",
-            # The template opens the calls of a conversation only once, and writes no header before later ones.
-            "\n<｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n"
-            '{"a": 1, "b": "two"}\n```<｜tool▁call▁end｜><｜tool▁calls▁end｜>',
-            "answer2",
-        ],
+        # The template opens the calls of a conversation only once, and writes no header before later ones.
+        ["<｜tool▁calls▁begin｜>" + DEEPSEEK_CALL, "answer1", "\n" + DEEPSEEK_CALL, "answer2"],
     ),
-    "diffusion_gemma": (
-        ["answer1"],
-        VERBATIM,
-        ["answer1", "<|channel>thought\nthought2\n<channel|>answer2"],
-        [GEMMA_CALL, "answer1", "<|channel>thought\nthought2\n<channel|>" + GEMMA_CALL, "words", "answer2"],
-    ),
+    "diffusion_gemma": (["answer1"], VERBATIM, CHANNELS, GEMMA_CALLS),
     "gemma": (["answer1"], VERBATIM, ANSWERS, REFUSED),
-    "gemma4": (  # writes words behind the result of the call beside them
-        ["answer1"],
-        VERBATIM,
-        ANSWERS,
-        [GEMMA_CALL, "answer1", "<|channel>thought\nthought2\n<channel|>" + GEMMA_CALL, "words", "answer2"],
-    ),
+    "gemma4": (["answer1"], VERBATIM, ANSWERS, GEMMA_CALLS),
     "gemma4_v2": (["answer1"], VERBATIM, ANSWERS, [GEMMA_CALL, "answer1", GEMMA_CALL + "words", "answer2"]),
-    "gemma4_v5": (
-        ["answer1"],
-        VERBATIM,
-        ["answer1", "<|channel>thought\nthought2\n<channel|>answer2"],
-        [GEMMA_CALL, "answer1", "<|channel>thought\nthought2\n<channel|>" + GEMMA_CALL, "words", "answer2"],
-    ),
+    "gemma4_v5": (["answer1"], VERBATIM, CHANNELS, GEMMA_CALLS),
     "glm4moe": (
         ["\n<think></think>\nanswer1"],
         ["\n<think></think>\nanswer1", "\n<think>thought2</think>\nanswer2"],
@@ -98,13 +78,10 @@ FAMILIES = {
     "gptoss": (
         [OSS_FINAL + "answer1"],
         [OSS_FINAL + text for text in VERBATIM],
-        [
-            OSS_FINAL + "answer1",
-            "<|channel|>analysis<|message|>thought2<|end|><|start|>assistant" + OSS_FINAL + "answer2",
-        ],
+        [OSS_FINAL + "answer1", OSS_ANALYSIS.format("thought2") + OSS_FINAL + "answer2"],
         REFUSED,  # words and thought beside a call
     ),
-    "lfm2": (["answer1"], VERBATIM, ANSWERS, ["answer1", "words", "answer2"]),  # knows no calls
+    "lfm2": (["answer1"], VERBATIM, ANSWERS, NO_CALLS),
     "lfm2_2_5": (
         ["answer1"],
         LAST_ONLY,
@@ -112,7 +89,7 @@ FAMILIES = {
         [PYTHONIC, "answer1", "<think>thought2</think>words" + PYTHONIC, "answer2"],
     ),
     "lfm2_v2": (["answer1"], VERBATIM, ANSWERS, [PYTHONIC, "answer1", "words" + PYTHONIC, "answer2"]),
-    "llama3": (["answer1"], VERBATIM, ANSWERS, ["answer1", "words", "answer2"]),
+    "llama3": (["answer1"], VERBATIM, ANSWERS, NO_CALLS),
     "llama3_1": (["answer1"], VERBATIM, ANSWERS, [LLAMA_CALL, "answer1", LLAMA_CALL, "answer2"]),
     "llama3_2": (["answer1"], VERBATIM, ANSWERS, [LLAMA_CALL, "answer1", LLAMA_CALL, "answer2"]),
     "muse_glimmer": (
@@ -137,45 +114,20 @@ FAMILIES = {
             "<think></think>answer2",
         ],
     ),
-    "phi3": (["answer1"], VERBATIM, ANSWERS, ["answer1", "words", "answer2"]),
-    "qwen2_5": (["answer1"], VERBATIM, ANSWERS, [HERMES, "answer1", "words\n" + HERMES, "answer2"]),
-    "qwen2_5_vl": (["answer1"], VERBATIM, ANSWERS, ["answer1", "words", "answer2"]),
-    "qwen3": (
-        [EMPTY + "answer1"],
-        LAST_ONLY,
-        LAST_ONLY,
-        [HERMES, "answer1", BLOCK.format(2) + "words\n" + HERMES, EMPTY + "answer2"],
-    ),
-    "qwen3_training": (
-        [EMPTY + "answer1"],
-        VERBATIM,
-        VERBATIM,
-        [EMPTY + HERMES, EMPTY + "answer1", BLOCK.format(2) + "words\n" + HERMES, EMPTY + "answer2"],
-    ),
-    "qwen3_5": (
-        [EMPTY + "answer1"],
-        LAST_ONLY,
-        LAST_ONLY,
-        [XML, "answer1", BLOCK.format(2) + "words\n\n" + XML, EMPTY + "answer2"],
-    ),
-    "qwen3_8": (
-        [EMPTY + "answer1"],
-        [EMPTY + text for text in VERBATIM],
-        VERBATIM,
-        [EMPTY + XML, EMPTY + "answer1", BLOCK.format(2) + "words\n\n" + XML, EMPTY + "answer2"],
-    ),
-    "qwen3_instruct_2507": (["answer1"], VERBATIM, ANSWERS, [HERMES, "answer1", "words\n" + HERMES, "answer2"]),
-    "qwen3_vl": (["answer1"], VERBATIM, ANSWERS, [HERMES, "answer1", "words\n" + HERMES, "answer2"]),
+    "phi3": (["answer1"], VERBATIM, ANSWERS, NO_CALLS),
+    "qwen2_5": (["answer1"], VERBATIM, ANSWERS, HERMES_CALLS),
+    "qwen2_5_vl": (["answer1"], VERBATIM, ANSWERS, NO_CALLS),
+    "qwen3": ([EMPTY + "answer1"], LAST_ONLY, LAST_ONLY, [HERMES, "answer1", *THINKS_AND_CALLS[0]]),
+    "qwen3_training": ([EMPTY + "answer1"], VERBATIM, VERBATIM, TWIN_CALLS),
+    "qwen3_5": ([EMPTY + "answer1"], LAST_ONLY, LAST_ONLY, [XML, "answer1", *THINKS_AND_CALLS[1]]),
+    "qwen3_8": ([EMPTY + "answer1"], [EMPTY + text for text in VERBATIM], VERBATIM, XML_CALLS),
+    "qwen3_instruct_2507": (["answer1"], VERBATIM, ANSWERS, HERMES_CALLS),
+    "qwen3_vl": (["answer1"], VERBATIM, ANSWERS, HERMES_CALLS),
 }
 for _name in ("gemma4_v3", "gemma4_v4"):
     FAMILIES[_name] = FAMILIES["gemma4"]
 for _name in ("qwen3_5_nothink_training", "qwen3_5_think_training", "qwen3_6_training"):
-    FAMILIES[_name] = (
-        [EMPTY + "answer1"],
-        VERBATIM,
-        VERBATIM,
-        [EMPTY + XML, EMPTY + "answer1", BLOCK.format(2) + "words\n\n" + XML, EMPTY + "answer2"],
-    )
+    FAMILIES[_name] = ([EMPTY + "answer1"], VERBATIM, VERBATIM, XML_CALLS)
 FAMILIES["qwen3_6"] = FAMILIES["qwen3_5"]
 for _name in ("nemotron_3_5_lightning", "nemotron_3_ultra"):  # no newline around the thought's end
     FAMILIES[_name] = tuple(
@@ -186,17 +138,12 @@ for _name in ("nemotron_3_5_lightning", "nemotron_3_ultra"):  # no newline aroun
 OF_PARTS = ("idefics3", "llava_next", "smolvlm")
 
 
-def family(template: str) -> tuple:
-    name = max((name for name in FAMILIES if template.startswith(name)), key=len)
-    return FAMILIES[name]
-
-
 @pytest.mark.parametrize("template", [name for name in TEMPLATES if not name.startswith(OF_PARTS)])
-def test_own_text_by_hand(template, tiny_tokenizer):
-    tiny_tokenizer.bos_token = "<|endoftext|>"
-    tiny_tokenizer.chat_template = TEMPLATES[template]
-    chat = ChatSpans(tiny_tokenizer)
-    for messages, expected in zip((SINGLE, THINK, REASONING, with_tools()), family(template), strict=True):
+def test_own_text_by_hand(template, chat_of):
+    chat = chat_of(TEMPLATES[template])
+    family = FAMILIES[max((name for name in FAMILIES if template.startswith(name)), key=len)]
+    conversations = (talk.SINGLE, talk.THINK, talk.REASONING, talk.with_tools())
+    for messages, expected in zip(conversations, family, strict=True):
         kwargs = {"tools": TOOLS} if len(messages) > 4 else {}
         if expected is REFUSED:
             with pytest.raises(ChatTemplateError, match="the chat template can't render it"):
@@ -206,29 +153,22 @@ def test_own_text_by_hand(template, tiny_tokenizer):
 
 
 @pytest.mark.parametrize("template", [name for name in TEMPLATES if name.startswith(OF_PARTS)])
-def test_templates_that_want_parts(template, tiny_tokenizer):
-    tiny_tokenizer.bos_token = "<|endoftext|>"
-    tiny_tokenizer.chat_template = TEMPLATES[template]
-    chat = ChatSpans(tiny_tokenizer)
+def test_templates_that_want_parts(template, chat_of):
+    chat = chat_of(TEMPLATES[template])
     space = " "  # between "Assistant:" and the text, or behind "[/INST]"
-    assert own_texts(chat, as_parts(THINK)) == [space + text for text in VERBATIM]
+    assert own_texts(chat, as_parts(talk.THINK)) == [space + text for text in VERBATIM]
     with pytest.raises(ChatTemplateError, match=r"leaves out content that is a string|can't render it"):
-        chat(THINK, {})
+        chat(talk.THINK, {})
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_three_ways_agree(template, tiny_tokenizer):
+def test_three_ways_agree(template, chat_of):
     """Markers, all turns in one rendering, and turn by turn find the same spans, or say that they can't."""
-    tiny_tokenizer.bos_token = "<|endoftext|>"
-    tiny_tokenizer.chat_template = TEMPLATES[template]
-    ways = [
-        ChatSpans(tiny_tokenizer),
-        without_markers(ChatSpans(tiny_tokenizer)),
-        turn_by_turn(ChatSpans(tiny_tokenizer)),
-    ]
-    conversations = [SINGLE, THINK, REASONING, with_tools(), with_tools('{"a": 1, "b": "two"}')]
+    ways = [way(chat_of(TEMPLATES[template])) for way in WAYS.values()]
+    conversations = [talk.SINGLE, talk.THINK, talk.REASONING]
+    conversations += [talk.with_tools(), talk.with_tools('{"a": 1, "b": "two"}')]
     if template.startswith(OF_PARTS):
-        conversations = [as_parts(SINGLE), as_parts(THINK)]
+        conversations = [as_parts(talk.SINGLE), as_parts(talk.THINK)]
     agreed = 0
     for messages in conversations:
         found = []
@@ -244,41 +184,33 @@ def test_three_ways_agree(template, tiny_tokenizer):
 
 
 @pytest.mark.parametrize("template", ["gptoss", "gptoss_training"])
-def test_calls_of_gptoss(template, tiny_tokenizer):
+def test_calls_of_gptoss(template, chat_of):
     """A call is a message of its own behind the thought and ends in `<|call|>`."""
-    tiny_tokenizer.chat_template = TEMPLATES[template]
-    messages = [user("q"), assistant("", thinking="why", tool_calls=[call({"a": 1, "b": "two"})])]
-    for chat in (ChatSpans(tiny_tokenizer), turn_by_turn(ChatSpans(tiny_tokenizer))):
-        analysis = "<|channel|>analysis<|message|>why<|end|><|start|>assistant"
-        assert own_texts(chat, messages, tools=TOOLS) == [analysis + OSS_CALL]
-        messages += [tool("result"), assistant("answer")]
-        assert own_texts(chat, messages, tools=TOOLS) == [OSS_CALL, OSS_FINAL + "answer"]
-        del messages[2:]
+    calling = [user("q"), assistant("", thinking="why", tool_calls=[call({"a": 1, "b": "two"})])]
+    for way in (WAYS["markers"], turn_by_turn):
+        chat = way(chat_of(TEMPLATES[template]))
+        assert own_texts(chat, calling, tools=TOOLS) == [OSS_ANALYSIS.format("why") + OSS_CALL]
+        answered = [*calling, tool("result"), assistant("answer")]
+        assert own_texts(chat, answered, tools=TOOLS) == [OSS_CALL, OSS_FINAL + "answer"]
 
 
 @pytest.mark.parametrize("content", [None, "", "words"])
 @pytest.mark.parametrize("template", ["gemma4", "gemma4_v3", "gemma4_v4", "gemma4_v5", "diffusion_gemma"])
-def test_gemma_goes_on_in_the_turn_of_the_call(template, content, tiny_tokenizer):
+def test_gemma_goes_on_in_the_turn_of_the_call(template, content, chat_of):
     """Gemma 4 writes tool results inside the assistant's turn, and what it says beside the call behind them."""
-    tiny_tokenizer.bos_token = "<bos>"
-    tiny_tokenizer.chat_template = TEMPLATES[template]
     calling = assistant(content, tool_calls=[call({"a": 1, "b": "two"})])
     messages = [user("q"), calling, tool("result1"), calling, tool("result2"), assistant("answer")]
     said = [GEMMA_CALL, *(["words"] if content else [])]
-    assert own_texts(ChatSpans(tiny_tokenizer), messages, tools=TOOLS) == [*said, *said, "answer"]
+    assert own_texts(chat_of(TEMPLATES[template]), messages, tools=TOOLS) == [*said, *said, "answer"]
 
 
 @pytest.mark.parametrize("template", ["deepseekv3", "deepseekv3_training"])
-def test_calls_of_deepseek(template, tiny_tokenizer):
+def test_calls_of_deepseek(template, chat_of):
     """What closes the tool's results belongs to the generation prompt, not to the assistant."""
-    tiny_tokenizer.bos_token = "<bos>"
-    tiny_tokenizer.chat_template = TEMPLATES[template]
-    arguments = '{"a": 1}' if template == "deepseekv3" else {"a": 1}
-    messages = [user("q"), assistant("words", tool_calls=[call(arguments)]), tool("result"), assistant("answer")]
-    said = (
-        'words<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>add\n```json\n{"a": 1}\n```'
-        "<｜tool▁call▁end｜><｜tool▁calls▁end｜>"
-    )
-    for chat in (ChatSpans(tiny_tokenizer), without_markers(ChatSpans(tiny_tokenizer))):
-        assert own_texts(chat, messages) == [said, "answer"]
+    arguments = {"a": 1, "b": "two"}
+    calls = [call('{"a": 1, "b": "two"}' if template == "deepseekv3" else arguments)]
+    messages = [user("q"), assistant("words", tool_calls=calls), tool("result"), assistant("answer")]
+    for way in (WAYS["markers"], without_markers):
+        chat = way(chat_of(TEMPLATES[template]))
+        assert own_texts(chat, messages) == ["words<｜tool▁calls▁begin｜>" + DEEPSEEK_CALL, "answer"]
         assert own_texts(chat, messages, first=3) == ["answer"]

@@ -41,10 +41,8 @@ def attend(module, query, key, value, attention_mask, scaling=None, **given):
         seen &= row[:, None] == row
     scores = scores.masked_fill(~seen, -torch.inf)
     if s_aux is not None:
-        sinks = s_aux.reshape(1, -1, 1, 1).expand(len(scores), -1, length, -1)
-        weights = torch.cat([scores, sinks], -1).softmax(-1)[..., :-1]
-    else:
-        weights = scores.softmax(-1)
+        scores = torch.cat([scores, s_aux.reshape(1, -1, 1, 1).expand(len(scores), -1, length, -1)], -1)
+    weights = scores.softmax(-1)[..., :length]
     return (weights @ value).transpose(1, 2).contiguous(), None
 
 

@@ -1,15 +1,17 @@
 """Windows of rows: every row once, in source order, with the next window tokenized ahead."""
 
+import json
 import threading
 
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, enable_progress_bars
 
-from rsr_trl import RSRScorer
+from rsr_trl.data import load
+from rsr_trl.rsr import RSRError
 from rsr_trl.scoring import rows as rows_module
 from rsr_trl.scoring.batches import TOKENIZED_ROWS
-from rsr_trl.scoring.rows import TokenBar, windows
+from rsr_trl.scoring.rows import TokenBar, next_rows, windows
 from rsr_trl.scoring.tokens import TokenizedExample
 
 
@@ -35,6 +37,16 @@ def test_every_row_once_in_order(dataset, window_tokens):
     assert len(found) == {1: 6, 10**9: 1}.get(window_tokens, len(found))
 
 
+def test_a_stream_whose_types_change_says_where_and_what_to_do(tmp_path):
+    """`datasets` takes those of the first 10 MB."""
+    rows = [{"completion": "a" * 4000, "note": None}] * 2800 + [{"completion": "a", "note": "late"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    stream = iter(load(str(tmp_path / "rows.jsonl"), streaming=True))
+    assert len(next_rows(stream, 1000)) == 1000
+    with pytest.raises(RSRError, match="Row 1000 or a later one doesn't have the types.*without --dataset_streaming"):
+        next_rows(stream, 5000, 1000)
+
+
 def test_next_window_is_tokenized_while_one_is_looked_at(dataset):
     calls, ahead = [], threading.Event()
 
@@ -51,28 +63,20 @@ def test_next_window_is_tokenized_while_one_is_looked_at(dataset):
     assert len(calls) < 6 and threading.current_thread().name not in calls
 
 
-def test_error_of_the_tokenizer_arrives(dataset):
-    def broken(rows):
-        raise ValueError("no template")
-
-    with pytest.raises(ValueError, match="no template"):
-        list(windows(dataset, broken, 1))
-
-
-def test_scores_are_the_same_in_small_windows(tiny_student, tiny_tokenizer, monkeypatch):
-    rows = [{"prompt": f"{n}? ", "completion": "so " * (n % 40)} for n in LENGTHS]
-    scorer = RSRScorer(tiny_student(), tiny_tokenizer, token_stats=True)
-    whole = scorer.score(Dataset.from_list(rows))
+def test_scores_are_the_same_in_small_windows(make_scorer, monkeypatch):
+    dataset = Dataset.from_list([{"prompt": f"{n}? ", "completion": "so " * (n % 40)} for n in LENGTHS])
+    scorer = make_scorer(token_stats=True)
+    whole = scorer.score(dataset)
     monkeypatch.setattr(rows_module.windows, "__defaults__", (1000,))
-    parts = scorer.score(Dataset.from_list(rows))
-    np.testing.assert_allclose(
-        np.array(parts["rsr"][:], dtype=float), np.array(whole["rsr"][:], dtype=float), rtol=1e-5
-    )
-    assert parts["rsr_token_ids"][:] == whole["rsr_token_ids"][:]
-    assert parts["rsr_error"][:] == whole["rsr_error"][:]
+    parts = scorer.score(dataset)
+    found, expected = (np.array(scored["rsr"][:], dtype=float) for scored in (parts, whole))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    for name in ("rsr_token_ids", "rsr_error"):
+        assert parts[name][:] == whole[name][:]
 
 
 def test_bar_estimates_the_total_from_the_rows_seen(capsys):
+    enable_progress_bars()
     with TokenBar(num_rows=100) as bar:
         bar.expect(10, 500)
         assert bar._bar.total == 5000

@@ -7,24 +7,10 @@ from datasets import Dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerBase
 
 from rsr_trl import RSRScorer
-from rsr_trl.rsr import (
-    ERROR,
-    MEAN_CLIPPED_RANK,
-    MEAN_SURPRISAL,
-    NUM_TOKENS,
-    RSR,
-    TOKEN_IDS,
-    TOKEN_RANKS,
-    TOKEN_SURPRISALS,
-    TOKEN_TOP1,
-    TRUNCATED,
-    trajectory_rsr,
-)
+from rsr_trl.rsr import trajectory_rsr
 from rsr_trl.scoring import lm_head
 from tests.scoring.truth import Truth, in_float64, truth_of
 
-
-pytestmark = pytest.mark.usefixtures("quiet")
 
 Row = dict[str, object]
 # Random students of a real vocabulary: 150,000 logits lie within a few units, so many are neighbours by rounding.
@@ -51,36 +37,30 @@ def places_of_turns(tokenizer: PreTrainedTokenizerBase, row: Row, **template) ->
     return ids, places
 
 
-def turns(row: Row, *more: Row) -> list[dict[str, str]]:
-    return [
-        {"role": role, "content": r[key]}
-        for r in (row, *more)
-        for role, key in (("user", "prompt"), ("assistant", "completion"))
-    ]
+def turns(*rows: Row) -> list[dict[str, str]]:
+    roles = (("user", "prompt"), ("assistant", "completion"))
+    return [{"role": role, "content": row[key]} for row in rows for role, key in roles]
 
 
-def truths(model: torch.nn.Module, tokenized: list[tuple[list[int], list[int]]], max_length: int | None = None):
+def truths(model: torch.nn.Module, tokenized: list[tuple[list[int], list[int]]], max_length: int = 10**9):
     model64 = in_float64(model)
     for ids, places in tokenized:
-        yield truth_of(
-            model64, ids[:max_length], [place for place in places if max_length is None or place < max_length]
-        )
+        yield truth_of(model64, ids[:max_length], [place for place in places if place < max_length])
 
 
 def assert_true(dataset: Dataset, expected: list[Truth], rounding: float = 5e-5, decided: float = 0.9) -> None:
     """All columns of a dataset that was scored with `token_stats=True` are what the definition says."""
-    assert len(dataset) == len(expected)
     for row, truth in zip(dataset, expected, strict=True):
-        assert row[ERROR] is None
-        assert row[TOKEN_IDS] == truth.targets.tolist()
-        truth.assert_ranks(row[TOKEN_RANKS], rounding, decided)
-        truth.assert_top1(row[TOKEN_TOP1], rounding)
-        np.testing.assert_allclose(row[TOKEN_SURPRISALS], truth.surprisals, rtol=1e-4, atol=2e-5)
-        assert row[NUM_TOKENS] == len(truth.targets)
-        assert row[MEAN_SURPRISAL] == pytest.approx(truth.surprisals.mean(), rel=1e-5)
-        assert row[MEAN_CLIPPED_RANK] == pytest.approx(np.minimum(truth.ranks, 100).mean(), rel=1e-5)
-        assert row[RSR] == pytest.approx(truth.rsr(), rel=1e-5)
-        assert row[RSR] == pytest.approx(row[MEAN_CLIPPED_RANK] / row[MEAN_SURPRISAL])
+        assert row["rsr_error"] is None
+        assert row["rsr_token_ids"] == truth.targets.tolist()
+        truth.assert_ranks(row["rsr_token_ranks"], rounding, decided)
+        truth.assert_top1(row["rsr_token_top1"], rounding)
+        np.testing.assert_allclose(row["rsr_token_surprisals"], truth.surprisals, rtol=1e-4, atol=2e-5)
+        assert row["rsr_num_tokens"] == len(truth.targets)
+        assert row["rsr_mean_surprisal"] == pytest.approx(truth.surprisals.mean(), rel=1e-5)
+        assert row["rsr_mean_clipped_rank"] == pytest.approx(np.minimum(truth.ranks, 100).mean(), rel=1e-5)
+        assert row["rsr"] == pytest.approx(truth.rsr(), rel=1e-5)
+        assert row["rsr"] == pytest.approx(row["rsr_mean_clipped_rank"] / row["rsr_mean_surprisal"])
 
 
 def random_student(make, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> torch.nn.Module:
@@ -88,33 +68,28 @@ def random_student(make, tokenizer: PreTrainedTokenizerBase, vocab_size: int) ->
 
 
 class TestRealText:
-    def test_gsm8k_plain_with_a_real_student(self, gsm8k_rows, gsm8k_student):
-        scorer = RSRScorer(gsm8k_student, dtype="float32", token_stats=True)
-        rows = gsm8k_rows[::300]
+    @pytest.mark.parametrize("chat", [False, True])
+    def test_gsm8k_with_a_real_student(self, gsm8k_rows, scorer, chat):
+        rows, places_of = gsm8k_rows[::300], places_of_completion
+        if chat:
+            rows = [{"messages": turns(gsm8k_rows[i], gsm8k_rows[i + 13])} for i in range(0, 2000, 500)]
+            places_of = places_of_turns
         scored = scorer.score(Dataset.from_list(rows))
-        tokenized = [places_of_completion(scorer.processing_class, row) for row in rows]
+        tokenized = [places_of(scorer.processing_class, row) for row in rows]
         assert_true(scored, list(truths(scorer.student.model, tokenized)))
-        assert 2 < np.mean(scored[RSR]) < 15  # a language model's, not those of noise
-
-    def test_gsm8k_chat_with_a_real_student(self, gsm8k_rows, gsm8k_student):
-        scorer = RSRScorer(gsm8k_student, dtype="float32", token_stats=True)
-        rows = [{"messages": turns(gsm8k_rows[i], gsm8k_rows[i + 13])} for i in range(0, 2000, 500)]
-        scored = scorer.score(Dataset.from_list(rows))
-        tokenized = [places_of_turns(scorer.processing_class, row) for row in rows]
-        assert_true(scored, list(truths(scorer.student.model, tokenized)))
+        assert chat or 2 < np.mean(scored["rsr"]) < 15  # a language model's, not those of noise
 
     def test_plain_text_cut_at_the_students_positions(self, math500_rows, stories260k):
         scorer = RSRScorer(stories260k, token_stats=True)
         assert scorer.max_length == 512
         rows = [{"text": row["completion"][:2000]} for row in math500_rows[::150]]
         scored = scorer.score(Dataset.from_list(rows))
-        tokenized = []
-        for row in rows:
-            ids = scorer.processing_class(row["text"])["input_ids"]  # it begins with <s>, which isn't scored
-            tokenized.append((ids, list(range(1, len(ids)))))
+        # A row begins with <s>, which isn't scored.
+        whole = [scorer.processing_class(row["text"])["input_ids"] for row in rows]
+        tokenized = [(ids, list(range(1, len(ids)))) for ids in whole]
         assert_true(scored, list(truths(scorer.student.model, tokenized, max_length=512)))
-        assert scored[TRUNCATED] == [len(ids) + 1 > 512 for ids, _ in tokenized]
-        assert 0 < sum(scored[TRUNCATED])
+        assert scored["rsr_truncated"] == [len(ids) + 1 > 512 for ids in whole]
+        assert 0 < sum(scored["rsr_truncated"])
 
     def test_math500_chat_with_qwen3s_vocabulary(self, math500_rows, gsm8k_rows, qwen3_tokenizer, tiny_student):
         model = random_student(tiny_student, qwen3_tokenizer, 151_936)
@@ -133,7 +108,7 @@ class TestRealText:
         scorer = RSRScorer(model, qwen3_tokenizer, token_stats=True, max_length=limit)
         scored = [scorer(row) for row in rows]
         assert_true(scored, list(truths(model, tokenized, max_length=limit)), **CROWDED)
-        assert sorted(row[TRUNCATED] for row in scored) == [False, True]
+        assert sorted(row["rsr_truncated"] for row in scored) == [False, True]
 
     def test_gpt2_without_pad_token(self, gsm8k_rows, gpt2_tokenizer):
         assert gpt2_tokenizer.pad_token is None
@@ -142,6 +117,7 @@ class TestRealText:
             model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, initializer_range=0.2)).eval()
         rows = gsm8k_rows[::700]
         scorer = RSRScorer(model, gpt2_tokenizer, token_stats=True)
+        scorer.student.layout = "padded"
         tokenized = [places_of_completion(gpt2_tokenizer, row) for row in rows]
         assert_true(scorer.score(Dataset.from_list(rows)), list(truths(model, tokenized)), **CROWDED)
 
@@ -200,22 +176,23 @@ class TestSameNumberEverywhere:
         dataset = Dataset.from_list(rows)
         assert scorer.score(dataset).to_dict() == again.score(dataset).to_dict()
 
-    def test_bfloat16_within_two_percent(self, rows, expected, gsm8k_student):
-        scored = RSRScorer(gsm8k_student, dtype="bfloat16").score(Dataset.from_list(rows))
-        np.testing.assert_allclose(scored[RSR], [truth.rsr() for truth in expected], rtol=0.02)
+    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+    def test_reduced_precision_within_two_percent(self, rows, expected, gsm8k_student, dtype):
+        scored = RSRScorer(gsm8k_student, dtype=dtype).score(Dataset.from_list(rows))
+        np.testing.assert_allclose(scored["rsr"], [truth.rsr() for truth in expected], rtol=0.02)
 
     def test_a_models_own_rounded_logits(self, rows, gsm8k_student):
         """As the paper's code has them: bf16 logits tie, which makes ranks optimistic."""
-        dataset = Dataset.from_list(rows)
-        exact = RSRScorer(gsm8k_student, dtype="bfloat16").score(dataset)
-        rounded = RSRScorer(gsm8k_student, dtype="bfloat16", logits_dtype="model").score(dataset)
-        assert np.mean(rounded[MEAN_CLIPPED_RANK]) < np.mean(exact[MEAN_CLIPPED_RANK])
-        np.testing.assert_allclose(rounded[RSR], exact[RSR], rtol=0.05)
+        exact, rounded = (
+            RSRScorer(gsm8k_student, dtype="bfloat16", logits_dtype=dtype).score(Dataset.from_list(rows))
+            for dtype in ("float32", "model")
+        )
+        assert np.mean(rounded["rsr_mean_clipped_rank"]) < np.mean(exact["rsr_mean_clipped_rank"])
+        np.testing.assert_allclose(rounded["rsr"], exact["rsr"], rtol=0.05)
 
     def test_stored_ranks_give_the_score_of_any_r_max(self, rows, scorer, gsm8k_student):
-        dataset = Dataset.from_list(rows)
-        with_tokens = scorer.score(dataset)
+        with_tokens = scorer.score(Dataset.from_list(rows))
         for r_max in (10, 500):
-            direct = RSRScorer(gsm8k_student, dtype="float32", r_max=r_max).score(dataset)
-            stored = [trajectory_rsr(row[TOKEN_RANKS], row[TOKEN_SURPRISALS], r_max) for row in with_tokens]
-            np.testing.assert_allclose(stored, direct[RSR], rtol=1e-12)
+            direct = RSRScorer(gsm8k_student, dtype="float32", r_max=r_max).score(Dataset.from_list(rows))
+            stored = [trajectory_rsr(r["rsr_token_ranks"], r["rsr_token_surprisals"], r_max) for r in with_tokens]
+            np.testing.assert_allclose(stored, direct["rsr"], rtol=1e-12)

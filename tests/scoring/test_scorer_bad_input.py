@@ -3,6 +3,7 @@
 The reasons themselves are in test_tokens_bad_input.py.
 """
 
+import inspect
 import re
 from pathlib import Path
 
@@ -11,90 +12,48 @@ import torch
 from datasets import Dataset
 
 from rsr_trl import RSRScorer
-from rsr_trl.rsr import ERROR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, RSR, TRUNCATED
 from rsr_trl.scoring.tokens import ExampleTokenizer
 
 
-pytestmark = pytest.mark.usefixtures("quiet")
-
 GOOD = {"prompt": "2+2=", "completion": " 4, of course"}
-USER, ASSISTANT = {"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}
 
 
-@pytest.fixture
-def scorer(tiny_student, tiny_tokenizer) -> RSRScorer:
-    return RSRScorer(tiny_student(), tiny_tokenizer)
-
-
-class TestRows:
+def test_one_bad_row(scorer):
     """One bad row among good ones is null, says why, counts nothing, and leaves the others alone."""
-
-    @pytest.mark.parametrize(
-        ("bad", "reason"),
-        [
-            ({"completion": None}, "completion is null, expected a string or a list of messages"),
-            ({"prompt": 7}, "prompt is int, expected a string or a list of messages"),
-            ({"completion": [ASSISTANT]}, "prompt and completion must both be strings or both be lists of messages"),
-            ({"prompt": [USER], "completion": [USER]}, "no assistant message to score"),
-            ({"prompt": [USER], "completion": ["4"]}, r"completion\[0\] is not a message with a role"),
-            ({"prompt": "x" * 3000}, r"cut off: the text before the response alone fills max_length=2048 \(whole: 30"),
-        ],
-    )
-    def test_one_bad_row(self, scorer, bad, reason):
+    too_long = r"cut off: the text before the response alone fills max_length=2048 \(whole: 30"
+    for bad, reason in (({"completion": None}, "completion is null"), ({"prompt": "x" * 3000}, too_long)):
         rows = [GOOD, GOOD | bad, GOOD | {"prompt": "3+3="}]
-        batch = scorer({name: [row[name] for row in rows] for name in GOOD})
-        alone = [scorer(row) for row in rows]
-        assert batch[ERROR][0] is batch[ERROR][2] is None
-        assert re.search(reason, batch[ERROR][1]), batch[ERROR][1]
-        assert [batch[name][1] for name in (RSR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL)] == [None] * 3
-        assert batch[NUM_TOKENS] == [13, 0, 13]
-        assert [row[ERROR] for row in alone] == batch[ERROR]
-        assert alone[2][RSR] == pytest.approx(batch[RSR][2], rel=1e-5)
+        batch, alone = scorer({name: [row[name] for row in rows] for name in GOOD}), [scorer(row) for row in rows]
+        assert batch["rsr_error"][0] is batch["rsr_error"][2] is None
+        assert re.search(reason, batch["rsr_error"][1]), batch["rsr_error"][1]
+        assert [batch[name][1] for name in ("rsr", "rsr_mean_clipped_rank", "rsr_mean_surprisal")] == [None] * 3
+        assert batch["rsr_num_tokens"] == [13, 0, 13]
+        assert [row["rsr_error"] for row in alone] == batch["rsr_error"]
+        assert alone[2]["rsr"] == pytest.approx(batch["rsr"][2], rel=1e-5)
 
-    @pytest.mark.parametrize(
-        ("row", "reason"),
-        [
-            ({"text": None}, "text is null, expected a string"),
-            ({"text": "4"}, "no token to score"),
-            ({"messages": []}, "messages is empty"),
-            ({"messages": [USER, {"role": "assistant", "content": None}]}, "no token to score"),
-            ({"conversations": []}, "`conversations` must be a list of {from, value} messages"),
-        ],
-        ids=str,
-    )
-    def test_other_formats(self, scorer, row, reason):
-        columns = scorer(row)
-        assert reason in columns[ERROR]
-        assert columns[RSR] is None and columns[NUM_TOKENS] == 0
 
-    def test_the_first_token_is_never_scored(self, scorer):
-        """Nothing precedes it, so the student says nothing about it."""
-        for row, count in (({"prompt": "", "completion": "four"}, 3), ({"text": "44"}, 1)):
-            columns = scorer(row)
-            assert columns[NUM_TOKENS] == count and columns[ERROR] is None and columns[RSR] > 0
-
-    def test_cut_completion_is_scored_flagged_and_counted(self, tiny_student, tiny_tokenizer, caplog):
-        rows = [GOOD, {"prompt": "2+2=", "completion": "x" * 50}]
-        scorer = RSRScorer(tiny_student(), tiny_tokenizer, max_length=20)
-        scored = scorer.score(Dataset.from_list(rows))
-        assert scored[TRUNCATED] == [False, True]
-        assert scored[NUM_TOKENS] == [13, 16] and None not in scored[RSR]
-        assert "1 of 2 rows were cut at max_length (column rsr_truncated)" in caplog.text
+def test_cut_completion_is_scored_flagged_and_counted(make_scorer, caplog):
+    rows = [GOOD, {"prompt": "2+2=", "completion": "x" * 50}]
+    scored = make_scorer(max_length=20).score(Dataset.from_list(rows))
+    assert scored["rsr_truncated"] == [False, True]
+    assert scored["rsr_num_tokens"] == [13, 16] and None not in scored["rsr"]
+    assert "1 of 2 rows were cut at max_length (column rsr_truncated)" in caplog.text
 
 
 class TestColumns:
     @pytest.mark.parametrize(
-        ("rows", "message"),
+        ("columns", "message"),
         [
-            ({"question": ["a"], "b": ["b"]}, r"needs `prompt` and `completion`.*columns are \['question', 'b'\]"),
-            ({"prompt": ["a"], "response": ["b"]}, r"has a `prompt` column but no `completion`"),
-            ({"input_ids": [[1, 2]], "labels": [[1, 2]]}, "already tokenized"),
-            ({"rsr": [1.0], "prompt": ["a"], "completion": ["b"]}, r"already has the columns \['rsr'\].*overwrite="),
+            ("question b", r"needs `prompt` and `completion`.*columns are \['question', 'b'\]"),
+            ("completion", "The dataset needs `prompt` and `completion`, `messages`, `conversations`, or a text colu"),
+            ("prompt response", r"`prompt` column but no `completion`. Its columns are \['prompt', 'response'\]. Ren"),
+            ("prompt messages", "or remove `prompt` if the conversation is in `messages`"),
+            ("input_ids labels", r"The dataset is already tokenized \(columns \['input_ids', 'labels'\]\)"),
+            ("rsr prompt completion", r"already has the columns \['rsr'\].*overwrite="),
         ],
-        ids=["misnamed", "no completion", "tokenized", "scored"],
     )
-    def test_are_checked_before_any_work(self, scorer, rows, message):
-        dataset = Dataset.from_dict(rows)
+    def test_are_checked_before_any_work(self, scorer, columns, message):
+        dataset = Dataset.from_dict(dict.fromkeys(columns.split(), ["x"]))
         for entry in (
             lambda: scorer.score(dataset),
             lambda: dataset.map(scorer),
@@ -105,9 +64,9 @@ class TestColumns:
             with pytest.raises(ValueError, match=message):
                 entry()
 
-    def test_renamed_text_column(self, tiny_student, tiny_tokenizer, scorer):
-        other = RSRScorer(tiny_student(), tiny_tokenizer, dataset_text_field="story")
-        assert other({"story": "once"})[RSR] == scorer({"text": "once"})[RSR]
+    def test_renamed_text_column(self, make_scorer, scorer):
+        other = make_scorer(dataset_text_field="story")
+        assert other({"story": "once"})["rsr"] == scorer({"text": "once"})["rsr"]
         with pytest.raises(ValueError, match="a text column named `story`"):
             other({"text": "once"})
 
@@ -118,18 +77,18 @@ class TestColumns:
 
 
 class TestSettings:
-    def test_max_length(self, tiny_student, tiny_tokenizer, scorer):
-        assert scorer.max_length == 2048
+    def test_max_length(self, tiny_student, tiny_tokenizer, make_scorer):
+        assert make_scorer().max_length == make_scorer(max_length=2048).max_length == 2048
         assert RSRScorer(tiny_student(max_position_embeddings=100_000), tiny_tokenizer).max_length == 32_768
-        assert RSRScorer(tiny_student(), tiny_tokenizer, max_length=2048).max_length == 2048
         with pytest.raises(ValueError, match="max_length=2049 is beyond the student's 2048 positions"):
-            RSRScorer(tiny_student(), tiny_tokenizer, max_length=2049)
+            make_scorer(max_length=2049)
 
     @pytest.mark.parametrize(
         ("settings", "error", "message"),
         [
             ({"max_length": 0}, ValueError, "max_length must be at least 2 .*, got 0"),
             ({"max_length": 1}, ValueError, "max_length must be at least 2 .*, got 1"),
+            ({"max_length": -3}, ValueError, "max_length must be at least 2 .*, got -3"),
             ({"r_max": 0}, ValueError, "r_max must be at least 1 .*, got 0"),
             ({"r_max": None}, ValueError, "r_max must be at least 1 .*, got None"),
             ({"r_max": "100"}, ValueError, "r_max must be at least 1 .*, got '100'"),
@@ -158,10 +117,9 @@ class TestSettings:
         with pytest.raises((OSError, ValueError), match=str(tmp_path / "empty")):
             RSRScorer(str(tmp_path / "empty"))
 
-    def test_are_shown_by_help(self):
-        import inspect
 
-        assert {"model", "processing_class", "r_max", "scores"} <= set(inspect.signature(RSRScorer).parameters)
+def test_settings_are_shown_by_help():
+    assert {"model", "processing_class", "r_max", "scores"} <= set(inspect.signature(RSRScorer).parameters)
 
 
 def test_nan_names_the_rows(tiny_student, tiny_tokenizer):
@@ -181,12 +139,14 @@ def test_nan_names_the_rows(tiny_student, tiny_tokenizer):
         assert f"Rows are counted within the {passed} that map passed" in error.value.__notes__[0]
 
 
-def test_a_tokenizer_without_chat_template(tiny_student, tiny_tokenizer):
+def test_a_tokenizer_without_chat_template(scorer, tiny_tokenizer):
     tiny_tokenizer.chat_template = None
-    scorer = RSRScorer(tiny_student(), tiny_tokenizer)
-    assert scorer(GOOD)[RSR] > 0  # plain text needs none
-    with pytest.raises(ValueError, match="no chat template, but the dataset is conversational"):
-        scorer({"messages": [USER, ASSISTANT]})
+    assert scorer(GOOD)["rsr"] > 0  # plain text needs none
+    for entry in (scorer, lambda row: scorer.score(Dataset.from_list([row]))):
+        with pytest.raises(
+            ValueError, match="no chat template, but the dataset is conversational.*chat_template_path"
+        ):
+            entry({"messages": [{"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}]})
 
 
 @pytest.mark.distributed
@@ -194,4 +154,4 @@ def test_workers_with_a_live_model(scorer):
     dataset = Dataset.from_list([GOOD] * 4)
     with pytest.raises(ValueError, match="A live model can't go to the worker processes of `map.num_proc=...."):
         dataset.map(scorer, num_proc=2)
-    assert scorer(GOOD)[RSR] > 0  # the scorer itself is none the worse
+    assert scorer(GOOD)["rsr"] > 0  # the scorer itself is none the worse

@@ -14,11 +14,10 @@ from datasets import Dataset, load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsr_trl import RSRScorer
-from rsr_trl.rsr import RSR, STUDENT
+from rsr_trl.rsr import STUDENT
+from rsr_trl.scoring import fingerprint, scorer
 from rsr_trl.scoring.student import Student
 
-
-pytestmark = pytest.mark.usefixtures("quiet")
 
 ROWS = [{"prompt": f"{n}+{n}=", "completion": f" it makes {2 * n}"} for n in range(6)]
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -34,16 +33,15 @@ def dataset(tmp_path) -> Dataset:
 @pytest.fixture
 def computed(monkeypatch) -> Callable[[], int]:
     """Number of examples scored since the last call."""
-    count, score = 0, Student.score
+    counts, score = [], Student.score
 
     def counting(self, examples, *args, **kwargs):
-        nonlocal count
-        count += len(examples)
+        counts.append(len(examples))
         return score(self, examples, *args, **kwargs)
 
     def since_last() -> int:
-        nonlocal count
-        number, count = count, 0
+        number = sum(counts)
+        counts.clear()
         return number
 
     monkeypatch.setattr(Student, "score", counting)
@@ -58,30 +56,28 @@ def retrain(path: str) -> None:
     model.save_pretrained(path)
 
 
-SETTINGS = [
-    {"r_max": 50},
-    {"max_length": 12},
-    {"token_stats": True},
-    {"scores": ["surprisal"]},
-    {"logits_dtype": "model"},
-    {"assistant_only_loss": True},
-    {"dtype": "bfloat16"},
-    {"attn_implementation": "eager"},
-]
+def test_another_definition_is_computed_again(dataset, tiny_student_path, computed, monkeypatch):
+    first = dataset.map(RSRScorer(tiny_student_path), batched=True)
+    assert computed() == len(ROWS)
+    for module in (scorer, fingerprint):
+        monkeypatch.setattr(module, "DEFINITION", "another")
+    second = dataset.map(RSRScorer(tiny_student_path), batched=True)
+    assert computed() == len(ROWS) and first[STUDENT] != second[STUDENT]
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
-@pytest.mark.parametrize("live", [False, True], ids=["by id", "live"])
-def test_other_settings_are_computed_again(
-    dataset, tiny_student_path, tiny_student, tiny_tokenizer, computed, setting, live
-):
-    if live and {"dtype", "attn_implementation"} & set(setting):
-        return  # for loading
-    student = (tiny_student(), tiny_tokenizer) if live else (tiny_student_path,)
-    dataset.map(RSRScorer(*student))
-    dataset.map(RSRScorer(*student, **setting))
+SETTINGS = [{"r_max": 50}, {"max_length": 12}, {"token_stats": True}, {"scores": ["surprisal"]}]
+SETTINGS += [{"logits_dtype": "model"}, {"assistant_only_loss": True}]
+FOR_LOADING = [{"dtype": "bfloat16"}, {"attn_implementation": "eager"}]
+CASES = [(False, setting) for setting in SETTINGS + FOR_LOADING] + [(True, setting) for setting in SETTINGS]
+
+
+@pytest.mark.parametrize(("live", "setting"), CASES)
+def test_other_settings_are_computed_again(dataset, tiny_student_path, make_scorer, computed, setting, live):
+    make = make_scorer if live else lambda **given: RSRScorer(tiny_student_path, **given)
+    dataset.map(make())
+    dataset.map(make(**setting))
     assert computed() == 12
-    dataset.map(RSRScorer(*student, **setting))
+    dataset.map(make(**setting))
     assert computed() == 0
 
 
@@ -94,15 +90,13 @@ class TestById:
         other = dataset.map(RSRScorer(tiny_student_path))
         assert computed() == 0
         assert again.to_list() == other.to_list() == first.to_list()
-        assert dataset.map(scorer, batched=True)[RSR] == pytest.approx(list(first[RSR]), rel=1e-5)
+        assert dataset.map(scorer, batched=True)["rsr"] == pytest.approx(list(first["rsr"]), rel=1e-5)
 
     def test_another_process_reads_it_too(self, dataset, tmp_path, tiny_student_path):
         first = dataset.map(RSRScorer(tiny_student_path))
         files = {file: file.stat().st_mtime_ns for file in (tmp_path / "data").glob("*.arrow")}
         script = (
-            "import json, sys\n"
-            "from datasets import load_from_disk\n"
-            "from rsr_trl import RSRScorer\n"
+            "import json, sys; from datasets import load_from_disk; from rsr_trl import RSRScorer\n"
             "from rsr_trl.scoring.student import Student\n"
             "path, student = sys.argv[1:]\n"
             "scorer = RSRScorer(student)\n"
@@ -114,7 +108,7 @@ class TestById:
         arguments = [sys.executable, "-c", script, str(tmp_path / "data"), tiny_student_path]
         done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout) == [first[STUDENT][0], list(first[RSR])]
+        assert json.loads(done.stdout) == [first["rsr_student"][0], list(first["rsr"])]
         assert files == {file: file.stat().st_mtime_ns for file in (tmp_path / "data").glob("*.arrow")}
 
     @pytest.mark.parametrize("same_scorer", [True, False])
@@ -122,12 +116,13 @@ class TestById:
         scorer = RSRScorer(tiny_student_path)
         first = dataset.map(scorer)
         retrain(tiny_student_path)
-        second = dataset.map(scorer if same_scorer else RSRScorer(tiny_student_path))
+        make = (lambda: scorer) if same_scorer else lambda: RSRScorer(tiny_student_path)
+        second = dataset.map(make())
         assert computed() == 12
         truth = RSRScorer(AutoModelForCausalLM.from_pretrained(tiny_student_path), scorer.processing_class)
-        for scored in (second, (scorer if same_scorer else RSRScorer(tiny_student_path)).score(dataset)):
-            assert scored[RSR] == pytest.approx(list(truth.score(dataset)[RSR]), rel=1e-5)
-            assert set(scored[STUDENT]).isdisjoint(first[STUDENT])
+        for scored in (second, make().score(dataset)):
+            assert scored["rsr"] == pytest.approx(list(truth.score(dataset)["rsr"]), rel=1e-5)
+            assert set(scored["rsr_student"]).isdisjoint(first["rsr_student"])
 
     @pytest.mark.parametrize("file", ["chat_template.jinja", "config.json"])
     def test_a_changed_template_or_config(self, dataset, tiny_student_path, computed, file):
@@ -141,7 +136,7 @@ class TestById:
             path.write_text(path.read_text().replace("<|im_end|>", "<|im_end|> "))
         second = dataset.map(RSRScorer(tiny_student_path))
         assert computed() == 12
-        assert second[STUDENT][0] != first[STUDENT][0]
+        assert second["rsr_student"][0] != first["rsr_student"][0]
 
     def test_a_changed_tokenizer(self, dataset, tiny_student_path):
         dataset.map(RSRScorer(tiny_student_path))
@@ -180,30 +175,24 @@ class TestById:
         for with_rank in (False, True):
             together = dataset.map(scorer, num_proc=2, with_rank=with_rank)
             assert computed() == 0  # not in this process
-            assert together[RSR] == pytest.approx(list(alone[RSR]), rel=1e-5)
-            assert together[STUDENT] == alone[STUDENT]
+            assert together["rsr"] == pytest.approx(list(alone["rsr"]), rel=1e-5)
+            assert together["rsr_student"] == alone["rsr_student"]
 
 
 class TestLive:
-    @pytest.fixture
-    def model(self, tiny_student) -> torch.nn.Module:
-        return tiny_student()
-
-    def test_a_second_run_is_read_from_the_cache(self, dataset, model, tiny_tokenizer, tiny_student, computed):
-        scorer = RSRScorer(model, tiny_tokenizer)
+    def test_a_second_run_is_read_from_the_cache(self, dataset, scorer, make_scorer, tiny_tokenizer, computed):
         first = dataset.map(scorer)
         dataset.map(scorer)
-        model.train()
-        dataset.map(RSRScorer(model, tiny_tokenizer))
-        again = dataset.map(RSRScorer(tiny_student(), tiny_tokenizer))  # another object with the same weights
+        scorer.student.model.train()
+        dataset.map(RSRScorer(scorer.student.model, tiny_tokenizer))
+        again = dataset.map(make_scorer())  # another object with the same weights
         assert computed() == 6
         assert again.to_list() == first.to_list()
 
     @pytest.mark.parametrize("how", ["optimizer", "data", "load_state_dict", "adapter"])
-    def test_a_trained_student_is_another_one(self, dataset, model, tiny_tokenizer, tiny_student, computed, how):
-        scorer = RSRScorer(model, tiny_tokenizer)
-        first = dataset.map(scorer)
-        before = scorer.score(dataset)
+    def test_a_trained_student_is_another_one(self, dataset, scorer, tiny_student, computed, how):
+        model = scorer.student.model
+        first, before = dataset.map(scorer), scorer.score(dataset)
         if how == "optimizer":
             ids = torch.arange(10, 30)[None]
             model(input_ids=ids, labels=ids).loss.backward()
@@ -220,16 +209,15 @@ class TestLive:
         after = scorer.score(dataset)
         second = dataset.map(scorer)
         assert computed() == 12
-        assert second[RSR] == pytest.approx(list(after[RSR]), rel=1e-5)
-        assert second[STUDENT] == after[STUDENT]
-        assert set(after[STUDENT]).isdisjoint(before[STUDENT])
-        assert first[STUDENT] == before[STUDENT]
-        assert after[RSR] != pytest.approx(list(before[RSR]), rel=1e-4)
+        assert second["rsr"] == pytest.approx(list(after["rsr"]), rel=1e-5)
+        assert second["rsr_student"] == after["rsr_student"]
+        assert set(after["rsr_student"]).isdisjoint(before["rsr_student"])
+        assert first["rsr_student"] == before["rsr_student"]
+        assert after["rsr"] != pytest.approx(list(before["rsr"]), rel=1e-4)
 
 
-def test_copies_carry_no_weights(tiny_student_path, tiny_student, tiny_tokenizer, dataset):
+def test_copies_carry_no_weights(tiny_student_path, scorer, dataset):
     """What datasets hashes, and what goes to workers, is small."""
-    scorer = RSRScorer(tiny_student_path)
-    dataset.map(scorer)  # it holds its student from now on
-    assert len(pickle.dumps(scorer)) < 10_000
-    assert len(pickle.dumps(RSRScorer(tiny_student(), tiny_tokenizer))) < 10_000
+    by_path = RSRScorer(tiny_student_path)
+    dataset.map(by_path)  # it holds its student from now on
+    assert len(pickle.dumps(by_path)) < 10_000 and len(pickle.dumps(scorer)) < 10_000

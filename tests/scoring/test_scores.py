@@ -8,21 +8,11 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from rsr_trl import RSRScorer
-from rsr_trl.rsr import (
-    MEAN_CLIPPED_RANK,
-    MEAN_SURPRISAL,
-    SCORE_PREFIX,
-    STEP_SHARE,
-    TOKEN_IDS,
-    TOKEN_SURPRISALS,
-    RSRError,
-)
+from rsr_trl.rsr import STEP_SHARE, RSRError
 from rsr_trl.scoring.scores import ALL_COLUMNS, ONE_PASS, SCORES, ScoredTokens, check_scores
 from rsr_trl.selection.table import available_scores, read_score
 from tests.scoring.truth import Truth, in_float64, truth_of
 
-
-pytestmark = pytest.mark.usefixtures("quiet")
 
 NAMES = [name for name in SCORES if name != "provenance"]  # a scorer adds all but that one
 # Responses by their steps: lines where there are some, else sentences.
@@ -36,17 +26,17 @@ PROMPT = "Q:\n2+3?\nA:"
 
 
 @pytest.fixture
-def rows() -> list[dict]:
-    good = [{"prompt": PROMPT, "completion": "".join(steps)} for steps in RESPONSES]
-    return [*good, {"prompt": PROMPT, "completion": ""}]
+def dataset() -> Dataset:
+    return Dataset.from_list([row_of(steps) for steps in [*RESPONSES, [""]]])
+
+
+def row_of(steps: list[str]) -> dict[str, str]:
+    return {"prompt": PROMPT, "completion": "".join(steps)}
 
 
 @pytest.fixture
-def scorer(tiny_student, tiny_tokenizer) -> RSRScorer:
-    return RSRScorer(tiny_student(), tiny_tokenizer, scores=NAMES)
-
-
-# ------------------------------------------------------------------------------------- definitions, one row at a time
+def scorer(make_scorer) -> RSRScorer:
+    return make_scorer(scores=NAMES)
 
 
 class Row:
@@ -69,14 +59,13 @@ class Row:
 
 
 def filtered(row: Row) -> float:
-    most = sorted(range(len(row.nats)), key=lambda k: -row.nats[k])[: int(np.ceil(0.3 * len(row.nats)))]
-    return np.mean([row.rank[k] / row.nats[k] for k in most])
+    most = np.argsort(-row.nats, kind="stable")[: int(np.ceil(0.3 * len(row.nats)))]
+    return np.mean(row.rank[most] / row.nats[most])
 
 
 def lark(row: Row) -> float:
     probabilities = row.truth.logits.softmax(1).numpy()
-    one_hot = np.zeros_like(probabilities)
-    one_hot[np.arange(len(one_hot)), row.truth.targets] = 1
+    one_hot = np.eye(probabilities.shape[1])[row.truth.targets]
     return ((probabilities - one_hot) ** 2).sum(1).mean() / row.nats.mean()
 
 
@@ -121,21 +110,18 @@ def casl_by_definition(rows: list[Row]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "random"])
-def test_equals_its_definition(name, scorer, tiny_tokenizer):
+def test_equals_its_definition(name, scorer, make_scorer, tiny_tokenizer):
     model64 = in_float64(scorer.student.model)
     responses = [*RESPONSES, ["Just.", " Two"], ["Ten words\n", "or more."]]  # casl is fitted to six
     truths = [Row(model64, tiny_tokenizer, steps) for steps in responses]
-    dataset = Dataset.from_list([{"prompt": PROMPT, "completion": "".join(steps)} for steps in responses])
     expected = casl_by_definition(truths) if name == "casl" else [DEFINITIONS[name](row) for row in truths]
-    one = RSRScorer(scorer.student.model, tiny_tokenizer, scores=[name])
-    found = read_score(one.score(dataset), name)
+    found = read_score(make_scorer(scores=[name]).score(Dataset.from_list(list(map(row_of, responses)))), name)
     np.testing.assert_allclose(found, expected, rtol=1e-4 if name == "casl" else 1e-5)
 
 
-def test_random_is_uniform_and_of_the_tokens(scorer, tiny_tokenizer, tiny_student):
-    words = [f"answer {i}" for i in range(300)]
-    dataset = Dataset.from_list([{"prompt": PROMPT, "completion": word} for word in [*words, words[0]]])
-    values = RSRScorer(tiny_student(), tiny_tokenizer, scores="random").score(dataset)["score_random"][:]
+def test_random_is_uniform_and_of_the_tokens(make_scorer):
+    dataset = Dataset.from_list([row_of([f"answer {i % 300}"]) for i in range(301)])
+    values = make_scorer(scores="random").score(dataset)["score_random"][:]
     assert values[-1] == values[0] and len(set(values)) == 300
     assert 0 <= min(values) and max(values) < 1
     counts = np.histogram(values, bins=10, range=(0, 1))[0]
@@ -149,7 +135,7 @@ def test_real_tokens_and_a_real_student(gsm8k_rows, gsm8k_student):
     scored = scorer.score(Dataset.from_list(rows))
     model64 = in_float64(scorer.student.model)
     for row, example in zip(scored, scorer._tokenize(rows), strict=True):
-        pieces = [scorer.processing_class.decode([i]) for i in row[TOKEN_IDS]]
+        pieces = [scorer.processing_class.decode([i]) for i in row["rsr_token_ids"]]
         text, starts = "", [0]
         for k, piece in enumerate(pieces):
             if k and piece.strip() and text.strip() and "\n" in text[len(text.rstrip()) :]:
@@ -157,7 +143,7 @@ def test_real_tokens_and_a_real_student(gsm8k_rows, gsm8k_student):
             text += piece
         if "\n" in text.strip():
             assert row[STEP_SHARE] == pytest.approx(len(starts) / len(pieces))
-            expected = np.delete(row[TOKEN_SURPRISALS], starts).mean()
+            expected = np.delete(row["rsr_token_surprisals"], starts).mean()
             assert row["score_drop"] == pytest.approx(expected, rel=1e-5)
         truth = truth_of(model64, example.input_ids, np.flatnonzero(example.scored))
         assert row["score_entropy"] == pytest.approx(truth.entropies.mean(), rel=1e-5)
@@ -165,19 +151,15 @@ def test_real_tokens_and_a_real_student(gsm8k_rows, gsm8k_student):
         assert row["score_lark"] == pytest.approx(brier.mean() / truth.surprisals.mean(), rel=1e-5)
 
 
-# ---------------------------------------------------------------------------------------------------------- contract
-
-
 @pytest.mark.parametrize("entry", ["map", "batched map", "small batches", "backwards", "stream", "splits"])
-def test_the_same_by_every_entry_and_in_every_batch(entry, scorer, rows, tiny_tokenizer):
-    dataset = Dataset.from_list(rows)
-    expected = scorer.score(dataset)
-    small = RSRScorer(scorer.student.model, tiny_tokenizer, scores=NAMES, max_batch_tokens=64)
+def test_the_same_by_every_entry_and_in_every_batch(entry, scorer, make_scorer, dataset):
+    expected, backwards = scorer.score(dataset), range(len(dataset))[::-1]
+    small = make_scorer(scores=NAMES, max_batch_tokens=64)
     found = {
         "map": lambda: dataset.map(scorer),
         "batched map": lambda: dataset.map(scorer, batched=True, batch_size=2),
         "small batches": lambda: small.score(dataset),
-        "backwards": lambda: scorer.score(dataset.select(range(len(rows))[::-1])).select(range(len(rows))[::-1]),
+        "backwards": lambda: scorer.score(dataset.select(backwards)).select(backwards),
         "stream": lambda: Dataset.from_list(list(scorer.score(dataset.to_iterable_dataset()))),
         "splits": lambda: scorer.score(DatasetDict(only=dataset))["only"],
     }[entry]()
@@ -217,21 +199,20 @@ def test_direction(name):
     assert better < worse if SCORES[name].prefer == "low" else better > worse
 
 
-def test_nulls(scorer, rows):
-    scored, nothing = scorer.score(Dataset.from_list(rows)), scorer.score(Dataset.from_list(rows[-1:]))
+def test_nulls(scorer, dataset):
+    scored, nothing = scorer.score(dataset), scorer.score(dataset.select([len(dataset) - 1]))
     for name in NAMES:
         values = read_score(scored, name)
         assert np.isnan(values[-1]) and np.isfinite(values[:-1]).all(), name
         assert np.isnan(read_score(nothing, name)).all(), name
-        column = SCORE_PREFIX + name
-        if column in scored.column_names:
+        if (column := f"score_{name}") in scored.column_names:
             assert scored[column][-1] is None, name  # not NaN, which the null of rsr isn't either
             assert str(scored.features[column]) == "Value('float64')", name
 
 
 def test_undefined_is_null(scorer):
     """A response of which every token begins a step; and a text without a prompt."""
-    single = scorer.score(Dataset.from_list([{"prompt": PROMPT, "completion": "7"}]))
+    single = scorer.score(Dataset.from_list([row_of(["7"])]))
     assert single["score_drop"][0] is None and single["score_ifd"][0] is None and single["rsr"][0] is not None
     assert np.isnan(read_score(single, "casl")).all()
     text = scorer.score(Dataset.from_list([{"text": "All of it.\nIs scored."}]))
@@ -239,10 +220,8 @@ def test_undefined_is_null(scorer):
 
 
 def test_conversations_begin_anew_with_every_turn(scorer, tiny_tokenizer):
-    turns = ["one.\ntwo", "three"]
-    users = [{"role": "user", "content": "?"} for _ in turns]
-    answers = [{"role": "assistant", "content": turn} for turn in turns]
-    messages = [message for pair in zip(users, answers, strict=True) for message in pair]
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "one.\ntwo"}]
+    messages += [{"role": "user", "content": "?"}, {"role": "assistant", "content": "three"}]
     (example,) = scorer._tokenize([{"messages": messages}])
     places = np.flatnonzero(example.step_starts)
     letters = [tiny_tokenizer.decode([i]) for i in example.input_ids]
@@ -250,9 +229,8 @@ def test_conversations_begin_anew_with_every_turn(scorer, tiny_tokenizer):
     scored = scorer.score(Dataset.from_list([{"messages": messages}]))
     model64, ids = in_float64(scorer.student.model), example.input_ids.tolist()
     sees_all = truth_of(model64, ids, np.flatnonzero(example.scored)).surprisals
-    assert scored["score_lalp"][0] == pytest.approx(
-        -np.mean([sees_all[:5].mean(), sees_all[5:8].mean(), sees_all[8:].mean()]), rel=1e-5
-    )  # with fewer than five steps a turn, nothing is out of sight
+    steps = np.split(sees_all, [5, 8])  # with fewer than five steps a turn, nothing is out of sight
+    assert scored["score_lalp"][0] == pytest.approx(-np.mean([step.mean() for step in steps]), rel=1e-5)
     first = np.argmax(example.scored)
     alone = truth_of(model64, ids[first:], np.flatnonzero(example.scored)[1:] - first).surprisals
     assert scored["score_ifd"][0] == pytest.approx(sees_all[1:].mean() / alone.mean(), rel=1e-5)
@@ -271,22 +249,14 @@ def test_a_beginning_of_sequence_token_stays_without_the_prompt(stories260k):
     assert found == pytest.approx(given.mean() / alone.mean(), rel=1e-5)
 
 
-# ------------------------------------------------------------------------------------------------------- as columns
-
-
-def test_asking_for_scores_changes_nothing_else(scorer, rows, tiny_tokenizer):
-    plain = RSRScorer(scorer.student.model, tiny_tokenizer).score(Dataset.from_list(rows))
-    scored = scorer.score(Dataset.from_list(rows))
+def test_asking_for_scores_changes_nothing_else(scorer, make_scorer, dataset):
+    plain, scored = make_scorer().score(dataset), scorer.score(dataset)
     assert scored.column_names == [*plain.column_names, *(c for c in ALL_COLUMNS if c != "score_provenance")]
     assert scored.select_columns(plain.column_names).to_list() == plain.to_list()  # rsr_student too
     assert available_scores(scored) == NAMES
     assert available_scores(plain) == ["rsr", "surprisal", "rank", "length"]
-
-
-def test_stored_columns_are_the_very_scores(scorer, rows):
-    scored = scorer.score(Dataset.from_list(rows))
-    for name, column in (("surprisal", MEAN_SURPRISAL), ("rank", MEAN_CLIPPED_RANK)):
-        assert scored[f"score_{name}"][:] == scored[column][:]
+    assert scored["score_surprisal"][:] == scored["rsr_mean_surprisal"][:]  # the very numbers
+    assert scored["score_rank"][:] == scored["rsr_mean_clipped_rank"][:]
 
 
 def test_names():
@@ -299,31 +269,17 @@ def test_names():
         RSRScorer("not loaded", scores=["provenance"])
 
 
-def test_columns_of_an_earlier_scoring(scorer, rows, tiny_tokenizer):
-    dataset = Dataset.from_list(rows)
-    scored = scorer.score(dataset)
-    again = RSRScorer(scorer.student.model, tiny_tokenizer, scores=["rank"])
+def test_columns_of_an_earlier_scoring(scorer, make_scorer, dataset):
+    scored, again = scorer.score(dataset), make_scorer(scores=["rank"], overwrite=True)
     with pytest.raises(ValueError, match="already has the columns .*'score_lark'"):
-        again.score(scored)
-    again = RSRScorer(scorer.student.model, tiny_tokenizer, scores=["rank"], overwrite=True)
+        make_scorer(scores=["rank"]).score(scored)
     assert again.score(scored).column_names == again.score(dataset).column_names  # the other scores are gone
     with pytest.raises(ValueError, match="'score_lark'.* of an earlier scoring, and map can't drop columns"):
         scored.map(again)
-    own = dataset.add_column("score_lark", [1.0] * len(rows))  # the user's own, as nothing is scored yet
-    assert again.score(own)["score_lark"][:] == [1.0] * len(rows)
+    own = dataset.add_column("score_lark", [1.0] * len(dataset))  # the user's own, as nothing is scored yet
+    assert again.score(own)["score_lark"][:] == [1.0] * len(dataset)
     with pytest.raises(ValueError, match="already has the columns .'score_lark'.*overwrite=True"):
-        RSRScorer(scorer.student.model, tiny_tokenizer, scores=["lark"]).score(own)
-
-
-def test_map_finds_the_cache_of_the_same_scores_only(tiny_student_path):
-    from datasets.fingerprint import Hasher
-
-    states = [RSRScorer(tiny_student_path, scores=scores) for scores in (None, ["rank"], ["rank"], ["rank", "lark"])]
-    hashes = [Hasher.hash(state) for state in states]
-    assert hashes[1] == hashes[2] and len(set(hashes)) == 3
-
-
-# ------------------------------------------------------------------------------------------------------------- docs
+        make_scorer(scores=["lark"]).score(own)
 
 
 DOCS = (Path(__file__).resolve().parents[2] / "docs" / "scores.md").read_text(encoding="utf-8")

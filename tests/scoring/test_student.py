@@ -2,41 +2,28 @@
 
 import logging
 import random
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
 import torch
 import transformers
 
+from rsr_trl import RSRScorer
 from rsr_trl.scoring import student as student_module
-from rsr_trl.scoring.student import Student, best_layout, length_border, load_model
+from rsr_trl.scoring.student import Student, best_layout, length_border, load_model, num_positions
 from rsr_trl.scoring.tokens import TokenizedExample
-from tests.scoring.students import SHAPE, V, assert_true, build, examples_of, rsr_of
+from tests.scoring.students import SHAPE, V, assert_true, build, examples_of, rows_of
 from tests.scoring.truth import in_float64, truth_of
-
-
-@pytest.mark.parametrize("max_batch_tokens", [1, 64, 100, 10_000])
-@pytest.mark.parametrize("layout", ["equal", "padded"])
-def test_batches_do_not_matter(layout, max_batch_tokens):
-    model = build("qwen3")
-    examples = examples_of(lengths=(5, 40, 21, 40, 12, 5, 33, 40, 2, 4))
-    examples.insert(3, TokenizedExample.failed("nothing there"))
-    student = Student(model, max_batch_tokens=max_batch_tokens)
-    student.layout = layout
-    tokens = student.score(examples, with_top1=True)
-    assert_true(model, examples, tokens)
-    np.testing.assert_allclose(rsr_of(student.score(examples[::-1]))[::-1], rsr_of(tokens), rtol=1e-5)
 
 
 def test_only_what_is_asked_for():
     student, examples = Student(build("llama")), examples_of()
     plain = student.score(examples)
     assert plain.top1 is plain.entropies is plain.sum_squares is None
-    more = student.score(examples, with_moments=True)
-    i, places = 3, np.flatnonzero(examples[3].scored)
-    truth = truth_of(in_float64(student.model), examples[i].input_ids, places)
-    start = more.num_tokens[:i].sum()
-    np.testing.assert_allclose(more.entropies[start : start + len(places)], truth.entropies, rtol=1e-5, atol=2e-5)
+    more, places = rows_of(student.score(examples, with_moments=True))[3], np.flatnonzero(examples[3].scored)
+    truth_of(in_float64(student.model), examples[3].input_ids, places).assert_moments(more)
     for nothing in ([], [TokenizedExample.failed("no")]):
         tokens = student.score(nothing, with_top1=True, with_moments=True)
         assert tokens.num_tokens.tolist() == [0] * len(nothing) and tokens.top1.size == tokens.entropies.size == 0
@@ -84,9 +71,14 @@ def test_longrope_rows_have_the_factors_of_their_own_length(layout):
 
 
 class TestRefuses:
-    def test_an_unknown_way_to_logits(self):
-        model = build("llama")
-        model.lm_head.register_forward_hook(lambda module, inputs, output: output * 0.8)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize(
+        "change", [lambda z: z * 0.98, lambda z: 15 * torch.tanh(z / 15)], ids=["scale", "soft cap"]
+    )
+    def test_an_unknown_way_to_logits(self, change, dtype):
+        """Logits spread by 1.7 here, so the cap bends them as little as one at 30 bends those of a usual model."""
+        model = build("llama").to(dtype)
+        model.lm_head.register_forward_hook(lambda module, inputs, output: change(output))
         with pytest.raises(ValueError, match="LlamaForCausalLM doesn't compute its logits in a way that is known"):
             Student(model).score(examples_of())
 
@@ -111,13 +103,24 @@ class TestRefuses:
             ("Qwen3ForSequenceClassification", "has no LM head"),
             ("T5ForConditionalGeneration", "must be a decoder-only causal language model"),
             ("Llama4ForCausalLM", "whose backbone stands apart"),
+            ("RecurrentGemmaForCausalLM", "doesn't compute its logits in a way that is known"),  # capped at 30
+            ("xLSTMForCausalLM", "doesn't compute its logits in a way that is known"),
         ],
     )
     @pytest.mark.filterwarnings("ignore::UserWarning")
     def test_models_that_are_not_causal_or_not_known(self, name, message):
         kind = getattr(transformers, name)
-        small = {"Llama4ForCausalLM": {"num_local_experts": 2}, "T5ForConditionalGeneration": {"d_kv": 8}}
-        model = kind(kind.config_class(**SHAPE | small.get(name, {})))
+        small = {
+            "Llama4ForCausalLM": {"num_local_experts": 2},
+            "T5ForConditionalGeneration": {"d_kv": 8},
+            "RecurrentGemmaForCausalLM": {"lru_width": 32, "num_hidden_layers": 3},
+            "xLSTMForCausalLM": {"num_heads": 4, "embedding_dim": 32, "num_blocks": 2},
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = kind(kind.config_class(**SHAPE | small.get(name, {}))).eval()
+        if "ForCausalLM" in name:  # as widely spread as the logits of trained models
+            model.get_output_embeddings().weight.data.mul_(2 / model.get_output_embeddings().weight.std() / 32**0.5)
         with pytest.raises(ValueError, match=message):
             Student(model).score(examples_of())
 
@@ -142,24 +145,16 @@ class TestRefuses:
             Student(build("llama"), max_batch_tokens=0).score(examples_of())
 
 
-class TestBrokenWeights:
-    def test_nan_names_the_rows(self):
-        model, examples = build("llama-untied"), examples_of()
-        for i, example in enumerate(examples):
-            example.input_ids[example.input_ids == 100] = 101
-            if i in (0, 3):
-                example.input_ids[1] = 100
-        with torch.no_grad():
-            model.get_input_embeddings().weight[100] = torch.nan
-        with pytest.raises(FloatingPointError, match=r"NaN or infinite logits on rows \[7, 10\].*try dtype='float32'"):
-            Student(model).score(examples, first_row=7)
-
-    def test_all_of_it(self):
-        model = build("llama")
-        with torch.no_grad():
-            model.lm_head.weight.fill_(torch.nan)
-        with pytest.raises(FloatingPointError, match=r"rows \[0, 1, 2, 3, 4\]"):
-            Student(model).score(examples_of())
+def test_nan_names_the_rows():
+    model, examples = build("llama-untied"), examples_of()
+    for i, example in enumerate(examples):
+        example.input_ids[example.input_ids == 100] = 101
+        if i in (0, 3):
+            example.input_ids[1] = 100
+    with torch.no_grad():
+        model.get_input_embeddings().weight[100] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"NaN or infinite logits on rows \[7, 10\].*try dtype='float32'"):
+        Student(model).score(examples, first_row=7)
 
 
 class TestLeftAsFound:
@@ -199,6 +194,18 @@ class TestLeftAsFound:
             broken.score(examples)
         assert self.state(mixed) == before
 
+    def test_by_two_threads(self, mixed):
+        """Both would find the other's evaluation mode and bring that back."""
+        before, meeting, student = self.state(mixed)["modes"], Barrier(2), Student(mixed)
+
+        def score(_):
+            meeting.wait()
+            return student.score(examples_of()).ranks.tolist()
+
+        with ThreadPoolExecutor(2) as threads:
+            first, second = threads.map(score, range(2))
+        assert first == second and self.state(mixed)["modes"] == before
+
     def test_gradients_of_a_step_under_way(self, mixed):
         model, ids = mixed.eval(), torch.arange(10, 30)[None]
         model(input_ids=ids, labels=ids).loss.backward()
@@ -219,26 +226,48 @@ class TestLeftAsFound:
         assert_true(model, examples, student.score(examples))
 
 
-class TestLoading:
-    def test_dtype_device_and_map(self, tmp_path):
-        model, examples = build("llama"), examples_of()
-        model.save_pretrained(tmp_path)
-        for arguments in ({}, {"device": "cpu"}, {"device_map": "cpu"}, {"device_map": {"": "cpu"}}):
-            assert_true(model, examples, Student(load_model(str(tmp_path), **arguments)).score(examples))
-        narrow = load_model(str(tmp_path), dtype="bfloat16")
-        assert narrow.dtype == torch.bfloat16 and not narrow.training
-        with pytest.raises(ValueError, match="either device='cpu' or device_map='auto', not both"):
-            load_model(str(tmp_path), device="cpu", device_map="auto")
+def test_loading_with_dtype_device_and_map(tmp_path):
+    model, examples = build("llama"), examples_of()
+    model.save_pretrained(tmp_path)
+    for arguments in ({}, {"device": "cpu"}, {"device_map": "cpu"}, {"device_map": {"": "cpu"}}):
+        assert_true(model, examples, Student(load_model(str(tmp_path), **arguments)).score(examples))
+    narrow = load_model(str(tmp_path), dtype="bfloat16")
+    assert narrow.dtype == torch.bfloat16 and not narrow.training
 
-    @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-    def test_reduced_precision_scores_its_own_rounded_weights(self, tmp_path, dtype):
-        model, examples = build("llama", initializer_range=0.1), examples_of()
+    def test_a_language_model_inside_a_model_of_images(self, tmp_path, tiny_tokenizer):
+        """Mistral 3 and its kin: `AutoModelForCausalLM` doesn't know their checkpoints."""
+        text = {"model_type": "mistral", **SHAPE, "vocab_size": 262}
+        vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+        vision |= {"model_type": "pixtral", "image_size": 28, "patch_size": 14, "head_dim": 16}
+        config = transformers.Mistral3Config(text_config=text, vision_config=vision)
+        model = transformers.Mistral3ForConditionalGeneration(config).eval()
         model.save_pretrained(tmp_path)
-        model64 = in_float64(model)
-        truth = [truth_of(model64, e.input_ids, np.flatnonzero(e.scored)).rsr() for e in examples]
-        np.testing.assert_allclose(
-            rsr_of(Student(load_model(str(tmp_path), dtype=dtype)).score(examples)), truth, 0.02
-        )
+        tiny_tokenizer.save_pretrained(tmp_path)
+        row = {"prompt": "2+3=", "completion": " five"}
+        by_path, live = RSRScorer(str(tmp_path)), RSRScorer(model, tiny_tokenizer)
+        assert by_path(row) == live(row) and by_path.max_length == 128
+        tokens = tiny_tokenizer("2+3= five")["input_ids"]
+        truth = truth_of(model.double(), tokens, range(4, len(tokens)))
+        assert by_path(row)["rsr"] == pytest.approx(truth.rsr(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rope", "positions"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}, 128),  # raised already
+        ({"rope_type": "linear", "factor": 4.0}, 128),  # nothing says that it wasn't raised, as Gemma 3's is
+        ({"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 128}, 128),
+        ({"rope_type": "default"}, 128),
+    ],
+    ids=str,
+)
+def test_positions_that_rope_scaling_gives(rope, positions):
+    model = build("llama", rope_parameters={"rope_theta": 10_000.0, **rope})
+    assert num_positions(model.config) == positions
+    if positions > 128:
+        examples = examples_of((200, 150))
+        assert_true(model, examples, Student(model).score(examples))
 
 
 class TestOutOfMemory:

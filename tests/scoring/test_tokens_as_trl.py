@@ -7,6 +7,7 @@ from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
 from rsr_trl.scoring.tokens import ExampleTokenizer
+from tests.scoring import conversations as talk
 from tests.scoring.conversations import (
     MULTI,
     REASONING,
@@ -15,18 +16,13 @@ from tests.scoring.conversations import (
     TEMPLATES,
     THINK,
     TOOLS,
-    as_parts,
-    assistant,
     prepared_by_trl,
-    system,
-    tool,
-    user,
     with_tools,
 )
 
 
 CALLS_JSON = with_tools(json.dumps({"a": 1, "b": "two"}))
-
+PROMPT, COMPLETION = SINGLE[:1], SINGLE[1:]
 FORMATS = {
     "prompt_completion": [
         {"prompt": "1+1=", "completion": "2"},
@@ -35,41 +31,34 @@ FORMATS = {
         {"prompt": "x", "completion": "an end already<|im_end|>"},
         {"prompt": "é漢😀", "completion": "\n\n😀漢é\n"},
     ],
-    "prompt_completion_beside_text": [
-        {"prompt": "a", "completion": "b", "text": "c"},
-        {"prompt": "a", "completion": "b", "text": "c<|im_end|>"},
-    ],
+    "prompt_completion_beside_text": [{"prompt": "a", "completion": b, "text": "c"} for b in ("b", "b<|im_end|>")],
     "prompt_completion_chat": [
-        {"prompt": SINGLE[:1], "completion": SINGLE[1:]},
-        {"prompt": [system("be kind"), *MULTI[:3]], "completion": MULTI[3:]},
+        {"prompt": PROMPT, "completion": COMPLETION},
+        {"prompt": [talk.system("be kind"), *MULTI[:3]], "completion": MULTI[3:]},
         {"prompt": THINK[:3], "completion": THINK[3:]},
         {"prompt": THINK[:1], "completion": THINK[1:]},  # several messages in the completion
     ],
     "prompt_completion_tools": [
-        {"prompt": CALLS_JSON[:1], "completion": CALLS_JSON[1:], "tools": TOOLS},
-        {"prompt": CALLS_JSON[:3], "completion": CALLS_JSON[3:], "tools": TOOLS},
-        {"prompt": CALLS_JSON[:-1], "completion": CALLS_JSON[-1:], "tools": TOOLS},
+        {"prompt": CALLS_JSON[:end], "completion": CALLS_JSON[end:], "tools": TOOLS} for end in (1, 3, -1)
     ],
     "messages": [{"messages": messages} for messages in (SINGLE, MULTI, THINK, REASONING, SYSTEM)],
     "messages_tools": [{"messages": with_tools(), "tools": TOOLS}, {"messages": SINGLE, "tools": None}],
     "messages_tools_json": [{"messages": CALLS_JSON, "tools": json.dumps(TOOLS)}],
     "messages_ending_elsewhere": [{"messages": MULTI[:3]}, {"messages": with_tools()[:3]}],
-    "messages_same_role_twice": [{"messages": [user("a"), user("b"), assistant("c"), assistant("d"), assistant("c")]}],
+    "messages_same_role_twice": [{"messages": [*map(talk.user, "ab"), *map(talk.assistant, "cdc")]}],
     "conversations": [
         {"conversations": [{"from": message["role"], "value": message["content"]} for message in messages]}
         for messages in (SINGLE, MULTI, SYSTEM)
     ],
     "text": [{"text": "hello there"}, {"text": "an end already<|im_end|>"}, {"text": "é漢😀\n"}],
     "chat_template_kwargs": [
-        {"messages": MULTI, "chat_template_kwargs": {"enable_thinking": False}},
-        {"messages": MULTI, "chat_template_kwargs": {"enable_thinking": True}},
+        {"messages": MULTI, "chat_template_kwargs": {"enable_thinking": thinking}} for thinking in (False, True)
     ],
     "chat_template_kwargs_prompt": [
-        {"prompt": SINGLE[:1], "completion": SINGLE[1:], "chat_template_kwargs": {"enable_thinking": False}}
+        {"prompt": PROMPT, "completion": COMPLETION, "chat_template_kwargs": {"enable_thinking": False}}
     ],
     "chat_template_of_a_row": [
-        {"messages": MULTI, "chat_template_kwargs": {"chat_template": TEMPLATES["qwen2_5"]}},
-        {"messages": MULTI, "chat_template_kwargs": {"chat_template": None}},
+        {"messages": MULTI, "chat_template_kwargs": {"chat_template": text}} for text in (TEMPLATES["qwen2_5"], None)
     ],
 }
 # What SFTTrainer takes with assistant_only_loss: conversations, whose template has {% generation %} or a twin with it.
@@ -79,9 +68,8 @@ SETTINGS = [(name, only) for name in FORMATS for only in (False, True) if not (o
 
 def assert_as_trl(tokenize, dataset, streamed=True):
     """Every row of `dataset` is tokenized as TRL does, and rows without a scored token are those that TRL drops."""
-    expected = prepared_by_trl(
-        tokenize.processing_class, dataset, tokenize.max_length, tokenize.assistant_only_loss, streamed=streamed
-    )
+    only = tokenize.assistant_only_loss
+    expected = prepared_by_trl(tokenize.processing_class, dataset, tokenize.max_length, only, streamed=streamed)
     examples = tokenize(list(dataset))
     assert len(examples) == len(dataset)
     for row, example in enumerate(examples):
@@ -130,26 +118,15 @@ def test_tokenizers_without_chat_template(name, fixture, request):
     assert_as_trl(ExampleTokenizer(tokenizer), Dataset.from_list(rows))
 
 
-def _rows(conversations: list[list[dict]], as_messages: bool) -> Dataset:
-    if as_messages:
-        return Dataset.from_list([{"messages": messages, "tools": TOOLS} for messages in conversations])
-    return Dataset.from_list([{"prompt": m[:-1], "completion": m[-1:], "tools": TOOLS} for m in conversations])
-
-
 # Under assistant_only_loss the twins replace them, and those stand in the list themselves.
-MATRIX = [
-    pytest.param(name, only, marks=pytest.mark.slow if only else ())
-    for name in TEMPLATES
-    for only in (False, True)
-    if not (only and name.endswith("_training"))
-]
+MATRIX = [(name, False) for name in TEMPLATES]
+MATRIX += [pytest.param(name, True, marks=pytest.mark.slow) for name in TEMPLATES if not name.endswith("_training")]
 
 
 @pytest.mark.parametrize(("name", "assistant_only_loss"), MATRIX)
 def test_every_template_of_trl(name, assistant_only_loss, qwen3):
     """The ids are TRL's under every template that TRL ships; what a template refuses is an error here too."""
-    qwen3.chat_template = TEMPLATES[name]
-    qwen3.bos_token = "<|endoftext|>"
+    qwen3.chat_template, qwen3.bos_token = TEMPLATES[name], "<|endoftext|>"
     tokenize = ExampleTokenizer(qwen3, assistant_only_loss=assistant_only_loss)
     if assistant_only_loss and name.startswith(("gemma4", "llama3_1", "llama3_2")):
         with pytest.raises(ValueError, match="not training-compatible"):  # as SFTTrainer itself says at its start
@@ -157,11 +134,13 @@ def test_every_template_of_trl(name, assistant_only_loss, qwen3):
         return
     conversations = [SINGLE, MULTI, THINK, SYSTEM]
     if name.split("_")[0] in ("idefics3", "llava", "smolvlm"):  # they lose content that is a string
-        sets = [[as_parts(messages) for messages in conversations]]
+        sets = [[talk.as_parts(messages) for messages in conversations]]
     else:
         sets = [[*conversations, REASONING, with_tools()], [CALLS_JSON]]  # apart: a dataset's rows share their types
+    rows = [[{"messages": m, "tools": TOOLS} for m in messages] for messages in sets]
+    rows += [[{"prompt": m[:-1], "completion": m[-1:], "tools": TOOLS} for m in messages] for messages in sets]
     num_accepted = 0
-    for dataset in [_rows(s, as_messages) for s in sets for as_messages in (True, False)]:
+    for dataset in map(Dataset.from_list, rows):
         examples = tokenize(list(dataset))
         refused = [row for row, example in enumerate(examples) if example.error]
         for row in refused:
@@ -175,29 +154,16 @@ def test_every_template_of_trl(name, assistant_only_loss, qwen3):
     assert num_accepted >= 2 * len(conversations) - 2  # some know no system role
 
 
-@pytest.mark.parametrize(
-    ("name", "assistant_only_loss"),
-    [
-        ("text", False),
-        ("prompt_completion", False),
-        ("prompt_completion_chat", False),
-        ("prompt_completion_chat", True),
-        ("messages_tools", False),
-        ("messages_tools", True),
-        ("conversations", False),
-    ],
-)
+REAL = ["text", "prompt_completion", "prompt_completion_chat", "messages_tools", "conversations"]
+REAL = [(name, False) for name in REAL] + [("prompt_completion_chat", True), ("messages_tools", True)]
+
+
+@pytest.mark.parametrize(("name", "assistant_only_loss"), REAL)
 @pytest.mark.filterwarnings("ignore")
 def test_real_trainer(name, assistant_only_loss, tmp_path, tiny_student, qwen3):
     rows = [{**row, "row": i} for i, row in enumerate(FORMATS[name])]
-    args = SFTConfig(
-        output_dir=str(tmp_path),
-        max_length=24,
-        assistant_only_loss=assistant_only_loss,
-        use_cpu=True,
-        bf16=False,
-        report_to="none",
-    )
+    args = {"output_dir": str(tmp_path), "max_length": 24, "assistant_only_loss": assistant_only_loss}
+    args = SFTConfig(**args, use_cpu=True, bf16=False, report_to="none")
     model = tiny_student(vocab_size=len(qwen3), hidden_size=8, num_attention_heads=1, num_key_value_heads=1)
     trainer = SFTTrainer(model=model, args=args, train_dataset=Dataset.from_list(rows), processing_class=qwen3)
     examples = ExampleTokenizer(qwen3, max_length=24, assistant_only_loss=assistant_only_loss)(rows)
@@ -210,7 +176,8 @@ def test_real_trainer(name, assistant_only_loss, tmp_path, tiny_student, qwen3):
 
 def test_null_keys_of_a_dataset(qwen3):
     """A dataset fills the keys that other rows have with nulls, in messages, calls and their arguments."""
-    conversations = [with_tools({"a": 1}), with_tools({"b": "two"}), REASONING, [*SINGLE, tool("result"), *SINGLE]]
+    conversations = [with_tools({"a": 1}), with_tools({"b": "two"})]
+    conversations += [REASONING, [*SINGLE, talk.tool("result"), *SINGLE]]
     dataset = Dataset.from_list([{"messages": messages, "tools": TOOLS} for messages in conversations])
     assert dataset[0]["messages"][1]["tool_calls"][0]["function"]["arguments"] == {"a": 1, "b": None}
     assert dataset[2]["messages"][1]["tool_calls"] is None

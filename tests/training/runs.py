@@ -59,7 +59,7 @@ class Recording:
         if "attention_mask" in inputs:
             rows = [ids[mask.bool()] for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
         else:
-            rows = inputs["input_ids"][0].tensor_split(inputs["cu_seq_lens_q"][1:-1].cpu())
+            rows = inputs["input_ids"][0].tensor_split(inputs["cu_seq_lens_q"][1:-1].tolist())
         rows = [" ".join(map(str, row.tolist())) for row in rows]
         loss = super().training_step(model, inputs, num_items_in_batch)
         self.record.append((self.state.global_step, [row for row in rows if row != "0 0"], loss.item().hex()))
