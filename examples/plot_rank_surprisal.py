@@ -47,7 +47,7 @@ for ratio in (2, 4, 8):
     axes.annotate(f"RSR {ratio}", (end, ratio * end), color="0.3", fontsize=8, ha="right", va="bottom", rotation=31)
 words = np.geomspace(np.exp(low), np.exp(4.5), 200)
 axes.plot(
-    np.log(words), (words + 1) / 2, color="black", linestyle=":", linewidth=1, label="pure guessing among k words"
+    np.log(words), (words + 1) / 2, color="black", linestyle=":", linewidth=1, label="fair guesses among k words"
 )
 axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(0.9, top))
 for axis, ticks in ((axes.xaxis, (0.1, 0.2, 0.5, 1, 2, 5)), (axes.yaxis, (1, 2, 5, 10, 20, 50))):

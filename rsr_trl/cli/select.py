@@ -57,7 +57,7 @@ def main(data_args: DatasetArguments, args: SelectArguments, output_args: Output
     selection = choose(table, by)
     if not len(selection.rows):
         raise RSRError(f"Nothing was chosen of {len(table)} trajectories, so nothing is written. Loosen the choice.")
-    student = data.card_facts(source).get("student")
+    student, dtype = data.card_facts(source).get("student"), data.scoring_settings(source).get("dtype")
     facts = {
         "command": "select",
         "version": __version__,
@@ -78,6 +78,8 @@ def main(data_args: DatasetArguments, args: SelectArguments, output_args: Output
         "groups": selection.num_groups,
         "empty_groups": {reason: len(groups) for reason, groups in selection.empty_groups.items()},
         "relaxed_groups": len(selection.relaxed_groups),
+        "close_calls": selection.close_calls(dtype) if by.score == RSR else None,
+        "dtype": dtype,
         "before": _figures(table, by.score),
         "after": _figures(table.where(selection.rows), by.score),
     }
@@ -116,6 +118,10 @@ def _show(out: Console, result: dict, args: SelectArguments) -> None:
         say(out, f"{count:,} of {groups:,} groups {reason}, so nothing was chosen for them.")
     if result["relaxed_groups"]:
         say(out, f"In {result['relaxed_groups']:,} groups {args.require!r} is true of none: all were considered.")
+    if result["close_calls"] and result["close_calls"] > 0.1 * groups:
+        better = "" if result["dtype"] == "float32" else ": `rsr score --dtype float32` tells more of them apart"
+        error = f"the numerical error of scores in {result['dtype']}{better}"
+        say(out, f"In {share(result['close_calls'], groups)} groups the next best is within {error}.")
     if after["short"] > 0.1 * chosen:
         to_do = f"look before you train, or leave them out with --min_tokens {NOISY_BELOW}"
         say(out, short_ones(f"{share(after['short'], chosen)} of the chosen have", to_do))

@@ -40,6 +40,9 @@ class TeachersArguments(options.JsonArguments, options.ScoreArguments, options.C
     )
     certainty: float = option("Confidence level of the intervals, and certainty at which scoring stops.", 0.95)
     max_trajectories: int | None = option("Score at most this many trajectories.", None)
+    worst_rank: float = option(
+        "With a student: mean rank of rare bad trajectories that scoring in rounds may not have seen yet.", 50.0
+    )
     seed: int = option("Seed of the order of problems and of the bootstrap.", 0)
     csv: bool = option("Print only the table as CSV, on standard output.", False)
 
@@ -176,7 +179,7 @@ def _race(dataset, scorer, columns, args: TeachersArguments) -> tuple:
     """The race for programs, and how to show it."""
     from rsr_trl.selection.race import race_teachers
 
-    names = ("goal", "certainty", "max_trajectories", "seed")
+    names = ("goal", "certainty", "max_trajectories", "seed", "worst_rank")
     how = {name: getattr(args, name) for name in names}
     race = race_teachers(dataset, scorer, columns.teacher, columns.problem, **how)
     facts = {name: value for name, value in vars(race).items() if name != "scored"}

@@ -10,6 +10,7 @@ from scipy import stats
 from rsr_trl.rsr import RSRError
 
 
+FEW_VALUES = 10  # from which resampling gives intervals: fewer, drawn again, are nearly the same few points
 _BLOCK = 2**20  # differences held at once
 
 
@@ -31,12 +32,14 @@ def correlate(
             after training on it, such as accuracy.
         groups (sequence of `n` labels, *optional*): Student of each pair. Coefficients are then computed for each
             student by itself and averaged (as in the paper), and the bootstrap draws within students.
-        confidence, num_draws, seed (*optional*, default to `0.95`, `1000` and `0`): Level of the percentile intervals,
-            and bootstrap draws. Those in which a coefficient isn't defined because all values are alike don't count.
+        confidence, num_draws, seed (*optional*, default to `0.95`, `1000` and `0`): Level of the intervals, and
+            bootstrap draws. Those in which a coefficient isn't defined because all values are alike don't count.
+            With fewer than 10 values in a group intervals are Fisher's instead, wide and approximate.
 
     Returns:
         `dict` with, for `spearman`, `pearson` and `kendall` (tau-b), the coefficient, and its interval as `<name>_low`
-        and `<name>_high` (`None` if fewer than 90% of the draws count); and `n`. With groups also `<name>_by_group`.
+        and `<name>_high` (`None` if fewer than 90% of the draws count, and for 3 values, with `kendall` also 4); and
+        `n`. With groups also `<name>_by_group`.
 
     Raises:
         `RSRError`: not finite, different lengths, fewer than 3 values in a group, or values that are all alike.
@@ -62,18 +65,38 @@ def correlate(
                 raise RSRError(f"All {name}{where} are {values[rows[0]]:g}: no correlation is defined.")
 
     rng = np.random.default_rng(seed)
+    sizes = np.array([len(rows) for rows in members.values()])
     picked = [rng.choice(rows, (num_draws, len(rows))) for rows in members.values()]
     result = {"n": len(x)}
     tail = (1 - confidence) / 2
     for name, coefficient in {"spearman": _spearman, "pearson": _pearson, "kendall": _kendall}.items():
         each = {label: float(coefficient(x[[rows]], y[[rows]])[0]) for label, rows in members.items()}
-        mean = np.mean([coefficient(x[draws], y[draws]) for draws in picked], axis=0)
-        mean = mean[np.isfinite(mean)]
-        bounds = np.quantile(mean, [tail, 1 - tail]).tolist() if len(mean) >= 0.9 * num_draws else [None, None]
-        result |= {name: float(np.mean(list(each.values()))), f"{name}_low": bounds[0], f"{name}_high": bounds[1]}
+        value, low, high = float(np.mean(list(each.values()))), None, None
+        if sizes.min() < FEW_VALUES:
+            low, high = _fisher(name, value, sizes, tail)
+        else:
+            mean = np.mean([coefficient(x[draws], y[draws]) for draws in picked], axis=0)
+            mean = mean[np.isfinite(mean)]
+            if len(mean) >= 0.9 * num_draws:
+                low, high = np.quantile(mean, [tail, 1 - tail]).tolist()
+        result |= {name: value, f"{name}_low": low, f"{name}_high": high}
         if groups is not None:
             result[f"{name}_by_group"] = each
     return result
+
+
+def _fisher(name: str, value: float, sizes: np.ndarray, tail: float) -> tuple[float | None, float | None]:
+    """
+    Interval of a coefficient, or of the mean of one per group, on Fisher's scale `atanh`: with the variances of Bonett
+    & Wright (2000, Psychometrika 65). A perfect order has none there, so it counts as `1 - 1 / n`.
+    """
+    left = sizes - (4 if name == "kendall" else 3)
+    if left.min() < 1:
+        return None, None
+    variance = {"pearson": 1.0, "spearman": 1 + value**2 / 2, "kendall": 0.437}[name] / left
+    reach = stats.norm.isf(tail) * np.sqrt(variance.mean() / len(sizes))
+    centre = np.arctanh(np.clip(value, 1 / sizes.sum() - 1, 1 - 1 / sizes.sum()))
+    return min(value, float(np.tanh(centre - reach))), max(value, float(np.tanh(centre + reach)))
 
 
 # Of each row of two arrays of shape (draws, n); nan where all values of a row are alike.

@@ -15,6 +15,10 @@ from rsr_trl.selection.cap import least_total
 from rsr_trl.selection.table import ScoredTable, place_in_run
 
 
+# Relative error of RSR by the dtype in which the student scored: near ties of ranks, rounded logits.
+NUMERICAL_ERROR = {"float32": 0.001, "bfloat16": 0.02, "float16": 0.02}
+
+
 def choose_rows(
     cost: np.ndarray,
     tokens: np.ndarray,
@@ -127,6 +131,15 @@ class Selection:
     num_groups: int | None = None  # to choose from; None without group_column
     empty_groups: dict[str, list] = field(default_factory=dict)  # reason -> groups from which nothing was chosen
     relaxed_groups: list = field(default_factory=list)  # without a row that meets `require`: all rows were let in
+    # Of each group of which something was left out: the difference in score of the worst chosen and the best left out,
+    # over the former. None without group_column, and with a cap per teacher, which leaves out better ones.
+    margins: np.ndarray | None = None
+
+    def close_calls(self, dtype: str | None) -> int | None:
+        """In how many groups RSR in this dtype can't tell the chosen from the next by its numerical error; or None."""
+        if self.margins is None or dtype not in NUMERICAL_ERROR:
+            return None
+        return int((self.margins < NUMERICAL_ERROR[dtype]).sum())
 
 
 def select_trajectories(
@@ -227,7 +240,17 @@ def choose(table: ScoredTable, by: Criteria) -> Selection:
         cap = int(by.max_share_per_teacher * len(rows) + 1e-9)
         if np.bincount(table.teacher[rows]).max() > cap:
             rows = _capped(table, cost, group, rows, cap)
-    return Selection(np.sort(rows), len(table), **why)
+    margins = _margins(cost, group, rows) if by.group_column and by.max_share_per_teacher is None else None
+    return Selection(np.sort(rows), len(table), **why, margins=margins)
+
+
+def _margins(cost: np.ndarray, group: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    left = np.setdiff1d(np.flatnonzero(np.isfinite(cost)), chosen)
+    worst, best = np.full((2, int(group.max(initial=-1)) + 1), np.nan)
+    np.fmax.at(worst, group[chosen], cost[chosen])
+    np.fmin.at(best, group[left], cost[left])
+    both = np.isfinite(worst) & np.isfinite(best) & (worst != 0)
+    return (best[both] - worst[both]) / np.abs(worst[both])
 
 
 def _capped(table: ScoredTable, cost: np.ndarray, group: np.ndarray, rows: np.ndarray, cap: int) -> np.ndarray:

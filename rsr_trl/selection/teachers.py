@@ -142,9 +142,9 @@ def rank_teachers(
 
     Returns:
         [`TeacherRanking`], with these columns in its table, all but the last two over the compared trajectories:
-        `teacher`; `rsr` with `rsr_low` and `rsr_high` (bootstrap interval, with fewer than 10 problems Student-t's;
-        null for a single one); `probability_best` (share of the draws in which the teacher has the lowest RSR of those
-        that can be judged; null for a single problem, and for a single teacher); `mean_rank` (clipped);
+        `teacher`; `rsr` with `rsr_low` and `rsr_high` (bootstrap interval, with fewer than 30 problems Student-t's if
+        wider; null for a single one); `probability_best` (share of the draws in which the teacher has the lowest RSR
+        of those that can be judged; null for a single problem, and for a single teacher); `mean_rank` (clipped);
         `mean_surprisal` (nats); `mean_tokens`; `trajectories`; `truncated_share`; `accuracy` (null without
         `correctness_column`); `unscored` (the teacher's rows without a score); `rsr_all` (over all scored trajectories
         of the teacher, whoever it is compared with). Teachers without a scored trajectory come last, with nulls. With

@@ -65,6 +65,20 @@ def test_the_student_that_scored_is_passed_on(select, scored_rows, tmp_path):
         assert "scored with the student `me/student`, chosen by `rsr select`" in " ".join(card.read().split())
 
 
+@pytest.mark.parametrize("dtype, calls", [("bfloat16", 2), ("float32", 1), ("float64", None)])
+def test_choices_closer_than_the_numerical_error_are_told(select, scored_rows, tmp_path, dtype, calls):
+    rows = [scored_rows[0] | {"problem_id": str(i // 2), "rsr": value} for i, value in enumerate([2, 2.0001, 3, 2.95])]
+    rows += [scored_rows[0] | {"problem_id": "far", "rsr": value} for value in (2.0, 2.1)]
+    facts = {"command": "score", "settings": {"dtype": dtype}}
+    write_scored(Dataset.from_list(rows), tmp_path / "scored", "", facts=facts)
+    run = select(*BY_PROBLEM, "--json", dataset_name=tmp_path / "scored")
+    assert run.json["close_calls"] == calls and run.json["dtype"] == dtype
+    text = select(*BY_PROBLEM, "--overwrite", dataset_name=tmp_path / "scored").text
+    said = f"In {calls} ({calls / 3:.0%}) groups the next best" if calls else None
+    assert (said in text) if said else ("next best" not in text)
+    assert ("--dtype float32" in text) == (dtype == "bfloat16")
+
+
 def test_what_is_read_is_never_overwritten(select, scored_rows, tmp_path):
     source = tmp_path / "scored"
     write_scored(Dataset.from_list(scored_rows), source, "Made by `rsr score`.")

@@ -148,8 +148,8 @@ def test_with_a_student_it_stops_when_it_is_certain_or_scores_all(rsr, gsm8k_row
     argv = ["teachers", "--dataset_name", path, "--model_name_or_path", gsm8k_student, "--as_chat"]
     result = rsr(*argv, "--json").json
     assert result["certain"] and result["best"] == "Qwen2-72B-Instruct"
-    assert result["num_trajectories"] == 40 and result["num_trajectories_in_pool"] == 100
-    text = rsr(*argv, "--goal", "order").text
+    assert 40 < result["num_trajectories"] < result["num_trajectories_in_pool"] == 100
+    text = rsr(*argv, "--goal", "order", "--worst_rank", "0").text
     assert "The order of teachers is certain to 95%" in text and "Scored 40 (40%) of 100 trajectories" in text
     assert f"Next: rsr score --model_name_or_path {gsm8k_student} --dataset_name {path} --as_chat" in text
     assert [row["trajectories"] for row in rsr(*argv, "--goal", "all", "--json").json["table"]] == [50, 50]

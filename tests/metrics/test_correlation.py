@@ -43,6 +43,21 @@ def test_the_interval_covers_the_truth():
     assert 50 <= inside <= 60
 
 
+@pytest.mark.parametrize("size, groups", [(4, 1), (6, 1), (9, 1), (5, 3)])
+def test_few_values_leave_it_unclear(size, groups):
+    perfect = correlate(range(size), range(size, 0, -1))
+    assert perfect["spearman"] == perfect["spearman_low"] == pytest.approx(-1) and perfect["spearman_high"] > -0.7
+    assert correlate([1, 2, 3, 4], [9, 8, 7, 5])["pearson_high"] > 0
+    assert correlate([1, 2, 3], [9, 8, 5])["pearson_low"] is None
+    rng, labels = np.random.default_rng(1), np.repeat(np.arange(groups), size)
+    apart = dict.fromkeys(["spearman", "pearson", "kendall"], 0)
+    for _ in range(300):  # nothing in common
+        found = correlate(*rng.normal(size=(2, len(labels))), groups=labels, num_draws=1)
+        for name in apart:
+            apart[name] += found[f"{name}_low"] is not None and not found[f"{name}_low"] <= 0 <= found[f"{name}_high"]
+    assert all(count / 300 <= 0.08 for count in apart.values()), apart
+
+
 @pytest.mark.parametrize(
     "scores, results, options, message",
     [

@@ -263,3 +263,13 @@ def test_dataset_dict_is_chosen_from_split_by_split_and_a_stream_not_at_all():
     assert {split: rows["rsr"] for split, rows in best.items()} == {"train": [2.0, 4.0], "test": [5.0]}
     with pytest.raises(TypeError, match="all of them at once.*not IterableDataset"):
         select_trajectories(scored().to_iterable_dataset(), "problem_id")
+
+
+def test_margins_are_between_the_worst_chosen_and_the_best_left_out():
+    rows = scored().select(range(4)).remove_columns(["problem_id", "rsr"])
+    rows = rows.add_column("problem_id", ["p"] * 3 + ["q"]).add_column("rsr", [2.0, 2.5, 4.0, 1.0])
+    assert selection_of(rows, Criteria("problem_id")).margins == pytest.approx([0.25])
+    assert selection_of(rows, Criteria("problem_id", keep_per_group=2)).margins == pytest.approx([0.6])
+    high = selection_of(rows, Criteria("problem_id", prefer="high"))
+    assert high.margins == pytest.approx([0.375]) and high.close_calls("float32") == 0
+    assert selection_of(rows, Criteria(keep_fraction=0.5)).margins is None

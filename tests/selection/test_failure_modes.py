@@ -1,12 +1,12 @@
-import csv
+import os
 from dataclasses import asdict
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
-from rsr_trl.rsr import trajectory_means
+from rsr_trl import RSRScorer
 from rsr_trl.selection.compare import compare_scores
-from rsr_trl.selection.failure_modes import near_guessing
 from tests.selection.pools import clean_pool, column
 
 
@@ -86,30 +86,18 @@ def test_examples_are_rows_of_the_dataset_as_it_is():
         assert dataset[row]["rsr_num_tokens"] == 9 and dataset[row]["rsr"] > 0
 
 
-class TestNearGuessing:
-    def test_tokens_that_are_fair_guesses_where_those_look_better_than_reasoning(self):
-        for k in range(2, 11):
-            ranks = np.random.default_rng(k).permutation(np.repeat(np.arange(1, k + 1), 12))
-            means = trajectory_means(ranks, np.full(len(ranks), np.log(k)), [len(ranks)])
-            assert near_guessing(*means).tolist() == [True]
-            assert near_guessing(1.25 * means[0], means[1]).tolist() == [False]
-        words = np.array([1.5, 20, 50])
-        assert not near_guessing((words + 1) / 2, np.log(words)).any()
-
-    def test_no_teacher_of_the_paper(self, shared):
-        rows = list(csv.DictReader((shared / "paper" / "teacher_student_metrics.csv").open()))
-        parts = (np.array([float(row[name]) for row in rows]) for name in ("avg_rank_clipped", "avg_surprisal"))
-        assert len(rows) == 55 and not near_guessing(*parts).any()
-
-    def test_a_guessing_teacher_is_found(self):
-        dataset = clean_pool()
-        rows = of_teacher(dataset, "t1")
-        guess = dict(rsr_mean_surprisal=np.log(5), rsr_mean_clipped_rank=3.0, rsr=3 / np.log(5))
-        found = findings(planted(dataset, rows, **guess))
-        assert list(found) == ["near pure guessing", "one-teacher collapse"]
-        finding = found["near pure guessing"]
-        assert (finding.rows, finding.teachers) == (100, ["t1"]) and "100% of what RSR chooses" in finding.what
-        assert "random arm" in finding.what_to_do and "`rsr show`" in finding.what_to_do
+@pytest.mark.slow
+def test_real_reasoning_of_a_real_student_raises_no_alarm(gsm8k_rows):
+    if not os.environ.get("SMOLLM2"):
+        pytest.skip("SMOLLM2 isn't set to a folder with SmolLM2-135M-Instruct")
+    teachers = sorted({row["teacher"] for row in gsm8k_rows})[:4]
+    rows = [row for row in gsm8k_rows if row["teacher"] in teachers][:80]
+    chat = [{"prompt": [{"role": "user", "content": row["prompt"]}], "teacher": row["teacher"]} for row in rows]
+    for row, texts in zip(rows, chat, strict=True):
+        texts["completion"] = [{"role": "assistant", "content": row["completion"]}]
+        texts |= {name: row[name] for name in ("problem_id", "correct")}
+    scored = RSRScorer(os.environ["SMOLLM2"]).score(Dataset.from_list(chat))
+    assert set(findings(scored)) <= {"one-teacher collapse"}
 
 
 class TestCollapse:

@@ -5,7 +5,6 @@ from matplotlib.axes import Axes
 
 from rsr_trl.report.charts import INK, MUTED, draw, each_series, legend, log_axis, mark, sample
 from rsr_trl.report.material import Material
-from rsr_trl.selection.failure_modes import near_guessing
 
 
 MIN_LINES, MAX_LINES = 4, 8  # of equal RSR
@@ -15,16 +14,13 @@ def view(material: Material) -> dict:
     table = material.table
     rows = np.flatnonzero(material.finite & (table.surprisal > 0))
     drawn = sample(rows)
-    guesses = near_guessing(table.rank, table.surprisal)
-    alt = "Mean surprisal against mean clipped rank of each trajectory, with lines of equal RSR and of pure guessing"
+    alt = "Mean surprisal against mean clipped rank of each trajectory, with lines of equal RSR and of fair guesses"
     return {
         "chart": draw("plane", alt, 4.4, lambda axes: _plot(axes, material, drawn)),
         "legend": legend(table.teachers),
         "drawn": len(drawn),
         "drawable": len(rows),
         "scored": int(table.scored.sum()),
-        "guesses": guesses[table.scored].mean(),
-        "chosen_guesses": guesses[material.chosen].mean() if material.chosen.any() else None,
     }
 
 
