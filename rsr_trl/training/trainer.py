@@ -35,7 +35,8 @@ class RSRSFTTrainer(SFTTrainer):
     Rank-Surprisal Ratio (RSR, **lower = more suitable**), and scores them again as the student changes.
 
     It takes what [`~trl.SFTTrainer`] takes. A train dataset that carries scores of this very student over the same
-    tokens (the columns of [`RSRScorer`]) starts from them; any other is scored once before the first step.
+    tokens (the columns of [`RSRScorer`]; `rsr_content` of each row is compared) starts from them; any other is scored
+    once before the first step.
 
     Example:
 
@@ -115,12 +116,12 @@ class RSRSFTTrainer(SFTTrainer):
             settings = {"r_max": self.args.rsr_r_max, "assistant_only_loss": self.args.assistant_only_loss}
             own[0] = RSRScorer(self.model, self._tokenizer, **settings).fingerprint
         broadcast_object_list(own)
-        if not prepare.take_own_scores(self.train_dataset, table, own[0]):
+        if wrong := prepare.take_own_scores(self.train_dataset, table, own[0]):
             # Who never scores in between has counted on the dataset's own.
             say = logger.warning if self.args.rsr_rescore_strategy == "no" else logger.info
             say(
-                f"The train dataset's scores aren't of this student as it is here, in {str(self.model.dtype)[6:]}, "
-                "over the same tokens: it is scored again. (`rsr score --dtype` says in which dtype it scores.)"
+                f"The train dataset's scores {wrong}: it is scored again, in {str(self.model.dtype)[6:]}. (`rsr score` "
+                "takes --dtype and --max_length.)"
             )
         return table
 

@@ -132,6 +132,7 @@ def test_starts_from_own_scores_only_if_they_are_of_this_student_and_these_token
     assert history(trainer)["rsr"].tolist() == scored["rsr"][:]
     start(scored, own=True, trainer_kwargs=LORA)  # as it begins it is the student that was scored
     start(scored.remove_columns("rsr_student"), own=False)
+    start(scored.remove_columns("rsr_content"), own=False)  # scored before there was this column
     start(scored, own=False, max_length=12)
     start(scored, own=False, rsr_r_max=7)
     other = scored.map(lambda row, i: {"rsr_student": "0" * 16 if i == 3 else row["rsr_student"]}, with_indices=True)
@@ -140,6 +141,22 @@ def test_starts_from_own_scores_only_if_they_are_of_this_student_and_these_token
         student_parts[0].model.norm.weight[0] += 0.5
     student_parts[0].save_pretrained(student)
     start(scored, own=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: {"prompt": "Be careful. " + row["prompt"]},
+        lambda row: {"completion": row["completion"][::-1]},
+        lambda row: {"prompt": row["prompt"] + "?"} if row["prompt"].startswith("7:") else {},
+    ],
+    ids=["a system prompt", "other words of equal length", "one other question"],
+)
+def test_scores_of_other_tokens_than_it_trains_on_are_not_taken(make, student_parts, caplog, change):
+    changed = scored_by(*student_parts).map(change)
+    trainer = make(changed, None, *student_parts, rsr_rescore_strategy="no", **ONE_STEP)
+    assert "The train dataset's scores are of other tokens than it trains on in" in caplog.text
+    check_against_scorer(trainer, *student_parts, changed.select_columns(["prompt", "completion"]))
 
 
 def test_a_second_train_scores_again(train, student_parts):
