@@ -61,7 +61,9 @@ class RSRSFTConfig(SFTConfig):
         rsr_keep_fraction (`float`, *optional*, defaults to `1.0`): Train each epoch on this share in (0, 1] of the
             scored examples, the most suitable; rounded up.
         rsr_score_threshold (`float`, *optional*): Examples whose score is past this value when they are drawn, or that
-            have none, don't train. They come last in the epoch and count towards its length.
+            have none, don't train. They come last in the epoch and count towards its length, but a step in which no
+            process has an example that trains changes nothing: it runs no forward pass and moves neither the weights,
+            nor the optimizer, nor the learning rate schedule, which then doesn't reach its end.
         rsr_group_column (`str`, *optional*): Column that says which trajectories answer the same problem: each epoch
             trains on the `rsr_keep_per_group` most suitable of each.
         rsr_keep_per_group (`int`, *optional*, defaults to `1`): Trajectories of each group; smaller ones train whole.

@@ -175,7 +175,7 @@ class LiveScores(TrainerCallback):
 
     def _take_online(self, step: int) -> None:
         """Write what the training step measured, on all processes, into every process's table."""
-        local = np.concatenate(self._online)
+        local = np.concatenate([np.empty((0, 3)), *self._online])  # nothing where the step was empty
         self._online.clear()
         padded = np.full((self._step_draws // self.args.world_size, 3), np.nan)
         padded[: len(local)] = local

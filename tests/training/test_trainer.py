@@ -11,11 +11,12 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback
 from trl import SFTConfig
 
 from rsr_trl.rsr import CITATION
 from rsr_trl.scoring.scorer import RSRScorer
-from rsr_trl.training.collator import RSRDataCollator
+from rsr_trl.training.collator import MASKED_ROW, RSRDataCollator
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.live_table import ScoreTable
 from rsr_trl.training.trainer import RSRSFTTrainer
@@ -221,6 +222,64 @@ def test_each_epoch_trains_on_the_most_suitable_of_its_start(train, name):
         assert shares == [pytest.approx(1 - count / 19) for count in masked]
 
 
+class Moving(TrainerCallback):
+    """Notes after each step the weights, the next learning rate and the optimizer's momentum."""
+
+    def __init__(self):
+        self.weights, self.rates, self.momenta = [], [], []
+
+    def on_train_begin(self, args, state, control, model=None, lr_scheduler=None, **kwargs):
+        self.on_step_end(args, state, control, model, lr_scheduler)
+
+    def on_step_end(self, args, state, control, model=None, lr_scheduler=None, optimizer=None, **kwargs):
+        self.weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        self.rates.append(lr_scheduler.get_last_lr()[0])
+        states = [] if optimizer is None else optimizer.state.values()
+        self.momenta.append(sum(float(s["exp_avg"].abs().sum() + s["step"]) for s in states))
+
+
+def mixture_of_experts():
+    shape = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4}
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(vocab_size=262, num_experts_per_tok=2, initializer_range=0.3, **shape, **heads)
+    return Qwen3MoeForCausalLM(config)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [{}, {"gradient_accumulation_steps": 3}, {"max_grad_norm": 0.0}, {"rsr_rescore_strategy": "online"}],
+    ids=["plain", "accumulated", "unclipped", "online"],
+)
+@pytest.mark.parametrize("experts", [False, True], ids=["dense", "experts"])
+def test_a_step_in_which_nothing_trains_moves_nothing(make, tiny_student, experts, args):
+    moving, model = Moving(), mixture_of_experts() if experts else tiny_student()
+    shared = {"rsr_rescore_strategy": "no", "lr_scheduler_type": "linear", "weight_decay": 0.1, "num_train_epochs": 2}
+    shared |= {"rsr_sampling": "ordered", "rsr_score_threshold": 12.0 if experts else 10.6}
+    trainer = make(examples(40), {"callbacks": [moving]}, model, **shared | args)
+    assert trainer.aux_loss_enabled == experts
+    trainer.train()
+    rows, logs = rows_of_steps([vars(trainer)]), [log for log in trainer.state.log_history if "loss" in log]
+    empty = {step for step in rows if not rows[step]}
+    per_epoch = trainer.scores.steps_per_epoch
+    assert 0 < len(empty) < len(rows) and min(empty) < per_epoch <= max(set(rows) - empty)
+    for step in rows:
+        before, after = moving.weights[step : step + 2]
+        assert torch.equal(before, after) == (step in empty)
+        assert (moving.rates[step] == moving.rates[step + 1]) == (step in empty)
+        assert (logs[step]["grad_norm"] == 0) == (step in empty)
+        if step in empty:
+            assert moving.momenta[step] == moving.momenta[step + 1] and logs[step]["loss"] == 0
+    assert trainer.lr_scheduler.last_epoch == len(rows) - len(empty)
+
+
+def test_an_empty_micro_batch_gives_the_experts_no_gradient(make):
+    trainer = make(None, None, mixture_of_experts())
+    batch = trainer.data_collator([MASKED_ROW])
+    trainer.compute_loss(trainer.model.train(), batch).backward()
+    assert not any(p.grad.any() for p in trainer.model.parameters() if p.grad is not None)
+
+
 @pytest.mark.parametrize("prefer", ["low", "high"])
 def test_a_threshold_that_nothing_is_within_stops_before_the_first_step(make, prefer):
     trainer = make(rsr_score_threshold=0.1 if prefer == "low" else 1e6, rsr_prefer=prefer)
@@ -333,6 +392,18 @@ def test_padding_free_trains_on_the_same_rows_with_the_same_losses(train, tiny_s
     losses = [[float.fromhex(loss) for _, _, loss in trainer.record] for trainer in (padded, free)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     np.testing.assert_allclose(free.table.rsr, padded.table.rsr, rtol=1e-5)
+
+
+def test_an_evaluation_set_may_be_called_train(train, tiny_tokenizer):
+    texts = [row["prompt"] + row["completion"] for row in examples(5)]
+    tokenized = Dataset.from_list([{"input_ids": tiny_tokenizer(text)["input_ids"]} for text in texts])
+    arguments = {"eval_dataset": {"train": tokenized, "test": Dataset.from_list(examples(4, seed=3))}}
+    trainer = train(None, arguments, num_train_epochs=1, eval_strategy="epoch")
+    assert "rsr_scored" in trainer.train_dataset.column_names
+    for dataset in trainer.eval_dataset.values():
+        assert "rsr_scored" not in dataset.column_names
+    assert {"eval_train_loss", "eval_test_loss"} <= {name for log in trainer.state.log_history for name in log}
+    assert trainer.evaluate({"train": arguments["eval_dataset"]["test"]})["eval_train_loss"] > 0
 
 
 def test_evaluation_in_between_sees_every_row_and_changes_nothing(train, tiny_student):
