@@ -71,8 +71,10 @@ class RSRSFTConfig(SFTConfig):
         > Parameters that control re-scoring
 
         rsr_rescore_strategy (`str`, *optional*, defaults to `"epoch"`): When to score again with the student as it is
-            then: `"no"`, at the start of each `"epoch"`, every `rsr_rescore_steps` `"steps"`, or `"online"`: in the
-            training steps themselves, for a small part of their time; the new order shows from the next epoch.
+            then. `"no"`: never. `"epoch"` (recommended): all examples at the start of each epoch. `"steps"`: what the
+            epoch may still draw, every `rsr_rescore_steps`; and all at the start of an epoch, if the last pass wasn't
+            of all. `"online"`: in the training steps themselves, for a small part of their time; an epoch's order
+            then comes from scores of different moments of the last one, which compare only roughly.
         rsr_rescore_steps (`int` or `float`, *optional*): Steps between two scoring passes for `"steps"`. Smaller than
             1: a ratio of all training steps.
         rsr_teacher_column (`str`, *optional*): Names the teacher: the mean score of each teacher is logged.

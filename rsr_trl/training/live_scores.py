@@ -97,7 +97,8 @@ class LiveScores(TrainerCallback):
         self.sampler.set_epoch(epoch)
         if epoch == 0 or in_epoch > 0:
             return
-        if strategy == "epoch":
+        moments = np.unique(self.table.step[self.table.num_tokens > 0])
+        if strategy == "epoch" or (strategy == "steps" and moments.size > 1):  # only scores of one moment compare
             self.rescore(step)
         elif strategy == "online":  # what the last epoch didn't train on
             self.rescore(step, ~self.table.train_mode | (self.table.step < step - self.steps_per_epoch))

@@ -188,6 +188,23 @@ def test_re_scoring_in_an_epoch_covers_what_is_to_come_and_reorders_it(train):
     assert found["step"].max() == 12  # nothing is left to come at step 18
 
 
+@pytest.mark.parametrize(
+    ("every", "passes"), [(12, [0, 12, 19, 24, 36, 38, 48]), (18, [0, 18, 36, 38, 54]), (38, [0, 38])]
+)
+def test_between_steps_too_an_epoch_is_ordered_by_scores_of_one_moment(train, every, passes):
+    steps = {"rsr_rescore_strategy": "steps", "rsr_rescore_steps": every}
+    trainer = train(rsr_sampling="ordered", per_device_train_batch_size=1, **steps)
+    found = history(trainer)
+    assert sorted(found["step"].unique()) == passes
+    for epoch in (1, 2):
+        latest = found[found["step"] <= 19 * epoch]["step"].max()
+        of_latest = found[found["step"] == latest].set_index("row")["rsr"]
+        assert len(of_latest) == 19
+        until = min([step for step in passes if step > 19 * epoch] + [19 * (epoch + 1)])
+        drawn = sum(source_rows(trainer, epoch), [])[: until - 19 * epoch]
+        assert drawn == of_latest.sort_values().index.tolist()[: len(drawn)]
+
+
 @pytest.mark.parametrize("trainer_kwargs", [{}, LORA], ids=["full", "lora"])
 def test_re_scoring_equals_a_scorer_with_the_weights_of_that_moment(train, trainer_kwargs):
     trainer = train(trainer_kwargs=trainer_kwargs, num_train_epochs=2, save_strategy="epoch")
