@@ -11,7 +11,7 @@ help: ## show this help
 
 setup: $(STAMP) ## make .venv with everything in it (the other commands do it themselves)
 
-demo: $(STAMP) ## watch the whole way on a small student, offline, in a few minutes: begin here
+demo: $(STAMP) ## run everything end to end on a small student, offline, in a few minutes: start here
 	@$(BIN)/rsr demo
 
 test: $(STAMP) ## run the tests, without the slow ones
@@ -25,11 +25,11 @@ lint: $(STAMP) ## check style
 	@$(BIN)/ruff format --check .
 	@$(BIN)/lint-imports
 
-format: $(STAMP) ## mend style
+format: $(STAMP) ## fix style
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure this machine: tokens/s and memory against the reference way
+bench: $(STAMP) ## benchmark this machine: tokens/s and memory against the reference
 	@$(BIN)/python -m benchmarks.bench $(ARGS)
 
 $(STAMP): pyproject.toml constraints.txt

@@ -66,26 +66,26 @@ class BenchArguments:
     num_rows: int = field(default=64, metadata={"help": "Rows to measure on."})
     lengths: str = field(default="256,512,1024", metadata={"help": "Lengths of random rows, separated by commas."})
     prompt_share: float = field(default=0.25, metadata={"help": "Share of a random row that isn't scored."})
-    batch_size: int = field(default=4, metadata={"help": "Rows of a batch of the reference way."})
+    batch_size: int = field(default=4, metadata={"help": "Rows per batch of the reference."})
     dtype: Literal["bfloat16", "float16", "float32"] = field(default="float32", metadata={"help": "Student's dtype."})
-    device: str | None = field(default=None, metadata={"help": "By default the best there is."})
+    device: str | None = field(default=None, metadata={"help": "By default the best available."})
     attn_implementation: str | None = field(default=None, metadata={"help": "Attention implementation."})
-    max_batch_tokens: int | None = field(default=None, metadata={"help": "Tokens of a batch of our way."})
-    repeats: int = field(default=5, metadata={"help": "Rounds; each measures every way once."})
+    max_batch_tokens: int | None = field(default=None, metadata={"help": "Tokens per batch of rsr_trl."})
+    repeats: int = field(default=5, metadata={"help": "Rounds; each times every way once."})
     trainer: bool = field(
         default=False,
         metadata={"help": "Measure training instead: RSRSFTTrainer's steps beside SFTTrainer's, and a scoring pass."},
     )
     trainer_batch_size: int = field(default=4, metadata={"help": "Rows of a training step, with --trainer."})
-    skip_reference: bool = field(default=False, metadata={"help": "Leave the reference way out."})
-    json: bool = field(default=False, metadata={"help": "Print what was measured as JSON on standard output."})
+    skip_reference: bool = field(default=False, metadata={"help": "Skip the reference."})
+    json: bool = field(default=False, metadata={"help": "Print only a JSON summary, on standard output."})
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
     return option_parser(
         (BenchArguments,),
         prog=prog,
-        description="Measure scoring on this machine: the reference way, ours, and the floor.",
+        description="Benchmark scoring on this machine: a reference implementation, rsr_trl, and a lower bound.",
     )
 
 

@@ -10,7 +10,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from rsr_trl.scoring.batches import lay_out
+from rsr_trl.scoring.batches import lay_out, plan_batches
 from rsr_trl.scoring.lm_head import LMHead
 from rsr_trl.scoring.student import on_device
 from rsr_trl.training.config import RSRSFTConfig
@@ -110,9 +110,10 @@ def _bare_forward(trainer: RSRSFTTrainer) -> None:
     weight = LMHead.of(model).module.weight
     rows = trainer.train_dataset.select_columns(["input_ids", SCORED]).with_format("numpy")
     with trainer.accelerator.autocast():
-        for batch in trainer.scoring.plan(np.flatnonzero(trainer.table.num_tokens)):
-            taken = rows[batch.tolist()]
-            arrays = lay_out(taken["input_ids"], taken[SCORED], trainer.scoring.layout)
+        scoring, scorable = trainer.scoring, np.flatnonzero(trainer.table.num_tokens)
+        for batch in plan_batches(scoring.lengths[scorable], scoring.max_batch_tokens, scoring.layout):
+            taken = rows[scorable[batch].tolist()]
+            arrays = lay_out(taken["input_ids"], taken[SCORED], scoring.layout)
             tensors = on_device(arrays, device)
             scored = tensors.pop("scored")
             hidden = model.base_model(use_cache=False, **tensors).last_hidden_state[:, :-1][scored[:, 1:]]

@@ -104,7 +104,7 @@ def in_words(
             rsr["spearman_high"],
             below="orders these teachers the right way round",
             above="orders these teachers the wrong way round",
-            unclear="can't be told from a score that says nothing about these teachers",
+            unclear="isn't significantly different from a score that ignores these teachers",
         )
         said.append(f"RSR {what} (Spearman {rsr['spearman']:+.2f}, near -1 if it is useful).")
     strategies = strategies.set_index("strategy")
@@ -115,7 +115,7 @@ def in_words(
             one["high"],
             below="worse than",
             above="better than",
-            unclear="not to be told from",
+            unclear="not significantly different from",
         )
         said.append(
             f"Choosing by {name} is {what} choosing at random: {100 * one['minus_random']:+.0f} points "

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "RSRDataCollator": "training.collator",
+    "RSRError": "rsr",
     "RSRSFTConfig": "training.config",
     "RSRSFTTrainer": "training.trainer",
     "RSRSampler": "training.sampler",
@@ -30,6 +31,7 @@ _HOME = {
 }
 __all__ = [  # spelt out: type checkers and ruff don't follow list(_HOME)
     "RSRDataCollator",
+    "RSRError",
     "RSRSFTConfig",
     "RSRSFTTrainer",
     "RSRSampler",
@@ -48,7 +50,7 @@ __all__ = [  # spelt out: type checkers and ruff don't follow list(_HOME)
 
 if TYPE_CHECKING:
     from rsr_trl.report.page import write_report
-    from rsr_trl.rsr import dataset_rsr, filtered_token_rsr, token_rsr, trajectory_rsr
+    from rsr_trl.rsr import RSRError, dataset_rsr, filtered_token_rsr, token_rsr, trajectory_rsr
     from rsr_trl.scoring.scorer import RSRScorer
     from rsr_trl.selection.choose import select_trajectories
     from rsr_trl.selection.compare import compare_scores

@@ -6,6 +6,7 @@ This file knows no model and no tokenizer.
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import partial
@@ -16,7 +17,6 @@ import pyarrow.compute as pc
 from datasets import (
     Dataset,
     DatasetDict,
-    Features,
     IterableDataset,
     LargeList,
     List,
@@ -25,13 +25,14 @@ from datasets import (
     load_dataset_builder,
     load_from_disk,
 )
-from datasets.exceptions import DatasetsError
+from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetsError
 from huggingface_hub import DatasetCard, DatasetCardData
 
+from rsr_trl import formats
+from rsr_trl.formats import READERS, as_booleans, chats_as_text, holds_rows, reader_of, types_of_all_rows
 from rsr_trl.rsr import CITATION, SCORE_COLUMNS, RSRError
 
 
-READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 FORMAT_COLUMNS = ("prompt", "completion", "messages", "conversations", "text")  # the names that SFTTrainer looks for
 CHAT = [{"role": Value("string"), "content": Value("string")}]
 
@@ -50,8 +51,8 @@ def load(
     Load one split of a dataset from wherever it is.
 
     Args:
-        dataset_name (`str`): A `.jsonl`, `.json`, `.csv` or `.parquet` file, a folder of such files, a folder written
-            by `save_to_disk`, or the id of a dataset on the Hub.
+        dataset_name (`str`): A `.jsonl`, `.json`, `.csv` or `.parquet` file (or another of [`READERS`], also
+            compressed), a folder of such files, a folder written by `save_to_disk`, or the id of a dataset on the Hub.
         config (`str`, *optional*): Configuration of a dataset with several.
         split (`str`, *optional*, defaults to `"train"`): Split to load; a single file is one split, `"train"`. Slices
             such as `"train[:100]"` work, except for `save_to_disk` folders.
@@ -65,9 +66,10 @@ def load(
     if config is not None and path.is_file():
         raise RSRError(f"{dataset_name!r} is one file, so it has no configuration {config!r}.")
     if path.is_file():
-        if path.suffix.lower() not in READERS:
-            raise RSRError(f"Can't read {dataset_name!r}: the file must end in {', '.join(READERS)}.")
-        source = {"path": READERS[path.suffix.lower()], "data_files": {"train": [str(path)]}}
+        if (reader := reader_of(path)) is None:
+            endings = f"{', '.join(READERS)}, or be one of these in .gz or another compression"
+            raise RSRError(f"Can't read {dataset_name!r}: the file must end in {endings}.")
+        source = {"path": reader[0], "data_files": {"train": [str(path)]}, **reader[1]}
     elif _is_saved(path):
         dataset = _load_saved(path, split)
         return dataset.to_iterable_dataset() if streaming else dataset
@@ -76,24 +78,35 @@ def load(
     else:
         raise RSRError(f"There is no file or folder {dataset_name!r}.")
     if (path / STATE_FOLDER).is_dir() and not (path / STATE_FOLDER / COMPLETE).is_file():
-        raise RSRError(
-            f"{dataset_name!r} isn't scored to its end. Run the same `rsr score` command again: it goes on."
-        )
+        raise RSRError(f"{dataset_name!r} isn't fully scored yet. Run the same `rsr score` command again: it resumes.")
     try:
-        dataset = load_dataset(**source, name=config, split=split, streaming=streaming)
+        dataset = _load(source, name=config, split=split, streaming=streaming)
     except StopIteration:
-        raise RSRError(f"{dataset_name!r} is empty: it holds no row.") from None
+        raise RSRError(f"{dataset_name!r} is empty: it has no rows.") from None
     except (DatasetsError, OSError, ValueError) as error:
         what = f"{dataset_name!r}" if path.exists() else f"{dataset_name!r} (no file or folder here, so a Hub id)"
-        raise RSRError(f"Can't load {what}, split {split!r}: {error.__cause__ or error}") from error
+        others = _data_files(path) if isinstance(error, DataFilesNotFoundError) and path.is_dir() else []
+        hint = f" Files that can be read by their own names: {examples(others)}." if others else ""
+        raise RSRError(f"Can't load {what}, split {split!r}: {error.__cause__ or error}{hint}") from error
     if path.is_dir():
         _check_none_left_out(path, config)
     return dataset
 
 
+def _load(source: dict, **options) -> Dataset | IterableDataset:
+    """`load_dataset`, also of files whose types the first rows don't show."""
+    try:
+        return load_dataset(**source, **options)
+    except DatasetGenerationError as error:
+        with suppress(DatasetsError, OSError, ValueError):  # not JSON at all, for one: the first error says so
+            if whole := types_of_all_rows(load_dataset_builder(**source, name=options["name"])):
+                return load_dataset(**source, **options, **whole)
+        raise error
+
+
 def is_written_as_path(name: str) -> bool:
     """Whether `name` can only mean a file or folder, not something on the Hub."""
-    return name.startswith((".", "~", os.sep)) or name.count("/") > 1 or Path(name).suffix.lower() in READERS
+    return name.startswith((".", "~", os.sep)) or name.count("/") > 1 or reader_of(name) is not None
 
 
 def _is_saved(path: Path) -> bool:
@@ -117,17 +130,18 @@ def _check_none_left_out(folder: Path, config: str | None) -> None:
         return  # the folder itself says which files belong to what
     taken = load_dataset_builder(str(folder), name=config).config.data_files
     taken = {os.path.realpath(file) for files in taken.values() for file in files}
-    left_out = [
-        str(file.relative_to(folder))
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in READERS and file.name not in _NOT_DATA and os.path.realpath(file) not in taken
-        if not any(part.startswith(".") for part in file.relative_to(folder).parts)
-    ]
-    if left_out:
+    if left_out := [name for name in _data_files(folder) if os.path.realpath(folder / name) not in taken]:
         raise RSRError(
-            f"{len(left_out)} data files of {str(folder)!r} would be left out (first: {left_out[0]}), because others "
+            f"{len(left_out)} data files of {str(folder)!r} would be left out ({examples(left_out)}), because others "
             "are of another kind or named after splits. Pass a file, or a folder whose files belong together."
         )
+
+
+def _data_files(folder: Path) -> list[str]:
+    """Files in a folder that look as if they held rows; hidden ones don't count."""
+    names = [file.relative_to(folder) for file in sorted(folder.rglob("*")) if holds_rows(file)]
+    shown = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    return [str(name) for name in shown if name.name not in _NOT_DATA]
 
 
 def read_table(dataset: Dataset, names: Iterable[str | None], option: str | None = None) -> pa.Table:
@@ -187,7 +201,7 @@ def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
         return next((name for name in known if name in dataset.column_names and usable(name)), None)
 
     def names_groups(name: str) -> bool:
-        column = read_table(dataset, [name])[name]
+        column = chats_as_text(read_table(dataset, [name])[name])
         if pa.types.is_nested(column.type) or pa.types.is_null(column.type):
             return False
         if column.null_count:
@@ -195,10 +209,16 @@ def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
         return not column.null_count
 
     def names_problems(name: str) -> bool:
-        return names_groups(name) and 1 < pc.count_distinct(read_table(dataset, [name])[name]).as_py() < len(dataset)
+        column = read_table(dataset, [name])[name]
+        return names_groups(name) and 1 < pc.count_distinct(chats_as_text(column)).as_py() < len(dataset)
 
     def says_true_or_false(name: str) -> bool:
-        return dataset.features[name] == Value("bool")
+        if (kind := dataset.features[name]) == Value("bool"):
+            return True
+        if as_booleans(read_table(dataset, [name])[name]) is not None:
+            how = f"correctness_column={name} takes it as true and false"
+            notes.append(f"Column {name!r} holds {kind.dtype}, no booleans, so it isn't used: {how}.")
+        return False
 
     problems = ("problem_id", "question_id", "prompt_id", "problem", "question", "prompt")
     return Columns(
@@ -216,17 +236,22 @@ def as_trl_format(
     messages_column: str | None = None,
     system_prompt: str | None = None,
     as_chat: bool = False,
+    system_column: str | None = None,
 ) -> Dataset | IterableDataset:
     """
-    Turn raw columns into a format that [`~trl.SFTTrainer`] takes. Without arguments the dataset comes back as it is.
+    Turn raw columns into a format that [`~trl.SFTTrainer`] takes. Without arguments the dataset comes back as it is,
+    but for ShareGPT's names of roles (`human`, `gpt`), which become `user` and `assistant`, and `tools` of `""`.
 
     Args:
         dataset (`Dataset` or `IterableDataset`): With text or chat columns.
-        prompt_column, completion_column (`str`, *optional*): Columns to call `prompt` and `completion`.
-        messages_column (`str`, *optional*): Column to call `messages`, instead of the other two.
+        prompt_column, completion_column (`str`, *optional*): Columns to call `prompt` and `completion`. Several for
+            the prompt, with commas (`"instruction,input"`), are joined with blank lines between their texts.
+        messages_column (`str`, *optional*): Column to call `messages` (`conversations`, if that is its form), instead
+            of the other two.
         system_prompt (`str`, *optional*): System message to put before every chat.
         as_chat (`bool`, *optional*, defaults to `False`): Whether to wrap a plain-text prompt into a user message and
             its completion into an assistant message, for the student's chat template. Chats stay as they are.
+        system_column (`str`, *optional*): Column with each row's own system message, to put before its chat.
 
     Returns:
         The dataset with those columns. If columns are named, others whose names SFTTrainer would read (`prompt`,
@@ -239,19 +264,30 @@ def as_trl_format(
     names = {target: column for target, column in names.items() if column is not None}
     if messages_column and len(names) > 1:
         raise RSRError("Pass messages_column, or prompt_column and completion_column, not both.")
+    if system_prompt is not None and system_column is not None:
+        raise RSRError("Pass system_prompt, or system_column, not both.")
     columns = dataset.column_names or list(next(iter(dataset)))
-    for target, column in names.items():
-        if column not in columns:
-            raise RSRError(
-                f"{target}_column={column!r}: the dataset has no such column. It has: {', '.join(columns)}."
-            )
+    for target, column in {**names, **({} if system_column is None else {"system": system_column})}.items():
+        for part in [column] if column in columns or target != "prompt" else column.split(","):
+            if part not in columns:
+                raise RSRError(
+                    f"{target}_column={part!r}: the dataset has no such column. It has: {', '.join(columns)}."
+                )
+    if prompt_column is not None and prompt_column not in columns:
+        dataset, columns = formats.join_columns(dataset, prompt_column), [*columns, prompt_column]
+    if messages_column is not None and formats.is_sharegpt(dataset, messages_column):
+        names = {"conversations": messages_column}
     if names:
-        kept = {"messages"} if messages_column else {"prompt", "completion"} - set(names)
+        kept = set(names) if messages_column else {"prompt", "completion"} - set(names)
         aside = {name for name in FORMAT_COLUMNS if name in columns} - kept - set(names.values())
         renames = {name: f"source_{name}" for name in aside}
         renames |= {column: target for target, column in names.items() if column != target}
         dataset = dataset.rename_columns(renames)
         columns = [renames.get(column, column) for column in columns]
+        system_column = renames.get(system_column, system_column)
+    features = dataset.features or {}
+    for target in ("prompt", "completion"):
+        formats.check_one_text(features.get(target), target, names.get(target, target))
     if as_chat:
         if missing := [target for target in ("prompt", "completion") if target not in columns]:
             raise RSRError(
@@ -259,48 +295,19 @@ def as_trl_format(
                 f"{missing[0]}_column. The dataset has: {', '.join(columns)}."
             )
         for target, role in (("completion", "assistant"), ("prompt", "user")):
-            if not isinstance((dataset.features or {}).get(target), (list, List, LargeList)):
-                dataset = _map_column(dataset, target, partial(_wrap, role=role), CHAT)
-    if system_prompt is not None:
-        column = "prompt" if "prompt" in columns else "messages"  # where there are both, SFTTrainer reads the prompt
-        if column not in columns:
-            raise RSRError(f"system_prompt needs `messages` or `prompt`. The dataset has: {', '.join(columns)}.")
-        dataset = _map_column(dataset, column, partial(_prepend_system, system_prompt=system_prompt))
+            if not isinstance(features.get(target), (list, List, LargeList)):
+                dataset = formats.map_column(dataset, target, partial(formats.wrap, role=role), CHAT)
+    dataset = formats.with_known_names(dataset, columns)
+    if system_prompt is not None or system_column is not None:
+        # Where there are several, SFTTrainer reads the prompt.
+        column = next((name for name in ("prompt", "messages", "conversations") if name in columns), None)
+        if column is None:
+            what = "system_prompt" if system_column is None else "system_column"
+            raise RSRError(f"{what} needs `messages` or `prompt`. The dataset has: {', '.join(columns)}.")
+        prepend = partial(formats.prepend_system, system_prompt=system_prompt)
+        dataset = formats.map_column(dataset, column, prepend, beside=system_column)
+    formats.warn_of_unused(dataset, columns, prompt_column, system_column or system_prompt)
     return dataset
-
-
-def _map_column(dataset, column: str, function: Callable, feature=None):
-    """Replace one column by `function` of it; null stays null. `feature` is its new type, by default the old one."""
-    features = dataset.features and Features({**dataset.features, **({column: feature} if feature else {})})
-    desc = {"desc": f"Wrapping {column}"} if isinstance(dataset, Dataset) else {}
-    on_batch = partial(_map_batch, column=column, function=function)
-    return dataset.map(on_batch, with_indices=True, batched=True, features=features, **desc)
-
-
-def _map_batch(batch: dict, rows: list[int], column: str, function: Callable) -> dict:
-    values = []
-    for row, value in zip(rows, batch[column], strict=True):
-        try:
-            values.append(None if value is None else function(value))
-        except ValueError as error:
-            raise RSRError(f"Row {row}, column {column!r}: {error}") from None
-    return {column: values}
-
-
-def _wrap(text: str | list[dict], role: str) -> list[dict]:
-    if isinstance(text, list):  # a stream's columns may have no known type
-        return text
-    if not isinstance(text, str):
-        raise RSRError(f"as_chat wraps plain text, but this is {type(text).__name__}: {str(text)[:60]!r}")
-    return [{"role": role, "content": text}]
-
-
-def _prepend_system(messages: list[dict], system_prompt: str) -> list[dict]:
-    if isinstance(messages, str):
-        raise RSRError("system_prompt goes before a chat, but this is plain text; pass as_chat too")
-    if messages and messages[0].get("role") == "system":
-        raise RSRError("system_prompt was given, but this chat begins with a system message of its own")
-    return [{"role": "system", "content": system_prompt}, *messages]
 
 
 def source_files(dataset_name: str, config: str | None = None, split: str = "train") -> list[str]:
@@ -366,13 +373,16 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
         raise RSRError(f"{str(output_dir)!r} is a file; output_dir must be a folder.")
     found = sorted(file.name for file in output_dir.glob("*"))
     if found and not overwrite:
-        raise RSRError(f"{str(output_dir)!r} isn't empty. Choose another output_dir, or pass overwrite to replace it.")
+        raise RSRError(
+            f"{str(output_dir)!r} isn't empty. Choose another output_dir, or replace it with --overwrite "
+            "(overwrite=True in Python)."
+        )
     foreign = [name for name in found if name not in ("README.md", DATA_FOLDER, STATE_FOLDER)]
     inside = output_dir.glob(f"{DATA_FOLDER}/*")
     foreign += [f"{DATA_FOLDER}/{file.name}" for file in inside if file.suffix != ".parquet" and file.name[0] != "."]
     ours = (output_dir / STATE_FOLDER).is_dir() or "rsr-trl" in (_metadata(output_dir).get("tags") or [])
     if found and (foreign or not ours):
-        what = f"holds other things than a scored dataset (first: {foreign[0]})" if foreign else ""
+        what = f"contains files that aren't of a scored dataset (first: {foreign[0]})" if foreign else ""
         what = what or "holds a dataset that wasn't written by rsr-trl"
         raise RSRError(f"{str(output_dir)!r} {what}, so it is not overwritten. Choose another output_dir.")
 
@@ -383,7 +393,7 @@ def check_not_read(sources: Iterable[str | Path], output_dir: str | Path) -> Non
     for source in sources:
         path = Path(source).expanduser()
         if path.exists() and path.resolve().is_relative_to(target):
-            raise RSRError(f"{str(source)!r} is read and lies in output_dir, which is written. Choose another.")
+            raise RSRError(f"{str(source)!r} is the input and lies in output_dir. Choose another output_dir.")
 
 
 def write_scored(

@@ -1,4 +1,6 @@
+import gzip
 import json
+import lzma
 import os
 
 import pytest
@@ -15,10 +17,12 @@ from rsr_trl.data import (
     find_columns,
     is_selection,
     load,
+    read_table,
     scoring_settings,
     source_files,
     write_scored,
 )
+from rsr_trl.formats import as_booleans
 from rsr_trl.rsr import RSRError
 
 
@@ -57,10 +61,34 @@ class TestLoad:
         if test:
             assert load(str(tmp_path), split="test").to_list() == test
 
-    @pytest.mark.parametrize("other", ["more.jsonl", "more.csv", "deep/more.parquet"])
+    @pytest.mark.parametrize(
+        "name", ["rows.jsonl.gz", "rows.json.gz", "rows.csv.gz", "rows.ndjson", "rows.jsonlines", "rows.JSONL.xz"]
+    )
+    def test_compressed_files_and_other_endings(self, tmp_path, name):
+        kind = "csv" if ".csv" in name else "json" if ".json." in name else "jsonl"
+        plain, path = _write(tmp_path / f"plain.{kind}"), tmp_path / "folder" / name
+        path.parent.mkdir()
+        write = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix, open)
+        with write(path, "wt") as file:
+            file.write(open(plain).read())
+        for streaming in (False, True):
+            assert list(load(str(path), streaming=streaming)) == ROWS
+        if name in ("rows.jsonlines", "rows.JSONL.xz"):  # `datasets` passes them over in a folder
+            with pytest.raises(RSRError, match=f"by their own names: '{name}'"):
+                load(str(path.parent))
+        else:
+            assert load(str(path.parent)).to_list() == ROWS
+
+    @pytest.mark.parametrize(
+        "other",
+        ["more.jsonl", "more.csv", "deep/more.parquet", "more.jsonlines", "more.csv.gz", "more.tsv", "more.zip"],
+    )
     def test_no_file_of_a_folder_is_left_out_silently(self, tmp_path, other):
         _write(tmp_path / "train.jsonl")
-        _write(tmp_path / other)
+        if other.endswith((".jsonl", ".csv", ".parquet")):
+            _write(tmp_path / other)
+        else:
+            (tmp_path / other).touch()
         with pytest.raises(RSRError, match=f"1 data files .* left out .*{other}"):
             load(str(tmp_path))
         card = "---\nconfigs:\n- config_name: default\n  data_files: train.jsonl\n---\n"
@@ -81,7 +109,7 @@ class TestLoad:
         [
             ("absent.jsonl", "no file or folder"),
             ("./absent", "no file or folder"),
-            ("notes.txt", "must end in .jsonl, .json, .csv, .parquet"),
+            ("notes.txt", "must end in .jsonl, .json, .ndjson, .*, .csv, .* in .gz"),
             ("void.jsonl", "is empty"),
             ("void.csv", "void.csv"),
             ("broken.jsonl", "broken.jsonl.*JSON parse error"),
@@ -111,6 +139,47 @@ class TestLoad:
             load(str(tmp_path / "one"), split="test")
         with pytest.raises(RSRError, match="no configuration 'main'"):
             load(str(tmp_path / "rows.jsonl"), config="main")
+
+    PROMPT = {"role": "user", "content": "q"}
+    CALL = {"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"line": 9}}}]}
+
+    @pytest.mark.parametrize(
+        "early, late",
+        [
+            ({"teacher": None}, {"teacher": "late"}),
+            ({"tool_calls": None}, CALL),
+            ({}, {"teacher": "late"}),
+            ({"messages": [PROMPT, {"role": "assistant"}]}, {"messages": [PROMPT, {"role": "assistant"} | CALL]}),
+            (
+                {"messages": [PROMPT, {"role": "assistant", "reasoning_content": None}]},
+                {"messages": [PROMPT, {"role": "assistant", "reasoning_content": "so"}]},
+            ),
+            ({"correct": 1}, {"correct": 0.5}),
+            ({"gold": 7}, {"gold": "7/2"}),
+            ({"made": "2026-01-31"}, {"made": "unknown"}),
+        ],
+    )
+    @pytest.mark.parametrize("name", ["rows.jsonl", "rows.jsonl.gz"])
+    def test_a_value_that_comes_late_in_a_large_file(self, tmp_path, early, late, name):
+        """`datasets` takes the types of the first 10 MB."""
+        pad = {"prompt": "q" * 4000}
+        rows = [*[{**pad, **early}] * 2800, {**pad, **late}, {**pad, **early}]
+        small = tmp_path / "small.jsonl"
+        small.write_text("\n".join(map(json.dumps, rows[-3:])))
+        with (gzip.open if name.endswith(".gz") else open)(tmp_path / name, "wt") as file:
+            file.write("\n".join(map(json.dumps, rows)))
+        dataset, expected = load(str(tmp_path / name)), load(str(small))
+        assert dataset.features == expected.features and len(dataset) == len(rows)
+        assert dataset.select(range(len(rows) - 3, len(rows))).to_list() == expected.to_list()
+
+    def test_a_value_that_comes_in_another_file_or_late_in_a_table(self, tmp_path):
+        for name, rows in (("a", ROWS), ("b", [{**ROWS[0], "more": {"a": 1}}])):
+            _write(tmp_path / "folder" / f"{name}.jsonl", rows)
+        dataset = load(str(tmp_path / "folder"))
+        assert dataset[0] == {**ROWS[0], "more": None} and dataset[4] == {**ROWS[0], "more": {"a": 1}}
+        _write(tmp_path / "late.csv", [{"prompt": "q", "gold": "1"}] * 10_000 + [{"prompt": "q", "gold": "1/2"}])
+        dataset = load(str(tmp_path / "late.csv"))
+        assert (dataset[0]["gold"], dataset[10_000]["gold"]) == ("1", "1/2")
 
     def test_conversations_with_tools(self, airline_rows, shared):
         dataset = load(str(shared / "data" / "airline_tools_5_agents.jsonl"))
@@ -164,9 +233,65 @@ class TestAsTrlFormat:
         # The shape of tool calls stays.
         assert dataset[2]["messages"] == [{"role": "system", "content": "s"}, *airline_rows[2]["messages"][1:]]
 
+    @pytest.mark.parametrize("iterable", [False, True])
+    def test_sharegpts_names_of_roles(self, iterable):
+        sharegpt = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+        known = [{"from": "user", "value": "q"}, {"from": "assistant", "value": "a"}]
+        for column, options in (("conversations", {}), ("dialogue", {"messages_column": "dialogue"})):
+            given = Dataset.from_list([{column: sharegpt}, {column: None}, {column: known}])
+            dataset = as_trl_format(given.to_iterable_dataset() if iterable else given, **options)
+            assert list(dataset) == [{"conversations": chat} for chat in (known, None, known)]
+        given = Dataset.from_list([{"conversations": known}])
+        assert as_trl_format(given) is given, "nothing to change"
+
+    def test_system_messages_of_a_column(self, caplog):
+        chat = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+        dataset = Dataset.from_list([{"system": "s1", "conversations": chat}, {"system": "", "conversations": chat}])
+        first, second = as_trl_format(dataset, system_column="system")["conversations"]
+        assert first == [{"from": "system", "value": "s1"}, *second] and second[0] == {"from": "user", "value": "q"}
+        assert caplog.messages == []
+        as_trl_format(dataset)
+        assert caplog.messages == [
+            "The column 'system' isn't part of the chats: system_column=system puts it before them."
+        ]
+        caplog.clear()
+        has_one = [{"role": "system", "content": "s"}, *CHAT]
+        for row in (
+            {"system": "s", "messages": has_one},
+            {"system": "", "messages": CHAT},
+            {"system": 1, "text": "t"},
+        ):
+            as_trl_format(Dataset.from_list([row]))
+        assert caplog.messages == []
+        pair = Dataset.from_list([{"system": "s", "prompt": "q", "completion": "a"}])
+        (row,) = as_trl_format(pair, as_chat=True, system_column="system")
+        assert row["prompt"] == [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+
+    @pytest.mark.parametrize("iterable", [False, True])
+    def test_a_prompt_of_several_columns(self, iterable, caplog):
+        rows = [{"instruction": "Add.", "input": text, "output": "3"} for text in ("1 and 2", "", None)]
+        dataset = Dataset.from_list(rows)
+        dataset = dataset.to_iterable_dataset() if iterable else dataset
+        joined = as_trl_format(dataset, prompt_column="instruction,input", completion_column="output")
+        assert [row["prompt"] for row in joined] == ["Add.\n\n1 and 2", "Add.", "Add."]
+        assert caplog.messages == []
+        as_trl_format(dataset, prompt_column="instruction", completion_column="output")
+        assert "prompt_column=instruction,input joins the two" in caplog.messages[0]
+
+    @pytest.mark.parametrize("iterable", [False, True])
+    def test_tools_of_an_empty_text_are_none(self, iterable):
+        dataset = Dataset.from_list([{"messages": CHAT, "tools": tools} for tools in ("", "[]", None)])
+        dataset = as_trl_format(dataset.to_iterable_dataset() if iterable else dataset)
+        assert [row["tools"] for row in dataset] == [None, "[]", None]
+
     @pytest.mark.parametrize(
         "row, options, message",
         [
+            ({"generations": ["a", "b"], "q": "x"}, {"completion_column": "generations"}, "list of texts.*from_list"),
+            ({"conversations": CHAT}, {}, "pass messages_column=conversations"),
+            ({"a": "x"}, {"prompt_column": "a,b"}, "prompt_column='b': the dataset has no such column"),
+            ({"messages": CHAT, "s": "x"}, {"system_column": "s", "system_prompt": "x"}, "not both"),
+            ({"messages": CHAT}, {"system_column": "s"}, "system_column='s': the dataset has no such column"),
             ({"q": "x"}, {"prompt_column": "question"}, "'question'.*It has: q"),
             ({"q": "x", "m": "y"}, {"prompt_column": "q", "messages_column": "m"}, "not both"),
             ({"q": "x"}, {"prompt_column": "q", "as_chat": True}, "'completion'.*completion_column"),
@@ -250,7 +375,11 @@ class TestFindColumns:
             ({"problem_id": [1, 2, 3, 4]}, ("teacher", "prompt", "correct")),  # names rows, not problems
             ({"problem_id": [1] * 4, "prompt": ["Solve:"] * 4}, ("teacher", None, "correct")),  # names nothing
             ({"problem_id": [1, 2, 3, 4], "prompt": [[{"role": "user"}]] * 4}, ("teacher", None, "correct")),
-            ({"correct": [1, 0, 1, 0]}, ("teacher", "problem_id", None)),  # booleans alone are taken unasked
+            (
+                {"problem_id": [1, 2, 3, 4], "prompt": [[{"role": "user", "content": c}] for c in "xxyy"]},
+                ("teacher", "prompt", "correct"),
+            ),
+            ({"correct": ["no", "B"] * 2, "is_correct": [2] * 4}, ("teacher", "problem_id", None)),
         ],
     )
     def test_well_known_columns_that_can_be_used(self, changes, expected):
@@ -259,6 +388,18 @@ class TestFindColumns:
             found = find_columns(rows)
             assert (found.teacher, found.problem, found.correct) == expected and found.notes == []
             assert found.names == [name for name in expected if name is not None]
+
+    @pytest.mark.parametrize("values", [[1, 0, 1, 0], [1.0, 0.0, None, 1.0], ["True", "False", None, "true"]])
+    def test_correctness_that_is_no_boolean_is_noted_and_taken_if_asked_for(self, values):
+        rows = {name: column for name, column in self.ROWS.items() if name != "is_correct"} | {"correct": values}
+        dataset = Dataset.from_dict(rows)
+        found = find_columns(dataset)
+        assert found.correct is None and len(found.notes) == 1, "booleans alone are taken unasked"
+        assert "so it isn't used: correctness_column=correct takes it" in found.notes[0]
+        found = find_columns(dataset, Columns(correct="correct"))
+        expected = [value if value is None else str(value).lower() in ("1", "1.0", "true") for value in values]
+        column = as_booleans(read_table(dataset, ["correct"])["correct"])
+        assert found.correct == "correct" and column.to_pylist() == expected
 
     def test_nulls_are_noted(self):
         dataset = Dataset.from_dict(self.ROWS | {"teacher": ["a", None, None, "b"], "problem_id": [1, 1, None, 2]})

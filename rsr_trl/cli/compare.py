@@ -1,6 +1,6 @@
 """
 Compare RSR (lower = more suitable) with other scores of a scored dataset: how far they agree, what each would choose,
-how much of each is length and correctness; and look for RSR's known failure modes.
+and how much length and correctness explain. Also checks for RSR's known failure modes.
 """
 
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ class CompareArguments(JsonArguments, ColumnArguments):
 
     _argument_group_name = "comparison"
 
-    scores: str | None = option("Scores to compare, such as surprisal,length; by default all that are there.", None)
-    own_scores: str | None = option("Other columns, each with its more suitable end: quality:high,cost:low.", None)
-    keep_per_group: int = option("How many each score chooses of each problem.", 1)
-    keep_fraction: float | None = option("Instead of by problem: each chooses this share of all, in (0, 1].", None)
+    scores: str | None = option("Scores to compare, such as surprisal,length; by default all in the dataset.", None)
+    own_scores: str | None = option("Your own columns, each with its more suitable end: quality:high,cost:low.", None)
+    keep_per_group: int = option("How many trajectories each score chooses per problem.", 1)
+    keep_fraction: float | None = option("Let each score choose this share of all, in (0, 1], not per problem.", None)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -80,7 +80,7 @@ def _show(out: Console, comparison) -> None:
         problems, within = f" of {comparison.num_problems:,} problems", " within problems"
     say(out, bold=f"\n{len(scores)} scores of {comparison.num_compared:,} trajectories{problems}")
     _show_findings(out, comparison.findings)
-    say(out, f"\nScores, and the end of each that is more suitable, compared{within}:")
+    say(out, f"\nScores and their more suitable end, compared{within}:")
     columns = (
         Column("score", lambda row: f"{row['name']} ({row['prefer']})"),
         Column("RSR", lambda row: _signed(row["rank_correlation"])),
@@ -90,15 +90,15 @@ def _show(out: Console, comparison) -> None:
         Column("correct first", _correct_first, shown=by_truth),
     )
     print_table(out, scores, columns, limit=None)
-    say(out, "RSR, length: rank correlation with it (above 0: what it rates suitable is rated so by RSR, is long).")
-    say(out, f"choice: share of RSR's choice that it would choose too, by chance {comparison.chance_overlap:.0%}.")
+    say(out, "RSR, length: rank correlation with them (above 0: it agrees with RSR; it prefers long trajectories).")
+    say(out, f"choice: share of RSR's choice that it would choose too (by chance: {comparison.chance_overlap:.0%}).")
     if by_teacher:
         say(out, "teachers: rank correlation of its order of teachers with RSR's.")
     if by_truth:
         say(
             out,
-            "correct first: how often it rates a correct one more suitable than an incorrect one (95% interval), by "
-            "chance 50%.",
+            "correct first: how often it rates a correct one more suitable than an incorrect one (95% interval; by "
+            "chance: 50%).",
         )
     say(out, f"\nWhat each would choose with {comparison.rule}:")
 
@@ -126,8 +126,8 @@ def _show_findings(out: Console, findings: list) -> None:
     if not findings:
         say(
             out,
-            "None of RSR's known failure modes was found here. That doesn't show that it helps: only training on a "
-            "sample does, beside a random choice.",
+            "None of RSR's known failure modes was found here. That doesn't show that RSR helps: only training on a "
+            "sample of its choice and on a random one can.",
         )
         return
     say(out, f"{counted(len(findings), 'known failure mode')} of RSR found here:")

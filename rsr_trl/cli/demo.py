@@ -1,4 +1,4 @@
-"""Watch the whole idea work, offline, on a small student and data that come with the package."""
+"""Run everything end to end, offline, on a small student and data that come with the package."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -20,18 +20,18 @@ SHORT = 12  # scored tokens: more than a bare answer has, fewer than the tersest
 MIN_PROBLEMS = 10  # some to train on and some to hold out
 RESPONSE_WIDTH = 30  # with the other columns, a terminal of 80
 INTRODUCTION = """\
-[bold]A tour of rsr-trl.[/] A stronger teacher needn't make a better student: it matters which trajectories suit \
-[italic]this[/] student. The student itself says so, in one forward pass over each trajectory:
+[bold]A tour of rsr-trl.[/] A stronger teacher doesn't always make a better student: what matters is which \
+trajectories suit [italic]this[/] student. The student itself can tell, in one forward pass over each trajectory:
 
-    RSR = how far down the student's list the tokens stand (mean rank)
+    RSR = how far down the student's list the tokens are (mean rank)
           / how much they surprise it (mean surprisal)
     [bold]A lower RSR suits it better.[/]
 
-The demo shows the way on a toy and claims no gain. The evidence, on real language models, is in the paper:
+The demo runs every step on a toy and claims no gain. The evidence, on real language models, is in the paper:
 https://arxiv.org/abs/2601.14249"""
 
 YOUR_OWN = """
-The same with a student and data of your own:
+The same with your own student and data:
 
   rsr score --model_name_or_path STUDENT --dataset_name data.jsonl --output_dir scored
   rsr select --dataset_name scored --group_column problem_id --output_dir selected"""
@@ -41,9 +41,9 @@ The same with a student and data of your own:
 class DemoArguments:
     """Options of `rsr demo`."""
 
-    output_dir: str = option("Folder for the files; those of an earlier demo are replaced.", "demo_output")
+    output_dir: str = option("Output folder; the files of an earlier demo are replaced.", "demo_output")
     seed: int = option("Seed of the problems, the responses and the training.", 0)
-    num_problems: int = option("Problems, each of which every teacher solves.", 120)
+    num_problems: int = option("Number of problems; every teacher solves each of them.", 120)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -65,10 +65,10 @@ def main(args: DemoArguments) -> None:
     _show_teachers(out, scored)
     selected = _select(out, scored, folder / "selected.parquet")
     _fine_tune(out, selected, args.seed, folder / "student")
-    _headline(out, 6, "What is left for you")
+    _headline(out, 6, "Your files")
     files = {"scored.parquet": "every trajectory with its scores: sort by `rsr` and read both ends"}
-    files |= {"selected.parquet": "the chosen ones, as SFTTrainer takes them"}
-    for name, what in (files | {"student": "the fine-tuned student, as from_pretrained takes it"}).items():
+    files |= {"selected.parquet": "the chosen trajectories, ready for SFTTrainer"}
+    for name, what in (files | {"student": "the fine-tuned student, ready for from_pretrained"}).items():
         out.print(Text.assemble("  ", (str(folder / name), "bold"), f": {what}"), soft_wrap=True)
     out.print(YOUR_OWN, soft_wrap=True)
     out.print(f"\nThe demo took {monotonic() - start:.0f} seconds.")
@@ -99,7 +99,8 @@ def _score(out: Console, args: DemoArguments, path: Path):
     unscored, cut = sum(rsr is None for rsr in scored["rsr"]), sum(scored["rsr_truncated"])
     out.print(
         f"{len(scored) - unscored:,} scored, {unscored} without a score, {cut} cut at the student's length limit.\n"
-        "[bold]Look at[/] the last two: one without a score is never chosen, a cut one is scored by its beginning."
+        "[bold]Look at[/] the last two numbers. A trajectory without a score is never chosen. The score of a cut one "
+        "covers only the part before the cut."
     )
     return scored
 
@@ -116,9 +117,9 @@ def _show_teachers(out: Console, scored) -> None:
     columns += [Column("correct", lambda one: percent(one["accuracy"]))]
     print_table(out, teachers, columns)
     out.print(
-        "[bold]Look at[/] RSR and its two parts. It is high for text that the student nearly knows by heart (hardly "
-        "any surprisal) and for text that is foreign to it (high rank); low where a token is news and still among the "
-        "first that the student would think of. And look at what RSR doesn't know: length and correctness."
+        "[bold]Look at[/] RSR and its two parts. RSR is high for text that the student nearly knows by heart (hardly "
+        "any surprisal) and for text that is foreign to it (high rank). It is low where tokens are new to the student "
+        "and still among its most likely ones. Look at what RSR doesn't know, too: length and correctness."
     )
     if teachers[0]["teacher"] == "guesser":
         right = f"is right {percent(teachers[0]['accuracy'])} of the time and explains nothing"
@@ -140,7 +141,7 @@ def _select(out: Console, scored, path: Path):
     )
     print_table(out, sorted(of_all | of_reasoned, key=lambda name: (-of_reasoned[name], name)), columns)
     out.print(
-        "[bold]Look at[/] whom it chose. If one teacher has nearly everything, read some of its trajectories before "
+        "[bold]Look at[/] which teachers were chosen. If one teacher dominates, read some of its trajectories before "
         "you train on them, or set a cap: max_share_per_teacher."
     )
     if of_all["guesser"]:
@@ -149,7 +150,7 @@ def _select(out: Console, scored, path: Path):
             out,
             f"Of the {len(best_of_all)} chosen from all, {of_all['guesser']} are bare guesses. A guess among a few "
             "likely digits has a low rank and a high surprisal: it looks ideal to RSR and teaches nothing. RSR means "
-            f"little on short answers: the demo sets those under {SHORT} tokens aside, as in the second column.",
+            f"little on short answers: the demo filters out those under {SHORT} tokens, as in the second column.",
         )
     _show_example(out, scored, best[0])
     best.to_parquet(path)
@@ -197,10 +198,10 @@ def _fine_tune(out: Console, selected, seed: int, path: Path) -> None:
     trainer.save_model()
     trainer.end()
     out.print(
-        f"{trainer.state.global_step} steps on {len(train)} trajectories. Loss on the {len(held_out)} that were held "
-        f"out: {before:.3f} -> {after:.3f} nats per token.\n"
-        "[bold]Look at[/] the loss: it should fall. That says training works, and nothing about the choice. To judge "
-        "a choice, train on a random one too and compare both on the task itself."
+        f"{trainer.state.global_step} steps on {len(train)} trajectories. Loss on {len(held_out)} held-out ones: "
+        f"{before:.3f} -> {after:.3f} nats per token.\n"
+        "[bold]Look at[/] the loss: it should fall. That shows that training works, and nothing about the choice. To "
+        "judge a choice, train on a random one too and compare both on the task itself."
     )
 
 

@@ -15,15 +15,15 @@ import rsr_trl
 
 
 COMMANDS = {
-    "demo": "watch the whole way, offline, on a small student and data of its own: begin here",
+    "demo": "run everything end to end, offline, on a small built-in student and data: start here",
     "score": "score every trajectory of a dataset with your student",
-    "teachers": "rank the teachers of a scored dataset, with error bars, or score as few trajectories as needed",
+    "teachers": "rank the teachers of a scored dataset, with error bars; or score only as many trajectories as needed",
     "select": "choose the most suitable trajectories of a scored dataset",
     "sft": "fine-tune your student, the most suitable trajectories first (TRL's SFT)",
-    "pilot": "try ways to choose on your student and data, small, before you train big",
-    "compare": "set RSR beside other scores of the same trajectories, and look for its known failure modes",
-    "report": "write one self-contained HTML page: teachers, trajectories token by token, what selection changes",
-    "show": "show one trajectory token by token: where it surprises the student, and where it suits",
+    "pilot": "compare selection strategies in short trainings of your student, before the full training",
+    "compare": "compare RSR with other scores of the same trajectories, and check for its known failure modes",
+    "report": "write a self-contained HTML report: teachers, trajectories token by token, what selection changes",
+    "show": "show one trajectory token by token: per-token surprisal and per-sentence RSR",
 }
 
 DESCRIPTION = """\

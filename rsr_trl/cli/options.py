@@ -30,7 +30,8 @@ class DatasetArguments:
     _argument_group_name = "dataset"
 
     dataset_name: str = option(
-        "A .jsonl, .json, .csv or .parquet file, a folder of them or from `save_to_disk`, or a dataset's Hub id."
+        "A .jsonl, .json, .csv or .parquet file (or in .gz), a folder of them or from `save_to_disk`, or a dataset's "
+        "Hub id."
     )
     dataset_config: str | None = option("Configuration of the dataset, if it has several.", None)
     dataset_split: str = option("Split to read; slices such as 'train[:100]' work, except of `save_to_disk`.", "train")
@@ -51,10 +52,13 @@ class FormatArguments:
 
     _argument_group_name = "columns"
 
-    prompt_column: str | None = option("Column with the prompt, if not `prompt`.", None)
+    prompt_column: str | None = option(
+        "Column with the prompt, if not `prompt`; instruction,input joins the texts of two.", None
+    )
     completion_column: str | None = option("Column with the trajectory, if not `completion`.", None)
     messages_column: str | None = option("Column with whole conversations, if not `messages`.", None)
     system_prompt: str | None = option("System message to put before every chat.", None)
+    system_column: str | None = option("Column with each row's own system message, to put before its chat.", None)
     as_chat: bool = option(
         "Wrap a plain-text prompt and completion into user and assistant messages, for an instruct student.", False
     )
@@ -64,7 +68,7 @@ class FormatArguments:
 class TeacherArguments:
     """Who wrote a trajectory."""
 
-    teacher_column: str | None = option("Column of teachers' names; by default `teacher`; none: no column.", None)
+    teacher_column: str | None = option("Column with teacher names; by default `teacher`; none: use no column.", None)
 
 
 @dataclass
@@ -73,11 +77,11 @@ class ColumnArguments(TeacherArguments):
 
     problem_column: str | None = option(
         "Column that names the problem; by default problem_id, question_id, prompt_id, problem, question or prompt, "
-        "the first in which values repeat; none: no column.",
+        "the first in which values repeat; none: use no column.",
         None,
     )
     correctness_column: str | None = option(
-        "Boolean column; by default `correct` or `is_correct`; none: no column.", None
+        "Boolean column; by default `correct` or `is_correct`; none: use no column.", None
     )
 
     def columns(self, dataset):
@@ -91,9 +95,11 @@ class ColumnArguments(TeacherArguments):
 class ScoreArguments:
     """What orders trajectories."""
 
-    score: str = option("What to go by: a score that the dataset has, or a numeric column.", "rsr")
+    score: str = option("Score to order by: one in the dataset, or a numeric column.", "rsr")
     prefer: Literal["low", "high"] | None = option(
-        "Which end of it is more suitable; by default its own (RSR: low). A column of yours needs it.", None
+        "Whether low or high is better. Defaults to the score's own direction (RSR: low); required for your own "
+        "columns.",
+        None,
     )
 
 
@@ -103,7 +109,7 @@ class JsonArguments:
 
     _argument_group_name = "output"
 
-    json: bool = option("Print one JSON object on standard output, and nothing else.", False)
+    json: bool = option("Print only a JSON summary, on standard output.", False)
 
 
 @dataclass(kw_only=True)
@@ -112,8 +118,8 @@ class OutputArguments(TeacherArguments, JsonArguments):
 
     _argument_group_name = "output"
 
-    output_dir: str = option("Folder to make; it is absent or empty.")
-    overwrite: bool = option("Replace what an earlier run wrote there (rsr score: scores in the dataset too).", False)
+    output_dir: str = option("Output folder; it must not exist yet or must be empty.")
+    overwrite: bool = option("Replace the output of an earlier run (rsr score: scores in the dataset too).", False)
 
 
 @dataclass
@@ -126,25 +132,32 @@ class StudentArguments:
     model_revision: str | None = option("Branch, tag or commit of the student.", None)
     trust_remote_code: bool = option("Run code that comes with the student.", False)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
-        "Dtype to load the student in; `auto`: that of its weights.", "auto"
+        "Dtype to load the student in; `auto` uses the checkpoint's dtype.", "auto"
     )
-    device: str | None = option("Such as cuda:1 or cpu; by default the best there is.", None)
-    device_map: str | None = option("Spread the student over several devices; `auto` decides by itself.", None)
+    device: str | None = option("Device, such as cuda:1 or cpu; by default the best available.", None)
+    device_map: str | None = option("Spread the student over several devices; `auto` chooses how.", None)
     attn_implementation: str | None = option("Attention implementation, such as flash_attention_2.", None)
     load_in_8bit: bool = option("Load the student in 8 bits (needs bitsandbytes).", False)
     load_in_4bit: bool = option("Load the student in 4 bits (needs bitsandbytes).", False)
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = option("4-bit quantization type.", "nf4")
     use_bnb_nested_quant: bool = option("Quantize the 4-bit constants too.", False)
     max_length: int | None = option(
-        "Cut longer examples, in tokens; by default at 32768, or the student's positions if fewer.", None
+        "Truncate longer examples to this many tokens; by default 32768, or the student's positions if fewer.", None
     )
     r_max: int = option("Clip ranks at this value (the paper's is 100).", 100)
-    max_batch_tokens: int | None = option("Tokens of a batch, padding included: fewer need less memory.", None)
+    max_batch_tokens: int | None = option("Tokens per batch, padding included: fewer need less memory.", None)
     token_stats: bool = option("Keep rank and surprisal of every token.", False)
     scores: str | None = option(
-        "Other scores to add, such as surprisal,rank,entropy; `all` of the same pass (see docs/scores.md).", None
+        "Other scores to add, such as surprisal,rank,entropy; `all` for every score available from the same pass "
+        "(see docs/scores.md).",
+        None,
     )
     assistant_only_loss: bool = option("Render chats as SFTTrainer does with assistant_only_loss=True.", False)
+    chat_template_path: str | None = option(
+        "Chat template to use instead of the student's own, as in `trl sft`: a .jinja file, or a tokenizer's folder "
+        "or Hub id.",
+        None,
+    )
 
     def scorer(self, overwrite: bool = False):
         """The [`RSRScorer`] of this student. `overwrite` replaces scores that a dataset has already."""
@@ -157,7 +170,7 @@ class StudentArguments:
             device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"  # a GPU for each process
         check_student_exists(self.model_name_or_path)
         same = ("device_map", "max_length", "dtype", "attn_implementation", "r_max", "token_stats", "max_batch_tokens")
-        same += ("assistant_only_loss", "trust_remote_code")
+        same += ("assistant_only_loss", "trust_remote_code", "chat_template_path")
         return RSRScorer(
             self.model_name_or_path,
             revision=self.model_revision,
@@ -185,7 +198,7 @@ def student_to_train(model_args, training_args) -> dict:
     from trl import get_peft_config, get_quantization_config
 
     if model_args.model_name_or_path is None:
-        raise RSRError("Say which student to train: --model_name_or_path.")
+        raise RSRError("--model_name_or_path is required: the student to train.")
     check_student_exists(model_args.model_name_or_path)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,

@@ -1,6 +1,6 @@
 """
-Try ways to choose trajectories against a random choice: short trainings of your student, tested on held-out problems.
-Started again after a stop, it goes on with the next arm. RSR: lower suits better.
+Compare selection strategies with a random choice: short trainings of your student, measured on held-out problems.
+Re-running the same command resumes with the next arm. RSR: lower suits better.
 """
 
 import logging
@@ -47,28 +47,29 @@ class PilotArguments(TeacherArguments, JsonArguments):
     eval_dataset_config: str | None = option("Configuration of the held-out dataset, if it has several.", None)
     eval_dataset_split: str = option("Split of the held-out dataset.", "train")
     strategies: list[str] | None = option(
-        "What to try, by default rsr surprisal length random; also rank, rsr_rescored (chosen again in each epoch), "
-        "COLUMN:low and COLUMN:high; with _ordered at the end it trains in order of the score. Controls are added.",
+        "Strategies to compare; by default rsr surprisal length random. Others: rank, rsr_rescored (re-selects every "
+        "epoch), COLUMN:low, COLUMN:high; the suffix _ordered trains in order of the score. Controls are added "
+        "automatically.",
         None,
     )
-    num_seeds: int = option("Trainings of each strategy; below 3 nothing is said about other runs.", 3)
-    num_examples: int | None = option("Trajectories of an arm; by default half of the problems, at most 128.", None)
-    num_tokens: int | None = option("Instead of --num_examples: scored tokens of an arm.", None)
+    num_seeds: int = option("Trainings per strategy; with fewer than 3, results are about these runs only.", 3)
+    num_examples: int | None = option("Trajectories per arm; by default half of the problems, at most 128.", None)
+    num_tokens: int | None = option("Scored tokens per arm, instead of --num_examples.", None)
     group_column: str | None = option(
         "Column that names the problem; by default a well-known one; none: choose from all trajectories.", None
     )
     answer_column: str | None = option("Column of the held-out set with the true answer, by default `gold`.", None)
     checker: str = option(
-        "A response is right if its last number (number) or line (line) is the answer's, by math-verify (math), or by "
-        "a function of yours, module:function, which takes response and answer.",
+        "How to check a response: by its last number (number) or line (line), with math-verify (math), or with your "
+        "own module:function, which takes response and answer.",
         "number",
     )
-    max_new_tokens: int = option("Cut responses at this many tokens.", 512)
-    dry_run: bool = option("Measure a few steps, say what the pilot would cost.", False)
+    max_new_tokens: int = option("Truncate responses at this many tokens.", 512)
+    dry_run: bool = option("Measure a few steps and print the estimated cost.", False)
 
     def __post_init__(self):
         if None not in (self.num_examples, self.num_tokens):
-            raise RSRError("Give one budget: num_examples or num_tokens.")
+            raise RSRError("Pass num_examples or num_tokens, not both.")
         for name in ("num_seeds", "num_examples", "num_tokens", "max_new_tokens"):
             if (value := vars(self)[name]) is not None and value < 1:
                 raise RSRError(f"{name} must be at least 1, got {value}.")
@@ -123,7 +124,7 @@ def main(data_args: DatasetArguments, format_args, pilot_args: PilotArguments, t
         result = pilot.run(dry_run=pilot_args.dry_run)
     except KeyboardInterrupt:
         if not pilot_args.dry_run:
-            pilot.say("\nStopped. Trainings that were finished are kept: run the same command again to go on.")
+            pilot.say("\nStopped. Finished trainings are kept: run the same command again to resume.")
         raise
     if pilot.is_main and (pilot_args.json or not pilot_args.dry_run):
         finish(pilot_args.json, result, lambda out: _show(out, result, training_args.output_dir))
@@ -141,7 +142,8 @@ def _make_scorer(model: str, args: PilotConfig, strategies: Sequence[Strategy]) 
     """The scorer that `rsr score` has by default, with the trainings' length limit and the strategies' scores."""
     scores = {known_score(one.column) for one in strategies if one.column is not None} - {None, *STORED}
     same = {name: args.model_init_kwargs[name] for name in ("revision", "trust_remote_code", "attn_implementation")}
-    same |= {"assistant_only_loss": args.assistant_only_loss, "device": str(args.device)}
+    same |= {name: getattr(args, name) for name in ("assistant_only_loss", "chat_template_path")}
+    same |= {"device": str(args.device)}
     longest = RSRScorer(model, **same).max_length
     return RSRScorer(model, **same, max_length=min(longest, args.max_length or longest), scores=sorted(scores))
 
@@ -152,9 +154,9 @@ def _is_scored(pool: Dataset, scorer: RSRScorer) -> bool:
         raise RSRError("The pool has no rows.")
     if RSR in pool.column_names and (others := set(check_one_student(pool)) - {scorer.fingerprint}):
         raise RSRError(
-            f"The pool's scores are of another student, dtype or template ({others.pop()}; this student is "
-            f"{scorer.fingerprint}). Pass the pool without its scores to score it now, or, if these scores are "
-            f"meant, without the column {STUDENT!r}."
+            f"The pool's scores are from another student, dtype or template ({others.pop()}; this student is "
+            f"{scorer.fingerprint}). To score the pool now, pass it without its scores. To use these scores, pass it "
+            f"without the column {STUDENT!r}."
         )
     return RSR in pool.column_names
 
@@ -176,7 +178,7 @@ def _show(out: Console, result: dict, folder: str) -> None:
     say(out, f"Scored tokens trained on, mean of the seeds: {', '.join(means)}.")
     for line in (*result["verdict"], *(f"Note: {note}" for note in result["notes"])):
         say(out, line)
-    say(out, f"All of it: {Path(folder, RESULT)}", soft_wrap=True)
+    say(out, f"Full results: {Path(folder, RESULT)}", soft_wrap=True)
 
 
 def _columns(show, level: str) -> list[Column]:

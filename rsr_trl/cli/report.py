@@ -1,6 +1,6 @@
 """
-Write one self-contained HTML page about a scored dataset: teachers, spread, trajectories token by token, what
-selection would change. It opens anywhere and fetches nothing. A lower RSR suits the student better.
+Write a self-contained HTML report on a scored dataset: teachers, distribution, trajectories token by token, what
+selection would change. It opens in any browser, offline. A lower RSR suits the student better.
 """
 
 from dataclasses import asdict, dataclass
@@ -24,10 +24,10 @@ class ReportArguments(JsonArguments, ColumnArguments):
     tokenizer: str | None = option(
         "The student's tokenizer (Hub id or folder), to read trajectories; a folder of `rsr score` names it.", None
     )
-    prefer: Literal["low", "high"] = option("Which end of the RSR the page keeps; low suits the student.", "low")
-    rows: list[int] | None = option("Rows to show by token, besides the most, median and least suitable one.", None)
-    run: str | None = option("Output folder of the `rsr sft` run on this dataset: how scores moved.", None)
-    pilot: str | None = option("Output folder of the `rsr pilot` on this dataset: shows what it found.", None)
+    prefer: Literal["low", "high"] = option("Whether the page selects low or high RSR; low suits the student.", "low")
+    rows: list[int] | None = option("Extra rows to show, besides the most, median and least suitable one.", None)
+    run: str | None = option("Output folder of an `rsr sft` run on this dataset: shows how scores changed.", None)
+    pilot: str | None = option("Output folder of an `rsr pilot` on this dataset: shows its results.", None)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:

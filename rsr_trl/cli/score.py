@@ -1,6 +1,6 @@
 """
-Score every trajectory of a dataset with your student. A lower RSR suits the student better. The same command, started
-again after a stop, goes on. Under `accelerate launch -m rsr_trl score ...`, the processes share the work.
+Score every trajectory of a dataset with your student. A lower RSR suits the student better. Re-running the same
+command resumes. Under `accelerate launch -m rsr_trl score ...`, the processes share the work.
 """
 
 import logging
@@ -22,18 +22,20 @@ class JobArguments:
 
     _argument_group_name = "large datasets"
 
-    dataset_streaming: bool = option("Read rows (of files too) as needed, without a copy on disk.", False)
+    dataset_streaming: bool = option("Stream rows (files too) instead of keeping a copy on disk.", False)
     shard: str | None = option(
-        "i/n: score the i-th of n shares into the same folder, in any order; without torch.distributed.", None
+        "i/n: score the i-th of n shares into the same folder, in any order, without torch.distributed.", None
     )
     shard_rows: int | None = option(
-        "Rows of an output file, which is also what a stop can lose; by default a minute of work.", None
+        "Rows per output shard; by default about a minute of work. An interrupted run loses at most one shard per "
+        "process.",
+        None,
     )
     on_error: Literal["null", "raise"] = option(
-        "Rows that can't be scored get null and a reason, or stop the run (all are tokenized first).", "null"
+        "Rows that can't be scored: null with a reason, or raise before scoring (tokenizes all rows first).", "null"
     )
-    dry_run: bool = option("Measure a few rows, say what the run would cost, and write nothing.", False)
-    push_to_hub: str | None = option("Dataset repository to upload to (me/scored); made private if new.", None)
+    dry_run: bool = option("Measure a few rows, print the estimated cost, and write nothing.", False)
+    push_to_hub: str | None = option("Dataset repository to upload to (me/scored); private if new.", None)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -107,6 +109,7 @@ def _names(data_args: DatasetArguments, format_args: FormatArguments, student_ar
     identity = {"files": data.source_files(name, config, split), "config": config, "split": split}
     identity["columns"] = asdict(format_args)
     settings = {"dtype": str(scorer.student.model.dtype)[6:], "max_length": scorer.max_length}
+    settings |= {} if (template := scorer.config.chat_template_path) is None else {"chat_template_path": template}
     facts = {"command": "score", "version": __version__, "student": student_args.model_name_or_path}
     facts |= {"dataset": name, "settings": settings | scorer.config.some(OF_THE_SCORE)}
     return identity, facts | {"scores": {name: SCORES[name].prefer for name in scorer.scores}}

@@ -21,6 +21,8 @@ from rsr_trl.data import STATE_FOLDER, Columns, counted, find_columns
 from rsr_trl.report.format import number, share
 from rsr_trl.rsr import DIRECTION, RSR, SCORE_PREFIX, TOKEN_COLUMNS, RSRError
 from rsr_trl.scoring.job import Job, default_shard_rows, tokenized_sample
+from rsr_trl.scoring.own_text import EARLIER, LOST
+from rsr_trl.scoring.rows import count_notes, describe_notes
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.tokens import TokenizedExample
 from rsr_trl.selection.table import ScoredTable
@@ -55,14 +57,19 @@ def print_progress(job: Job, args: OutputArguments, is_stopped: bool = False) ->
         others = f"processes at work: {', '.join(result['at_work'])}" if result["at_work"] else "shares (--shard i/n)"
         text = f"This share is done: {done} -> {args.output_dir}\nThe rest belongs to other {others}."
     elif result["shards_done"]:
-        text = f"Stopped: {done} in {args.output_dir}. They are kept. Run the same command again to go on."
+        text = f"Stopped: {done} in {args.output_dir}. They are kept. Run the same command again to resume."
     else:
         text = "Stopped before the first shard was done: nothing is kept. Smaller shards (--shard_rows) lose less."
     tables.finish(args.json and not is_stopped, result, lambda out: say(out, f"\n{text}"))
 
 
 def _progress(job: Job, args: OutputArguments) -> dict:
-    return {"output_dir": args.output_dir, "max_length": job.scorer.max_length, **job.totals()}
+    return {
+        "output_dir": args.output_dir,
+        "max_length": job.scorer.max_length,
+        "day": job.scorer.written_day,
+        **job.totals(),
+    }
 
 
 def _scores(job: Job, teacher_column: str | None) -> tuple[Dataset, Columns]:
@@ -100,13 +107,15 @@ def _show(out: Console, result: dict, columns: Columns) -> None:
         if surprisal > (blind := math.log(result["vocab_size"])):
             say(
                 out,
-                "The student predicts this text worse than a blind guess among all its words would (mean surprisal "
+                "The student predicts this text worse than a uniform guess over its vocabulary would (mean surprisal "
                 f"{surprisal:.2f} nats, ln {result['vocab_size']:,} = {blind:.2f}): it is untrained, or the tokenizer "
-                "is another model's.",
+                "belongs to another model.",
             )
         if "teachers" in result:
             say(out, "Teachers, most suitable first (means of their trajectories, in nats and tokens):")
             print_table(out, result["teachers"], TEACHERS, things="teacher")
+    if result["day"]:
+        say(out, f"The student's chat template writes the day: {result['day']} in all of them (it is in rsr_student).")
     for line in _gaps(result):
         say(out, line)
     speeds = [one["tokens_per_second"] for one in result["processes"].values()]
@@ -136,10 +145,14 @@ def _gaps(result: dict) -> list[str]:
         named = ", ".join(map(str, result["failed_rows"][:NAMED_ROWS]))
         lines += [f"  rows {named}{', ...' if missing > NAMED_ROWS else ''}"]
     for name, count in result["undefined"].items():
-        lines += [f"{name} is null for {share(count, result['scored'])} of the scored: it isn't defined for them."]
+        lines += [f"{name} is null for {share(count, result['scored'])} of the scored: it is undefined for them."]
+    lines += describe_notes(result["notes"], rows)
+    if any(kind in result["notes"] for kind in LOST):
+        training = ", or with TRL's training template (--assistant_only_loss)" if EARLIER in result["notes"] else ""
+        lines += [f"To keep it, score and train with another chat template (--chat_template_path){training}."]
     if result["truncated"]:
         cut = f"Truncated at {result['max_length']:,} tokens: {share(result['truncated'], rows)}."
-        lines += [f"{cut} Their scores are of their beginnings only."]
+        lines += [f"{cut} Their scores cover only the part before the cut."]
     if result["short"] > 0.1 * rows:
         lines += [short_ones(f"{share(result['short'], rows)} have")]
     return lines
@@ -160,6 +173,7 @@ def dry_run(scorer: RSRScorer, dataset, shard_rows: int | None, num_processes: i
         "sampled_rows": len(examples),
         "sampled_without_score": len(examples) - len(good),
         "sampled_truncated": sum(example.truncated for example in good),
+        "sampled_notes": dict(count_notes(examples)),
         "tokens_per_row": tokens,
         "tokens_per_second": speed,
         "processes": num_processes,
@@ -194,14 +208,18 @@ def _speed(scorer: RSRScorer, examples: Sequence[TokenizedExample]) -> float:
     return done / (time.perf_counter() - start)
 
 
+def _duration(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} hours" if seconds >= 5400 else counted(max(1, round(seconds / 60)), "minute")
+
+
 def _show_dry_run(out: Console, result: dict) -> None:
     rows, speed = result["rows"], f"{result['tokens_per_second']:,.0f} tokens/s in one process"
     number_of = "an unknown number of" if rows is None else f"{rows:,}"
     lines = [f"{number_of} rows of {result['tokens_per_row']:,.0f} tokens on average", speed]
     if rows is not None:
         processes = f"{result['processes']:,} process{'es' * (result['processes'] > 1)}"
-        lines += [f"{result['tokens']:,} tokens: {result['seconds'] / 3600:,.2f} hours with {processes}"]
-        lines += [f"{counted(result['files'], 'file')} of {counted(result['shard_rows'], 'row')}"]
+        lines += [f"{result['tokens']:,} tokens: about {_duration(result['seconds'])} with {processes}"]
+        lines += [f"{counted(result['files'], 'shard')} of {counted(result['shard_rows'], 'row')}"]
     for name, text in (
         ("bytes_of_token_stats", "token statistics: about {:,.2f} GiB before compression"),
         ("host_bytes", "memory of one process: {:,.1f} GiB"),
@@ -211,5 +229,6 @@ def _show_dry_run(out: Console, result: dict) -> None:
     for what, text in (("sampled_without_score", "can't be scored"), ("sampled_truncated", "are cut at max_length")):
         if result[what]:
             lines += [f"{share(result[what], result['sampled_rows'])} of the sample {text}"]
+    lines += describe_notes(result["sampled_notes"], result["sampled_rows"])
     say(out, bold=f"\nNothing was written. From {result['sampled_rows']:,} sampled rows:")
     say(out, "\n".join(f"  {line}" for line in lines))

@@ -22,17 +22,19 @@ class SelectArguments(ScoreArguments):
 
     _argument_group_name = "choice"
 
-    group_column: str | None = option("Keep the most suitable of each group: the column that names the problem.", None)
-    keep_per_group: int = option("How many to keep of each group.", 1)
-    keep_fraction: float | None = option("Instead of by group: keep this share of all, in (0, 1].", None)
-    score_threshold: float | None = option("Instead of by group: keep all with a score up to this.", None)
+    group_column: str | None = option("Column that names the problem: keep the most suitable of each group.", None)
+    keep_per_group: int = option("How many to keep per group.", 1)
+    keep_fraction: float | None = option("Keep this share of all, in (0, 1], instead of choosing by group.", None)
+    score_threshold: float | None = option(
+        "Keep every trajectory with a score at or below this (at or above if high is better).", None
+    )
     require: str | None = option("Boolean column that must be true, such as `correct`.", None)
     when_none_qualifies: Literal["drop", "any", "error"] = option(
-        "What to do with groups where `--require` is true of none.", "drop"
+        "What to do with groups in which no trajectory meets `--require`.", "drop"
     )
     min_tokens: int | None = option("Leave out trajectories with fewer scored tokens, such as bare answers.", None)
     max_tokens: int | None = option("Leave out trajectories with more scored tokens.", None)
-    max_share_per_teacher: float | None = option("No teacher gets more than this share of what is chosen.", None)
+    max_share_per_teacher: float | None = option("Cap on each teacher's share of the chosen trajectories.", None)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -113,7 +115,7 @@ def _show(out: Console, result: dict, args: SelectArguments) -> None:
     for reason, count in result["empty_groups"].items():
         say(out, f"{count:,} of {groups:,} groups {reason}, so nothing was chosen for them.")
     if result["relaxed_groups"]:
-        say(out, f"In {result['relaxed_groups']:,} groups {args.require!r} is true of none: all were let in.")
+        say(out, f"In {result['relaxed_groups']:,} groups {args.require!r} is true of none: all were considered.")
     if after["short"] > 0.1 * chosen:
         to_do = f"look before you train, or leave them out with --min_tokens {NOISY_BELOW}"
         say(out, short_ones(f"{share(after['short'], chosen)} of the chosen have", to_do))

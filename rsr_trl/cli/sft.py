@@ -1,6 +1,6 @@
 """
-Fine-tune your student with the trajectories that suit it best, as scored while it trains. A lower RSR suits the
-student better. Options are those of `trl sft`, and the rsr_ ones. On several processes: `accelerate launch -m rsr_trl
+Fine-tune your student on the trajectories that suit it best, re-scored during training. A lower RSR suits the student
+better. Takes the options of `trl sft` and the rsr_ options. On several processes: `accelerate launch -m rsr_trl
 sft ...` with the same options.
 """
 
@@ -79,12 +79,12 @@ def _checkpoint(args: RSRSFTConfig) -> str | None:
         if last is None:
             return None
         raise RSRError(
-            f"{last} is the last checkpoint of an earlier run. To go on from it, pass {resume} True; to start over, "
+            f"{last} is the last checkpoint of an earlier run. To resume from it, pass {resume} True; to start over, "
             "pass another --output_dir or delete this one."
         )
     wanted = last if wanted.lower() == "true" else wanted
     if wanted is None:
-        what = f"There is no checkpoint in --output_dir {args.output_dir} to go on from"
+        what = f"There is no checkpoint in --output_dir {args.output_dir} to resume from"
         raise RSRError(f"{what}: to start over, leave out {resume}.")
     if not Path(wanted, TRAINER_STATE_NAME).is_file():
         raise RSRError(
@@ -97,9 +97,9 @@ def _checkpoint(args: RSRSFTConfig) -> str | None:
 def _load(script_args, format_args, training_args, mixture_args) -> tuple[Dataset, Dataset | None]:
     """Training rows, and evaluation rows if `eval_strategy` asks for them."""
     if script_args.dataset_streaming or mixture_args.streaming:
-        raise RSRError("Ordering by score needs all examples at hand: don't set --dataset_streaming or --streaming.")
+        raise RSRError("Ordering by score needs the whole dataset: don't set --dataset_streaming or --streaming.")
     if bool(mixture_args.datasets) == bool(script_args.dataset_name):
-        raise RSRError("Say which data to train on: either --dataset_name, or a mixture in `datasets` (in --config).")
+        raise RSRError("Pass the data to train on: either --dataset_name, or a mixture in `datasets` (in --config).")
     evaluates = training_args.eval_strategy != "no"
     wanted = [script_args.dataset_train_split] + [script_args.dataset_test_split] * evaluates
     if mixture_args.datasets:
@@ -118,10 +118,10 @@ def _stopped(trainer: RSRSFTTrainer) -> str:
     """What an interrupted training leaves, and how to go on."""
     args, step, last = trainer.args, trainer.state.global_step, _last_checkpoint(trainer.args)
     if last is not None:
-        return f"Stopped at step {step:,}. To go on from {last}, add --resume_from_checkpoint True."
+        return f"Stopped at step {step:,}. To resume from {last}, add --resume_from_checkpoint True."
     saves, strategy = f"save_strategy={args.save_strategy.value!r}", args.save_strategy.value
     saves += f" and save_steps={args.save_steps:g}" if strategy == "steps" else ""
-    so = "with --save_strategy steps --save_steps N there is one every N steps to go on from"
+    so = "with --save_strategy steps --save_steps N there is one every N steps to resume from"
     return f"Stopped at step {step:,}, and no checkpoint was saved yet ({saves}): {so}."
 
 
@@ -183,18 +183,19 @@ def _show(out: Console, result: dict) -> None:
         Column("step", lambda one: f"{one['step']:,}{' (while training)' if one['kind'] == 'online' else ''}"),
         Column("scored", "scored"),
         Column("RSR", "rsr", digits=3),
-        Column("same at first", "rsr_at_first", digits=3),
+        Column("RSR at first", "rsr_at_first", digits=3),
         Column("rank / nats", lambda one: f"{number(one['mean_clipped_rank'])} / {number(one['mean_surprisal'])}"),
-        Column("order kept", "spearman_with_first"),
+        Column("rank corr.", "spearman_with_first"),
     )
     print_table(out, passes if len(passes) <= MAX_PASSES else [passes[0], *passes[1 - MAX_PASSES :]], columns)
     if len(passes) > MAX_PASSES:
-        say(out, f"The first and the last of {len(passes):,} scorings; --json lists them all.")
+        say(out, f"The first and the last of {len(passes):,} scoring passes; --json lists them all.")
     if len(passes) > 1:
         say(
             out,
-            "order kept: Spearman correlation with the first scores of the same rows. Before and after training these "
-            "are scores of two different students: whether the later one solves more, only its own task can say.",
+            "RSR at first, rank corr.: of the same rows by their first scores, and Spearman's correlation with those. "
+            "Scores before and after training are of two different students: only your own task shows which one "
+            "solves more.",
         )
     say(out, f"All scores of every row: {result['history']}")
 

@@ -1,6 +1,6 @@
 """
-Show one trajectory of a dataset that was scored with --token_stats: each token by how much it surprises the student,
-and the RSR of each sentence. A lower RSR suits the student better.
+Show one trajectory of a dataset that was scored with --token_stats: per-token surprisal and per-sentence RSR. A lower
+RSR suits the student better.
 """
 
 from dataclasses import dataclass
@@ -132,7 +132,7 @@ def _show_facts(out: Console, facts: dict, prompt: str) -> None:
     known = {name: facts[name] for name in ("student", "teacher", "problem", "correct") if facts[name] is not None}
     words = {name: ("no", "yes")[value] if isinstance(value, bool) else str(value) for name, value in known.items()}
     about = [f"{name}: {_shortened(text, 60)}" for name, text in words.items()]
-    about += ["truncated: only its beginning is scored"] if facts["truncated"] else []
+    about += ["truncated: only the part before the cut is scored"] if facts["truncated"] else []
     if about:
         say(out, "; ".join(about))
     if prompt:

@@ -100,7 +100,7 @@ def _wrapped(cell: Text, width: int, whole_words: bool = False) -> Text:
 
 
 def console() -> Console:
-    """Where people are told things."""
+    """Where people read messages."""
     return Console(stderr=True, highlight=False)
 
 
@@ -134,10 +134,12 @@ def given(arguments: object) -> list[str]:
 
 def beside(name: str, ending: str) -> str:
     """A folder to propose for what is made from a dataset: beside it, or here if it isn't a file or folder."""
-    from rsr_trl.data import READERS
+    from rsr_trl.formats import reader_of
 
     path = Path(name)
-    stem = path.stem if path.suffix.lower() in READERS else path.name
+    stem = path.name
+    while reader_of(stem) is not None:
+        stem = Path(stem).stem
     return str((path.parent if path.exists() else Path()) / f"{stem}-{ending}")
 
 

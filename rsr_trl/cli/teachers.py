@@ -1,6 +1,6 @@
 """
 Find the teacher that suits your student: from a scored dataset, or with a student, which scores only as many
-trajectories as it takes. A lower RSR suits the student better.
+trajectories as needed. A lower RSR suits the student better.
 """
 
 import csv
@@ -36,12 +36,12 @@ class TeachersArguments(options.JsonArguments, options.ScoreArguments, options.C
     _argument_group_name = "teachers"
 
     goal: Literal["best", "order", "all"] = option(
-        "With a student: score until the best teacher is certain, or the whole order; or score all.", "best"
+        "With a student: score until the best teacher or the whole order is certain, or score all.", "best"
     )
-    certainty: float = option("Level of the intervals, and certainty at which to stop.", 0.95)
-    max_trajectories: int | None = option("Stop before scoring more than this.", None)
+    certainty: float = option("Confidence level of the intervals, and certainty at which scoring stops.", 0.95)
+    max_trajectories: int | None = option("Score at most this many trajectories.", None)
     seed: int = option("Seed of the order of problems and of the bootstrap.", 0)
-    csv: bool = option("Print the table as CSV on standard output, and nothing else.", False)
+    csv: bool = option("Print only the table as CSV, on standard output.", False)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -62,7 +62,7 @@ def main(data_args: DatasetArguments, format_args: FormatArguments, student_args
         dataset = data.as_trl_format(dataset, **vars(format_args))
     columns = args.columns(dataset)
     if columns.teacher is None:
-        raise RSRError(f"Which column names the teacher? --teacher_column is one of {dataset.column_names}.")
+        raise RSRError(f"No column names the teacher. Pass --teacher_column, one of {dataset.column_names}.")
     if in_rounds and columns.problem is None:
         raise RSRError("Scoring in rounds needs --problem_column; without problems, use --goal all.")
     logging.getLogger("rsr_trl.scoring").setLevel(logging.ERROR)  # its counts of bad rows are in the table
@@ -89,14 +89,14 @@ def _contradictions(args: TeachersArguments, with_student: bool, in_rounds: bool
     """What is wrong with the options, before anything is read."""
     on_rounds = "is for scoring in rounds: with --model_name_or_path"
     if args.json and args.csv:
-        yield "Give one of --json and --csv: both go to standard output."
+        yield "Pass one of --json and --csv: both go to standard output."
     if not 0 < args.certainty < 1:
         yield f"--certainty must be in (0, 1), got {args.certainty:g}: 95% is 0.95."
     if args.goal == "order" and not with_student:
         shown = "the whole order is shown anyway, with the probability of each pair in --json"
         yield f"--goal order {on_rounds}. Of a scored dataset {shown}."
     if in_rounds and (args.score != RSR or args.prefer == "high"):
-        yield "Scoring in rounds compares teachers by RSR: for another score, or its other end, --goal all."
+        yield "Scoring in rounds compares teachers by RSR: for another score or direction, use --goal all."
     if not in_rounds and args.max_trajectories is not None:
         yield f"--max_trajectories {on_rounds}, --goal best or order."
 
@@ -191,7 +191,7 @@ def _show_race(out: Console, race) -> None:
         head = f"{what} certain to {race.certainty:.0%}"
     else:
         possible = sum(row["status"] == "possible" for row in race.table)
-        head = f"Not certain to {race.certainty:.0%}: {possible} teachers can't be told apart yet"
+        head = f"Not certain to {race.certainty:.0%}: {possible} teachers can't be separated yet"
     say(out, bold=f"\n{head}")
     say(
         out,

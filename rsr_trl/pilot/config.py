@@ -26,21 +26,21 @@ class PilotConfig(RSRSFTConfig):
     """One recipe for all trainings of a pilot. What a pilot compares, the choice, order and re-scoring, is refused."""
 
     output_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the results: absent, empty, or this pilot's own to go on."}
+        default=None, metadata={"help": "Output folder: new, empty, or this pilot's own to resume."}
     )
-    save_strategy: str = field(default="no", metadata={"help": "The students of a pilot aren't kept: leave it."})
+    save_strategy: str = field(default="no", metadata={"help": "A pilot doesn't keep its students: don't set this."})
     disable_tqdm: bool = field(default=True, metadata={"help": "Switch off the trainings' own progress bars."})
-    logging_steps: float = field(default=1, metadata={"help": "Log the training loss every so many steps."})
+    logging_steps: float = field(default=1, metadata={"help": "Log the training loss every this many steps."})
     per_device_eval_batch_size: int = field(
         default=32, metadata={"help": "Responses generated at once on each device: lower it if memory runs out."}
     )
 
     def __post_init__(self):
         if self.output_dir is None:
-            raise RSRError("Say where the results go: output_dir.")
+            raise RSRError("output_dir is required: the folder for the results.")
         for name in sorted(DECIDED):
             if (value := getattr(self, name)) != self.__dataclass_fields__[name].default:
-                raise RSRError(f"{name}={value!r}: what differs between arms is decided by the pilot. Leave it out.")
+                raise RSRError(f"{name}={value!r}: the pilot sets this for each arm. Leave it out.")
         launched = [os.environ.get(f"ACCELERATE_USE_{name}", "").lower() for name in ("FSDP", "DEEPSPEED")]
         if self.deepspeed or self.fsdp or "true" in launched:
             raise RSRError("A pilot keeps a whole student on each device: run it without FSDP and DeepSpeed.")

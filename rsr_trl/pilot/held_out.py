@@ -21,6 +21,7 @@ from rsr_trl.data import read_table
 from rsr_trl.rsr import MEAN_SURPRISAL, RSRError
 from rsr_trl.scoring.rows import TokenBar
 from rsr_trl.scoring.scorer import RSRScorer
+from rsr_trl.scoring.student import num_positions
 from rsr_trl.selection.table import labels
 
 
@@ -86,7 +87,7 @@ class HeldOut:
                 self.checker("", answer)
             except ValueError as error:
                 where = f"Row {row} of the held-out set, column {column!r}"
-                raise RSRError(f"{where}: {error}. Choose another checker or fix it.") from error
+                raise RSRError(f"{where}: {error}. Fix it or choose another checker.") from error
 
     def measure(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, autocast=nullcontext
@@ -131,14 +132,14 @@ def check_apart(pool: Dataset, held_out: Dataset) -> None:
         chats, plain = ("pool", "held-out set") if is_conversational(pool[0]) else ("held-out set", "pool")
         raise RSRError(
             f"The {chats} holds chats and the {plain} plain text: the student would be measured on another format "
-            "than it is trained on. Pass as_chat, which wraps what is plain."
+            "than it is trained on. Pass as_chat, which wraps plain text."
         )
     for column in {"prompt", "messages"}.intersection(pool.column_names, held_out.column_names):
         known = {_question(value) for value in pool[column]}
         if both := [row for row, value in enumerate(held_out[column]) if _question(value) in known]:
             raise RSRError(
                 f"{len(both)} of the {len(held_out)} held-out rows have a prompt that is in the pool too (first: "
-                f"row {both[0]}). What was trained on can't be measured on: take them out of one of the two."
+                f"row {both[0]}). Remove them from one of the two: a prompt can't be both trained on and held out."
             )
 
 
@@ -166,9 +167,8 @@ def generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: list[list[int]], max_new_tokens: int
 ) -> list[tuple[str, bool]]:
     """Greedy responses to prompts of token ids, and whether each was cut: there, or at the student's last position."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    width = max(map(len, prompts))
-    room = max_new_tokens if positions is None else min(max_new_tokens, positions - width)
+    positions, width = num_positions(model.config), max(map(len, prompts))
+    room = min(max_new_tokens, positions - width)
     if room < 1:
         raise RSRError(f"A held-out prompt has {width} tokens, and the student only {positions} positions.")
     ends = model.generation_config.eos_token_id

@@ -26,6 +26,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 from xxhash import xxh3_64_hexdigest
 
+from rsr_trl.data import counted
 from rsr_trl.pilot.config import PilotConfig
 from rsr_trl.pilot.differences import CONFIDENCE
 from rsr_trl.pilot.held_out import HeldOut
@@ -118,7 +119,9 @@ class Pilot:
         try:
             lock = FileLock(self.folder / LOCK).acquire(timeout=0)
         except Timeout:
-            raise RSRError(f"Another pilot is at work in {str(self.folder)!r}: wait, or choose another.") from None
+            raise RSRError(
+                f"Another pilot is running in {str(self.folder)!r}: wait, or choose another folder."
+            ) from None
         write_json(self.folder / SETTINGS, self.settings)
         return lock
 
@@ -155,7 +158,7 @@ class Pilot:
         strategy, count, epochs = arm.strategy, self.pool.num_examples, self.args.num_train_epochs
         num_epochs = self._schedule(count)[1] if count else 1
         if strategy.renewed and num_epochs < 2:
-            raise RSRError(f"{strategy.name} chooses again in each epoch: raise num_train_epochs above 1.")
+            raise RSRError(f"{strategy.name} re-selects every epoch: raise num_train_epochs above 1.")
         if strategy.renewed and self.args.max_steps <= 0 and epochs % 1:
             raise RSRError(f"{strategy.name} needs whole epochs, got num_train_epochs={epochs}.")
         return self.pool.choose(strategy, arm.seed, num_epochs)
@@ -247,8 +250,8 @@ class Pilot:
             "seconds": seconds + evaluation * len(left),
         }
         self.say(
-            f"Cost: {len(left)} trainings of about {cost['steps_per_arm']} steps of {step:.3g} s (measured), and "
-            f"{evaluation:.3g} s each to evaluate: about {cost['seconds'] / 60:.1f} min in all."
+            f"Estimated cost: {counted(len(left), 'run')} x (about {counted(cost['steps_per_arm'], 'step')} x "
+            f"{step:.3g} s + {evaluation:.3g} s evaluation), about {cost['seconds'] / 60:.1f} min in all."
         )
         return cost
 
@@ -268,12 +271,14 @@ def check_folder(path: Path, settings: dict) -> None:
     """Raise `RSRError` unless `path` is absent, empty or a pilot's, one of these `settings` as far as they go."""
     names = {file.name for file in path.iterdir()} if path.exists() else set()
     if foreign := sorted(names - {SETTINGS, RESULT, ARMS, LOCK, SCORED}):
-        raise RSRError(f"{str(path)!r} holds other things than a pilot (first: {foreign[0]}): choose another.")
+        raise RSRError(
+            f"{str(path)!r} contains files that aren't a pilot's (first: {foreign[0]}): choose another folder."
+        )
     known, settings = read_json(path / SETTINGS), json.loads(json.dumps(settings))
     if known and (others := differences({name: known.get(name) for name in settings}, settings)):
         raise RSRError(
             f"{str(path)!r} holds a pilot with other settings. What differs: {'; '.join(others)}. Give the same "
-            "options as before to go on, or choose another output_dir."
+            "options as before to resume, or choose another output_dir."
         )
 
 

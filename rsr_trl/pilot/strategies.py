@@ -43,7 +43,7 @@ def parse_strategies(names: Sequence[str]) -> list[Strategy]:
     for name in (RANDOM, *names):
         add(name)
     if len(strategies) == 1:
-        raise RSRError("strategies: name one to compare with the random choice, such as rsr.")
+        raise RSRError("strategies: name at least one to compare with the random choice, such as rsr.")
     return list(strategies.values())
 
 

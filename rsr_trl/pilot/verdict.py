@@ -31,7 +31,7 @@ class Metric(NamedTuple):
 
 
 METRICS = (
-    Metric("correct", "share of right answers", "points", factor=100, digits=1, higher_is_better=True),
+    Metric("correct", "accuracy", "points", factor=100, digits=1, higher_is_better=True),
     Metric("loss", "loss on held-out references", "nats", factor=1, digits=4, higher_is_better=False),
 )
 
@@ -76,11 +76,11 @@ def sentences(table: Sequence[dict]) -> list[str]:
     if table and table[0]["these_runs_only"]:
         lines.append(
             f"With {counted(table[0]['seeds'], 'seed')}, all intervals are about these runs only: another order or "
-            "other problems to train on may turn a difference around. Three seeds or more say something about that."
+            "other problems to train on may reverse a difference. Use three seeds or more."
         )
     if len(table) > 1 and any(row["significant"] for row in table):
         lines.append(
-            f"{len(table)} comparisons were made, and each interval by itself leaves zero out by chance in "
+            f"These are {len(table)} comparisons, and each interval on its own excludes zero by chance in "
             f"{1 - CONFIDENCE:.0%} of pilots without any difference."
         )
     return lines
@@ -90,8 +90,8 @@ def _unclear(metric: Metric, control: str, rows: list[dict]) -> str:
     """What isn't significant, what would likely have been, and what it would take."""
     names, detectable = ", ".join(row["strategy"] for row in rows), max(row["detectable"] for row in rows)
     text = (
-        f"No significant difference to {control} in {metric.label} ({names}): with this budget, one below about "
-        f"{metric.number(detectable, '')} {metric.unit} is likely to stay hidden."
+        f"No significant difference from {control} in {metric.label} ({names}). With this budget, differences below "
+        f"about {metric.number(detectable, '')} {metric.unit} would likely go undetected."
     )
     needs = []
     for row in (row for row in rows if row["mean"]):
@@ -99,7 +99,7 @@ def _unclear(metric: Metric, control: str, rows: list[dict]) -> str:
         ways = " or ".join(f"about {count:,} {what}" for what, count in counts.items() if count is not None)
         what = ways or "more of both, seeds and held-out problems"
         needs.append(f"{row['strategy']} ({metric.number(row['mean'])}) {what}")
-    return f"{text} Differences as large as those seen need: {'; '.join(needs)}." if needs else text
+    return f"{text} To detect differences as large as those observed: {'; '.join(needs)}." if needs else text
 
 
 def notes(before: dict, records: dict[str, list[dict]], strategies: Sequence[Strategy], pool: Pool) -> list[str]:
@@ -108,30 +108,31 @@ def notes(before: dict, records: dict[str, list[dict]], strategies: Sequence[Str
     if before["loss"] is not None and (after := np.mean([arm["loss"] for arm in records["random"]])) >= before["loss"]:
         lines.append(
             f"Training on random choices didn't lower the held-out loss ({before['loss']:.4f} -> {after:.4f}): train "
-            "longer, with another learning_rate, or look at whether the references are of the kind that the pool "
-            "teaches."
+            "longer, with another learning_rate, or check whether the references match the style of the pool."
         )
     arms = [before, *(record for name in records for record in records[name])]
     cut = [problem["cut"] for record in arms for problem in record["problems"]]
     if cut[0] is not None and np.mean(cut) > CUT_SHARE:
-        lines.append(f"{np.mean(cut):.0%} of the responses were cut at max_new_tokens or the student's positions.")
+        lines.append(
+            f"{np.mean(cut):.0%} of the responses were truncated at max_new_tokens or the student's positions."
+        )
     tokens = {name: [record["tokens"] for record in records[name]] for name in records}
     for strategy in strategies:
         ours, theirs = tokens[strategy.name], tokens.get(strategy.control, [])
         factor = sum(ours) / sum(theirs) if theirs and None not in ours + theirs else 1.0
         if not 1 / UNEVEN < factor < UNEVEN:
             lines.append(
-                f"{strategy.name} trained on {factor:.1f} times the tokens of {strategy.control}: num_tokens instead "
-                "of num_examples gives all as many."
+                f"{strategy.name} trained on {factor:.1f} times the tokens of {strategy.control}: set num_tokens "
+                "instead of num_examples to give all strategies the same number."
             )
         teachers = sum((Counter(record["teachers"]) for record in records[strategy.name]), Counter())
         if len(teachers) > 1 and (top := teachers.most_common(1)[0])[1] > ONE_TEACHER * teachers.total():
             share = top[1] / teachers.total()
-            lines.append(f"{share:.0%} of what {strategy.name} chose is by {top[0]}: read some of it.")
+            lines.append(f"{share:.0%} of what {strategy.name} chose comes from {top[0]}: read some of it.")
     if pool.left_out:
         lines.append(f"{pool.left_out:,} trajectories of the pool have no score and were left out.")
     if seeds > 1 and pool.num_problems is None:
-        lines.append("Without group_column a strategy chooses the same for all seeds: they differ in order only.")
+        lines.append("Without group_column a strategy chooses the same for all seeds: they differ only in order.")
     elif seeds > 1 and pool.num_examples == pool.num_problems:
-        lines.append("Every seed trains on all of the pool's problems: seeds differ in order only.")
+        lines.append("Every seed trains on all of the pool's problems: seeds differ only in order.")
     return lines

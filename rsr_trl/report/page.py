@@ -159,7 +159,7 @@ def _check_output(output: Path) -> None:
     if output.is_dir():
         raise RSRError(f"{str(output)!r} is a folder; output must be a file to write.")
     if output.is_file() and GENERATOR not in output.read_text(encoding="utf-8", errors="replace")[:2000]:
-        raise RSRError(f"{str(output)!r} is there already and isn't a report, so it isn't replaced. Choose another.")
+        raise RSRError(f"{str(output)!r} exists and isn't a report, so it isn't replaced. Choose another.")
 
 
 def _checked_rows(rows: Sequence[int], num_rows: int) -> tuple[int, ...]:
@@ -167,7 +167,7 @@ def _checked_rows(rows: Sequence[int], num_rows: int) -> tuple[int, ...]:
     if outside := [row for row in rows if not 0 <= row < num_rows]:
         raise RSRError(f"There is no row {outside[0]} (rows): the dataset has rows 0 to {num_rows - 1}.")
     if len(rows) > MAX_ROWS:
-        raise RSRError(f"A page has room for {MAX_ROWS} rows, got {len(rows)} (rows). Make several pages.")
+        raise RSRError(f"A page has room for {MAX_ROWS} rows, got {len(rows)} (rows). Write several pages.")
     return rows
 
 

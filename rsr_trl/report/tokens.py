@@ -15,10 +15,11 @@ from typing import Literal
 import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from rsr_trl.data import card_facts, is_written_as_path
+from rsr_trl.data import card_facts, is_written_as_path, scoring_settings
 from rsr_trl.report.format import visible
 from rsr_trl.rsr import TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS, TOKEN_TOP1, RSRError, trajectory_rsr
 from rsr_trl.scoring.steps import split_sentences
+from rsr_trl.scoring.student import with_chat_template
 
 
 TOKEN_STATISTICS = (TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS)
@@ -89,7 +90,7 @@ def check_token_columns(column_names: Iterable[str]) -> None:
     """Raise `RSRError` unless these columns hold the statistics of tokens."""
     if missing := [name for name in TOKEN_STATISTICS if name not in column_names]:
         raise RSRError(
-            f"There is no column {missing[0]!r}, so the tokens aren't known. Score the dataset with "
+            f"There is no column {missing[0]!r}, so tokens can't be shown. Score the dataset with "
             "`rsr score --token_stats`, or RSRScorer(..., token_stats=True)."
         )
 
@@ -198,17 +199,20 @@ def load_tokenizer(dataset_name_or_path: str, name: str | None = None) -> PreTra
     Load the tokenizer that the tokens of a scored dataset are read with: the one called `name` (a Hub id or folder),
     or that of the student which the dataset's card names. `RSRError` if neither is there.
     """
-    source = name or card_facts(dataset_name_or_path).get("student")
+    source, template = name, None
+    if name is None:
+        source = card_facts(dataset_name_or_path).get("student")
+        template = scoring_settings(dataset_name_or_path).get("chat_template_path")
     if source is None:
         raise RSRError(
-            f"Which student scored {dataset_name_or_path!r}? Nothing there says so: name its tokenizer with "
+            f"{dataset_name_or_path!r} doesn't say which student scored it: name the student's tokenizer with "
             "--tokenizer (a Hub id or folder)."
         )
     where = f"{source!r} (--tokenizer)" if name else f"the student {source!r}, named in {dataset_name_or_path!r}"
     if is_written_as_path(source) and not Path(source).expanduser().exists():
         raise RSRError(f"There is no folder of {where}. Name the student's tokenizer with --tokenizer.")
     try:
-        return AutoTokenizer.from_pretrained(source)
+        return with_chat_template(AutoTokenizer.from_pretrained(source), template)
     except (OSError, ValueError) as error:
         raise RSRError(
             f"Can't load the tokenizer of {where}: {error} Name one that can be loaded with --tokenizer."

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from datetime import date
 from itertools import pairwise
 
 from transformers import PreTrainedTokenizerBase
@@ -28,6 +29,8 @@ SENTINELS = ("\ue123", "\ue456")
 _TEXT_KEYS = ("content", "reasoning_content", "reasoning", "thinking")
 _CONTROL_TOKEN = re.compile(r"<\|[^<>\"]*>\s*$")
 
+_NOW = re.compile(r"""strftime_now\(\s*("[^"]*"|'[^']*')\s*\)""")
+
 
 class ChatTemplateError(ValueError):
     """A conversation that the chat template can't render, or in which the assistant's text can't be located."""
@@ -39,16 +42,19 @@ class ChatSpans:
 
     The spans come from the template's `{% generation %}` markers; for templates without them from TRL's training twin
     where it renders the very same text; else from rendering variants of the conversation ([`DerivedSpans`]).
-    `chat_template` replaces the tokenizer's own. `RSRError` if there is none.
+    `chat_template` replaces the tokenizer's own. `RSRError` if there is none. A template that writes today's date gets
+    `day`, so that the same conversation has the same text tomorrow.
     """
 
-    def __init__(self, processing_class: PreTrainedTokenizerBase, chat_template: str | None = None):
+    def __init__(
+        self, processing_class: PreTrainedTokenizerBase, chat_template: str | None = None, day: date | None = None
+    ):
         self.processing_class = processing_class
         template = chat_template or processing_class.chat_template
         if template is None:
             raise RSRError(
                 "The tokenizer has no chat template, but the dataset is conversational. Set `tokenizer.chat_template` "
-                "(for example with `trl.clone_chat_template`), or pass plain-text `prompt` and `completion` columns."
+                "or give chat_template_path, or pass plain-text `prompt` and `completion` columns."
             )
         # Named variants (a dict) stay as they are: transformers picks between them by the presence of tools.
         self._template = chat_template
@@ -57,6 +63,8 @@ class ChatSpans:
         if self._marked is None and chat_template is None:
             with suppress(Exception):  # TRL knows no twin, or the template breaks on TRL's own probes
                 self._marked = get_training_chat_template(processing_class)
+        if writes_day(template) and isinstance(template, str):
+            self._template, self._marked = (text and with_day(text, day) for text in (template, self._marked))
         # Forms of content (`str`, `list`) that the template writes: some leave one of them out without a word.
         self._forms: list[type] = []
         self.header, self.last_trailer = self._probe_header()
@@ -95,6 +103,14 @@ class ChatSpans:
             context = derived.end_of(first - 1)
             spans = [span for span in spans if span[0] >= context]
         return text, spans
+
+    def without(
+        self, silent: Sequence[int], text: str, spans: list[Span], messages: Sequence[Message], kwargs: Mapping
+    ) -> list[Span]:
+        """The `spans` of a conversation without those of the turns `silent`: all in them is the template's."""
+        located = DerivedSpans(self, text, messages, kwargs).located(silent[0]) if silent else []
+        theirs = [span for turn, span in located if turn in silent]
+        return [(a, b) for a, b in spans if not any(a < end and start < b for start, end in theirs)]
 
     def _check_contents(self, messages: Sequence[Message], first: int) -> None:
         """Raise where the template leaves the assistant's content out: the turn would be scored without its words."""
@@ -207,6 +223,17 @@ class ChatSpans:
         self._trailers = sorted(trailers - {""}, key=len, reverse=True)
 
 
+def writes_day(chat_template: str | dict | None) -> bool:
+    """Whether a chat template asks for today's date."""
+    return "strftime_now" in str(chat_template)
+
+
+def with_day(chat_template: str, day: date | None) -> str:
+    """The template with the day written into it, today by default."""
+    day = day or date.today()
+    return _NOW.sub(lambda call: repr(day.strftime(call[1][1:-1])), chat_template)
+
+
 class DerivedSpans:
     """
     Locates the assistant's own text in `text`, one rendered conversation, by rendering variants of it. `chat` knows
@@ -220,6 +247,10 @@ class DerivedSpans:
 
     def spans(self, first: int = 0) -> list[Span]:
         """Spans of the assistant's own text, sorted and disjoint, without those of messages before `first`."""
+        return [(start, end) for _, (start, end) in self.located(first) if start < end]
+
+    def located(self, first: int = 0) -> list[tuple[int, Span]]:
+        """Which turn, from message `first` on, has which span; a span may be empty, and a turn have two."""
         turns = [i for i, message in enumerate(self._messages) if message["role"] == "assistant"]
         for turn in turns:
             if self._messages[turn].get("tool_responses"):  # Gemma's own way: a tool's words in an assistant message
@@ -233,7 +264,7 @@ class DerivedSpans:
         for (_, before), (turn, after) in pairwise(located):
             if before[1] > after[0]:
                 raise _cannot_locate(turn)
-        return [(start, end) for turn, (start, end) in located if turn >= first and start < end]
+        return [(turn, span) for turn, span in located if turn >= first]
 
     def end_of(self, index: int) -> int:
         """Where the messages up to `messages[index]`, an assistant's among them, end."""

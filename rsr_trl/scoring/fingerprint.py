@@ -28,8 +28,8 @@ BASE_LAYER = re.compile(r"\.base_layer(?=\.)")
 LORA = re.compile(r"\.lora_(\w+)\.")
 # Entries of a model's config that change no score, or that show in the weights. Others do: RoPE scaling, for one.
 NEUTRAL_CONFIG = re.compile(
-    r"_name_or_path|transformers_version|architectures|dtype|use_cache|output_\w+|.*_token_id|.*dropout.*|"
-    r"quantization_config|router_aux_loss_coef"
+    r"_name_or_path|transformers_version|architectures|dtype|use_cache|.*_token_id|.*dropout.*|quantization_config|"
+    r"output_attentions|output_hidden_states|output_router_logits|router_aux_loss_coef"
 )
 
 
@@ -38,8 +38,7 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     Hash of all that makes the student's numbers: weights (names, dtypes, shapes, bytes), config and which adapters are
     on. The same however the student was loaded, and that of the base model while LoRA adapters add nothing to it.
     """
-    config = model.config.to_dict()
-    config = {name: value for name, value in config.items() if not NEUTRAL_CONFIG.fullmatch(name)}
+    config = _deciding(model.config.to_dict())
     weights, active = model.state_dict(), adapters(model)
     if active and _adds_nothing(model, weights):
         weights = {BASE_LAYER.sub("", name): tensor for name, tensor in weights.items() if not LORA.search(name)}
@@ -49,18 +48,27 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
         if not isinstance(tensor, torch.Tensor):
             continue
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
-        for part in _plain(tensor.detach()):
+        for part in plain_tensors(tensor.detach()):
             digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
-def _plain(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+def _deciding(config: dict) -> dict:
+    """The entries of a config, and of those inside it, that can change a score."""
+    return {
+        name: _deciding(value) if isinstance(value, dict) else value
+        for name, value in config.items()
+        if not NEUTRAL_CONFIG.fullmatch(str(name))
+    }
+
+
+def plain_tensors(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
     """The tensors that one is made of: torchao's hold their numbers and scales inside."""
     if not is_traceable_wrapper_subclass(tensor):
         yield tensor
         return
     for name in tensor.__tensor_flatten__()[0]:
-        yield from _plain(getattr(tensor, name))
+        yield from plain_tensors(getattr(tensor, name))
 
 
 def _adds_nothing(model: PreTrainedModel, weights: dict[str, torch.Tensor]) -> bool:

@@ -11,16 +11,16 @@ import errno
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 from datasets import Dataset, IterableDataset
 from xxhash import xxh3_64_hexdigest
 
-from rsr_trl.data import dataset_card
+from rsr_trl.data import STATE_FOLDER, dataset_card
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring.batches import rows_of_shard
-from rsr_trl.scoring.rows import TokenBar, add_columns, typed_rows, without_scores
+from rsr_trl.scoring.own_text import LOST
+from rsr_trl.scoring.rows import TokenBar, add_columns, next_rows, typed_rows, without_scores
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.shards import ShardFolder, read_json, write_json, written_whole
 from rsr_trl.scoring.tokens import TokenizedExample
@@ -69,6 +69,8 @@ class Job:
             raise RSRError(f"shard_rows must be at least 1, got {shard_rows}.")
         self.scorer, self.dataset, self.shard_rows = scorer, dataset, shard_rows
         self.process, self.num_processes, self._card, self._facts = process, num_processes, card, facts
+        if day := read_json(Path(output_dir) / STATE_FOLDER / "manifest.json").get("student", {}).get("day"):
+            scorer.set_day(day)  # a chat template writes it: the rest has to be of the same text as what is done
         run = {"student": scorer.identity(), "data": identity, "settings": {"shard_rows": shard_rows}}
         self.folder = folder = ShardFolder(Path(output_dir), run, process, num_processes, overwrite)
         self.num_rows = len(dataset) if isinstance(dataset, Dataset) else read_json(folder.complete).get("rows")
@@ -97,7 +99,7 @@ class Job:
                     yield index, self.dataset.select(range(first, min(first + self.shard_rows, self.num_rows)))
         elif not self.was_complete:
             stream, index, num_rows = iter(self.dataset), 0, 0
-            while rows := list(islice(stream, self.shard_rows)):
+            while rows := next_rows(stream, self.shard_rows, num_rows):
                 if index % self.num_processes == self.process and index not in self._done:
                     yield index, typed_rows(rows, self.dataset.features, num_rows)
                 index, num_rows = index + 1, num_rows + len(rows)
@@ -108,12 +110,19 @@ class Job:
         for index, rows in self._left():
             for window in self.scorer.windows_of(rows):
                 for row, example in enumerate(window.examples, index * self.shard_rows + window.first_row):
-                    if example.error is not None:
-                        self.folder.lock.release()
+                    lost = [note for note in example.notes if note in LOST]
+                    if example.error is None and not lost:
+                        continue
+                    self.folder.lock.release()
+                    if lost:
                         raise RSRError(
-                            f"Row {row} can't be scored: {example.error}. Nothing was scored. Fix the row, or let "
-                            "such rows have null (--on_error null)."
+                            f"Row {row} loses its {', its '.join(lost)} in the student's chat template. Nothing was "
+                            "scored. Use another template, or score what is left (--on_error null)."
                         )
+                    raise RSRError(
+                        f"Row {row} can't be scored: {example.error}. Nothing was scored. Fix the row, or let "
+                        "such rows have null (--on_error null)."
+                    )
 
     def run(self, show_bar: bool = True) -> bool:
         """Score what is left. Whether this completed the dataset: of several processes, the last to end does."""
@@ -138,8 +147,8 @@ class Job:
     def _score(self, index: int, rows: Dataset, bar: TokenBar) -> dict:
         start, tokens, first_row = time.perf_counter(), bar.tokens, index * self.shard_rows
         rows = without_scores(rows, self.scorer.schema)
-        scored = add_columns(rows, self.scorer.score_rows(rows, bar, first_row))
-        return self.folder.write(scored, index, first_row, bar.tokens - tokens, time.perf_counter() - start)
+        scored = add_columns(rows, self.scorer.score_rows(rows, bar, first_row, notes=(notes := Counter())))
+        return self.folder.write(scored, index, first_row, bar.tokens - tokens, time.perf_counter() - start, notes)
 
     def _complete(self) -> bool:
         """Write down that the dataset is complete, if it is and nobody has yet. Whether this call did so."""
@@ -176,6 +185,7 @@ class Job:
             "rows_done": sum(record["rows"] for record in records),
             "tokens": sum(record["tokens"] for record in records),
             "failed_rows": [row for record in records for row in record["failed_rows"]],
+            "notes": dict(sum((Counter(record.get("notes")) for record in records), Counter())),
             "at_work": self.folder.busy(),
             "processes": processes,
             "balance": min(seconds) / max(seconds) if seconds else None,
@@ -187,7 +197,7 @@ def tokenized_sample(scorer: RSRScorer, dataset: Dataset | IterableDataset) -> l
     if isinstance(dataset, Dataset):
         rows = dataset.select(range(0, len(dataset), max(1, len(dataset) // SAMPLE_ROWS))[:SAMPLE_ROWS])
     else:
-        rows = Dataset.from_list(list(islice(iter(dataset), SAMPLE_ROWS)), features=dataset.features)
+        rows = Dataset.from_list(next_rows(iter(dataset), SAMPLE_ROWS), features=dataset.features)
     return [example for window in scorer.windows_of(rows) for example in window.examples]
 
 

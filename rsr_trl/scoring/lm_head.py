@@ -17,6 +17,7 @@ This file knows no tokens and no dataset.
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -111,11 +112,7 @@ class LMHead:
         """
         if logits_dtype not in ("float32", "model"):
             raise RSRError(f'logits_dtype must be "float32" or "model", got {logits_dtype!r}.')
-        weight, bias = self.module.weight, getattr(self.module, "bias", None)
-        # FSDP2 and ZeRO-3 shard the head: gather it once for all tiles, as TRL's fused head does.
-        if isinstance(weight, DTensor):
-            weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
-        with maybe_gather_lm_head_ctx(weight, bias), torch.autocast(hidden.device.type, enabled=False):
+        with self._whole(hidden.device) as (weight, bias):
             if hidden.dtype != weight.dtype:  # under autocast the backbone may end in another dtype than the head has
                 hidden = hidden.to(weight.dtype)
             rows, columns = tile or TILE.get(hidden.device.type, TILE["cuda"])
@@ -127,6 +124,15 @@ class LMHead:
                 target_logit = self._target_logits(h, t, weight, bias, logits_dtype)
                 pieces.append(self._score_rows(h, t, target_logit, tiles, fold, with_top1, with_moments))
         return TokenStats(*(torch.cat(p) if p[0] is not None else None for p in zip(*pieces, strict=True)))
+
+    @contextmanager
+    def _whole(self, device: torch.device) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Weight and bias, without autocast. FSDP2 and ZeRO-3 shard them: gathered once, as TRL's fused head does."""
+        weight, bias = self.module.weight, getattr(self.module, "bias", None)
+        if isinstance(weight, DTensor):
+            weight, bias = weight.full_tensor(), None if bias is None else bias.full_tensor()
+        with maybe_gather_lm_head_ctx(weight, bias), torch.autocast(device.type, enabled=False):
+            yield weight, bias
 
     def _target_logits(self, hidden, targets, weight, bias, logits_dtype: str) -> torch.Tensor:
         product = (hidden.float() * weight[targets].float()).sum(-1)  # (n,)
@@ -175,6 +181,39 @@ class LMHead:
                 values[overflown] = exact
         surprisals, *moments = stats
         return above.long() + 1, surprisals, top1 if with_top1 else None, *(moments or (None, None))
+
+
+@torch.no_grad()
+def own_logits(model: PreTrainedModel, forward: Callable, **inputs: torch.Tensor) -> torch.Tensor:
+    """
+    The model's own logits by its `forward`, float32 of shape `(B, T, V)`, checked: `RSRError` if [`LMHead`] gives
+    others from the same hidden states, as it does for a scale, cap or projection that it doesn't know.
+    """
+    eps = [0.0]
+
+    def see_head(module, args, output):
+        eps[0] = torch.finfo(output.dtype).eps
+        return output.float()  # what the model does to its logits isn't rounded to its dtype: a cap shows
+
+    hidden = model.base_model(**inputs, use_cache=False).last_hidden_state
+    with model.get_output_embeddings().register_forward_hook(see_head, prepend=True):
+        own = forward(**inputs, use_cache=False).logits.float()
+    head = LMHead.of(model)
+    with head._whole(own.device) as (weight, bias):
+        hidden = hidden.flatten(0, -2).to(own.device, weight.dtype)
+        ours = head.logits(_product(hidden, weight, bias, upcast=True))
+    error = (ours.view_as(own) - own).square().mean().sqrt() / own.square().mean().sqrt()
+    # Rounding the product to the dtype alone makes a fifth of its epsilon. NaN passes: scoring names the broken rows.
+    if error > max(1e-4, eps[0] / 2):
+        raise unknown_logits(model, f"they differ from the expected ones by {error:.2%}")
+    return own
+
+
+def unknown_logits(model: PreTrainedModel, how: str) -> RSRError:
+    return RSRError(
+        f"{type(model).__name__} doesn't compute its logits in a way that is known here ({how}). Only causal language "
+        "models can be scored; if it is one, please report the architecture."
+    )
 
 
 def _far(hidden: torch.Tensor, target_logit: torch.Tensor, tiles: Callable) -> tuple[torch.Tensor, ...]:

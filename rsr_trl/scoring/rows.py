@@ -5,6 +5,7 @@ happens within a window, so memory depends on the window and not on the dataset.
 tokens alone. Out: flat arrays become typed columns. This file knows no student.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,8 +36,9 @@ from rsr_trl.rsr import (
     score_schema,
 )
 from rsr_trl.scoring.batches import TOKENIZED_ROWS, WINDOW_TOKENS
+from rsr_trl.scoring.own_text import LOST
 from rsr_trl.scoring.scores import ALL_COLUMNS, ScoredTokens, content_hash, content_name
-from rsr_trl.scoring.tokens import TokenizedExample
+from rsr_trl.scoring.tokens import SECOND_BOS, TokenizedExample
 
 
 _BAD_TYPE = (ValueError, TypeError, OverflowError)
@@ -49,10 +51,23 @@ def with_features(dataset: IterableDataset, num_rows: int = 256) -> IterableData
     """A stream that knows the types of its columns; where nobody says, its first rows decide."""
     if dataset.features is not None:
         return dataset
-    first = list(islice(iter(dataset), num_rows))
+    first = next_rows(iter(dataset), num_rows)
     if not first:
         raise RSRError("The dataset is empty: it holds no row.")
     return dataset.cast(Dataset.from_list(first, on_mixed_types="use_json").features)
+
+
+def next_rows(stream: Iterator[dict], count: int, first_row: int = 0) -> list[dict]:
+    """The next rows of a stream; raises `RSRError` where the types of a file change."""
+    try:
+        return list(islice(stream, count))
+    except RSRError:
+        raise
+    except _BAD_TYPE as error:  # of `datasets`, which takes the types of the first 10 MB for those of all
+        raise RSRError(
+            f"Row {first_row} or a later one doesn't have the types of the first rows: {error}. Fix it, or read the "
+            "dataset without --dataset_streaming."
+        ) from error
 
 
 def typed_rows(rows: list[dict], features: Features, first_row: int) -> Dataset:
@@ -118,6 +133,16 @@ def _tokenized(dataset: Dataset, tokenize: Callable, window_tokens: int, stopped
             first, examples, tokens = first + len(examples), [], 0
     if examples:
         yield Window(first, examples)
+
+
+def check_no_transform(dataset: Dataset) -> None:
+    """Raise `RSRError` for a dataset whose rows are computed when they are read: its columns aren't what it shows."""
+    if dataset.format["type"] == "custom":
+        raise RSRError(
+            "The dataset has a transform (Dataset.with_transform), and scoring reads the columns below it: other text "
+            "than the rows show. Apply it first with dataset.map(transform, batched=True), or take it off with "
+            "dataset.with_format(None)."
+        )
 
 
 def to_rows(batch: Mapping[str, Sequence]) -> list[dict]:
@@ -265,8 +290,30 @@ def typed(table: dict[str, pa.Array]) -> dict[str, list]:
     }
 
 
-def describe_gaps(table: dict[str, pa.Array], name_row: bool = False) -> list[str]:
-    """How many rows are null or cut, and why; nothing when there are none."""
+def count_notes(examples: Iterable[TokenizedExample]) -> Counter[str]:
+    """How many trajectories have which of the notes of [`TokenizedExample`]."""
+    return Counter(note for example in examples for note in example.notes)
+
+
+def describe_notes(notes: Mapping[str, int], num_rows: int) -> list[str]:
+    """What a user has to know of trajectories that have a score; nothing where there is nothing."""
+    lines, lost = [], [kind for kind in LOST if notes.get(kind)]
+    if lost:
+        others = "".join(f", {notes[kind]:,} their {kind}" for kind in lost[1:])
+        lines.append(
+            f"{notes[lost[0]]:,} of {num_rows:,} trajectories lose their {lost[0]}{others} in the student's chat "
+            "template. The scores are of what it leaves, which is what SFTTrainer trains on."
+        )
+    if twice := notes.get(SECOND_BOS):
+        lines.append(
+            f"{twice:,} of {num_rows:,} trajectories begin with two beginning-of-sequence tokens, as in SFTTrainer: "
+            "the text has one and the tokenizer adds its own. Remove it from the text."
+        )
+    return lines
+
+
+def describe_gaps(table: dict[str, pa.Array], notes: Mapping[str, int], name_row: bool = False) -> list[str]:
+    """How many rows are null or cut, and why, and the `notes`; nothing when there are none."""
     errors, cut = table[ERROR].to_pylist(), sum(table[TRUNCATED].to_pylist())
     gaps = []
     failed = [row for row, error in enumerate(errors) if error is not None]
@@ -279,4 +326,4 @@ def describe_gaps(table: dict[str, pa.Array], name_row: bool = False) -> list[st
         gaps.append(
             f"{cut} of {len(errors)} rows were cut at max_length (column rsr_truncated); what is left is scored."
         )
-    return gaps
+    return gaps + describe_notes(notes, len(errors))

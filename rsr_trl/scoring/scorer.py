@@ -3,12 +3,15 @@
 Everything is scored by one path, whatever the entry: examples -> tokens -> student -> columns.
 """
 
+import copy
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from datetime import date
 from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING
@@ -31,6 +34,8 @@ from rsr_trl.scoring.rows import (
     TokenBar,
     Window,
     add_columns,
+    check_no_transform,
+    count_notes,
     describe_gaps,
     is_batch,
     plain,
@@ -41,7 +46,13 @@ from rsr_trl.scoring.rows import (
     windows,
     without_scores,
 )
-from rsr_trl.scoring.student import Student, find_config_and_tokenizer, load_model
+from rsr_trl.scoring.student import (
+    Student,
+    find_config_and_tokenizer,
+    load_model,
+    num_positions,
+    with_chat_template,
+)
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 
 
@@ -61,7 +72,8 @@ BATCH_ROWS = 512  # rows of an iterable dataset that are scored together
 LOADING = ("revision", "quantization_config", "device_map", "dtype", "device", "attn_implementation")
 LOADING += ("trust_remote_code",)  # all of these go to `load_model`
 OF_THE_SCORE = ("r_max", "assistant_only_loss", "logits_dtype")  # change scores by more than rounding
-NEUTRAL = ("device", "device_map", "max_batch_tokens", "overwrite")  # decide no column, or change it by rounding only
+# Decide no column, change it by rounding only, or show in the tokenizer.
+NEUTRAL = ("device", "device_map", "max_batch_tokens", "overwrite", "day", "chat_template_path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +92,19 @@ class ScoringConfig:
     scores: Sequence[str] | str | None = None
     max_batch_tokens: int | None = None
     assistant_only_loss: bool = False
+    chat_template_path: str | None = None
     dataset_text_field: str = "text"
     logits_dtype: str = "float32"
     overwrite: bool = False
     trust_remote_code: bool = False
+    day: str | None = None
 
     def __post_init__(self):
         check_r_max(self.r_max)
+        try:
+            date.fromisoformat(self.day or "2025-03-31")
+        except ValueError as error:
+            raise RSRError(f"day must be a date such as 2025-03-31, got {self.day!r}.") from error
 
     def some(self, names: Iterable[str]) -> dict[str, object]:
         return {name: getattr(self, name) for name in names}
@@ -97,11 +115,11 @@ class RSRScorer:
     Scores trajectories with a student by their Rank-Surprisal Ratio (RSR, arXiv:2601.14249). **Lower suits the student
     better.**
 
-    Use it as a function of `datasets.map` (row by row or `batched=True`: same numbers), or call [`~RSRScorer.score`],
-    which sorts the whole dataset by length and is fastest. Columns added: `rsr`, `rsr_mean_clipped_rank`,
-    `rsr_mean_surprisal` (nats), `rsr_num_tokens` (scored), `rsr_truncated`, `rsr_error` (null when fine),
-    `rsr_student` (a fingerprint) and `rsr_content` (a hash of the tokens). A row with nothing to score gets nulls and
-    its reason in `rsr_error`. On a dataset in numpy or torch format prefer `score`: `map` then leaves the columns'
+    Use it as a function of `datasets.map` (row by row or `batched=True`: the same numbers, but for rounding), or call
+    [`~RSRScorer.score`], which sorts the whole dataset by length and is fastest. Columns added: `rsr`,
+    `rsr_mean_clipped_rank`, `rsr_mean_surprisal` (nats), `rsr_num_tokens` (scored), `rsr_truncated`, `rsr_error` (null
+    when fine), `rsr_student` (a fingerprint) and `rsr_content` (a hash of the tokens). A row with nothing to score
+    gets nulls and its reason. On a dataset in numpy or torch format prefer `score`: `map` then leaves the columns'
     types to their first 1,000 rows.
 
     Args:
@@ -129,11 +147,17 @@ class RSRScorer:
         max_batch_tokens (`int`, *optional*): Tokens that go through the student at once, padding included.
         assistant_only_loss (`bool`, *optional*, defaults to `False`):
             Render conversations as SFTTrainer does under this setting (some templates differ).
+        chat_template_path (`str`, *optional*):
+            Render conversations with the chat template of this `.jinja` file or tokenizer (hub id or folder), as
+            SFTTrainer does under this setting, instead of the student's own. The tokenizer passed stays as it is.
         dataset_text_field (`str`, *optional*, defaults to `"text"`): Column of plain-text datasets.
         logits_dtype (`str`, *optional*, defaults to `"float32"`):
             `"model"` rounds logits to the model's dtype, as the paper's code does.
         overwrite (`bool`, *optional*, defaults to `False`): Replace columns of an earlier scoring instead of raising.
         trust_remote_code (`bool`, *optional*, defaults to `False`): As `from_pretrained` takes it.
+        day (`str`, *optional*):
+            What chat templates that write today's date get, such as `"2025-03-31"`; by default the day on which the
+            scorer is made. Where a template writes it, it is part of `rsr_student`.
 
     Raises:
         RSRError: for contradictory or impossible settings, such as a `max_length` beyond the student's positions.
@@ -156,6 +180,8 @@ class RSRScorer:
         **settings,
     ):
         self.config = ScoringConfig(**settings)
+        if self.config.day is None:
+            self.config = replace(self.config, day=str(date.today()))
         self.r_max, self.token_stats = self.config.r_max, self.config.token_stats
         self._others = OtherScores(self.config.scores)
         self.scores = self._others.names
@@ -186,30 +212,32 @@ class RSRScorer:
         self._prepare(*find_config_and_tokenizer(self.model_id, self._given_tokenizer, **hub))
 
     def _prepare(self, config: PreTrainedConfig, processing_class: PreTrainedTokenizerBase) -> None:
-        positions = getattr(config.get_text_config(), "max_position_embeddings", None) or float("inf")
+        positions = num_positions(config)
         max_length = self.config.max_length
         if max_length is not None and max_length > positions:
             raise RSRError(f"max_length={max_length} is beyond the student's {positions} positions. Lower it.")
         self.max_length = min(MAX_LENGTH, positions) if max_length is None else max_length
         self._commit_hash = getattr(config, "_commit_hash", None)
-        self.processing_class = processing_class
+        self.processing_class = with_chat_template(processing_class, self.config.chat_template_path)
         self._tokenize = ExampleTokenizer(
-            processing_class,
+            self.processing_class,
             self.max_length,
             self.config.assistant_only_loss,
             self.config.dataset_text_field,
             with_steps="steps" in self._others.needs,
+            day=self.config.day,
         )
 
     # ------------------------------------------------------------------------------------------- as a map function
 
-    def __call__(self, examples: Mapping, rank: int | None = None) -> dict:
+    def __call__(self, examples: Mapping, rank: int | None = None, features: Features | None = None) -> dict:
         """
         Score one example or a batch of them: the function to pass to `datasets.map`.
 
         Args:
             examples (mapping): One row (column -> value), or a batch (column -> list of values).
             rank (`int`, *optional*): Worker number, as `map(..., with_rank=True)` passes it: picks the worker's GPU.
+            features (`Features`, *optional*): Types of the columns, where `examples` don't bring them.
 
         Returns:
             `dict` of the columns added.
@@ -231,7 +259,8 @@ class RSRScorer:
         # Only what is needed: the other columns may hold images, and map copies what isn't looked at.
         texts = {name: examples[name] if lazy else plain(examples[name]) for name in self._text_columns(examples)}
         batch = isinstance(examples, LazyBatch) if lazy else is_batch(texts, self.config.dataset_text_field)
-        tokenized = self._tokenize(to_rows(texts) if batch else [texts])
+        features = examples.formatter.features if lazy else features
+        tokenized = self._tokenize(to_rows(texts) if batch else [texts], features)
         try:
             table = self.score_tokenized(tokenized)
         except (RSRError, FloatingPointError) as error:
@@ -239,14 +268,14 @@ class RSRScorer:
                 f"Rows are counted within the {len(tokenized)} that map passed; RSRScorer.score counts in the dataset."
             )
             raise
-        self._warn_once(table)
+        self._warn_once(table, tokenized)
         # `datasets.map` takes a column's type from its first rows, which may all be null. Elsewhere, plain values.
         values = typed(table) if lazy else {name: column.to_pylist() for name, column in table.items()}
         return values if batch else {name: column[0] for name, column in values.items()}
 
-    def _warn_once(self, table: dict[str, pa.Array]) -> None:
-        """`map` has no end at which to count, so the first row that can't be scored or was cut gives one warning."""
-        if not self._warned and (gaps := describe_gaps(table)):
+    def _warn_once(self, table: dict[str, pa.Array], examples: Sequence[TokenizedExample]) -> None:
+        """`map` has no end at which to count: the first rows with something to be said of give one warning."""
+        if not self._warned and (gaps := describe_gaps(table, count_notes(examples))):
             self._warned = True
             logger.warning("So far, %s Shown once; count the columns at the end of map.", " ".join(gaps))
 
@@ -267,7 +296,8 @@ class RSRScorer:
             The dataset with the columns added, in the same order; nothing else changes.
 
         Raises:
-            RSRError: if the columns aren't in a known format, or are scored already and `overwrite` isn't set.
+            RSRError: if the columns aren't in a known format, or are scored already and `overwrite` isn't set; for a
+                dataset with a transform (`with_transform`), as in SFTTrainer.
             FloatingPointError: if the student gives NaN.
         """
         if isinstance(dataset, (DatasetDict, IterableDatasetDict)):
@@ -281,35 +311,42 @@ class RSRScorer:
         if isinstance(dataset, IterableDataset):
             added = Features.from_arrow_schema(pa.schema(self.schema))
             features = None if dataset.features is None else Features({**dataset.features, **added})
-            return dataset.map(self, batched=True, batch_size=BATCH_ROWS, features=features)
+            types = {"features": dataset.features}  # of what comes in
+            return dataset.map(self, batched=True, batch_size=BATCH_ROWS, features=features, fn_kwargs=types)
+        check_no_transform(dataset)
         self.student  # noqa: B018 - if it can't be loaded, that shows before the work, not after it
         with TokenBar(len(dataset)) as bar:
-            table = self.score_rows(dataset, bar)
+            table = self.score_rows(dataset, bar, notes=(notes := Counter()))
         result = add_columns(dataset.with_format(None), table)
         given = dataset.format
         shown = {"columns": [*given["columns"], *table], "output_all_columns": given["output_all_columns"]}
-        for gap in describe_gaps(table, name_row=True):
+        for gap in describe_gaps(table, notes, name_row=True):
             logger.warning(gap)
         return result.with_format(given["type"], **shown, **given["format_kwargs"])
 
     # ------------------------------------------------------------------------------------------------ the one path
 
-    def score_rows(self, dataset: Dataset, bar: TokenBar, first_row: int = 0) -> dict[str, pa.ChunkedArray]:
+    def score_rows(
+        self, dataset: Dataset, bar: TokenBar, first_row: int = 0, notes: Counter | None = None
+    ) -> dict[str, pa.ChunkedArray]:
         """
         The columns that scoring adds to these rows, in their order: window by window, sorted by length within each.
-        `bar` counts the rows that are done; messages count rows from `first_row`.
+        `bar` counts the rows that are done, `notes` those with something to say of; messages count from `first_row`.
         """
-        parts = []
+        parts, notes = [], Counter() if notes is None else notes
         with closing(self.windows_of(dataset)) as windows:  # an error ends the tokenization ahead too
             for window in windows:
                 bar.expect(len(window.examples), window.num_tokens)
+                notes.update(count_notes(window.examples))
                 parts.append(self.score_tokenized(window.examples, bar, first_row + window.first_row))
         return {name: pa.chunked_array([part[name] for part in parts], kind) for name, kind in self.schema.items()}
 
     def windows_of(self, dataset: Dataset) -> Iterator[Window]:
         """The rows, tokenized, in the windows in which they are scored."""
+        check_no_transform(dataset)
         texts = self._text_columns(dataset.column_names)
-        return windows(dataset.with_format(None).select_columns(texts), self._tokenize)
+        tokenize = partial(self._tokenize, features=dataset.features)
+        return windows(dataset.with_format(None).select_columns(texts), tokenize)
 
     def score_tokenized(
         self, examples: Sequence[TokenizedExample], bar: TokenBar | None = None, first_row: int = 0
@@ -355,9 +392,21 @@ class RSRScorer:
         template = self.processing_class.chat_template
         if self._fingerprint is None or self._fingerprint[0] != template:
             settings = self.config.some(OF_THE_SCORE)
+            if self.written_day is not None:
+                settings["day"] = self.written_day
             name = student_fingerprint(self._weights[1], self.processing_class, **settings)
             self._fingerprint = (template, name)
         return self._fingerprint[1]
+
+    @property
+    def written_day(self) -> str | None:
+        """The day that the chat template writes into every conversation; `None` for most templates."""
+        return self._tokenize.written_day
+
+    def set_day(self, day: str) -> None:
+        """Go on with the day of an earlier scoring."""
+        self.config = replace(self.config, day=day)
+        self._tokenize.day, self._fingerprint = day, None
 
     def identity(self) -> dict[str, str | int | float | bool | None]:
         """
@@ -374,6 +423,7 @@ class RSRScorer:
             "tokenizer": tokenizer_fingerprint(self.processing_class),
             "max_length": self.max_length,
             "scores": ", ".join(self.scores),
+            "day": self.written_day,
         }
 
     def _checkpoint(self) -> str:
@@ -394,7 +444,15 @@ class RSRScorer:
         identity = json.dumps(self.identity())
         if self.model_id is None:
             return partial, (_refuse_live_model, identity)
-        return _rebuild, (identity, self.model_id, self._given_tokenizer, vars(self.config))
+        settings = vars(self.config) | {"day": self.written_day}
+        return _rebuild, (identity, self.model_id, self._given_tokenizer, settings)
+
+    def __copy__(self) -> "RSRScorer":
+        return RSRScorer(self.model_id or self._student.model, self._given_tokenizer, **vars(self.config))
+
+    def __deepcopy__(self, memo: dict) -> "RSRScorer":
+        parts = (self.model_id or self._student.model, self._given_tokenizer)
+        return RSRScorer(*copy.deepcopy(parts, memo), **vars(self.config))
 
     # ------------------------------------------------------------------------------------------------------ checks
 

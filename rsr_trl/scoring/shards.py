@@ -11,7 +11,7 @@ or not at all. This file knows no scorer.
 import json
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -66,7 +66,7 @@ class ShardFolder:
             others = differences(known, run)
         else:  # new; or the manifest was lost, and the records say to which run they belong
             names = {read_json(record).get("run") for record in done} - {self.run, None}
-            others = [f"it is a run of which only its fingerprint is known ({name})" for name in names]
+            others = [f"it is a run known only by its fingerprint ({name})" for name in names]
         what = f" What differs: {'; '.join(others)}." if others else ""
         companions = [name for name in busy if name != self.process and name.endswith(self.process.split("-", 1)[1])]
         if busy and (others or companions != busy):
@@ -76,7 +76,7 @@ class ShardFolder:
             )
         if others and done and not overwrite:
             raise RSRError(
-                f"{str(self.path)!r} holds results of another run.{what} Give the same options as before to go on, "
+                f"{str(self.path)!r} holds results of another run.{what} Give the same options as before to resume, "
                 "choose another output_dir, or pass --overwrite to start again."
             )
         self.lock.acquire(timeout=0)
@@ -124,7 +124,9 @@ class ShardFolder:
         self.complete.unlink(missing_ok=True)
         self.paths(index)[1].unlink(missing_ok=True)
 
-    def write(self, scored: Dataset, index: int, first_row: int, tokens: int, seconds: float) -> dict:
+    def write(
+        self, scored: Dataset, index: int, first_row: int, tokens: int, seconds: float, notes: Mapping[str, int]
+    ) -> dict:
         """Write a shard and its record, which is returned."""
         self.forget(index)
         shard, record_path = self.paths(index)
@@ -137,6 +139,7 @@ class ShardFolder:
         failed = [row for row, error in enumerate(scored[ERROR], first_row) if error is not None]
         record = {"run": self.run, "launch": self.launch, "process": self.process, "size": size, "digest": digest}
         record |= {"rows": len(scored), "tokens": tokens, "seconds": seconds, "failed_rows": failed[:MAX_NAMED_ROWS]}
+        record["notes"] = dict(notes)
         write_json(record_path, record)
         return record
 

@@ -3,17 +3,22 @@
 Knows tokens and the model, but neither datasets nor their columns.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
+from itertools import chain
 from pathlib import Path
+from threading import RLock
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -24,19 +29,29 @@ from transformers.utils import find_adapter_config_file, is_peft_available
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring import fingerprint
 from rsr_trl.scoring.batches import HEAD_POSITIONS, MAX_BATCH_TOKENS, Layout, lay_out, plan_batches
-from rsr_trl.scoring.lm_head import LMHead, compiles
+from rsr_trl.scoring.lm_head import LMHead, compiles, own_logits, unknown_logits
 from rsr_trl.scoring.scores import ScoredTokens
 from rsr_trl.scoring.tokens import TokenizedExample
 
 
 if is_peft_available():
     from peft import PeftConfig, PeftModel, PromptLearningConfig
+    from peft.utils import load_peft_weights
 
 
 logger = logging.getLogger(__name__)
 
 
 # ------------------------------------------------------------------------------------------------ finding and loading
+
+
+def find_config(model_id: str, **hub) -> tuple[str, PreTrainedConfig]:
+    """The name of a student's weights, which are its base model's where it is an adapter, and their config."""
+    base, revision = model_id, hub.get("revision")
+    is_whole = (Path(model_id) / "config.json").is_file()
+    if not is_whole and find_adapter_config_file(model_id, revision=revision) is not None:
+        base = PeftConfig.from_pretrained(model_id, revision=revision).base_model_name_or_path
+    return base, AutoConfig.from_pretrained(base, **hub)
 
 
 def find_config_and_tokenizer(
@@ -46,11 +61,7 @@ def find_config_and_tokenizer(
     Config and tokenizer (unless one is given) of a named student, without its weights; an adapter has those of its
     base model. `hub` is `revision` and `trust_remote_code`, as `from_pretrained` takes them.
     """
-    base, revision = model_id, hub.get("revision")
-    is_whole = (Path(model_id) / "config.json").is_file()
-    if not is_whole and find_adapter_config_file(model_id, revision=revision) is not None:
-        base = PeftConfig.from_pretrained(model_id, revision=revision).base_model_name_or_path
-    config = AutoConfig.from_pretrained(base, **hub)
+    base, config = find_config(model_id, **hub)
     if processing_class is None:
         try:
             processing_class = AutoTokenizer.from_pretrained(model_id, **hub)
@@ -59,6 +70,34 @@ def find_config_and_tokenizer(
                 raise
             processing_class = AutoTokenizer.from_pretrained(base, **hub)  # PEFT saves none with an adapter
     return config, processing_class
+
+
+def with_chat_template(processing_class: PreTrainedTokenizerBase, path: str | None) -> PreTrainedTokenizerBase:
+    """
+    A copy of the tokenizer with the chat template at `path`, as SFTTrainer reads its `chat_template_path`: a `.jinja`
+    or `.j2` file, or a tokenizer (folder or hub id), which brings its end-of-sequence token too.
+    """
+    if path is None:
+        return processing_class
+    processing_class, is_file = copy.deepcopy(processing_class), path.endswith((".jinja", ".j2"))
+    try:
+        if is_file:
+            processing_class.chat_template = Path(path).read_text(encoding="utf-8")
+            return processing_class
+        source = AutoTokenizer.from_pretrained(path)
+        processing_class.chat_template = source.get_chat_template()
+    except (OSError, ValueError) as error:
+        what = "file" if is_file else ".jinja file, and no tokenizer with a chat template"
+        raise RSRError(f"chat_template_path={path!r} is no {what} that can be read: {error}") from error
+    known, added = processing_class.get_vocab(), source.added_tokens_decoder.values()
+    if missing := [token.content for token in added if token.content not in known]:
+        raise RSRError(
+            f"chat_template_path={path!r}: this tokenizer has {len(missing)} special tokens that the student doesn't "
+            f"know (first: {missing[0]!r}). SFTTrainer would add them, untrained. Give the template alone, as a "
+            ".jinja file, or save the student with them first (trl.clone_chat_template) and score that one."
+        )
+    processing_class.eos_token = source.eos_token
+    return processing_class
 
 
 def load_model(
@@ -72,7 +111,8 @@ def load_model(
     """
     Load a student from a hub id or folder; an adapter's folder loads its base model and applies it. It goes to the GPU
     if there is one, unless `device` says otherwise or `device_map` spreads it. `kwargs` are passed to
-    `AutoModelForCausalLM.from_pretrained`.
+    `from_pretrained` of `AutoModelForCausalLM`, or of `AutoModelForImageTextToText` for a model that has its language
+    model inside.
     """
     if device_map is not None and device is not None:
         raise RSRError(f"Pass either device={device!r} or device_map={device_map!r}, not both.")
@@ -81,10 +121,29 @@ def load_model(
             f"device={str(device)!r}: PyTorch {torch.__version__} finds no CUDA GPU here. Leave device unset, or "
             "install a PyTorch for your GPU."
         )
-    model = AutoModelForCausalLM.from_pretrained(model_id, dtype=dtype, device_map=device_map, **kwargs)
+    hub = {name: kwargs[name] for name in ("revision", "trust_remote_code") if name in kwargs}
+    base, config = find_config(model_id, **hub)
+    inside = type(config) in AutoModelForImageTextToText._model_mapping
+    only_inside = inside and type(config) not in AutoModelForCausalLM._model_mapping
+    kind = AutoModelForImageTextToText if only_inside else AutoModelForCausalLM
+    model = kind.from_pretrained(base, dtype=dtype, device_map=device_map, **kwargs)
+    if base != model_id:
+        _add_adapter(model, model_id, hub.get("revision"))
     if device_map is None and not getattr(model, "is_quantized", False):
         model.to(device or default_device())
     return model.eval()
+
+
+def _add_adapter(model: PreTrainedModel, adapter: str, revision: str | None) -> None:
+    """Apply an adapter, with as many embeddings as it was saved with: its training may have added tokens."""
+    embeddings = (model.get_input_embeddings(), model.get_output_embeddings())
+    names = tuple(f"base_model.model.{name}." for name, module in model.named_modules() if module in embeddings)
+    saved = load_peft_weights(adapter, device="cpu", revision=revision)
+    whole = [name for name in saved if name.startswith(names) and name.endswith("weight") and ".lora_" not in name]
+    sizes = {saved[name].shape[0] for name in whole}
+    if sizes:
+        model.resize_token_embeddings(max(sizes), mean_resizing=False)
+    model.load_adapter(adapter, adapter_kwargs={"revision": revision})
 
 
 def default_device() -> torch.device:
@@ -116,28 +175,62 @@ def best_layout(model: PreTrainedModel, device: torch.device) -> Layout:
     return "packed" if flash and passes_on and attends else "padded"
 
 
+def _rope_parameters(config: PreTrainedConfig) -> list[dict]:
+    """The parameters of rotary positions: one set, or one for each kind of layer."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    return [rope, *(value for value in rope.values() if isinstance(value, dict))]
+
+
+def num_positions(config: PreTrainedConfig) -> int | float:
+    """
+    How many positions a student has: `max_position_embeddings`, or what RoPE scaling stretches them to, which model
+    cards set without raising that number. Infinity where nothing limits them.
+    """
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None) or float("inf")
+    for rope in _rope_parameters(config):
+        original, factor = rope.get("original_max_position_embeddings"), rope.get("factor")
+        # Dynamic scaling gives a row positions that depend on the longest row before it: it isn't used.
+        if original and factor and rope.get("rope_type") != "dynamic":
+            positions = max(positions, int(factor * original))
+    return positions
+
+
 def length_border(model: PreTrainedModel) -> int | None:
     """
     The length beyond which a student computes positions in another way: LongRoPE's (Phi-3) long factors hold for all
     rows of a batch whose longest row is longer.
     """
-    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):  # one, or one per kind
-        if parameters.get("rope_type") == "longrope":
-            return parameters["original_max_position_embeddings"]
+    for rope in _rope_parameters(model.config):
+        if rope.get("rope_type") == "longrope":
+            return rope["original_max_position_embeddings"]
     return None
+
+
+def check_architecture(model: PreTrainedModel) -> None:
+    """Raise `RSRError` for a model whose scores can't be computed, before any work."""
+    LMHead.of(model)
+    if model.config.is_encoder_decoder or model.base_model is model:
+        raise RSRError(
+            f"{type(model).__name__} can't be scored: the student must be a decoder-only causal language model "
+            "whose backbone stands apart from its LM head."
+        )
+
+
+# Of two threads with one model, the second would take evaluation for the modes to bring back.
+_in_evaluation: WeakKeyDictionary[torch.nn.Module, RLock] = WeakKeyDictionary()
 
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; every module's own mode comes back."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    """Evaluation mode for a while, by one thread at a time; every module's own mode comes back."""
+    with _in_evaluation.setdefault(model, RLock()):
+        modes = [(module, module.training) for module in model.modules()]
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
 
 def on_device(arrays: dict[str, np.ndarray | int], device: torch.device) -> dict[str, torch.Tensor | int]:
@@ -173,12 +266,7 @@ class Student:
         if not isinstance(model, PreTrainedModel):
             raise TypeError(f"The student must be a transformers model, got {type(model).__name__}.")
         self._base = model
-        LMHead.of(model)  # says what is wrong with the head before any work
-        if model.config.is_encoder_decoder or model.base_model is model:
-            raise RSRError(
-                f"{type(model).__name__} can't be scored: the student must be a decoder-only causal language model "
-                "whose backbone stands apart from its LM head."
-            )
+        check_architecture(model)
         if any(parameter.is_meta for parameter in model.parameters()):
             raise RSRError(
                 "Part of the student's weights was left on the CPU or on disk, because the devices don't hold them. "
@@ -345,17 +433,14 @@ class Student:
         hidden, targets = self._forward([TokenizedExample(part, np.arange(len(part)) > 0) for part in parts])
         ours = self.head.score(hidden, targets).surprisals
         whole = torch.from_numpy(ids.astype(np.int64)).to(self.device)[None]
-        logits = self._base(input_ids=whole, use_cache=False).logits[0].to(ours.device).float()
+        logits = own_logits(self._base, self._base, input_ids=whole)[0].to(ours.device)
         logits = torch.cat([logits[: len(part) - 1] for part in parts])
         own = logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0]
         # Reduced precision rounds both. NaN passes here: the error for broken weights names the rows that show it.
         tolerance = 0.01 if torch.finfo(self._base.dtype).eps < 1e-6 else 0.1
         if (ours - own).abs().mean() > tolerance * (1 + own.mean()):
-            raise RSRError(
-                f"{type(self._base).__name__} doesn't compute its logits in a way that is known here (mean surprisal "
-                f"{ours.mean():.4g} instead of its own {own.mean():.4g} nats on {len(ours)} tokens). Only causal "
-                "language models can be scored; if it is one, please report the architecture."
-            )
+            how = f"mean surprisal {ours.mean():.4g} in a batch, {own.mean():.4g} nats alone, on {len(ours)} tokens"
+            raise unknown_logits(self._base, how)
         self._verified = True
 
     def weights_fingerprint(self) -> str:
@@ -363,8 +448,16 @@ class Student:
         return fingerprint.weights_fingerprint(self._base)
 
     def weights_version(self) -> tuple:
-        """Cheap key that changes when an optimizer or `load_state_dict` changes the weights in place."""
-        return *((p.data_ptr(), p._version) for p in self._base.parameters()), *fingerprint.adapters(self._base)
+        """
+        Cheap key that changes when an optimizer or `load_state_dict` changes the weights in place. Changes through
+        `param.data` leave no trace but in the numbers: some of each tensor are in it.
+        """
+        parameters = list(self._base.parameters())
+        samples: dict[torch.device, list[torch.Tensor]] = {}
+        for part in chain.from_iterable(fingerprint.plain_tensors(p.detach()) for p in parameters):
+            samples.setdefault(part.device, []).append(part.flatten()[:: part.numel() // 64 + 1].float())
+        numbers = [torch.cat(parts).cpu().numpy().tobytes() for parts in samples.values()]
+        return *((p.data_ptr(), p._version) for p in parameters), *numbers, *fingerprint.adapters(self._base)
 
 
 def _together(waiting: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]) -> tuple:

@@ -8,7 +8,7 @@ say. This file knows no model.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from datetime import date
 
 import numpy as np
 from tokenizers import Encoding
@@ -17,11 +17,14 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 from trl.data_utils import common_prefix_length, is_conversational_from_value, maybe_convert_to_chatml
 
 from rsr_trl.rsr import RSRError
-from rsr_trl.scoring.chat_spans import ChatSpans, ChatTemplateError, Span
+from rsr_trl.scoring.chat_spans import ChatSpans, ChatTemplateError, Span, writes_day
+from rsr_trl.scoring.nulls import without_nulls
+from rsr_trl.scoring.own_text import OwnText, is_blank
 from rsr_trl.scoring.steps import split_steps
 
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+SECOND_BOS = "second beginning of sequence"  # what was rendered before begins with one, and the tokenizer adds its own
 
 
 class ExampleError(ValueError):
@@ -41,6 +44,8 @@ class TokenizedExample:
         error (`str`, *optional*): Why nothing is scored. `None` exactly when some position is.
         step_starts (bool array of shape `(T,)`, *optional*): Which scored tokens begin a reasoning step
             ([`split_steps`] of each response); every run of scored tokens begins with one.
+        notes (`tuple` of `str`): What the chat template leaves out of the response (of [`~rsr_trl.scoring.own_text`]'s
+            `LOST`), and `SECOND_BOS`.
     """
 
     input_ids: np.ndarray
@@ -48,6 +53,7 @@ class TokenizedExample:
     truncated: bool = False
     error: str | None = None
     step_starts: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def failed(cls, error: str) -> "TokenizedExample":
@@ -65,6 +71,7 @@ class _Rendered:
     spans: list[Span]  # character spans of the text to score
     prompt: str | None  # prompt alone: tokens in its common prefix with the text aren't scored
     conversational: bool
+    lost: tuple[str, ...] = ()
 
     @property
     def responses(self) -> list[Span]:
@@ -89,6 +96,8 @@ class ExampleTokenizer:
             markers. Which text is scored doesn't depend on it.
         dataset_text_field (`str`, *optional*, defaults to `"text"`): Column of the plain-text format.
         with_steps (`bool`, *optional*, defaults to `False`): Also find where reasoning steps begin.
+        day (`str`, *optional*): What chat templates that write today's date get, such as `"2025-03-31"`; by default
+            the day on which it first renders.
     """
 
     def __init__(
@@ -98,6 +107,7 @@ class ExampleTokenizer:
         assistant_only_loss: bool = False,
         dataset_text_field: str = "text",
         with_steps: bool = False,
+        day: str | None = None,
     ):
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise TypeError(
@@ -116,15 +126,25 @@ class ExampleTokenizer:
         self.assistant_only_loss = assistant_only_loss
         self.dataset_text_field = dataset_text_field
         self.with_steps = with_steps
-        self._chats: dict[str | None, ChatSpans] = {}  # by template: `chat_template_kwargs` may bring another one
+        self.day = day
+        # By template: `chat_template_kwargs` may bring another one, and the user may set another on the tokenizer.
+        self._chats: dict[tuple, ChatSpans] = {}
+        self._replacements: dict[str, str | None] = {}
 
-    @cached_property  # TRL renders a few conversations to find it
+    @property
     def chat_template(self) -> str | None:
         """Template that replaces the tokenizer's own, exactly when SFTTrainer would replace it."""
         template = self.processing_class.chat_template
-        if self.assistant_only_loss and template is not None and not has_generation_markers(template):
-            return get_training_chat_template(self.processing_class)
-        return None
+        if not self.assistant_only_loss or template is None or has_generation_markers(template):
+            return None
+        if template not in self._replacements:  # TRL renders a few conversations to find it
+            self._replacements[template] = get_training_chat_template(self.processing_class)
+        return self._replacements[template]
+
+    @property
+    def written_day(self) -> str | None:
+        """The day that the chat template writes into every conversation; `None` for most templates."""
+        return (self.day or str(date.today())) if writes_day(self.processing_class.chat_template) else None
 
     def check_columns(self, column_names: Iterable[str]) -> None:
         """Raise `RSRError` unless a dataset with these columns is in a format that can be tokenized."""
@@ -147,16 +167,17 @@ class ExampleTokenizer:
                 "use `--prompt_column` and `--completion_column` on the command line."
             )
 
-    def __call__(self, examples: Sequence[Mapping]) -> list[TokenizedExample]:
+    def __call__(self, examples: Sequence[Mapping], features: Mapping | None = None) -> list[TokenizedExample]:
         """
         Tokenize rows of a dataset, each column name -> value, in their order. An example that can't be tokenized is
-        returned with its `error` and without tokens.
+        returned with its `error` and without tokens. `features`, the columns' types, tell nulls that Arrow added
+        inside messages from a user's own.
         """
         rendered: dict[int, _Rendered] = {}
         errors: dict[int, str] = {}
         for i, example in enumerate(examples):
             try:
-                rendered[i] = self._render(example)
+                rendered[i] = self._render(without_nulls(example, features))
             except (ExampleError, ChatTemplateError) as error:
                 errors[i] = str(error)
         texts, prompts = {}, {}
@@ -234,14 +255,25 @@ class ExampleTokenizer:
         template = kwargs["chat_template"]
         if not isinstance(template, (str, type(None))):
             raise ExampleError(f"chat_template is {_kind(template)}, expected a string")
-        if template not in self._chats:
-            self._chats[template] = ChatSpans(self.processing_class, template)
-        chat = self._chats[template]
+        own = self.processing_class
+        in_force = (template, str(own.chat_template), str(own.special_tokens_map), self.day)
+        if in_force not in self._chats:
+            day = None if self.day is None else date.fromisoformat(self.day)
+            self._chats[in_force] = ChatSpans(self.processing_class, template, day)
+        chat = self._chats[in_force]
         text, spans = chat(messages, kwargs, first)
+        spans = [(start, end) for start, end in spans if not is_blank(text[start:end])]
+        lost, silent = OwnText([text[start:end] for start, end in spans]).missing(messages[first:])
+        turns = sum(message["role"] == "assistant" for message in messages[first:])
+        if len(spans) > turns - len(silent):  # what the template itself writes there says nothing of the teacher
+            spans = chat.without([first + turn for turn in silent], text, spans, messages, kwargs)
+        if not spans:
+            left_out = f"the chat template leaves out all of it: {', '.join(sorted(lost))}"
+            raise ExampleError(left_out if lost else "the response is empty")
         prompt = None
         if num_prompt_messages is not None:
             prompt = chat.render(messages[:first], kwargs, add_generation_prompt=True)
-        return _Rendered(text, spans, prompt, conversational=True)
+        return _Rendered(text, spans, prompt, conversational=True, lost=tuple(sorted(lost)))
 
     @property
     def _eos_token(self) -> str:
@@ -295,7 +327,15 @@ class ExampleTokenizer:
                 "tokens)"
             )
         steps = _step_starts(rendered, encoding, scored)[: self.max_length] if self.with_steps else None
-        return TokenizedExample(np.array(ids, np.int32)[: self.max_length], cut, len(cut) < len(ids), error, steps)
+        ids = np.array(ids, np.int32)
+        notes = () if error else (*rendered.lost, *([SECOND_BOS] if self._has_second_bos(rendered, ids) else []))
+        return TokenizedExample(ids[: self.max_length], cut, len(cut) < len(ids), error, steps, notes)
+
+    def _has_second_bos(self, rendered: _Rendered, ids: np.ndarray) -> bool:
+        """Whether the tokenizer has put a beginning-of-sequence token before the one that plain text begins with."""
+        bos, id_of_bos = self.processing_class.bos_token, self.processing_class.bos_token_id
+        begins = not rendered.conversational and bool(bos) and rendered.text.lstrip().startswith(bos)
+        return begins and ids[:2].tolist() == [id_of_bos] * 2
 
 
 def _check_messages(messages: object, column: str) -> None:

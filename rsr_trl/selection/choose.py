@@ -74,7 +74,7 @@ class Criteria:
         given = [name for name in ways if vars(self)[name] is not None]
         if len(given) != 1:
             raise RSRError(
-                "Give exactly one of group_column (the best of each group), keep_fraction (the best share of all) and "
+                "Pass exactly one of group_column (the best of each group), keep_fraction (the best share of all) and "
                 f"score_threshold (all at least this good); got {' and '.join(given) or 'none'}."
             )
         if isinstance(self.keep_per_group, bool) or not self.keep_per_group >= 1 or self.keep_per_group % 1:
@@ -88,7 +88,7 @@ class Criteria:
             raise RSRError(f"score_threshold must be a finite number, got {self.score_threshold}.")
         object.__setattr__(self, "prefer", direction_of(self.score, self.prefer))  # frozen otherwise
         if self.when_none_qualifies not in ("drop", "any", "error"):
-            raise RSRError(f"when_none_qualifies is 'drop', 'any' or 'error', got {self.when_none_qualifies!r}.")
+            raise RSRError(f"when_none_qualifies must be 'drop', 'any' or 'error', got {self.when_none_qualifies!r}.")
         if self.when_none_qualifies != "drop" and (self.require is None or self.group_column is None):
             raise RSRError(f"when_none_qualifies={self.when_none_qualifies!r} needs require and group_column.")
         for name in ("min_tokens", "max_tokens"):

@@ -124,14 +124,14 @@ def comparison_table(
         added = [column for column in dataset.column_names if column.startswith(SCORE_PREFIX)]
         if unknown := [column for column in added if known_score(column) is None and column not in own_scores]:
             notes.append(
-                f"{examples(unknown)}: no score that is known here, so not compared. To compare such a column, name "
-                "it as one of your own, with the end that is more suitable."
+                f"{examples(unknown)}: not a known score, so not compared. To compare such a column, name it as one "
+                "of your own scores, with its more suitable end."
             )
     for name in scores:
         if name not in SCORES:
             raise RSRError(
-                f"There is no score {name!r}. Scores are {', '.join(SCORES)}; a column of your own is named as one, "
-                "with the end that is more suitable."
+                f"There is no score {name!r}. Scores are {', '.join(SCORES)}; name a column of your own as an own "
+                "score, with its more suitable end."
             )
         if name not in there:
             raise RSRError(
@@ -141,7 +141,7 @@ def comparison_table(
         if prefer not in ("low", "high"):
             raise RSRError(f"The more suitable end of {name!r} must be 'low' or 'high', got {prefer!r}.")
         if name == RSR and prefer != "low":
-            raise RSRError("RSR can't be turned round: lower is more suitable.")
+            raise RSRError("RSR can't be reversed: lower is more suitable.")
     prefer = {name: SCORES[name].prefer for name in (RSR, *scores)} | dict(own_scores)
     # Read by the score's full name: the dataset may have a column of its own that is called as a score is.
     full = {name: SCORE_PREFIX + name if name in SCORES else name for name in prefer}
@@ -213,7 +213,7 @@ def _comparable(table: ScoredTable, notes: list[str]) -> np.ndarray:
         most = max(missing, key=missing.get)
         raise RSRError(
             f"None of the {len(table)} rows has a finite value of every score ({most!r} lacks most, in "
-            f"{missing[most]} rows), so there is nothing to compare. {ERROR!r} may say why; or leave that score out."
+            f"{missing[most]} rows), so there is nothing to compare. {ERROR!r} may say why. Or leave that score out."
         )
     if not together.all():
         lacking = ", ".join(f"{name} in {count:,}" for name, count in missing.items() if count)
@@ -231,7 +231,7 @@ def _teachers(rows: ScoredTable, costs: np.ndarray, notes: list[str]) -> tuple[l
         return [], agreement, None
     if lost := np.setdiff1d(np.arange(len(rows.teachers)), rows.teacher).tolist():
         lost = examples([rows.teachers[i] for i in lost])
-        notes.append(f"Without a trajectory on which every score is finite, so not compared: {lost}.")
+        notes.append(f"Not compared, because no trajectory has a finite value of every score: {lost}.")
     if rows.problem is not None and (shared := rows.shared_problems()).any():
         kept, num_shared = shared[rows.problem], int(shared.sum())
         rows, costs = rows.where(kept), costs[kept]

@@ -58,15 +58,15 @@ def look_at_rows(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
         rows.tokens < NOISY_BELOW,
         have=f"have fewer than {NOISY_BELOW} scored tokens",
         why="So few tokens make a noisy ratio, and an answer without reasoning looks suitable by chance.",
-        what_to_do=f"Keep bare answers out: `rsr select --min_tokens {NOISY_BELOW}`.",
+        what_to_do=f"Filter out bare answers: `rsr select --min_tokens {NOISY_BELOW}`.",
     )
     yield from of_rows(
         "near pure guessing",
         near_guessing(rows.rank, rows.surprisal),
         have="have the rank and surprisal of guesses among 2 to 10 words",
         why="What nobody can predict looks ideal to RSR (a ratio of 1.8 to 2.4), and nothing is learnt from it.",
-        what_to_do="Read some with `rsr show`. Guesses: keep them out with `rsr select --require`. Reasoning: have a "
-        "random arm beside RSR in `rsr pilot`.",
+        what_to_do="Read some with `rsr show`. Guesses: filter them out with `rsr select --require`. Reasoning: "
+        "compare RSR with a random arm in `rsr pilot`.",
     )
     foreign = rows.rank > FOREIGN_RANK
     if foreign[chosen].mean() > MOST:
@@ -74,7 +74,7 @@ def look_at_rows(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
             "foreign to the student",
             foreign,
             have=f"have a mean rank over {FOREIGN_RANK}",
-            why="The student hardly reads such text: how many ranks are clipped decides the ratio, and little else.",
+            why="The student can hardly read such text: the ratio mostly depends on how many ranks are clipped.",
             what_to_do="Check that student, chat template (`rsr score --as_chat`) and data belong together.",
         )
     yield from _collapse(rows, chosen)
@@ -83,9 +83,9 @@ def look_at_rows(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
         rows.truncated,
         TRUNCATED_SHARE,
         have="were cut at the length limit",
-        why="Their scores are of their beginnings only, and trained on at this length they end before the answer.",
-        what_to_do="Score again with a larger `rsr score --max_length` if the student has the positions, or mark what "
-        "is whole in a boolean column and name it in `rsr select --require`.",
+        why="Their scores cover only the part before the cut, and training at this length stops before the answer.",
+        what_to_do="Re-score with a larger `rsr score --max_length` if the student has the positions, or mark whole "
+        "trajectories in a boolean column and name it in `rsr select --require`.",
     )
     if rows.problem is not None:
         yield from _of_problems(rows)
@@ -103,7 +103,7 @@ def look_at_scores(scores: list[dict], chance: float, num_rows: int) -> Iterator
             "prefers incorrect ones",
             what=f"Of a correct and an incorrect trajectory, RSR puts the correct one first in only "
             f"{rsr['correct_first']:.0%} of cases ({rsr['correct_first_low']:.0%} to {high:.0%}).",
-            why="RSR knows nothing of correctness, and here it leans to the incorrect.",
+            why="RSR knows nothing about correctness, and here it favours incorrect trajectories.",
             what_to_do="Choose among correct ones: `rsr select --require COLUMN` with the column of correctness.",
             rows=num_rows,
         )
@@ -113,7 +113,7 @@ def look_at_scores(scores: list[dict], chance: float, num_rows: int) -> Iterator
             "mostly length",
             what=f"Length explains {rsr['length_r2']:.0%} of RSR's order (rank R²): {ends} trajectories come first.",
             why="Sorting by length, which costs nothing, would do nearly the same.",
-            what_to_do="Have an arm that chooses by length beside RSR in `rsr pilot`.",
+            what_to_do="Compare RSR with an arm that chooses by length in `rsr pilot`.",
             rows=num_rows,
         )
     same = [score for score in others if score["overlap"] > SAME_CHOICE] if chance < MOST else []
@@ -122,7 +122,7 @@ def look_at_scores(scores: list[dict], chance: float, num_rows: int) -> Iterator
         yield Finding(
             "same choice",
             what=f"Other scores would choose nearly the same as RSR: {names}.",
-            why="No training can tell such choices apart.",
+            why="No training can separate such choices.",
             what_to_do="Take the simplest of them, or test only one of them in `rsr pilot`.",
             rows=num_rows,
         )
@@ -176,7 +176,7 @@ def _collapse(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
         yield Finding(
             "one-teacher collapse",
             what=f"{rows.teachers[most]!r} wrote {share:.0%} of what RSR chooses, and {before:.0%} of the pool.",
-            why="A choice of trajectories is then a choice of teacher, whose style is most of what the student sees.",
+            why="Choosing trajectories then means choosing a teacher, whose style is most of what the student sees.",
             what_to_do="Spread it with `rsr select --max_share_per_teacher 0.4`.",
             rows=int(concerned.sum()),
             teachers=[rows.teachers[most]],

@@ -66,7 +66,7 @@ class TeacherRace:
         head = f"Settled at {self.certainty:.0%} certainty: {question}."
         if not self.certain:
             possible = sum(row["status"] == "possible" for row in self.table)
-            head = f"Not settled at {self.certainty:.0%} certainty: {possible} teachers can't be told apart yet."
+            head = f"Not settled at {self.certainty:.0%} certainty: {possible} teachers can't be separated yet."
         share = self.num_trajectories / self.num_trajectories_in_pool
         return (
             f"{head} RSR: {DIRECTION}.\n"
@@ -134,7 +134,7 @@ def race_teachers(
     place = _places(pool, seed)
     num_problems, num_teachers = int(place.max(initial=-1)) + 1, len(pool.teachers)
     if num_teachers == 1:
-        raise RSRError(f"There is one teacher only, {pool.teachers[0]!r}: nothing to choose between.")
+        raise RSRError(f"There is only one teacher, {pool.teachers[0]!r}: nothing to choose between.")
     rule, scored, used, start = Elimination(num_teachers, goal, certainty), [], np.zeros(0, dtype=np.int64), 0
     with _progress(num_problems) as show:
         while rule.open.sum() > 1 and start < num_problems:

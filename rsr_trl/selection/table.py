@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from rsr_trl.data import Columns, examples, read_table
+from rsr_trl.formats import as_booleans, chats_as_text
 from rsr_trl.rsr import (
     ERROR,
     MEAN_CLIPPED_RANK,
@@ -235,21 +236,21 @@ def numbers(table: pa.Table, name: str) -> np.ndarray:
 
 
 def flags(table: pa.Table, name: str) -> np.ndarray:
-    """The column as booleans of shape `(n,)`, null as False. `RSRError` unless it holds booleans, or 0 and 1."""
-    column = table[name]
-    if pa.types.is_integer(column.type) and set(pc.unique(column).to_pylist()) <= {0, 1, None}:
-        column = column.cast(pa.bool_())  # as files without a type for booleans have them
-    if not (pa.types.is_boolean(column.type) or pa.types.is_null(column.type)):
-        raise RSRError(f"Column {name!r} must hold true or false, but it is {column.type}.")
-    return pc.fill_null(column.cast(pa.bool_()), False).to_numpy()
+    """
+    The column as booleans of shape `(n,)`, null as False. `RSRError` unless it holds booleans, or what files without a
+    type for them have: 0 and 1, true and false as text.
+    """
+    if (column := as_booleans(table[name])) is None:
+        raise RSRError(f"Column {name!r} must hold true or false, but it is {table[name].type}.")
+    return pc.fill_null(column, False).to_numpy()
 
 
 def labels(table: pa.Table, name: str) -> tuple[np.ndarray, list]:
     """
     The column as group numbers: int64 array of shape `(n,)`, and the distinct labels that they index, ascending.
-    `RSRError` for nulls, and for values that can't name a group (lists, structs).
+    Chats are labelled by their text. `RSRError` for nulls, and for values that can't name a group (other lists).
     """
-    column = table[name]
+    column = chats_as_text(table[name])
     if pa.types.is_nested(column.type):
         raise RSRError(f"Column {name!r} must hold strings or whole numbers to group by, but it is {column.type}.")
     if column.null_count:

@@ -42,20 +42,20 @@ class RSRSFTConfig(SFTConfig):
         > Parameters that control the score
 
         rsr_score (`str`, *optional*, defaults to `"rsr"`): What the examples are ordered and chosen by. `"rsr"`,
-            `"surprisal"` and `"rank"` are measured with the student as it is. `"length"`, `"random"`, any other score
-            that the dataset has (`"lark"` for its column `score_lark`) and any numeric column stay as they are: they
-            need `rsr_rescore_strategy="no"`.
+            `"surprisal"` and `"rank"` are measured with the current student. `"length"`, `"random"`, any other score
+            in the dataset (`"lark"` for its column `score_lark`) and any numeric column don't change: they need
+            `rsr_rescore_strategy="no"`.
         rsr_r_max (`int`, *optional*, defaults to `100`): Token ranks are clipped at this value.
-        rsr_prefer (`str`, *optional*): Which end of the score comes first and is kept: `"low"` or `"high"`. By default
-            the score's own (RSR: `"low"`, the most suitable); a column of your own has none and needs it.
-        rsr_max_batch_tokens (`int`, *optional*): Tokens of one batch of a scoring pass on each device, padding
+        rsr_prefer (`str`, *optional*): Whether `"low"` or `"high"` scores come first and are kept. Defaults to the
+            score's own direction (RSR: `"low"`, the most suitable); required for your own columns.
+        rsr_max_batch_tokens (`int`, *optional*): Tokens per batch of a scoring pass on each device, padding
             included. By default what suits the device.
 
         > Parameters that control the order and the choice
 
         rsr_sampling (`str`, *optional*, defaults to `"weighted"`): `"weighted"` (without replacement, probability
             falling with the rank of the score), `"ordered"` (strictly the most suitable first: a curriculum, ties by
-            seed and epoch) or `"random"` (the order of SFTTrainer: scores then only choose).
+            seed and epoch) or `"random"` (the order of SFTTrainer: scores then only select).
         rsr_temperature (`float`, *optional*, defaults to `0.2`): For `"weighted"`: share of the kept examples over
             which the probability falls by a factor e. Small is near `"ordered"`, large near `"random"`.
         rsr_keep_fraction (`float`, *optional*, defaults to `1.0`): Train each epoch on this share in (0, 1] of the
@@ -64,20 +64,20 @@ class RSRSFTConfig(SFTConfig):
             have none, don't train. They come last in the epoch and count towards its length, but a step in which no
             process has an example that trains changes nothing: it runs no forward pass and moves neither the weights,
             nor the optimizer, nor the learning rate schedule, which then doesn't reach its end.
-        rsr_group_column (`str`, *optional*): Column that says which trajectories answer the same problem: each epoch
-            trains on the `rsr_keep_per_group` most suitable of each.
-        rsr_keep_per_group (`int`, *optional*, defaults to `1`): Trajectories of each group; smaller ones train whole.
+        rsr_group_column (`str`, *optional*): Column that names the problem: each epoch trains on the
+            `rsr_keep_per_group` most suitable trajectories of each.
+        rsr_keep_per_group (`int`, *optional*, defaults to `1`): Trajectories per group; smaller groups are kept whole.
 
         > Parameters that control re-scoring
 
-        rsr_rescore_strategy (`str`, *optional*, defaults to `"epoch"`): When to score again with the student as it is
-            then. `"no"`: never. `"epoch"` (recommended): all examples at the start of each epoch. `"steps"`: what the
-            epoch may still draw, every `rsr_rescore_steps`; and all at the start of an epoch, if the last pass wasn't
-            of all. `"online"`: in the training steps themselves, for a small part of their time; an epoch's order
-            then comes from scores of different moments of the last one, which compare only roughly.
+        rsr_rescore_strategy (`str`, *optional*, defaults to `"epoch"`): When to re-score with the current student.
+            `"no"`: never. `"epoch"` (recommended): all examples at the start of each epoch. `"steps"`: what the epoch
+            may still draw, every `rsr_rescore_steps`; and all at the start of an epoch, if the last pass wasn't of
+            all. `"online"`: in the training steps themselves, for a small part of their time; an epoch's order then
+            comes from scores of different moments of the last one, which compare only roughly.
         rsr_rescore_steps (`int` or `float`, *optional*): Steps between two scoring passes for `"steps"`. Smaller than
             1: a ratio of all training steps.
-        rsr_teacher_column (`str`, *optional*): Names the teacher: the mean score of each teacher is logged.
+        rsr_teacher_column (`str`, *optional*): Column with teacher names: the mean score of each teacher is logged.
 
     `bf16` defaults to `True` only where a bf16 GPU is used; elsewhere training runs in fp32.
     """
@@ -153,11 +153,11 @@ class RSRSFTConfig(SFTConfig):
             yield f"rsr_rescore_steps={steps} needs rsr_rescore_strategy='steps'."
         if strategy == "online" and self.max_steps < 0 and self.num_train_epochs <= 1:
             yield (
-                "rsr_rescore_strategy='online' shows its new order from the next epoch, and there is only one: raise "
-                "num_train_epochs or set rsr_rescore_strategy='steps'."
+                "rsr_rescore_strategy='online' applies its new order from the next epoch, and there is only one: "
+                "raise num_train_epochs or set rsr_rescore_strategy='steps'."
             )
         if strategy == "online" and self.torch_compile:
-            yield "rsr_rescore_strategy='online' reads what torch_compile=True hides: set torch_compile=False."
+            yield "rsr_rescore_strategy='online' doesn't work with torch_compile=True: set torch_compile=False."
         if strategy != "no" and known_score(self.rsr_score) not in LIVE:
             yield (
                 f"rsr_score={self.rsr_score!r} isn't measured while training (those that are: {', '.join(LIVE)}): set "

@@ -22,8 +22,15 @@ from transformers.utils import logging
 
 from rsr_trl.rsr import trajectory_means
 from rsr_trl.scoring.batches import lay_out, plan_batches
-from rsr_trl.scoring.lm_head import LMHead, TokenStats
-from rsr_trl.scoring.student import best_layout, default_batch_tokens, evaluation_mode, length_border, on_device
+from rsr_trl.scoring.lm_head import LMHead, TokenStats, own_logits
+from rsr_trl.scoring.student import (
+    best_layout,
+    check_architecture,
+    default_batch_tokens,
+    evaluation_mode,
+    length_border,
+    on_device,
+)
 from rsr_trl.training.prepare import SCORED
 
 
@@ -39,10 +46,12 @@ def add_rsr_head(model: PreTrainedModel) -> list[TokenStats]:
 
     - `model(..., rsr_targets=targets, rsr_only=True)` runs the backbone, and the LM head on scored positions alone. It
       returns `{"ranks", "surprisals"}` of the `N` scored tokens, row after row: int64 and float32 of shape `(N,)`.
+      The first such call compares with the model's own logits, as [`own_logits`] does.
     - `model(..., rsr_targets=targets, fused_lm_head=True)` is the training forward. It scores the hidden states that
       it computes anyway and leaves the result in the list that this function returns: take it out before the next.
     """
-    inner, measured = model.forward, []
+    check_architecture(model)
+    inner, measured, checked = model.forward, [], []
 
     # Keep the original signature: `generate` and the trainer inspect it.
     @functools.wraps(type(model).forward)
@@ -50,6 +59,10 @@ def add_rsr_head(model: PreTrainedModel) -> list[TokenStats]:
         if rsr_targets is None:
             return inner(*args, **kwargs)
         if rsr_only:
+            if not checked:  # once, on a few tokens
+                given = {name: kwargs.get(name) for name in ("input_ids", "inputs_embeds")}
+                few = {name: value[:1, :16] for name, value in given.items() if value is not None}
+                checked.append(own_logits(self, inner, **few).shape)
             with torch.no_grad():
                 hidden = self.base_model(*args, use_cache=False, **kwargs).last_hidden_state
             stats = _score(self, hidden, rsr_targets)

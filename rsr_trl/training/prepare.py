@@ -3,6 +3,7 @@
 SFTTrainer's preparation filters rows out and may shuffle them, so what belongs to a row has to be a column of it.
 """
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from datasets import Dataset, Features, List, Value
 
 from rsr_trl.data import read_table
 from rsr_trl.rsr import CONTENT, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, STUDENT, RSRError
+from rsr_trl.scoring.fingerprint import DEFINITION
+from rsr_trl.scoring.rows import describe_notes
 from rsr_trl.scoring.scores import ScoredTokens, check_name, content_hash, content_name, known_score, random
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from rsr_trl.selection.table import labels, read_score
@@ -19,6 +22,7 @@ from rsr_trl.training.live_table import LIVE, ScoreTable
 
 
 SCORED = "rsr_scored"  # bool per token: whether it is scored
+NOTES = "rsr_notes"  # what is to be said of the row, as in TokenizedExample
 SOURCE_ROW = "rsr_source_row"  # number of the row in the dataset that the user passed
 OWN_SCORES = {STUDENT, MEAN_CLIPPED_RANK, MEAN_SURPRISAL}  # columns of a dataset that brings its scores
 OF_TOKENS = ("length", "random")  # scores that a row's own tokens give
@@ -47,26 +51,41 @@ def labels_of(dataset: Dataset, column: str | None) -> tuple[np.ndarray, list] |
 
 def add_scored_column(dataset: Dataset, tokenizer: ExampleTokenizer, num_proc: int | None) -> Dataset:
     """
-    Add `rsr_scored` (a bool per token; empty where the example can't be scored) and `rsr_source_row` to examples in
-    any text format of SFTTrainer, before it tokenizes them.
+    Add `rsr_scored` (a bool per token; empty where the example can't be scored), `rsr_notes` and `rsr_source_row` to
+    examples in any text format of SFTTrainer, before it tokenizes them.
     """
     tokenizer.check_columns(dataset.column_names)
     if "input_ids" in dataset.column_names:
         raise RSRError("The train dataset is already tokenized, which hides the response: pass it before that.")
+    added = {SCORED: List(Value("bool")), NOTES: List(Value("string")), SOURCE_ROW: Value("int64")}
     return dataset.map(
         _scored_of,
         batched=True,
         with_indices=True,
-        fn_kwargs={"tokenizer": tokenizer},
-        features=Features({**dataset.features, SCORED: List(Value("bool")), SOURCE_ROW: Value("int64")}),
+        fn_kwargs={"tokenizer": tokenizer, "features": dataset.features, "definition": DEFINITION},
+        features=Features({**dataset.features, **added}),
         num_proc=num_proc,
         desc="Finding the scored tokens of train dataset",
     )
 
 
-def _scored_of(batch: dict[str, list], indices: list[int], tokenizer: ExampleTokenizer) -> dict[str, list]:
+def _scored_of(
+    batch: dict[str, list], indices: list[int], tokenizer: ExampleTokenizer, features: Features, definition: str
+) -> dict[str, list]:
+    # `definition` is there for the cache of `datasets` alone: what an older rule gave isn't taken.
     examples = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    return {SCORED: [example.scored for example in tokenizer(examples)], SOURCE_ROW: indices}
+    tokenized = tokenizer(examples, features)
+    notes = [list(example.notes) for example in tokenized]
+    return {SCORED: [example.scored for example in tokenized], NOTES: notes, SOURCE_ROW: indices}
+
+
+def describe(dataset: Dataset, num_scored: np.ndarray) -> list[str]:
+    """What a user has to know of prepared rows with `num_scored` tokens each."""
+    notes = Counter(pc.list_flatten(read_table(dataset, [NOTES])[NOTES]).to_pylist())
+    lines = describe_notes(notes, len(dataset))
+    if unscored := int((num_scored == 0).sum()):
+        lines.append(f"{unscored} of {len(dataset)} examples have no token to score: they come last.")
+    return lines
 
 
 def check_prepared(dataset: Dataset, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,12 +11,14 @@ import time
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
+from datasets import Dataset
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from rsr_trl.rsr import CITATION, RSRError
+from rsr_trl.scoring.nulls import as_json
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from rsr_trl.training import prepare
@@ -91,8 +93,8 @@ class RSRSFTTrainer(SFTTrainer):
         self.data_collator = live_collator(self.data_collator, args.rsr_rescore_strategy == "online")
         vocab_size = self.model.config.get_text_config().vocab_size
         lengths, num_scored = prepare.check_prepared(self.train_dataset, vocab_size)
-        if unscored := int((num_scored == 0).sum()):
-            logger.warning(f"{unscored} of {len(num_scored)} examples have no token to score: they come last.")
+        for line in prepare.describe(self.train_dataset, num_scored):
+            logger.warning(line)
         adapted = is_peft_model(self.model)
         student = self.model.get_base_model() if adapted else self.model
         virtual_tokens = adapted and self.model.active_peft_config.is_prompt_learning
@@ -132,6 +134,9 @@ class RSRSFTTrainer(SFTTrainer):
         return table
 
     def _prepare_dataset(self, dataset, processing_class, args, packing, formatting_func, dataset_name):
+        if isinstance(dataset, Dataset) and "input_ids" not in dataset.column_names:
+            with global_then_local_main_first():
+                dataset = as_json(dataset, args.dataset_num_proc)  # what SFTTrainer reads, the scorer reads
         # By the order of calls, because an evaluation set may be called "train" too.
         if not self._train_is_prepared:
             self._train_is_prepared = True

@@ -31,7 +31,7 @@ def test_shows_what_the_comparison_finds(compare):
     assert "None of RSR's known failure modes was found here" in text
     rsr, surprisal, *_, quality = truth.scores
     assert f"surprisal (low) {surprisal['rank_correlation']:+.2f} {surprisal['overlap']:.0%}" in text
-    assert "quality (high)" in text and "length (high)" in text and "by chance 17%" in text
+    assert "quality (high)" in text and "length (high)" in text and "by chance: 17%" in text
     assert f"{rsr['correct_first']:.0%} ({rsr['correct_first_low']:.0%}-{rsr['correct_first_high']:.0%})" in text
     assert f"rsr {rsr['chosen_tokens']:.0f} {rsr['chosen_accuracy']:.0%} {rsr['chosen_top_teacher']} " in text
     best = truth.teachers[0]

@@ -9,6 +9,7 @@ from datasets import Dataset
 
 from rsr_trl.cli import pilot
 from rsr_trl.cli.options import parse
+from rsr_trl.data import load
 from rsr_trl.demo import STUDENT_PATH
 from rsr_trl.demo.teachers import make_pool
 from rsr_trl.scoring.scorer import RSRScorer
@@ -83,7 +84,7 @@ def test_people_see_the_cost_the_differences_and_what_they_are_worth(argv, capfd
     out, err = capfd.readouterr()
     assert out == ""
     text = " ".join(err.split())
-    assert text.index("Cost: 4 trainings") < text.index("random, seed 42: loss")
+    assert text.index("Estimated cost: 4 runs") < text.index("random, seed 42: loss")
     for part in ("lower = better", "difference", "all intervals are about these runs only"):
         assert part in text
     for word in ("warn", "deprecat", "traceback"):
@@ -110,10 +111,28 @@ def test_a_pool_with_scores_of_this_student_is_taken_as_it_is_and_of_another_not
     assert not (tmp_path / "out" / "scored").exists()
     other = scored.map(lambda row: {"rsr_student": "another"})
     other.to_parquet(path)
-    with pytest.raises(ValueError, match="scores are of another student, dtype or template .another; this student"):
+    with pytest.raises(ValueError, match="scores are from another student, dtype or template .another; this student"):
         run(argv(*ONE, pool=str(path), output_dir="other"))
     other.remove_columns("rsr_student").to_parquet(path)
     assert run(argv(*ONE, pool=str(path), output_dir="own")) == 0
+
+
+def test_it_chooses_under_the_template_that_it_trains_on(argv, tiny_student_path, tmp_path):
+    file = tmp_path / "student" / "chat_template.jinja"
+    template = tmp_path / "other.jinja"
+    template.write_text(file.read_text().replace("<|im_start|>", "<|im_start|>the "))
+    file.unlink()  # a base student
+    assert run(argv(*ONE, "--as_chat", "--chat_template_path", str(template))) == 0
+    scored, scorer = (
+        load(str(tmp_path / "out" / "scored")),
+        RSRScorer(tiny_student_path, chat_template_path=str(template)),
+    )
+    texts = scored.select_columns(["prompt", "completion"])
+    assert scored["rsr"] == pytest.approx(scorer.score(texts)["rsr"], rel=1e-5)
+    assert scored["rsr_student"][0] == scorer.fingerprint
+    template.write_text(template.read_text().replace("the ", "an "))
+    with pytest.raises(ValueError, match="tokenizer"):
+        run(argv(*ONE, "--as_chat", "--chat_template_path", str(template)))
 
 
 @pytest.mark.parametrize(
@@ -122,7 +141,7 @@ def test_a_pool_with_scores_of_this_student_is_taken_as_it_is_and_of_another_not
         (("--strategies", "rsrr"), "no strategy 'rsrr'"),
         (("--num_seeds", "0"), "num_seeds must be at least 1, got 0"),
         (("--num_examples", "0"), "num_examples must be at least 1, got 0"),
-        (("--num_tokens", "40"), "Give one budget"),
+        (("--num_tokens", "40"), "num_examples or num_tokens, not both"),
         (("--group_column", "problem"), "no column 'problem'"),
         (("--answer_column", "answer"), "no column 'answer'"),
         (("--max_new_tokens", "0"), "max_new_tokens must be at least 1"),
@@ -140,7 +159,7 @@ def test_problems_in_both_sets_and_a_missing_folder_are_errors(argv, files):
         run(argv(held_out=files["pool"]))
     words = argv()
     at = words.index("--output_dir")
-    with pytest.raises(ValueError, match="Say where the results go: output_dir"):
+    with pytest.raises(ValueError, match="output_dir is required"):
         run(words[:at] + words[at + 2 :])
 
 

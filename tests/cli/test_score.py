@@ -13,6 +13,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from rsr_trl import RSRScorer
 from rsr_trl.data import card_facts
+from rsr_trl.report.tokens import load_tokenizer
 from rsr_trl.rsr import SCORE_COLUMNS
 
 
@@ -96,6 +97,22 @@ def test_as_chat_scores_the_answer_within_the_template(score, tiny_student, tiny
     before = tiny_tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
     ids = tiny_tokenizer(ROWS[0]["completion"])["input_ids"]
     assert row["rsr"] == pytest.approx(_naive_rsr(tiny_student(), before, ids), rel=1e-5)
+
+
+def test_a_student_without_a_template_is_scored_under_a_given_one(
+    score, tiny_student, tiny_student_path, tiny_tokenizer, tmp_path
+):
+    file, template = Path(tiny_student_path, "chat_template.jinja"), tmp_path / "base.jinja"
+    template.write_text(file.read_text().replace("<|im_start|>", "<|im_start|>the "))
+    file.unlink()
+    assert score("--as_chat").code == 1
+    assert score("--as_chat", "--overwrite", "--chat_template_path", str(template)).code == 0
+    row, tiny_tokenizer.chat_template = score.rows()[0], template.read_text()
+    before = tiny_tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)
+    ids = tiny_tokenizer(ROWS[0]["completion"])["input_ids"]
+    assert row["rsr"] == pytest.approx(_naive_rsr(tiny_student(), before, ids), rel=1e-5)
+    assert card_facts(score.output_dir)["settings"]["chat_template_path"] == str(template)
+    assert load_tokenizer(score.output_dir).chat_template == template.read_text()
 
 
 def test_summary_is_on_standard_error_and_says_what_to_do(score, tiny_student_path):

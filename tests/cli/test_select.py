@@ -70,7 +70,7 @@ def test_what_is_read_is_never_overwritten(select, scored_rows, tmp_path):
     write_scored(Dataset.from_list(scored_rows), source, "Made by `rsr score`.")
     for name in (source, source / "data"):
         done = select(*BY_PROBLEM, "--overwrite", "--output_dir", source, dataset_name=name)
-        assert done.code == 1 and "is read and lies in output_dir" in done.err
+        assert done.code == 1 and "is the input and lies in output_dir" in done.err
     assert len(load_dataset(str(source), split="train")) == len(scored_rows)
 
 

@@ -79,7 +79,7 @@ def test_trains_on_what_rsr_select_writes(rsr, train, raw, tiny_student_path, tm
 def test_summary_shows_how_the_scores_moved(train, raw):
     text = train("--rsr_keep_fraction", "0.5").text  # the trainer's logs too are for people
     assert "Trained 6 steps on 6 (50%) of 12 trajectories per epoch, mean loss " in text
-    assert "(lower = more suitable)" in text and "same at first" in text
+    assert "(lower = more suitable)" in text and "RSR at first" in text
     history = [history_of(train.out, step) for step in (0, 3)]
     first, last = (dataset_rsr(one["rsr_mean_clipped_rank"], one["rsr_mean_surprisal"]) for one in history)
     assert f"0 12 {first:.3f} {first:.3f}" in text and f"3 12 {last:.3f} {first:.3f}" in text
@@ -139,7 +139,7 @@ def test_a_second_run_does_not_mix_its_checkpoints_with_those_of_the_first(train
 def test_nothing_to_resume_from_is_said_before_anything_is_loaded(train, tmp_path, monkeypatch):
     monkeypatch.setattr(sft, "_load", None)
     err = train(CHECKPOINT, "True", code=1).err
-    assert re.search("no checkpoint in --output_dir .*out to go on from", err)
+    assert re.search("no checkpoint in --output_dir .*out to resume from", err)
     (tmp_path / "out" / "checkpoint-3").mkdir(parents=True)  # one that was being written when the run was killed
     for checkpoint, missing in (("nowhere", "nowhere"), ("True", "out/checkpoint-3")):
         err = train(CHECKPOINT, checkpoint, code=1).err
@@ -149,7 +149,7 @@ def test_nothing_to_resume_from_is_said_before_anything_is_loaded(train, tmp_pat
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--save_steps", "2"), "at step 3. To go on from {out}/checkpoint-2, add --resume_from_checkpoint True."),
+        (("--save_steps", "2"), "at step 3. To resume from {out}/checkpoint-2, add --resume_from_checkpoint True."),
         ((), "Stopped at step 3, and no checkpoint was saved yet (save_strategy='steps' and save_steps=500): "),
         (("--save_strategy", "no"), "no checkpoint was saved yet (save_strategy='no'): with --save_strategy steps "),
     ],
@@ -196,7 +196,7 @@ def test_a_mixture_of_datasets(train, raw, tmp_path):
         (["--dataset_streaming"], {}, "don't set --dataset_streaming"),
         (["--dataset_name", "./nowhere.jsonl"], {}, "no file or folder"),
         (["--prompt_column", "question"], {}, "prompt_column='question'"),
-        ([], {"student": ()}, "which student to train: --model_name_or_path"),
+        ([], {"student": ()}, "--model_name_or_path is required"),
     ],
 )
 def test_bad_options_are_one_clear_sentence(train, options, changes, message):

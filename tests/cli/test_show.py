@@ -82,7 +82,7 @@ def test_says_what_the_row_is(run, scored):
     text = words(run(path, "--problem_column", "problem_id"))  # asked for: it is the same in all rows
     # Eight tokens of ranks 1 to 8 and surprisals of a quarter of that.
     assert "Row 0: RSR 4.000 (lower = more suitable), 8 tokens mean rank 4.50 / mean surprisal 1.12 nats" in text
-    assert "teacher: solver; problem: 17; correct: no; truncated: only its beginning is scored" in text
+    assert "teacher: solver; problem: 17; correct: no; truncated: only the part before the cut is scored" in text
     assert "Prompt: What is 3 + 4?" in text
 
 

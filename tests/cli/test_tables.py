@@ -75,6 +75,7 @@ def test_folders_proposed_beside_a_dataset(tmp_path, monkeypatch):
     (tmp_path / "pool" / "v1.0").mkdir(parents=True)
     (tmp_path / "pool" / "a.jsonl").touch()
     assert beside("pool/a.jsonl", "scored") == "pool/a-scored"
+    assert beside("absent/a.b.jsonl.gz", "scored") == "a.b-scored"
     assert beside("pool/", "scored") == "pool-scored"
     assert beside("pool/v1.0", "scored") == "pool/v1.0-scored"
     assert beside(f"{tmp_path}/pool", "scored") == f"{tmp_path}/pool-scored"

@@ -165,7 +165,7 @@ def test_with_a_student_it_stops_when_it_is_certain_or_scores_all(rsr, gsm8k_row
         (["--goal", "order"], "--goal order is for scoring in rounds"),
         (["--certainty", "95"], r"--certainty must be in \(0, 1\), got 95: 95% is 0.95"),
         (["--teacher_column", "writer"], "no column 'writer'"),
-        (["--teacher_column", "none"], "--teacher_column is one of"),
+        (["--teacher_column", "none"], "Pass --teacher_column, one of"),
         (["--problem_column", "problem"], "no column 'problem'"),
     ],
 )

@@ -128,7 +128,7 @@ def test_where_there_is_nothing_to_choose_arms_of_a_seed_are_equal_to_the_last_b
     for row in result["table"]:
         assert row["mean"] == 0 and not row["significant"]
     assert len({arm["loss"] for arm in result["arms"] if arm["strategy"] == "random"}) == 2  # seeds do differ
-    assert not any("as large as those seen" in sentence for sentence in result["verdict"])
+    assert not any("as large as those observed" in sentence for sentence in result["verdict"])
 
 
 def stats(folder) -> dict[str, tuple]:
@@ -158,7 +158,7 @@ def test_goes_on_where_it_stopped_and_gives_what_an_undisturbed_one_gives(make, 
     folder = tmp_path / "out" / "arms"
     done, pilot = stats(folder), make(["rsr", "rank"])
     assert sorted(done) == ["before.json", "random-seed0.json"]
-    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(ValueError, match="Another pilot is at work in"):
+    with FileLock(tmp_path / "out" / ".lock"), pytest.raises(ValueError, match="Another pilot is running in"):
         pilot.run()
     result = pilot.run()
     assert "2 of 4 arms are done already." in pilot.lines
@@ -192,7 +192,7 @@ def test_result_says_what_was_measured(make, tiny_student_path):
         assert row["mean"] == pytest.approx(np.mean(own) - np.mean(control))
         assert row["low"] <= row["mean"] <= row["high"] and row["these_runs_only"]
     assert sum(arms[0]["teachers"].values()) == 4
-    assert "Cost: 4 trainings of about 4 steps" in next(line for line in pilot.lines if line.startswith("Cost"))
+    assert "4 runs x (about 4 steps x" in next(line for line in pilot.lines if line.startswith("Estimated cost"))
     json.dumps(result, allow_nan=False)
 
 
@@ -214,10 +214,10 @@ def test_lora(make):
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        (["rsr_rescored"], {"num_train_epochs": 1}, "again in each epoch: raise num_train_epochs above 1"),
+        (["rsr_rescored"], {"num_train_epochs": 1}, "re-selects every epoch: raise num_train_epochs above 1"),
         (["rsr_rescored"], {"num_train_epochs": 2.5}, "whole epochs, got num_train_epochs=2.5"),
-        (["rsr"], {"rsr_sampling": "ordered"}, "rsr_sampling='ordered': .* decided by the pilot"),
-        (["rsr"], {"folder": "taken"}, "holds other things than a pilot .first: thesis.txt."),
+        (["rsr"], {"rsr_sampling": "ordered"}, "rsr_sampling='ordered': the pilot sets this"),
+        (["rsr"], {"folder": "taken"}, "contains files that aren't a pilot's .first: thesis.txt."),
         (["rsr"], {"max_length": 8}, "no token to train on within max_length=8: raise it"),
     ],
 )

@@ -41,7 +41,7 @@ def test_a_row_for_each_strategy_and_metric_with_its_direction(three):
     rows = {(row["strategy"], row["metric"]): row for row in compare(three, STRATEGIES)}
     assert set(rows) == {(name, metric) for name in ("rsr", "length") for metric in ("loss", "correct")}
     loss, correct = rows["rsr", "loss"], rows["rsr", "correct"]
-    # A lower loss is better, and so is a higher share of right answers.
+    # A lower loss is better, and so is a higher accuracy.
     assert loss["mean"] == pytest.approx(-0.1, abs=0.01) and loss["significant"] and loss["better"]
     assert correct["mean"] > 0.3 and correct["significant"] and correct["better"]
     assert not rows["length", "loss"]["significant"] and rows["length", "loss"]["better"] is None
@@ -54,9 +54,9 @@ def test_a_row_for_each_strategy_and_metric_with_its_direction(three):
 def test_sentences_say_what_is_significant_what_is_unclear_and_what_it_would_take(three):
     clear, unclear, *rest = sentences([row for row in compare(three, STRATEGIES) if row["metric"] == "loss"])
     assert clear.startswith("rsr is better than random in loss on held-out references: -0.1")
-    assert unclear.startswith("No significant difference to random in loss on held-out references (length): with this")
-    assert "is likely to stay hidden" in unclear and ("held-out problems" in unclear or "seeds" in unclear)
-    assert rest == ["2 comparisons were made, and each interval by itself leaves zero out by chance in 5% of pilots "
+    assert unclear.startswith("No significant difference from random in loss on held-out references (length). With")
+    assert "would likely go undetected" in unclear and ("held-out problems" in unclear or "seeds" in unclear)
+    assert rest == ["These are 2 comparisons, and each interval on its own excludes zero by chance in 5% of pilots "
                     "without any difference."]  # fmt: skip
 
 
@@ -69,7 +69,7 @@ def test_below_three_seeds_it_speaks_of_these_runs(three):
 @pytest.mark.parametrize(
     ("tokens", "teachers", "expected"),
     [
-        (180, {"A": 9, "B": 1}, ["rsr trained on 1.8 times the tokens", "90% of what rsr chose is by A: read some"]),
+        (180, {"A": 9, "B": 1}, ["rsr trained on 1.8 times the tokens", "90% of what rsr chose comes from A: read"]),
         (110, {"A": 6, "B": 4}, []),
         (None, None, []),
     ],

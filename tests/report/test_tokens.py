@@ -150,9 +150,9 @@ def test_the_tokenizer_is_that_of_the_card_or_the_one_named(tmp_path):
 
     (tmp_path / "empty").mkdir()
     for dataset, name, message in (
-        (str(tmp_path), None, "Which student.*--tokenizer"),
-        (str(tmp_path / "scored.parquet"), None, "Which student.*--tokenizer"),
-        ("me/scored", None, "Which student.*--tokenizer"),
+        (str(tmp_path), None, "which student.*--tokenizer"),
+        (str(tmp_path / "scored.parquet"), None, "which student.*--tokenizer"),
+        ("me/scored", None, "which student.*--tokenizer"),
         (str(tmp_path), "/nowhere", "/nowhere.*--tokenizer"),
         (str(tmp_path), str(tmp_path / "empty"), "Can't load the tokenizer of.*--tokenizer"),
     ):

@@ -126,3 +126,19 @@ def test_by_path_positions_and_a_lacking_tokenizer_come_from_the_base_model(adap
         file.unlink()
     Path(adapter_path, "chat_template.jinja").unlink()
     assert RSRScorer(adapter_path)(ROWS[0]) == expected
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("embeddings", [264, 320], ids=["of the tokens", "rounded up"])
+def test_an_adapter_whose_training_added_tokens(tmp_path, tiny_student, tiny_tokenizer, tied, embeddings):
+    tiny_student(tie_word_embeddings=tied).save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    tiny_tokenizer.add_special_tokens({"additional_special_tokens": ["<step>", "</step>"]})
+    base.resize_token_embeddings(embeddings)
+    config = peft.LoraConfig(target_modules=["q_proj"], init_lora_weights=False)
+    live = peft.get_peft_model(base, config).eval()
+    live.save_pretrained(tmp_path / "adapter")
+    tiny_tokenizer.save_pretrained(tmp_path / "adapter")
+    row = {"prompt": "2+3=", "completion": "<step> five </step> So 5."}
+    expected = RSRScorer(live, tiny_tokenizer)(row)
+    assert RSRScorer(str(tmp_path / "adapter"))(row) == expected

@@ -28,3 +28,11 @@ def test_the_scales_of_these_configurations_matter(family, unscaled):
     plain = type(head)(head.module, **{"scale": head.scale, "softcap": head.softcap, **unscaled})
     found, other = (each.score(hidden, targets).surprisals for each in (head, plain))
     assert not torch.allclose(found, other, rtol=1e-2)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rounding_is_not_taken_for_an_unknown_head(family, dtype):
+    model = build(family).to(dtype)
+    assert Student(model).score(examples_of((16,))).num_tokens.all()

@@ -44,10 +44,18 @@ def test_differs_with_everything_that_changes_scores(tiny_student_path, tiny_stu
     assert len(set(prints.values())) == len(prints), prints
 
 
+@pytest.mark.parametrize("name", ["output_multiplier", "output_logit_soft_cap"])
+def test_numbers_of_the_output_count(tiny_student, name):
+    plain, other = tiny_student(), tiny_student()
+    setattr(other.config, name, 0.25)
+    assert weights_fingerprint(plain) != weights_fingerprint(other)
+
+
 def test_does_not_differ_with_anything_else(scorer, tiny_student, tiny_tokenizer):
     expected = scorer.fingerprint
     model = tiny_student(attention_dropout=0.5).train()
     model.config.use_cache = False
+    model.config.output_hidden_states = model.config.output_router_logits = True
     model.config.pad_token_id = 0  # as trainers set it
     model.requires_grad_(False)
     tiny_tokenizer.pad_token = "<|unused|>"
@@ -95,6 +103,28 @@ def test_is_computed_anew_only_when_weights_change(scorer):
     with torch.no_grad():
         scorer.student.model.model.norm.weight.add_(1)
     assert scorer.fingerprint != first and len(hashed) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_change_through_data_is_another_student(tiny_student, tiny_tokenizer, dtype):
+    model = tiny_student().to(dtype)
+    scorer, row = RSRScorer(model, tiny_tokenizer), {"prompt": "2+2=", "completion": "4, of course"}
+    first = scorer(row)
+    model.model.layers[1].mlp.down_proj.weight.data.mul_(1.5)
+    second = scorer(row)
+    assert second == RSRScorer(model, tiny_tokenizer)(row)
+    assert second["rsr"] != first["rsr"] and second["rsr_student"] != first["rsr_student"]
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+def test_a_copy_of_a_live_scorer_scores(tiny_student, tiny_tokenizer, copied):
+    model, row = tiny_student(), {"prompt": "2+2=", "completion": "4, of course"}
+    scorer = RSRScorer(model, tiny_tokenizer, r_max=50)
+    first, other = scorer(row), copied(scorer)
+    assert other(row) == first
+    with torch.no_grad():
+        model.model.norm.weight.mul_(2)
+    assert (other(row) == first) == (copied is copy.deepcopy)
 
 
 def test_follows_a_template_that_is_set_later(scorer, make_scorer, tiny_tokenizer):

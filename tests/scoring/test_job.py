@@ -150,7 +150,7 @@ class TestGoingOn:
 
     def test_unfinished_folder_is_not_read_as_if_it_were_whole(self, run, tmp_path):
         run(process=0, num_processes=2)
-        with pytest.raises(RSRError, match="isn't scored to its end"):
+        with pytest.raises(RSRError, match="isn't fully scored yet"):
             data.load(str(tmp_path / "out"))
 
 
@@ -206,14 +206,14 @@ class TestAnotherRun:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.tex").touch()
         for overwrite in (False, True):
-            with pytest.raises(RSRError, match="isn't empty|holds other things"):
+            with pytest.raises(RSRError, match="isn't empty|contains files"):
                 make_job(overwrite=overwrite)
         assert [file.name for file in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
     def test_folder_that_is_read_is_not_written(self, run, make_scorer, tmp_path):
         run()
         name = str(tmp_path / "out")
-        with pytest.raises(RSRError, match="is read and lies in output_dir"):
+        with pytest.raises(RSRError, match="is the input and lies in output_dir"):
             again, files = make_scorer(overwrite=True), {"files": data.source_files(name)}
             Job(again, data.load(name), name, files, 4, overwrite=True)
         assert len(read(tmp_path)) == len(ROWS)
@@ -274,10 +274,10 @@ class TestLock:
         assert job.run(show_bar=False)
 
     def test_it_ends_with_an_error_of_the_run_and_leftovers_of_others_stay(self, make_job, scorer, tmp_path):
+        scorer.student.model.lm_head.weight.data.fill_(float("nan"))
         others = make_job(process=1, num_processes=2)
         unfinished = tmp_path / "out/data/.train-000001.parquet-0.unfinished"
         unfinished.write_text("half")
-        scorer.student.model.lm_head.weight.data.fill_(float("nan"))
         job = make_job(process=0, num_processes=2)
         with pytest.raises(FloatingPointError, match=r"rows \[0, 1, 2"):
             job.run(show_bar=False)

@@ -18,7 +18,7 @@ GOOD = [chat(f"What is {i} + {i}?", f"That is {2 * i}, since {'so ' * (i % 5)}it
 LIMIT = 300
 # Row -> the beginning of its rsr_error, or None where it is odd but can be scored.
 POISON: dict[str, tuple[dict, str | None]] = {
-    "empty": (chat("Why?", ""), "no token to score"),
+    "empty": (chat("Why?", ""), "the response is empty"),
     "no messages": ({"messages": []}, "messages is empty"),
     "null": ({"messages": None}, "messages is null"),
     "a number": ({"messages": 7}, "messages is int"),

@@ -140,7 +140,7 @@ def test_sigterm_says_where_it_stopped(command, undisturbed, tmp_path):
     assert ended(process) == 128 + signal.SIGTERM
     assert not list((tmp_path / "stopped").rglob("*.unfinished"))
     said = (tmp_path / "log").read_text()
-    assert "Stopped: " in said and "of 15 shards are done" in said and "Run the same command again to go on" in said
+    assert "Stopped: " in said and "of 15 shards are done" in said and "Run the same command again to resume" in said
     assert run(command("stopped")) == [0]
     assert table(tmp_path, "stopped") == expected
 

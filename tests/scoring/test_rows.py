@@ -1,14 +1,17 @@
 """Windows of rows: every row once, in source order, with the next window tokenized ahead."""
 
+import json
 import threading
 
 import numpy as np
 import pytest
 from datasets import Dataset, enable_progress_bars
 
+from rsr_trl.data import load
+from rsr_trl.rsr import RSRError
 from rsr_trl.scoring import rows as rows_module
 from rsr_trl.scoring.batches import TOKENIZED_ROWS
-from rsr_trl.scoring.rows import TokenBar, windows
+from rsr_trl.scoring.rows import TokenBar, next_rows, windows
 from rsr_trl.scoring.tokens import TokenizedExample
 
 
@@ -32,6 +35,16 @@ def test_every_row_once_in_order(dataset, window_tokens):
     assert [window.first_row for window in found] == starts[:-1].tolist()
     assert all(window.num_tokens >= window_tokens for window in found[:-1])
     assert len(found) == {1: 6, 10**9: 1}.get(window_tokens, len(found))
+
+
+def test_a_stream_whose_types_change_says_where_and_what_to_do(tmp_path):
+    """`datasets` takes those of the first 10 MB."""
+    rows = [{"completion": "a" * 4000, "note": None}] * 2800 + [{"completion": "a", "note": "late"}]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    stream = iter(load(str(tmp_path / "rows.jsonl"), streaming=True))
+    assert len(next_rows(stream, 1000)) == 1000
+    with pytest.raises(RSRError, match="Row 1000 or a later one doesn't have the types.*without --dataset_streaming"):
+        next_rows(stream, 5000, 1000)
 
 
 def test_next_window_is_tokenized_while_one_is_looked_at(dataset):

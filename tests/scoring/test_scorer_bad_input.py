@@ -143,7 +143,9 @@ def test_a_tokenizer_without_chat_template(scorer, tiny_tokenizer):
     tiny_tokenizer.chat_template = None
     assert scorer(GOOD)["rsr"] > 0  # plain text needs none
     for entry in (scorer, lambda row: scorer.score(Dataset.from_list([row]))):
-        with pytest.raises(ValueError, match="no chat template, but the dataset is conversational. Set"):
+        with pytest.raises(
+            ValueError, match="no chat template, but the dataset is conversational.*chat_template_path"
+        ):
             entry({"messages": [{"role": "user", "content": "2+2="}, {"role": "assistant", "content": "4"}]})
 
 

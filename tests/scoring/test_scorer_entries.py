@@ -1,6 +1,8 @@
 """One scorer, many entries: map, map(batched=True), score, iterables, dicts, formats. All give the same columns."""
 
+import copy
 import logging
+import pickle
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +10,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, IterableDatasetDict
 
 from rsr_trl import RSRScorer
-from rsr_trl.rsr import score_schema
+from rsr_trl.rsr import RSR, STUDENT, RSRError, score_schema
 
 
 ROWS = [
@@ -160,10 +162,22 @@ class TestDatasetsOwnThings:
         hidden = scorer.score(dataset.with_format("numpy", columns=["id"]))
         assert set(hidden[1]) == {"id", *score_schema()}
 
-    def test_transforms_are_kept_and_play_no_part(self, scorer, dataset):
-        scored = scorer.score(dataset.with_transform(lambda batch: {"upper": [p.upper() for p in batch["prompt"]]}))
-        assert scored[0] == {"upper": "1+1="}
-        assert_same(scored.with_format(None), scorer.score(dataset))
+    def test_a_transform_is_applied_by_map_and_refused_where_the_columns_are_read(self, scorer):
+        dataset = Dataset.from_list(ROWS)
+
+        def louder(batch):
+            return {**batch, "completion": [None if c is None else c.upper() for c in batch["completion"]]}
+
+        shown, done = dataset.with_transform(louder), dataset.map(louder, batched=True)
+        for refused in (shown, DatasetDict(train=shown), shown.select([2, 0])):
+            with pytest.raises(RSRError, match=r"transform .*dataset\.map\(transform"):
+                scorer.score(refused)
+        with pytest.raises(RSRError, match="with_transform"):
+            scorer.score_rows(shown, None)
+        expected = scorer.score(done).select_columns(list(score_schema()))
+        for batched in (False, True):
+            mapped = shown.map(scorer, batched=batched).with_format(None)
+            assert_same(mapped.select_columns(list(score_schema())), expected)
 
     def test_selected_and_shuffled_rows(self, scorer, dataset):
         part = dataset.shuffle(seed=3).select([4, 0, 2])
@@ -213,3 +227,54 @@ class TestOverwrite:
             assert expected[1]["rsr_student"] == entry[1]["rsr_student"] != scored[1]["rsr_student"]
         with pytest.raises(ValueError, match="rsr_token_ids.* of an earlier scoring, and map can't drop columns"):
             scored.map(other)
+
+
+class TestChatTemplatePath:
+    """As SFTTrainer's: a .jinja file, or the tokenizer that has the template."""
+
+    @pytest.fixture
+    def template(self, tiny_tokenizer) -> str:
+        return tiny_tokenizer.chat_template.replace("<|im_start|>", "<|im_start|>the ")
+
+    def test_scores_are_those_under_the_template_and_named_after_it(
+        self, tiny_student, tiny_student_path, tiny_tokenizer, template, tmp_path
+    ):
+        dataset, student = Dataset.from_list(SHAPES["messages"]), tiny_student()
+        own = RSRScorer(student, tiny_tokenizer).score(dataset)
+        file, folder = tmp_path / "other.jinja", tmp_path / "other"
+        file.write_text(template)
+        before, eos = tiny_tokenizer.chat_template, tiny_tokenizer.eos_token
+        results = {}
+        for path in (str(file), str(folder)):
+            if path == str(folder):
+                tiny_tokenizer.chat_template, tiny_tokenizer.eos_token = template, "<|endoftext|>"
+                tiny_tokenizer.save_pretrained(folder)
+                expected = RSRScorer(student, tiny_tokenizer).score(dataset)
+                tiny_tokenizer.chat_template, tiny_tokenizer.eos_token = before, eos
+            for scorer in (
+                RSRScorer(student, tiny_tokenizer, chat_template_path=path),
+                RSRScorer(tiny_student_path, chat_template_path=path),
+                pickle.loads(pickle.dumps(RSRScorer(tiny_student_path, chat_template_path=path))),
+            ):
+                results[path] = scorer.score(dataset)
+                assert results[path][RSR] == pytest.approx(results[str(file)][RSR], rel=1e-6)
+            assert tiny_tokenizer.chat_template == before and tiny_tokenizer.eos_token == eos, "the given one stays"
+        assert_same(results[str(folder)], expected)
+        assert own[RSR] != pytest.approx(expected[RSR], rel=1e-3)
+        assert len({own[0][STUDENT], *(scored[0][STUDENT] for scored in results.values())}) == 3  # the eos counts too
+
+    def test_what_cannot_be_taken_is_said(self, tiny_student, tiny_tokenizer, tmp_path):
+        tiny_tokenizer.chat_template, template = None, tiny_tokenizer.chat_template
+        tiny_tokenizer.save_pretrained(tmp_path / "bare")
+        tiny_tokenizer.chat_template = template
+        more = copy.deepcopy(tiny_tokenizer)
+        more.add_tokens(["<|new|>"], special_tokens=True)
+        more.save_pretrained(tmp_path / "more")
+        for name, message in {
+            "absent.jinja": "no file that can be read",
+            "absent": "no tokenizer with a chat template",
+            "bare": "no tokenizer with a chat template",
+            "more": r"1 special tokens that the student doesn't know \(first: '<\|new\|>'\).*clone_chat_template",
+        }.items():
+            with pytest.raises(RSRError, match=message):
+                RSRScorer(tiny_student(), tiny_tokenizer, chat_template_path=str(tmp_path / name))

@@ -14,6 +14,8 @@ from datasets import Dataset, load_from_disk
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rsr_trl import RSRScorer
+from rsr_trl.rsr import STUDENT
+from rsr_trl.scoring import fingerprint, scorer
 from rsr_trl.scoring.student import Student
 
 
@@ -52,6 +54,15 @@ def retrain(path: str) -> None:
     with torch.no_grad():
         model.model.norm.weight.mul_(1.5)
     model.save_pretrained(path)
+
+
+def test_another_definition_is_computed_again(dataset, tiny_student_path, computed, monkeypatch):
+    first = dataset.map(RSRScorer(tiny_student_path), batched=True)
+    assert computed() == len(ROWS)
+    for module in (scorer, fingerprint):
+        monkeypatch.setattr(module, "DEFINITION", "another")
+    second = dataset.map(RSRScorer(tiny_student_path), batched=True)
+    assert computed() == len(ROWS) and first[STUDENT] != second[STUDENT]
 
 
 SETTINGS = [{"r_max": 50}, {"max_length": 12}, {"token_stats": True}, {"scores": ["surprisal"]}]

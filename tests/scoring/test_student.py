@@ -2,14 +2,17 @@
 
 import logging
 import random
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
 
 import numpy as np
 import pytest
 import torch
 import transformers
 
+from rsr_trl import RSRScorer
 from rsr_trl.scoring import student as student_module
-from rsr_trl.scoring.student import Student, best_layout, length_border, load_model
+from rsr_trl.scoring.student import Student, best_layout, length_border, load_model, num_positions
 from rsr_trl.scoring.tokens import TokenizedExample
 from tests.scoring.students import SHAPE, V, assert_true, build, examples_of, rows_of
 from tests.scoring.truth import in_float64, truth_of
@@ -68,9 +71,14 @@ def test_longrope_rows_have_the_factors_of_their_own_length(layout):
 
 
 class TestRefuses:
-    def test_an_unknown_way_to_logits(self):
-        model = build("llama")
-        model.lm_head.register_forward_hook(lambda module, inputs, output: output * 0.8)
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+    @pytest.mark.parametrize(
+        "change", [lambda z: z * 0.98, lambda z: 15 * torch.tanh(z / 15)], ids=["scale", "soft cap"]
+    )
+    def test_an_unknown_way_to_logits(self, change, dtype):
+        """Logits spread by 1.7 here, so the cap bends them as little as one at 30 bends those of a usual model."""
+        model = build("llama").to(dtype)
+        model.lm_head.register_forward_hook(lambda module, inputs, output: change(output))
         with pytest.raises(ValueError, match="LlamaForCausalLM doesn't compute its logits in a way that is known"):
             Student(model).score(examples_of())
 
@@ -95,13 +103,24 @@ class TestRefuses:
             ("Qwen3ForSequenceClassification", "has no LM head"),
             ("T5ForConditionalGeneration", "must be a decoder-only causal language model"),
             ("Llama4ForCausalLM", "whose backbone stands apart"),
+            ("RecurrentGemmaForCausalLM", "doesn't compute its logits in a way that is known"),  # capped at 30
+            ("xLSTMForCausalLM", "doesn't compute its logits in a way that is known"),
         ],
     )
     @pytest.mark.filterwarnings("ignore::UserWarning")
     def test_models_that_are_not_causal_or_not_known(self, name, message):
         kind = getattr(transformers, name)
-        small = {"Llama4ForCausalLM": {"num_local_experts": 2}, "T5ForConditionalGeneration": {"d_kv": 8}}
-        model = kind(kind.config_class(**SHAPE | small.get(name, {})))
+        small = {
+            "Llama4ForCausalLM": {"num_local_experts": 2},
+            "T5ForConditionalGeneration": {"d_kv": 8},
+            "RecurrentGemmaForCausalLM": {"lru_width": 32, "num_hidden_layers": 3},
+            "xLSTMForCausalLM": {"num_heads": 4, "embedding_dim": 32, "num_blocks": 2},
+        }
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = kind(kind.config_class(**SHAPE | small.get(name, {}))).eval()
+        if "ForCausalLM" in name:  # as widely spread as the logits of trained models
+            model.get_output_embeddings().weight.data.mul_(2 / model.get_output_embeddings().weight.std() / 32**0.5)
         with pytest.raises(ValueError, match=message):
             Student(model).score(examples_of())
 
@@ -175,6 +194,18 @@ class TestLeftAsFound:
             broken.score(examples)
         assert self.state(mixed) == before
 
+    def test_by_two_threads(self, mixed):
+        """Both would find the other's evaluation mode and bring that back."""
+        before, meeting, student = self.state(mixed)["modes"], Barrier(2), Student(mixed)
+
+        def score(_):
+            meeting.wait()
+            return student.score(examples_of()).ranks.tolist()
+
+        with ThreadPoolExecutor(2) as threads:
+            first, second = threads.map(score, range(2))
+        assert first == second and self.state(mixed)["modes"] == before
+
     def test_gradients_of_a_step_under_way(self, mixed):
         model, ids = mixed.eval(), torch.arange(10, 30)[None]
         model(input_ids=ids, labels=ids).loss.backward()
@@ -202,6 +233,41 @@ def test_loading_with_dtype_device_and_map(tmp_path):
         assert_true(model, examples, Student(load_model(str(tmp_path), **arguments)).score(examples))
     narrow = load_model(str(tmp_path), dtype="bfloat16")
     assert narrow.dtype == torch.bfloat16 and not narrow.training
+
+    def test_a_language_model_inside_a_model_of_images(self, tmp_path, tiny_tokenizer):
+        """Mistral 3 and its kin: `AutoModelForCausalLM` doesn't know their checkpoints."""
+        text = {"model_type": "mistral", **SHAPE, "vocab_size": 262}
+        vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+        vision |= {"model_type": "pixtral", "image_size": 28, "patch_size": 14, "head_dim": 16}
+        config = transformers.Mistral3Config(text_config=text, vision_config=vision)
+        model = transformers.Mistral3ForConditionalGeneration(config).eval()
+        model.save_pretrained(tmp_path)
+        tiny_tokenizer.save_pretrained(tmp_path)
+        row = {"prompt": "2+3=", "completion": " five"}
+        by_path, live = RSRScorer(str(tmp_path)), RSRScorer(model, tiny_tokenizer)
+        assert by_path(row) == live(row) and by_path.max_length == 128
+        tokens = tiny_tokenizer("2+3= five")["input_ids"]
+        truth = truth_of(model.double(), tokens, range(4, len(tokens)))
+        assert by_path(row)["rsr"] == pytest.approx(truth.rsr(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("rope", "positions"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 32}, 128),  # raised already
+        ({"rope_type": "linear", "factor": 4.0}, 128),  # nothing says that it wasn't raised, as Gemma 3's is
+        ({"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 128}, 128),
+        ({"rope_type": "default"}, 128),
+    ],
+    ids=str,
+)
+def test_positions_that_rope_scaling_gives(rope, positions):
+    model = build("llama", rope_parameters={"rope_theta": 10_000.0, **rope})
+    assert num_positions(model.config) == positions
+    if positions > 128:
+        examples = examples_of((200, 150))
+        assert_true(model, examples, Student(model).score(examples))
 
 
 class TestOutOfMemory:

@@ -89,6 +89,6 @@ def truth_of(model64: torch.nn.Module, input_ids: Sequence[int], places: Sequenc
     ids, places = torch.as_tensor(np.asarray(input_ids, dtype=np.int64)), torch.as_tensor(np.asarray(places))
     assert len(places) and places[0] > 0
     # A real vocabulary in float64 takes gigabytes for a long row: let the model leave out the places between.
-    keep = {"logits_to_keep": places - 1} if model64.config.vocab_size > 10_000 else {}
+    keep = {"logits_to_keep": places - 1} if model64.config.get_text_config().vocab_size > 10_000 else {}
     logits = model64(input_ids=ids[None], use_cache=False, **keep).logits[0]
     return Truth((logits if keep else logits[places - 1]).double(), ids[places])

@@ -190,7 +190,7 @@ def test_what_is_left_out_is_said(pool):
     ratio = np.where(column(clean, "teacher") == "t5", np.nan, column(clean, "rsr"))
     result = compare_scores(clean_pool(rsr=ratio.tolist()), **COLUMNS)
     assert "t5" not in [row["teacher"] for row in result.teachers]
-    assert any("not compared: 't5'" in note for note in result.notes)
+    assert any("every score: 't5'" in note for note in result.notes)
 
 
 def test_teachers_that_share_no_problem_are_compared_on_what_they_have():

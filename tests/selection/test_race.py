@@ -182,7 +182,7 @@ class TestRace:
     @pytest.mark.parametrize(
         "keep, scorer, message",
         [
-            (lambda row: row["teacher"] == "a", None, "one teacher only, 'a'"),
+            (lambda row: row["teacher"] == "a", None, "only one teacher, 'a'"),
             (lambda row: (row["teacher"] == "a") == (row["problem_id"] < "p2"), None, "No problem .* all 3 teachers"),
             (None, lambda rows: rows.select(range(5)), "got a Dataset of 60 rows and returned 5 rows"),
             (None, lambda rows: rows, "no column 'rsr_mean_clipped_rank'"),

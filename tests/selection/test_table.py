@@ -1,13 +1,15 @@
 """What is read of a scored dataset: scores by a name or a column, with their directions, and groups."""
 
+import json
+
 import numpy as np
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Json, List
 
-from rsr_trl.data import Columns
+from rsr_trl.data import Columns, read_table
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring.scores import SCORES, casl, direction_of, known_score
-from rsr_trl.selection.table import ScoredTable, available_scores, read_score
+from rsr_trl.selection.table import ScoredTable, available_scores, labels, read_score
 from tests.selection.pools import clean_pool, column, scored
 
 
@@ -127,3 +129,21 @@ class TestScoredTable:
     def test_what_cannot_be_read(self, changes, message):
         with pytest.raises(RSRError, match=message):
             ScoredTable.read(scored(**changes), Columns(teacher="teacher"))
+
+
+def test_problems_are_named_by_the_text_of_their_chats():
+    """As `--as_chat` leaves prompts, with and without a system message, and as JSON keeps messages of many shapes."""
+    user = {"role": "user", "content": "b?"}
+    system, part = {"role": "system", "content": "Be brief."}, [{"type": "text", "text": "b?"}]
+    chats = [[user], [user], [{**user, "content": "a?"}], [system, user], [{**user, "content": part}], [user]]
+    for rows, features in (
+        (chats[:4], None),
+        (chats, Features({"prompt": List(Json())})),
+    ):
+        dataset = Dataset.from_dict({"prompt": rows}, features=features).select(range(len(rows)))
+        number, names = labels(read_table(dataset, ["prompt"]), "prompt")
+        assert [names[i] for i in number[:3]] == ["b?", "b?", "a?"]
+        assert len(set(number)) == len(rows) - 1 - (len(rows) == 6)
+        assert json.loads(names[number[3]]) == [system, user]
+    with pytest.raises(RSRError, match="'prompt' is null in 1 of 2"):
+        labels(read_table(Dataset.from_dict({"prompt": [[user], None]}), ["prompt"]), "prompt")

@@ -12,10 +12,10 @@ from accelerate import Accelerator
 from datasets import Dataset
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, set_seed
+from transformers import AutoModelForCausalLM, Llama4ForCausalLM, Llama4TextConfig, set_seed
 from trl.trainer.utils import add_fused_lm_head
 
-from rsr_trl.rsr import trajectory_means
+from rsr_trl.rsr import RSRError, trajectory_means
 from rsr_trl.training.live_student import ScoringPass, add_rsr_head, token_means, undisturbed
 from tests.training.runs import leave, on_two_processes
 
@@ -94,6 +94,22 @@ def test_without_targets_the_model_is_what_it_was(tiny_student):
     add_rsr_head(model)
     assert torch.equal(model(input_ids=ids).logits, before)
     assert torch.equal(model.generate(ids, max_new_tokens=3, do_sample=False), generated)
+
+
+def test_a_head_that_is_not_known_is_refused(tiny_student):
+    model, ids = tiny_student(), torch.tensor([[1, 4, 5, 6, 2]])
+    add_fused_lm_head(model)
+    add_rsr_head(model)
+    assert model(input_ids=ids, rsr_targets=ids, rsr_only=True)["ranks"].shape == (4,)
+    capped = tiny_student()
+    capped.lm_head.register_forward_hook(lambda module, inputs, output: 15 * torch.tanh(output / 15))
+    add_fused_lm_head(capped)
+    add_rsr_head(capped)
+    with pytest.raises(RSRError, match="Qwen3ForCausalLM doesn't compute its logits in a way that is known"):
+        capped(input_ids=ids, rsr_targets=ids, rsr_only=True)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_local_experts": 2, "vocab_size": 262, "pad_token_id": 0}
+    with pytest.raises(RSRError, match="Llama4ForCausalLM can't be scored: .* backbone stands apart"):
+        add_rsr_head(Llama4ForCausalLM(Llama4TextConfig(**shape)))
 
 
 def test_a_row_with_broken_logits_is_nan_and_the_others_are_not():

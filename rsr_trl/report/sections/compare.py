@@ -10,7 +10,7 @@ FREE = {"rsr", "surprisal", "rank", "length"}  # scores that every scored datase
 def view(material: Material) -> dict | Missing:
     comparison = material.comparison
     if len(comparison.scores) < 2:
-        return Missing("There is no other score on the same rows.", "The notes below the teachers say why.")
+        return Missing("There is no other score on the same rows.", "The notes below the teachers explain why.")
     rsr = comparison.scores[0]
     return {
         "comparison": comparison,

@@ -85,7 +85,9 @@ def _correctness(material: Material) -> dict | Missing:
         return Missing(why, "Name a boolean column:", "rsr report --correctness_column COLUMN ...")
     known = material.finite & ~np.isnan(correct)
     if not known.any():
-        return Missing(f"Column {column!r} is null wherever there is a score.", "Fill it in and write the page again.")
+        return Missing(
+            f"Column {column!r} is null wherever there is a score.", "Fill it in and write the report again."
+        )
     ratio, correct = material.rsr[known], correct[known] == 1
     alt = "Share of correct trajectories in each RSR decile, from the most to the least suitable"
     return {

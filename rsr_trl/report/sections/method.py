@@ -22,6 +22,7 @@ SETTINGS = {
     "logits_dtype": "Dtype of the logits",
     "max_length": "Length limit, tokens",
     "assistant_only_loss": "assistant_only_loss",
+    "chat_template_path": "Chat template",
 }
 
 
@@ -67,7 +68,7 @@ def _facts(material: Material) -> Iterator[tuple[str, str]]:
     for key in (key for key in SETTINGS if key in settings):
         yield SETTINGS[key], name(str(settings[key]).removeprefix("torch."))
     if not settings:
-        yield "Settings", "not recorded here; a folder that rsr score has written has them"
+        yield "Settings", "not recorded here; a folder written by rsr score has them"
     yield "Ranks", f"1 + number of more likely tokens (ties don't count), clipped at {material.r_max:g}"
     yield "Surprisal", "−ln p, in nats"
     yield "RSR", "sum of clipped ranks / sum of surprisals; of a teacher, sum of mean ranks / sum of mean surprisals"

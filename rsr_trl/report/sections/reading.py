@@ -33,7 +33,7 @@ def unreadable(material: Material) -> Missing | None:
     """Why tokens can't be read."""
     if any(name not in material.dataset.column_names for name in TOKEN_STATISTICS):
         why = "The dataset has no rank and surprisal of every token."
-        return Missing(why, "Score it so that they are kept:", "rsr score --token_stats ...")
+        return Missing(why, "Score it with token statistics:", "rsr score --token_stats ...")
     if material.tokenizer is None:
         return Missing(material.no_tokenizer, "Then tokens can be read.", "rsr report --tokenizer STUDENT ...")
     return None

@@ -32,13 +32,13 @@ ALIKE = 0.05  # first scores that differ by more than this from the dataset's ar
 
 def view(material: Material) -> dict | Missing:
     if material.run is None:
-        how = "RSRSFTTrainer keeps its scores in its output folder. To see how they moved:"
+        how = "RSRSFTTrainer keeps its scores in its output folder. To see how they changed:"
         return Missing("No training run was given.", how, "rsr report --run OUTPUT_DIR ...")
     teachers = material.table.teachers
     steps, scores = read_history(material.run, len(material.table))
     if len(steps) < 2:
         how = "Train with --rsr_rescore_strategy epoch, steps or online."
-        return Missing("The run scored its data once, so nothing moved.", how)
+        return Missing("The run scored its data only once, so there is no change to show.", how)
     rsr = scores[:, 0]
     known = ~np.isnan(rsr[0])
     chosen = [_chosen(material, np.where(known, now, np.nan)) for now in rsr]

@@ -17,7 +17,7 @@ def test_the_verdict_and_its_numbers(write, rows, tmp_path):
     rsr = BETTER | {"strategy": "rsr", "metric": "correct", "value": 0.5, "control_value": 0.469}
     loss = BETTER | {"strategy": "<b>own</b>", "metric": "loss", "value": 1.2, "control_value": 1.19}
     table = [rsr, loss | {"better": None, "mean": 0.01, "low": -0.02}]
-    verdict, note = "rsr is better than random in share of right answers.", "The loss didn't fall."
+    verdict, note = "rsr is better than random in accuracy.", "The loss didn't fall."
     result = {"table": table, "verdict": [verdict], "notes": [note], "confidence": 0.95}
     (tmp_path / RESULT).write_text(json.dumps(result))
     page = write(rows, pilot=tmp_path)
