@@ -48,6 +48,7 @@ NUM_TOKENS = "rsr_num_tokens"  # tokens that were scored
 TRUNCATED = "rsr_truncated"
 ERROR = "rsr_error"  # null when fine
 STUDENT = "rsr_student"  # fingerprint of weights, tokenizer, template and settings
+CONTENT = "rsr_content"  # hash of the trajectory's token ids, and of which are scored
 STEP_SHARE = "rsr_step_share"  # share of the tokens that begin a reasoning step; only with the score casl
 TOKEN_IDS = "rsr_token_ids"
 TOKEN_RANKS = "rsr_token_ranks"  # not clipped
@@ -64,6 +65,7 @@ SCORE_COLUMNS = {
     TRUNCATED: pa.bool_(),
     ERROR: pa.string(),
     STUDENT: pa.string(),
+    CONTENT: pa.string(),
 }
 TOKEN_COLUMNS = {
     TOKEN_IDS: pa.list_(pa.int32()),

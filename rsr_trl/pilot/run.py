@@ -21,6 +21,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
+from torch.utils.data import Sampler
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 from xxhash import xxh3_64_hexdigest
@@ -187,7 +188,9 @@ class Pilot:
         means = {name: None if values[0] is None else float(np.mean(values)) for name, values in means.items()}
         if self.held_out.has_references:
             watch.losses.append({"step": state.global_step, "loss": means["loss"]})
-        tokens = None if chosen is None else round(state.epoch * float(self.pool.table.tokens[chosen].sum()))
+        tokens = (
+            None if chosen is None else round(state.epoch * float(self.pool.table.tokens[chosen].sum()) / len(rows))
+        )
         return {
             "strategy": arm.strategy.name if is_trained else None,
             "seed": arm.seed if is_trained else 0,
@@ -210,9 +213,6 @@ class Pilot:
             trainer_class, config_class, column = RSRSFTTrainer, RSRSFTConfig, self.pool.table.columns.problem
             own = {"rsr_rescore_strategy": "epoch", "rsr_sampling": "random", "rsr_group_column": column}
             own |= {} if column else {"rsr_keep_fraction": self.pool.num_examples / len(self.pool.table)}
-        elif strategy.renewed:
-            # One choice after another in one long epoch, with the steps of as many epochs of one choice each.
-            own = {"train_sampling_strategy": "sequential", "max_steps": self._schedule(len(rows[0]))[0]}
         elif strategy.ordered:
             own = {"train_sampling_strategy": "sequential"}
         recipe = {f.name: getattr(self.args, f.name) for f in fields(config_class) if f.init}
@@ -225,6 +225,8 @@ class Pilot:
                 f"{strategy.name}: {dropped} of {len(dataset)} chosen trajectories have no token to train on within "
                 f"max_length={args.max_length}: raise it."
             )
+        if strategy.renewed and trainer_class is SFTTrainer:
+            trainer._get_train_sampler = lambda *dataset: _Renewed(len(rows[0]), len(rows), arm.seed)
         trainer.remove_callback(PrinterCallback)
         return trainer
 
@@ -285,6 +287,24 @@ def leave() -> None:
     on_gloo = torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo"
     PartialState().destroy_process_group()
     time.sleep(1 if on_gloo else 0)
+
+
+class _Renewed(Sampler[int]):
+    """Draws the `count` rows of one choice after another, of `num_choices` in a dataset: one an epoch, shuffled."""
+
+    def __init__(self, count: int, num_choices: int, seed: int):
+        self.count, self.num_choices, self.seed, self.epoch = count, num_choices, seed, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        first = self.epoch % self.num_choices * self.count
+        return iter((first + torch.randperm(self.count, generator=generator)).tolist())
 
 
 class _Watch(TrainerCallback):

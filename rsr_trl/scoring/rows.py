@@ -19,6 +19,7 @@ from datasets import Dataset, Features, IterableDataset
 from datasets.utils import tqdm
 
 from rsr_trl.rsr import (
+    CONTENT,
     ERROR,
     MEAN_CLIPPED_RANK,
     MEAN_SURPRISAL,
@@ -36,7 +37,7 @@ from rsr_trl.rsr import (
 )
 from rsr_trl.scoring.batches import TOKENIZED_ROWS, WINDOW_TOKENS
 from rsr_trl.scoring.own_text import LOST
-from rsr_trl.scoring.scores import ALL_COLUMNS, ScoredTokens
+from rsr_trl.scoring.scores import ALL_COLUMNS, ScoredTokens, content_hash, content_name
 from rsr_trl.scoring.tokens import SECOND_BOS, TokenizedExample
 
 
@@ -257,6 +258,7 @@ def to_table(
         TRUNCATED: ([example.truncated for example in examples], None),
         ERROR: ([example.error for example in examples], None),
         STUDENT: ([fingerprint] * len(examples), None),
+        CONTENT: ([_content(example) for example in examples], None),
     }
     for name, function in functions.items():
         score = function(tokens)
@@ -272,6 +274,10 @@ def to_table(
     for name in flat.keys() & schema.keys():
         table[name] = pa.ListArray.from_arrays(ends, pa.array(flat[name], schema[name].value_type))
     return {name: table[name] for name in schema}
+
+
+def _content(example: TokenizedExample) -> str | None:
+    return None if example.error is not None else content_name(content_hash(example.input_ids, example.scored))
 
 
 def typed(table: dict[str, pa.Array]) -> dict[str, list]:

@@ -118,8 +118,9 @@ class RSRScorer:
     Use it as a function of `datasets.map` (row by row or `batched=True`: the same numbers, but for rounding), or call
     [`~RSRScorer.score`], which sorts the whole dataset by length and is fastest. Columns added: `rsr`,
     `rsr_mean_clipped_rank`, `rsr_mean_surprisal` (nats), `rsr_num_tokens` (scored), `rsr_truncated`, `rsr_error` (null
-    when fine) and `rsr_student` (a fingerprint). A row with nothing to score gets nulls and its reason. On a dataset
-    in numpy or torch format prefer `score`: `map` then leaves the columns' types to their first 1,000 rows.
+    when fine), `rsr_student` (a fingerprint) and `rsr_content` (a hash of the tokens). A row with nothing to score
+    gets nulls and its reason. On a dataset in numpy or torch format prefer `score`: `map` then leaves the columns'
+    types to their first 1,000 rows.
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):

@@ -105,6 +105,11 @@ def content_hash(input_ids: np.ndarray, scored: np.ndarray) -> int:
     return xxh3_64_intdigest(np.asarray(input_ids, np.int32).tobytes() + np.asarray(scored, np.bool_).tobytes())
 
 
+def content_name(content: int) -> str:
+    """A content hash as the column `rsr_content` holds it: 16 hexadecimal digits."""
+    return f"{content:016x}"
+
+
 # ------------------------------------------------------------------------------------------------ from the same pass
 
 

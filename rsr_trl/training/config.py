@@ -61,16 +61,20 @@ class RSRSFTConfig(SFTConfig):
         rsr_keep_fraction (`float`, *optional*, defaults to `1.0`): Train each epoch on this share in (0, 1] of the
             scored examples, the most suitable; rounded up.
         rsr_score_threshold (`float`, *optional*): Examples whose score is past this value when they are drawn, or that
-            have none, don't train. They come last in the epoch and count towards its length.
+            have none, don't train. They come last in the epoch and count towards its length, but a step in which no
+            process has an example that trains changes nothing: it runs no forward pass and moves neither the weights,
+            nor the optimizer, nor the learning rate schedule, which then doesn't reach its end.
         rsr_group_column (`str`, *optional*): Column that names the problem: each epoch trains on the
             `rsr_keep_per_group` most suitable trajectories of each.
         rsr_keep_per_group (`int`, *optional*, defaults to `1`): Trajectories per group; smaller groups are kept whole.
 
         > Parameters that control re-scoring
 
-        rsr_rescore_strategy (`str`, *optional*, defaults to `"epoch"`): When to re-score with the current student:
-            `"no"`, at the start of each `"epoch"`, every `rsr_rescore_steps` `"steps"`, or `"online"`: in the training
-            steps themselves, for a small part of their time; the new order applies from the next epoch.
+        rsr_rescore_strategy (`str`, *optional*, defaults to `"epoch"`): When to re-score with the current student.
+            `"no"`: never. `"epoch"` (recommended): all examples at the start of each epoch. `"steps"`: what the epoch
+            may still draw, every `rsr_rescore_steps`; and all at the start of an epoch, if the last pass wasn't of
+            all. `"online"`: in the training steps themselves, for a small part of their time; an epoch's order then
+            comes from scores of different moments of the last one, which compare only roughly.
         rsr_rescore_steps (`int` or `float`, *optional*): Steps between two scoring passes for `"steps"`. Smaller than
             1: a ratio of all training steps.
         rsr_teacher_column (`str`, *optional*): Column with teacher names: the mean score of each teacher is logged.

@@ -97,7 +97,8 @@ class LiveScores(TrainerCallback):
         self.sampler.set_epoch(epoch)
         if epoch == 0 or in_epoch > 0:
             return
-        if strategy == "epoch":
+        moments = np.unique(self.table.step[self.table.num_tokens > 0])
+        if strategy == "epoch" or (strategy == "steps" and moments.size > 1):  # only scores of one moment compare
             self.rescore(step)
         elif strategy == "online":  # what the last epoch didn't train on
             self.rescore(step, ~self.table.train_mode | (self.table.step < step - self.steps_per_epoch))
@@ -175,7 +176,7 @@ class LiveScores(TrainerCallback):
 
     def _take_online(self, step: int) -> None:
         """Write what the training step measured, on all processes, into every process's table."""
-        local = np.concatenate(self._online)
+        local = np.concatenate([np.empty((0, 3)), *self._online])  # nothing where the step was empty
         self._online.clear()
         padded = np.full((self._step_draws // self.args.world_size, 3), np.nan)
         padded[: len(local)] = local

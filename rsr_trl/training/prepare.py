@@ -11,12 +11,12 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
 from rsr_trl.data import read_table
-from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, STUDENT, RSRError
+from rsr_trl.rsr import CONTENT, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, STUDENT, RSRError
 from rsr_trl.scoring.fingerprint import DEFINITION
 from rsr_trl.scoring.rows import describe_notes
-from rsr_trl.scoring.scores import ScoredTokens, check_name, content_hash, known_score, random
+from rsr_trl.scoring.scores import ScoredTokens, check_name, content_hash, content_name, known_score, random
 from rsr_trl.scoring.tokens import ExampleTokenizer
-from rsr_trl.selection.table import labels, numbers, read_score
+from rsr_trl.selection.table import labels, read_score
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.live_table import LIVE, ScoreTable
 
@@ -24,7 +24,7 @@ from rsr_trl.training.live_table import LIVE, ScoreTable
 SCORED = "rsr_scored"  # bool per token: whether it is scored
 NOTES = "rsr_notes"  # what is to be said of the row, as in TokenizedExample
 SOURCE_ROW = "rsr_source_row"  # number of the row in the dataset that the user passed
-OWN_SCORES = {STUDENT, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS}  # columns of a dataset that brings its scores
+OWN_SCORES = {STUDENT, MEAN_CLIPPED_RANK, MEAN_SURPRISAL}  # columns of a dataset that brings its scores
 OF_TOKENS = ("length", "random")  # scores that a row's own tokens give
 
 
@@ -125,16 +125,31 @@ def unmeasured(dataset: Dataset, score: str, num_scored: np.ndarray) -> ScoreTab
         return ScoreTable(num_scored, score, read_score(dataset, score))
     values = num_scored
     if name == "random":
-        rows = dataset.select_columns(["input_ids", SCORED]).with_format("numpy")
-        content = np.array([content_hash(row["input_ids"], row[SCORED]) for row in rows], dtype=np.uint64)
-        values = random(ScoredTokens(num_scored, ranks=None, surprisals=None, content=content))
+        values = random(ScoredTokens(num_scored, ranks=None, surprisals=None, content=_content(dataset)))
     return ScoreTable(num_scored, score, np.where(num_scored > 0, values, np.nan))
 
 
-def take_own_scores(dataset: Dataset, table: ScoreTable, student: str) -> bool:
-    """Fill the table with the dataset's scores if they are of the student so fingerprinted and the same tokens."""
-    data = read_table(dataset, [STUDENT, NUM_TOKENS])
-    same_tokens = np.array_equal(numbers(data, NUM_TOKENS), table.num_tokens)
-    if same := same_tokens and data[STUDENT].unique().to_pylist() == [student]:
-        table.take(dataset)
-    return same
+def _content(dataset: Dataset) -> np.ndarray:
+    """[`content_hash`] of each prepared row: uint64 of shape `(n,)`."""
+    hashes = []
+    for batch in dataset.select_columns(["input_ids", SCORED]).with_format("numpy").iter(1000):
+        hashes += map(content_hash, batch["input_ids"], batch[SCORED])
+    return np.array(hashes, dtype=np.uint64)
+
+
+def take_own_scores(dataset: Dataset, table: ScoreTable, student: str) -> str | None:
+    """
+    Fill the table with the dataset's scores if they are of the student so fingerprinted and of the very same tokens.
+    Returns what is wrong with them otherwise.
+    """
+    if CONTENT not in dataset.column_names:
+        return f"don't say of which tokens they are (column {CONTENT!r})"
+    data = read_table(dataset, [STUDENT, CONTENT])
+    if data[STUDENT].unique().to_pylist() != [student]:
+        return "aren't of this student as it is here"
+    theirs, ours = data[CONTENT].to_pylist(), map(content_name, _content(dataset).tolist())
+    names = (name if count else None for name, count in zip(ours, table.num_tokens, strict=True))
+    if changed := sum(name != own for name, own in zip(names, theirs, strict=True)):
+        return f"are of other tokens than it trains on in {changed} of {len(theirs)} rows"
+    table.take(dataset)
+    return None

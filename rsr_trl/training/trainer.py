@@ -4,6 +4,7 @@ Here is only what has to be in a subclass of SFTTrainer: loop and loss are SFTTr
 to score, `live_student.py` how, `sampler.py` the order.
 """
 
+import functools
 import os
 import time
 
@@ -37,7 +38,8 @@ class RSRSFTTrainer(SFTTrainer):
     Rank-Surprisal Ratio (RSR, **lower = more suitable**), and scores them again as the student changes.
 
     It takes what [`~trl.SFTTrainer`] takes. A train dataset that carries scores of this very student over the same
-    tokens (the columns of [`RSRScorer`]) starts from them; any other is scored once before the first step.
+    tokens (the columns of [`RSRScorer`]; `rsr_content` of each row is compared) starts from them; any other is scored
+    once before the first step.
 
     Example:
 
@@ -67,10 +69,15 @@ class RSRSFTTrainer(SFTTrainer):
         "citation": CITATION,
     }
 
+    _train_is_prepared = False
+    _step_is_empty = False  # no process has an example that trains in this step: nothing may move
+    _may_pass = None  # the optimizer that knows
+
     # TRL calls, in this order: in SFTTrainer.__init__ `_prepare_dataset` (train, then eval); in train()
     # `get_train_dataloader`, `_load_optimizer_and_scheduler`, on_train_begin (the first scores); each epoch
     # on_epoch_begin (scores again, starts the order) before the loader draws, one batch ahead; each step
-    # `compute_loss` (online scores), on_step_end (scores again), logs, `_save_optimizer_and_scheduler`; on_epoch_end.
+    # `get_batch_samples` (is there anything to train on), `compute_loss` (online scores), on_step_end (scores again),
+    # logs, `_save_optimizer_and_scheduler`; on_epoch_end.
     def __init__(self, model, args=None, data_collator=None, train_dataset=None, *positional, **kwargs):
         if args is None:
             name = model if isinstance(model, str) else get_config_model_id(model.config)
@@ -117,12 +124,12 @@ class RSRSFTTrainer(SFTTrainer):
             settings = {"r_max": self.args.rsr_r_max, "assistant_only_loss": self.args.assistant_only_loss}
             own[0] = RSRScorer(self.model, self._tokenizer, **settings).fingerprint
         broadcast_object_list(own)
-        if not prepare.take_own_scores(self.train_dataset, table, own[0]):
+        if wrong := prepare.take_own_scores(self.train_dataset, table, own[0]):
             # Who never scores in between has counted on the dataset's own.
             say = logger.warning if self.args.rsr_rescore_strategy == "no" else logger.info
             say(
-                f"The train dataset's scores aren't of this student as it is here, in {str(self.model.dtype)[6:]}, "
-                "over the same tokens: it is scored again. (`rsr score --dtype` says in which dtype it scores.)"
+                f"The train dataset's scores {wrong}: it is scored again, in {str(self.model.dtype)[6:]}. "
+                "(`rsr score` takes --dtype and --max_length.)"
             )
         return table
 
@@ -130,7 +137,9 @@ class RSRSFTTrainer(SFTTrainer):
         if isinstance(dataset, Dataset) and "input_ids" not in dataset.column_names:
             with global_then_local_main_first():
                 dataset = as_json(dataset, args.dataset_num_proc)  # what SFTTrainer reads, the scorer reads
-        if dataset_name == "train":
+        # By the order of calls, because an evaluation set may be called "train" too.
+        if not self._train_is_prepared:
+            self._train_is_prepared = True
             tokenizer = ExampleTokenizer(
                 processing_class, args.max_length, args.assistant_only_loss, dataset_text_field=args.dataset_text_field
             )
@@ -152,12 +161,51 @@ class RSRSFTTrainer(SFTTrainer):
         rows = DrawnRows(rows, sampler.num_kept, len(sampler))
         return self._get_dataloader(rows, "Training", self._train_batch_size, lambda _: sampler, is_training=True)
 
+    def get_batch_samples(self, *args):
+        """The micro-batches of a step, as SFTTrainer draws them; notes whether any process trains on one of them."""
+        batches, num_items = super().get_batch_samples(*args)
+        if self.args.rsr_score_threshold is not None:
+            trains = torch.tensor([any(map(_trains, batches))], device=self.args.device)
+            self._step_is_empty = not self.accelerator.gather(trains).any()
+            if self._may_pass is not self.optimizer:
+                self._let_empty_steps_pass()
+        return batches, num_items
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        if not self._step_is_empty:
+            return super().training_step(model, inputs, num_items_in_batch)
+        model.train()  # as SFTTrainer's: its log asks
+        return torch.zeros((), device=self.args.device)
+
+    def _clip_grad_norm(self, model):
+        return None if self._step_is_empty else super()._clip_grad_norm(model)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        # Without gradients fp16's scaler couldn't unscale.
+        return 0.0 if self._step_is_empty else super()._get_grad_norm(model, grad_norm)
+
+    def _let_empty_steps_pass(self) -> None:
+        """Let neither optimizer (momentum, weight decay) nor schedule move in a step that nothing trains in."""
+        optimizer, step = self.optimizer, self.optimizer.step
+
+        @functools.wraps(step)  # with the mark by which torch's schedulers know it
+        def step_unless_empty(*args, **kwargs):
+            optimizer._is_overflow = self._step_is_empty  # accelerate's word for it: its schedulers wait then
+            if not self._step_is_empty:
+                step(*args, **kwargs)
+
+        optimizer.step, self._may_pass = step_unless_empty, optimizer
+
     def compute_loss(self, model, inputs, *args, **kwargs):
         row, num_scored, scored = (inputs.pop(name, None) for name in (ROW, NUM_SCORED, prepare.SCORED))
-        if scored is None:
-            return super().compute_loss(model, inputs, *args, **kwargs)
-        inputs["rsr_targets"] = inputs["input_ids"].masked_fill(~scored, -100)
+        if scored is not None:
+            inputs["rsr_targets"] = inputs["input_ids"].masked_fill(~scored, -100)
+        # Others train in this step. Experts' routers aren't to be balanced for the row that holds an empty place.
+        placeholder = self.aux_loss_enabled and model.training and not _trains(inputs)
         loss = super().compute_loss(model, inputs, *args, **kwargs)
+        loss = 0 * loss if placeholder else loss
+        if scored is None:
+            return loss
         stats = self._scored_in_forward.pop()
         means = token_means(stats.ranks, stats.surprisals, num_scored.cpu(), self.args.rsr_r_max)
         self.scores.add_online(row.cpu().numpy(), *means)
@@ -205,3 +253,7 @@ class RSRSFTTrainer(SFTTrainer):
             # Gloo's threads let go of their last tensors after the collective has returned, and need the interpreter
             # for it: a process that exits in that moment aborts (pytorch/pytorch#179291).
             time.sleep(1)
+
+
+def _trains(batch: dict[str, torch.Tensor]) -> bool:
+    return bool((batch["labels"] != -100).any())

@@ -44,7 +44,7 @@ def scored(tokenizer, tmp_path):
         ranks = list(range(1, len(ids) + 1))
         surprisals = surprisals or [rank / 4 for rank in ranks]
         rank, surprisal = (float(means[0]) for means in trajectory_means(ranks, surprisals, [len(ids)]))
-        values = [trajectory_rsr(ranks, surprisals), rank, surprisal, len(ids), False, None, "abc"]
+        values = [trajectory_rsr(ranks, surprisals), rank, surprisal, len(ids), False, None, "abc", "def"]
         values += [ids, ranks, surprisals, ids[::-1]]
         columns = dict(zip(score_schema(token_stats=True), values, strict=True)) | {"prompt": "What is 3 + 4?"}
         columns = {name: value for name, value in (columns | (row or {})).items() if name not in without}

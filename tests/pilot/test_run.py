@@ -101,13 +101,17 @@ def test_an_ordered_arm_goes_from_the_lowest_ratio_to_the_highest_in_every_epoch
     assert ratios[:4] == sorted(ratios[:4]) == ratios[4:]
 
 
-def test_renewed_arms_train_on_one_trajectory_of_each_problem_an_epoch_in_as_many_steps(make, trained):
-    pilot = make(["rsr_rescored"], num_examples=5, num_train_epochs=3)
-    problem, problems = by_text(pilot, "problem_id"), []
+@pytest.mark.parametrize("batch", [2, 4])  # neither divides the examples: the last batch of an epoch is smaller
+def test_renewed_arms_train_on_one_trajectory_of_each_problem_an_epoch_in_as_many_steps(make, trained, batch):
+    pilot = make(["rsr_rescored"], num_examples=5, num_train_epochs=3, per_device_train_batch_size=batch)
+    problem, completion, problems = by_text(pilot, "problem_id"), by_text(pilot, "completion"), []
     for strategy in pilot.strategies[1:]:
         trained.clear()
-        assert pilot.run_arm(Arm(strategy, 0))["steps"] == 9
+        record = pilot.run_arm(Arm(strategy, 0))
+        assert (record["steps"], len(trained)) == (3 * -(-5 // batch), 15)
         problems += [sorted(problem[text] for text in trained[i : i + 5]) for i in (0, 5, 10)]
+        if record["tokens"] is not None:  # here a token is a byte
+            assert record["tokens"] == sum(len(completion[text].encode()) for text in trained)
     assert all(len(set(epoch)) == 5 and epoch == problems[0] for epoch in problems)
 
 

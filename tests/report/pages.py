@@ -40,7 +40,7 @@ def token_columns(tokenizer, text: str, rng: np.random.Generator, scale: float =
     ranks = np.maximum(1, (scale * surprisals * rng.gamma(2.0, 2.0, len(ids))).astype(np.int32))
     top1 = np.where(ranks == 1, ids, rng.integers(10, 200, len(ids)))
     rank, surprisal = (float(means[0]) for means in trajectory_means(ranks, surprisals, [len(ids)]))
-    scores = [rank / surprisal, rank, surprisal, len(ids), False, None, "fingerprint0"]
+    scores = [rank / surprisal, rank, surprisal, len(ids), False, None, "fingerprint0", "content0"]
     tokens = [ids, ranks.tolist(), surprisals.tolist(), top1.tolist()]
     return dict(zip(score_schema(token_stats=True), scores + tokens, strict=True))
 

@@ -27,7 +27,7 @@ CASES = {
         # A fork of a process with gloo's threads hangs now and then, in the child, before any Python runs.
         "dataloader_multiprocessing_context": "forkserver",
     },
-    "online-threshold": {"rsr_rescore_strategy": "online", "rsr_score_threshold": 10.5},
+    "online-threshold": {"rsr_rescore_strategy": "online", "rsr_score_threshold": 10.5, "lr_scheduler_type": "linear"},
     "no-random": {"rsr_rescore_strategy": "no", "rsr_sampling": "random"},
 }
 ON_ONE = {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 1}
@@ -86,6 +86,11 @@ def test_two_processes_train_on_the_same_examples_in_the_same_steps_with_the_sam
     assert rows_of_steps(two) == rows_of_steps(one)
     assert losses_of_steps(two) == pytest.approx(losses_of_steps(one), rel=1e-3)
     first, second = two
+    rates = [[log["learning_rate"] for log in run["logs"] if "learning_rate" in log] for run in (first, one[0])]
+    assert rates[0] == rates[1]
+    empty = {step for step, rows in rows_of_steps(one).items() if not rows}
+    assert bool(empty) == ("threshold" in case)
+    assert all(rates[0][step] == rates[0][step - 1] for step in empty if step - 1 in empty)  # the schedule waits
     assert first["table"] == second["table"]
     assert first["steps_measured"] == second["steps_measured"] == one[0]["steps_measured"]
     assert first["table"] == pytest.approx(one[0]["table"], rel=1e-2, nan_ok=True)

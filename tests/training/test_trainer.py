@@ -11,11 +11,12 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback
 from trl import SFTConfig
 
 from rsr_trl.rsr import CITATION
 from rsr_trl.scoring.scorer import RSRScorer
-from rsr_trl.training.collator import RSRDataCollator
+from rsr_trl.training.collator import MASKED_ROW, RSRDataCollator
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.live_table import ScoreTable
 from rsr_trl.training.trainer import RSRSFTTrainer
@@ -132,6 +133,7 @@ def test_starts_from_own_scores_only_if_they_are_of_this_student_and_these_token
     assert history(trainer)["rsr"].tolist() == scored["rsr"][:]
     start(scored, own=True, trainer_kwargs=LORA)  # as it begins it is the student that was scored
     start(scored.remove_columns("rsr_student"), own=False)
+    start(scored.remove_columns("rsr_content"), own=False)  # scored before there was this column
     start(scored, own=False, max_length=12)
     start(scored, own=False, rsr_r_max=7)
     other = scored.map(lambda row, i: {"rsr_student": "0" * 16 if i == 3 else row["rsr_student"]}, with_indices=True)
@@ -140,6 +142,22 @@ def test_starts_from_own_scores_only_if_they_are_of_this_student_and_these_token
         student_parts[0].model.norm.weight[0] += 0.5
     student_parts[0].save_pretrained(student)
     start(scored, own=False)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda row: {"prompt": "Be careful. " + row["prompt"]},
+        lambda row: {"completion": row["completion"][::-1]},
+        lambda row: {"prompt": row["prompt"] + "?"} if row["prompt"].startswith("7:") else {},
+    ],
+    ids=["a system prompt", "other words of equal length", "one other question"],
+)
+def test_scores_of_other_tokens_than_it_trains_on_are_not_taken(make, student_parts, caplog, change):
+    changed = scored_by(*student_parts).map(change)
+    trainer = make(changed, None, *student_parts, rsr_rescore_strategy="no", **ONE_STEP)
+    assert "The train dataset's scores are of other tokens than it trains on in" in caplog.text
+    check_against_scorer(trainer, *student_parts, changed.select_columns(["prompt", "completion"]))
 
 
 def test_a_second_train_scores_again(train, student_parts):
@@ -168,6 +186,23 @@ def test_re_scoring_in_an_epoch_covers_what_is_to_come_and_reorders_it(train):
         assert set(of_step.index) == set(drawn[begin:])
         assert drawn[begin : begin + 6] == of_step.sort_values().index.tolist()[:6]
     assert found["step"].max() == 12  # nothing is left to come at step 18
+
+
+@pytest.mark.parametrize(
+    ("every", "passes"), [(12, [0, 12, 19, 24, 36, 38, 48]), (18, [0, 18, 36, 38, 54]), (38, [0, 38])]
+)
+def test_between_steps_too_an_epoch_is_ordered_by_scores_of_one_moment(train, every, passes):
+    steps = {"rsr_rescore_strategy": "steps", "rsr_rescore_steps": every}
+    trainer = train(rsr_sampling="ordered", per_device_train_batch_size=1, **steps)
+    found = history(trainer)
+    assert sorted(found["step"].unique()) == passes
+    for epoch in (1, 2):
+        latest = found[found["step"] <= 19 * epoch]["step"].max()
+        of_latest = found[found["step"] == latest].set_index("row")["rsr"]
+        assert len(of_latest) == 19
+        until = min([step for step in passes if step > 19 * epoch] + [19 * (epoch + 1)])
+        drawn = sum(source_rows(trainer, epoch), [])[: until - 19 * epoch]
+        assert drawn == of_latest.sort_values().index.tolist()[: len(drawn)]
 
 
 @pytest.mark.parametrize("trainer_kwargs", [{}, LORA], ids=["full", "lora"])
@@ -202,6 +237,64 @@ def test_each_epoch_trains_on_the_most_suitable_of_its_start(train, name):
         assert counts[steps - 1 :: steps] == masked
         shares = [log["rsr/kept_share"] for log in logs if "rsr/kept_share" in log]
         assert shares == [pytest.approx(1 - count / 19) for count in masked]
+
+
+class Moving(TrainerCallback):
+    """Notes after each step the weights, the next learning rate and the optimizer's momentum."""
+
+    def __init__(self):
+        self.weights, self.rates, self.momenta = [], [], []
+
+    def on_train_begin(self, args, state, control, model=None, lr_scheduler=None, **kwargs):
+        self.on_step_end(args, state, control, model, lr_scheduler)
+
+    def on_step_end(self, args, state, control, model=None, lr_scheduler=None, optimizer=None, **kwargs):
+        self.weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+        self.rates.append(lr_scheduler.get_last_lr()[0])
+        states = [] if optimizer is None else optimizer.state.values()
+        self.momenta.append(sum(float(s["exp_avg"].abs().sum() + s["step"]) for s in states))
+
+
+def mixture_of_experts():
+    shape = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4}
+    torch.manual_seed(0)
+    config = Qwen3MoeConfig(vocab_size=262, num_experts_per_tok=2, initializer_range=0.3, **shape, **heads)
+    return Qwen3MoeForCausalLM(config)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [{}, {"gradient_accumulation_steps": 3}, {"max_grad_norm": 0.0}, {"rsr_rescore_strategy": "online"}],
+    ids=["plain", "accumulated", "unclipped", "online"],
+)
+@pytest.mark.parametrize("experts", [False, True], ids=["dense", "experts"])
+def test_a_step_in_which_nothing_trains_moves_nothing(make, tiny_student, experts, args):
+    moving, model = Moving(), mixture_of_experts() if experts else tiny_student()
+    shared = {"rsr_rescore_strategy": "no", "lr_scheduler_type": "linear", "weight_decay": 0.1, "num_train_epochs": 2}
+    shared |= {"rsr_sampling": "ordered", "rsr_score_threshold": 12.0 if experts else 10.6}
+    trainer = make(examples(40), {"callbacks": [moving]}, model, **shared | args)
+    assert trainer.aux_loss_enabled == experts
+    trainer.train()
+    rows, logs = rows_of_steps([vars(trainer)]), [log for log in trainer.state.log_history if "loss" in log]
+    empty = {step for step in rows if not rows[step]}
+    per_epoch = trainer.scores.steps_per_epoch
+    assert 0 < len(empty) < len(rows) and min(empty) < per_epoch <= max(set(rows) - empty)
+    for step in rows:
+        before, after = moving.weights[step : step + 2]
+        assert torch.equal(before, after) == (step in empty)
+        assert (moving.rates[step] == moving.rates[step + 1]) == (step in empty)
+        assert (logs[step]["grad_norm"] == 0) == (step in empty)
+        if step in empty:
+            assert moving.momenta[step] == moving.momenta[step + 1] and logs[step]["loss"] == 0
+    assert trainer.lr_scheduler.last_epoch == len(rows) - len(empty)
+
+
+def test_an_empty_micro_batch_gives_the_experts_no_gradient(make):
+    trainer = make(None, None, mixture_of_experts())
+    batch = trainer.data_collator([MASKED_ROW])
+    trainer.compute_loss(trainer.model.train(), batch).backward()
+    assert not any(p.grad.any() for p in trainer.model.parameters() if p.grad is not None)
 
 
 @pytest.mark.parametrize("prefer", ["low", "high"])
@@ -316,6 +409,18 @@ def test_padding_free_trains_on_the_same_rows_with_the_same_losses(train, tiny_s
     losses = [[float.fromhex(loss) for _, _, loss in trainer.record] for trainer in (padded, free)]
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
     np.testing.assert_allclose(free.table.rsr, padded.table.rsr, rtol=1e-5)
+
+
+def test_an_evaluation_set_may_be_called_train(train, tiny_tokenizer):
+    texts = [row["prompt"] + row["completion"] for row in examples(5)]
+    tokenized = Dataset.from_list([{"input_ids": tiny_tokenizer(text)["input_ids"]} for text in texts])
+    arguments = {"eval_dataset": {"train": tokenized, "test": Dataset.from_list(examples(4, seed=3))}}
+    trainer = train(None, arguments, num_train_epochs=1, eval_strategy="epoch")
+    assert "rsr_scored" in trainer.train_dataset.column_names
+    for dataset in trainer.eval_dataset.values():
+        assert "rsr_scored" not in dataset.column_names
+    assert {"eval_train_loss", "eval_test_loss"} <= {name for log in trainer.state.log_history for name in log}
+    assert trainer.evaluate({"train": arguments["eval_dataset"]["test"]})["eval_train_loss"] > 0
 
 
 def test_evaluation_in_between_sees_every_row_and_changes_nothing(train, tiny_student):
