@@ -23,7 +23,7 @@ COMMANDS = {
     "pilot": "compare selection strategies in short trainings of your student, before the full training",
     "compare": "compare RSR with other scores of the same trajectories, and check for its known failure modes",
     "report": "write a self-contained HTML report: teachers, trajectories token by token, what selection changes",
-    "show": "show one trajectory token by token: per-token surprisal and per-sentence RSR",
+    "show": "show one trajectory token by token: surprisal per token, RSR per sentence",
 }
 
 DESCRIPTION = """\
