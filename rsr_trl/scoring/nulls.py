@@ -13,10 +13,20 @@ COLUMNS = ("prompt", "completion", "messages", "conversations", "tools", "chat_t
 
 
 def without_nulls(example: Mapping, features: Features | None = None) -> dict:
-    """The example without nulls inside its messages and tools; of unknown types (`features`), all count as Arrow's."""
+    """
+    The example without nulls inside its messages and tools. Of unknown types (`features`), they count as Arrow's where
+    all messages have the same keys, as Arrow leaves them.
+    """
+    if features is None and not all(_is_filled(example.get(name)) for name in ("prompt", "completion", "messages")):
+        return dict(example)
     nested = {name for name, value in example.items() if name in COLUMNS and isinstance(value, (list, dict))}
     kinds = features or {}
     return {name: _plain(value, kinds.get(name)) if name in nested else value for name, value in example.items()}
+
+
+def _is_filled(messages: object) -> bool:
+    keys = {frozenset(part) for part in messages if isinstance(part, Mapping)} if isinstance(messages, list) else ()
+    return len(keys) <= 1
 
 
 def _plain(value: object, kind: object) -> object:

@@ -86,3 +86,9 @@ def test_template_arguments_that_arrow_fills(qwen3):
         {"messages": [user("q"), assistant("a")], "chat_template_kwargs": kwargs} for kwargs in ({"x": 1}, {"y": 1})
     ]
     assert as_json(Dataset.from_list(rows))[0]["chat_template_kwargs"] == {"x": 1}
+
+
+def test_nulls_in_messages_written_by_hand_stay(qwen3):
+    """Without types, different keys show that no Arrow has been here."""
+    row = {"messages": [user("q"), assistant("", tool_calls=[call({"a": None})])]}
+    assert '{"a": null}' in scored_texts(qwen3, ExampleTokenizer(qwen3)([row])[0])[0]

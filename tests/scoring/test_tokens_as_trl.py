@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset
 from trl import SFTConfig, SFTTrainer
 
+from rsr_trl.scoring.nulls import as_json
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from tests.scoring import conversations as talk
 from tests.scoring.conversations import (
@@ -69,8 +70,9 @@ SETTINGS = [(name, only) for name in FORMATS for only in (False, True) if not (o
 def assert_as_trl(tokenize, dataset, streamed=True):
     """Every row of `dataset` is tokenized as TRL does, and rows without a scored token are those that TRL drops."""
     only = tokenize.assistant_only_loss
-    expected = prepared_by_trl(tokenize.processing_class, dataset, tokenize.max_length, only, streamed=streamed)
-    examples = tokenize(list(dataset))
+    plain = as_json(dataset)  # without the nulls that Arrow adds, as RSRSFTTrainer gives it to SFTTrainer
+    expected = prepared_by_trl(tokenize.processing_class, plain, tokenize.max_length, only, streamed=streamed)
+    examples = tokenize(list(dataset), dataset.features)
     assert len(examples) == len(dataset)
     for row, example in enumerate(examples):
         if row not in expected:
