@@ -231,7 +231,7 @@ def load_student(args: BenchArguments) -> "PreTrainedModel":
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from rsr_trl.scoring.student import default_device, load_model
+    from rsr_trl.scoring.loading import default_device, load_model
 
     device = torch.device(args.device) if args.device else default_device()
     if args.model_name_or_path:

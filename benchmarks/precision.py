@@ -14,7 +14,8 @@ import torch
 
 from rsr_trl import data
 from rsr_trl.rsr import trajectory_rsr
-from rsr_trl.scoring.student import Student, find_config_and_tokenizer, load_model
+from rsr_trl.scoring.loading import find_config_and_tokenizer, load_model
+from rsr_trl.scoring.student import Student
 from rsr_trl.scoring.tokens import ExampleTokenizer
 
 

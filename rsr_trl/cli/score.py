@@ -102,8 +102,8 @@ def _dataset(data_args: DatasetArguments, format_args: FormatArguments, streamin
 def _names(data_args: DatasetArguments, format_args: FormatArguments, student_args: StudentArguments, scorer) -> tuple:
     """What names the data, for the manifest; and what the card says of the result."""
     from rsr_trl import __version__, data
-    from rsr_trl.scoring.scorer import OF_THE_SCORE
     from rsr_trl.scoring.scores import SCORES
+    from rsr_trl.scoring.settings import OF_THE_SCORE
 
     name, config, split = data_args.source
     identity = {"files": data.source_files(name, config, split), "config": config, "split": split}

@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from rsr_trl.data import card_facts, is_written_as_path, scoring_settings
 from rsr_trl.report.format import visible
 from rsr_trl.rsr import TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS, TOKEN_TOP1, RSRError, trajectory_rsr
+from rsr_trl.scoring.loading import with_chat_template
 from rsr_trl.scoring.steps import split_sentences
-from rsr_trl.scoring.student import with_chat_template
 
 
 TOKEN_STATISTICS = (TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS)

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from inspect import signature
@@ -22,13 +22,14 @@ from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDa
 from datasets.formatting.formatting import LazyBatch, LazyRow
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from rsr_trl.rsr import R_MAX, RSRError, check_r_max, score_schema
+from rsr_trl.rsr import RSRError, score_schema
 from rsr_trl.scoring.fingerprint import (
     DEFINITION,
     checkpoint_fingerprint,
     student_fingerprint,
     tokenizer_fingerprint,
 )
+from rsr_trl.scoring.loading import find_config_and_tokenizer, load_model, with_chat_template
 from rsr_trl.scoring.passes import OtherScores
 from rsr_trl.scoring.rows import (
     TokenBar,
@@ -46,13 +47,8 @@ from rsr_trl.scoring.rows import (
     windows,
     without_scores,
 )
-from rsr_trl.scoring.student import (
-    Student,
-    find_config_and_tokenizer,
-    load_model,
-    num_positions,
-    with_chat_template,
-)
+from rsr_trl.scoring.settings import LOADING, NEUTRAL, OF_THE_SCORE, ScoringConfig
+from rsr_trl.scoring.student import Student, num_positions
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 
 
@@ -67,47 +63,6 @@ MAX_LENGTH = 32_768  # the paper's
 # Columns of the formats that SFTTrainer takes, besides the text column.
 FORMAT_COLUMNS = ("prompt", "completion", "messages", "conversations", "tools", "chat_template_kwargs")
 BATCH_ROWS = 512  # rows of an iterable dataset that are scored together
-
-# Kinds of settings.
-LOADING = ("revision", "quantization_config", "device_map", "dtype", "device", "attn_implementation")
-LOADING += ("trust_remote_code",)  # all of these go to `load_model`
-OF_THE_SCORE = ("r_max", "assistant_only_loss", "logits_dtype")  # change scores by more than rounding
-# Decide no column, change it by rounding only, or show in the tokenizer.
-NEUTRAL = ("device", "device_map", "max_batch_tokens", "overwrite", "day", "chat_template_path")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoringConfig:
-    """The settings of an [`RSRScorer`], which documents them."""
-
-    revision: str | None = None
-    quantization_config: object | None = None
-    device_map: str | dict | None = None
-    max_length: int | None = None
-    dtype: str | torch.dtype = "auto"
-    device: str | torch.device | None = None
-    attn_implementation: str | None = None
-    r_max: float = R_MAX
-    token_stats: bool = False
-    scores: Sequence[str] | str | None = None
-    max_batch_tokens: int | None = None
-    assistant_only_loss: bool = False
-    chat_template_path: str | None = None
-    dataset_text_field: str = "text"
-    logits_dtype: str = "float32"
-    overwrite: bool = False
-    trust_remote_code: bool = False
-    day: str | None = None
-
-    def __post_init__(self):
-        check_r_max(self.r_max)
-        try:
-            date.fromisoformat(self.day or "2025-03-31")
-        except ValueError as error:
-            raise RSRError(f"day must be a date such as 2025-03-31, got {self.day!r}.") from error
-
-    def some(self, names: Iterable[str]) -> dict[str, object]:
-        return {name: getattr(self, name) for name in names}
 
 
 class RSRScorer:

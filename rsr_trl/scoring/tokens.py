@@ -17,7 +17,8 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 from trl.data_utils import common_prefix_length, is_conversational_from_value, maybe_convert_to_chatml
 
 from rsr_trl.rsr import RSRError
-from rsr_trl.scoring.chat_spans import ChatSpans, ChatTemplateError, Span, writes_day
+from rsr_trl.scoring.chat_spans import ChatSpans, writes_day
+from rsr_trl.scoring.derived_spans import ChatTemplateError, Span
 from rsr_trl.scoring.nulls import without_nulls
 from rsr_trl.scoring.own_text import OwnText, is_blank
 from rsr_trl.scoring.steps import split_steps

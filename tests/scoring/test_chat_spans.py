@@ -2,7 +2,7 @@
 
 import pytest
 
-from rsr_trl.scoring.chat_spans import ChatTemplateError
+from rsr_trl.scoring.derived_spans import ChatTemplateError
 from tests.conftest import CHATML
 from tests.scoring import renderers
 from tests.scoring.conversations import SINGLE, TEMPLATES, Author, as_parts, assistant, call, tool, user

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rsr_trl.scoring.chat_spans import ChatTemplateError
+from rsr_trl.scoring.derived_spans import ChatTemplateError
 from tests.scoring import conversations as talk
 from tests.scoring.conversations import TEMPLATES, TOOLS, as_parts, assistant, call, tool, user
 from tests.scoring.ways import WAYS, own_texts, turn_by_turn, without_markers

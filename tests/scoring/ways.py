@@ -2,7 +2,8 @@
 
 from unittest.mock import patch
 
-from rsr_trl.scoring.chat_spans import ChatSpans, DerivedSpans
+from rsr_trl.scoring.chat_spans import ChatSpans
+from rsr_trl.scoring.derived_spans import DerivedSpans
 
 
 def own_texts(chat: ChatSpans, messages: list[dict], first: int = 0, **kwargs) -> list[str]:
