@@ -200,7 +200,7 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(make, tmp_path):
     pilot = make(["rsr", "rsr_rescored"], seeds=(0, 1))
     cost = pilot.run(dry_run=True)
     assert cost["arms"] == 8 and cost["steps_per_arm"] == 4 and cost["seconds"] > 0
-    assert [line.split()[0] for line in pilot.lines] == ["Cost:"] and not (tmp_path / "out").exists()
+    assert [line.split()[0] for line in pilot.lines] == ["Estimated"] and not (tmp_path / "out").exists()
 
 
 def test_lora(make):
