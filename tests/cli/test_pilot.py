@@ -203,7 +203,7 @@ def test_two_processes_give_what_one_gives(argv, tmp_path):
     one, two = (result_of(tmp_path / name)["arms"] for name in ("out", "two"))
     assert [arm["steps"] for arm in one] == [arm["steps"] for arm in two]
     assert [arm["loss"] for arm in two] == pytest.approx([arm["loss"] for arm in one], rel=1e-3)
-    assert err.count("Cost:") == 1
+    assert err.count("Estimated cost") == 1
 
 
 @pytest.mark.slow
