@@ -11,6 +11,7 @@ Three ways over the same rows, in turn, several times:
 
 import contextlib
 import ctypes
+import json
 import multiprocessing
 import platform
 import sys
@@ -133,7 +134,7 @@ def main(args: BenchArguments) -> int:
         "arguments": asdict(args),
     }
     if args.json:
-        tables.print_json(result)
+        print(json.dumps(result, ensure_ascii=False))
     else:
         _print(out, result)
     return 0
@@ -182,7 +183,7 @@ def _bench_trainer(args: BenchArguments, model: "PreTrainedModel") -> int:
         for what, (ours, theirs) in pairs.items()
     }
     if args.json:
-        tables.print_json({"seconds": seconds, "ratios": ratios, "arguments": asdict(args)})
+        print(json.dumps({"seconds": seconds, "ratios": ratios, "arguments": asdict(args)}, ensure_ascii=False))
         return 0
     out = tables.console()
     columns = (
