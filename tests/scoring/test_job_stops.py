@@ -134,15 +134,19 @@ def test_launched_processes_say_the_end_once_and_are_even(command, undisturbed, 
 
 def test_sigterm_says_where_it_stopped(command, undisturbed, tmp_path):
     expected, _ = undisturbed
-    process = job_process.start(command("stopped"), log=tmp_path / "log")
-    wait_for_shards(tmp_path / "stopped", 1)
-    os.kill(process.pid, signal.SIGTERM)
-    assert ended(process) == 128 + signal.SIGTERM
-    assert not list((tmp_path / "stopped").rglob("*.unfinished"))
-    said = (tmp_path / "log").read_text()
+    for attempt in range(5):  # on a busy machine, all shards may be done before the first is noticed here
+        name = f"stopped{attempt}"
+        process = job_process.start(command(name), log=tmp_path / "log")
+        wait_for_shards(tmp_path / name, 1)
+        os.kill(process.pid, signal.SIGTERM)
+        if code := ended(process):
+            break
+    assert code == 128 + signal.SIGTERM
+    assert not list((tmp_path / name).rglob("*.unfinished"))
+    said = " ".join((tmp_path / "log").read_text().split())
     assert "Stopped: " in said and "of 15 shards are done" in said and "Run the same command again to resume" in said
-    assert run(command("stopped")) == [0]
-    assert table(tmp_path, "stopped") == expected
+    assert run(command(name)) == [0]
+    assert table(tmp_path, name) == expected
 
 
 @contextmanager
