@@ -349,7 +349,8 @@ class RSRScorer:
             settings = self.config.some(OF_THE_SCORE)
             if self.written_day is not None:
                 settings["day"] = self.written_day
-            name = student_fingerprint(self._weights[1], self.processing_class, **settings)
+            dtype = self.student.model.dtype
+            name = student_fingerprint(self._weights[1], dtype, self.processing_class, **settings)
             self._fingerprint = (template, name)
         return self._fingerprint[1]
 

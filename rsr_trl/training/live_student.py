@@ -121,9 +121,20 @@ class ScoringPass:
     batches that fit its memory. `model` is neither wrapped nor has it an adapter.
     """
 
-    def __init__(self, model, accelerator: Accelerator, dataset: Dataset, lengths, args, pad_token_id: int):
-        self.accelerator, self.lengths, self.args, self.pad_token_id = accelerator, lengths, args, pad_token_id
-        self.max_batch_tokens = args.rsr_max_batch_tokens or default_batch_tokens(accelerator.device)
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        accelerator: Accelerator,
+        dataset: Dataset,
+        lengths: np.ndarray,
+        pad_token_id: int,
+        r_max: float,
+        max_batch_tokens: int | None = None,
+        show_bar: bool = True,
+    ):
+        self.accelerator, self.lengths, self.pad_token_id = accelerator, lengths, pad_token_id
+        self.r_max, self._show_bar = r_max, show_bar and accelerator.is_main_process
+        self.max_batch_tokens = max_batch_tokens or default_batch_tokens(accelerator.device)
         self.layout, self._border = best_layout(model, accelerator.device), length_border(model)
         self._rows = dataset.select_columns(["input_ids", SCORED]).with_format("numpy")
 
@@ -158,8 +169,7 @@ class ScoringPass:
         rows = np.concatenate([np.asarray(batch, dtype=np.int64) for batch in batches])
         starts, means = np.cumsum([0, *map(len, batches)]), np.zeros((2, rows.size))
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        hidden = self.args.disable_tqdm or not self.accelerator.is_main_process
-        bar = tqdm(total=rows.size, desc="Scoring", unit=" rows", disable=hidden)
+        bar = tqdm(total=rows.size, desc="Scoring", unit=" rows", disable=not self._show_bar)
         with torch.no_grad(), self.accelerator.autocast(), bar:
             for first in range(0, len(batches), world):
                 number = first + rank
@@ -172,7 +182,7 @@ class ScoringPass:
                 if number < len(batches):
                     num_scored = [int(mask.sum()) for mask in given[SCORED]]
                     part = slice(starts[number], starts[number + 1])
-                    means[:, part] = token_means(stats["ranks"], stats["surprisals"], num_scored, self.args.rsr_r_max)
+                    means[:, part] = token_means(stats["ranks"], stats["surprisals"], num_scored, self.r_max)
                 bar.update(int(starts[min(first + world, len(batches))] - starts[first]))
         if world > 1:
             means = self.accelerator.reduce(torch.from_numpy(means).to(self.accelerator.device), "sum").cpu().numpy()

@@ -12,7 +12,7 @@ from datasets import Dataset, Features, List, Value
 
 from rsr_trl.data import read_table
 from rsr_trl.rsr import CONTENT, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, STUDENT, RSRError
-from rsr_trl.scoring.fingerprint import DEFINITION
+from rsr_trl.scoring.fingerprint import DEFINITION, same_student
 from rsr_trl.scoring.rows import describe_notes
 from rsr_trl.scoring.scores import ScoredTokens, check_name, content_hash, content_name, known_score, random
 from rsr_trl.scoring.tokens import ExampleTokenizer
@@ -139,13 +139,14 @@ def _content(dataset: Dataset) -> np.ndarray:
 
 def take_own_scores(dataset: Dataset, table: ScoreTable, student: str) -> str | None:
     """
-    Fill the table with the dataset's scores if they are of the student so fingerprinted and of the very same tokens.
-    Returns what is wrong with them otherwise.
+    Fill the table with the dataset's scores if they are of the student so fingerprinted, computed in whatever dtype,
+    and of the very same tokens. Returns what is wrong with them otherwise.
     """
     if CONTENT not in dataset.column_names:
         return f"don't say of which tokens they are (column {CONTENT!r})"
     data = read_table(dataset, [STUDENT, CONTENT])
-    if data[STUDENT].unique().to_pylist() != [student]:
+    theirs = data[STUDENT].unique().to_pylist()
+    if len(theirs) != 1 or not same_student(theirs[0], student):
         return "aren't of this student as it is here"
     theirs, ours = data[CONTENT].to_pylist(), map(content_name, _content(dataset).tolist())
     names = (name if count else None for name, count in zip(ours, table.num_tokens, strict=True))

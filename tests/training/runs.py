@@ -37,6 +37,7 @@ DEFAULTS = {
     "save_strategy": "no",
     "disable_tqdm": True,
 }
+BY_SCORE = {"rsr_sampling": "weighted", "rsr_rescore_strategy": "epoch"}  # most tests are of what scores decide
 
 
 def examples(n: int = 19, seed: int = 0) -> list[dict[str, Any]]:
@@ -79,7 +80,7 @@ def build(student: str, output_dir: str, rows, args, plain=False, model=None, to
     usual, trainer_class = (SFTConfig, RecordingSFT) if plain else (RSRSFTConfig, RecordingRSRSFT)
     trainer = trainer_class(
         model or AutoModelForCausalLM.from_pretrained(student, dtype="float32"),
-        args=(config or usual)(output_dir, **DEFAULTS | args),
+        args=(config or usual)(output_dir, **DEFAULTS | ({} if plain or config else BY_SCORE) | args),
         train_dataset=rows if isinstance(rows, Dataset) else Dataset.from_list(rows),
         processing_class=tokenizer or AutoTokenizer.from_pretrained(student),
         **kwargs,
