@@ -1,7 +1,7 @@
 """
-Fine-tune your student on the trajectories that suit it best, re-scored during training. A lower RSR suits the student
-better. Takes the options of `trl sft` and the rsr_ options. On several processes: `accelerate launch -m rsr_trl
-sft ...` with the same options.
+Fine-tune your student with TRL: by default on the whole dataset in random order, which is the paper's recipe for what
+`rsr select` wrote. The rsr_ options select, order and re-score while training. A lower RSR suits the student better.
+Takes the options of `trl sft` too. On several processes: `accelerate launch -m rsr_trl sft ...` with the same options.
 """
 
 import sys
@@ -27,6 +27,7 @@ from rsr_trl.training.live_table import HISTORY_DIR, spearman
 from rsr_trl.training.trainer import RSRSFTTrainer
 
 
+ORDERS = {"random": "in random order", "weighted": "the best mostly first", "ordered": "the best first"}
 MAX_PASSES = 8  # lines of the table of scorings; JSON has them all
 
 
@@ -61,7 +62,7 @@ def main(script_args, format_args, training_args: RSRSFTConfig, model_args, mixt
         result = _summarize(trainer, checkpoint) if trainer.is_world_process_zero() else None
         trainer.end()
     if result is not None:
-        next_words = _next_words(train_dataset, script_args, format_args, result["output_dir"])
+        next_words = _next_words(bool(result["passes"]), train_dataset, script_args, format_args, result["output_dir"])
         finish(json_args.json, result, lambda out: _show(out, result), next_words)
     return 0
 
@@ -119,10 +120,12 @@ def _stopped(trainer: RSRSFTTrainer) -> str:
     args, step, last = trainer.args, trainer.state.global_step, _last_checkpoint(trainer.args)
     if last is not None:
         return f"Stopped at step {step:,}. To resume from {last}, add --resume_from_checkpoint True."
-    saves, strategy = f"save_strategy={args.save_strategy.value!r}", args.save_strategy.value
-    saves += f" and save_steps={args.save_steps:g}" if strategy == "steps" else ""
-    so = "with --save_strategy steps --save_steps N there is one every N steps to resume from"
-    return f"Stopped at step {step:,}, and no checkpoint was saved yet ({saves}): {so}."
+    is_by_step = args.save_strategy.value == "steps"
+    first = f", the first comes at step {trainer.state.save_steps:,}" if is_by_step else ""
+    return (
+        f"Stopped at step {step:,}. No checkpoint was saved yet{first}: with "
+        "--save_strategy steps --save_steps N there is one every N steps to resume from."
+    )
 
 
 def _summarize(trainer: RSRSFTTrainer, checkpoint: str | None) -> dict:
@@ -142,7 +145,8 @@ def _summarize(trainer: RSRSFTTrainer, checkpoint: str | None) -> dict:
         # By the last scores: what is past the threshold is drawn without training.
         "kept_per_epoch": round(trainer.scores.sampler.kept_share() * len(trainer.scores.table)),
         "score_threshold": trainer.args.rsr_score_threshold,
-        "history": str(history),
+        "sampling": trainer.args.rsr_sampling,
+        "history": str(history) if history.is_dir() else None,
         "direction": DIRECTION,
         "passes": _passes(history),
     }
@@ -164,12 +168,14 @@ def _passes(history: Path) -> list[dict]:
     return passes
 
 
-def _next_words(dataset: Dataset, args: ScriptArguments, format_args, output_dir: str) -> list[str] | None:
-    """The picture of the run where the dataset has scores to draw it over; else the trained student's own scores."""
+def _next_words(
+    has_history: bool, dataset: Dataset, args: ScriptArguments, format_args, output_dir: str
+) -> list[str] | None:
+    """The picture of the run where run and dataset have scores to draw; else the trained student's own scores."""
     if args.dataset_name is None:
         return None  # a mixture has no name
     options = given(DatasetArguments(args.dataset_name, args.dataset_config, args.dataset_train_split))
-    if RSR in dataset.column_names:
+    if has_history and RSR in dataset.column_names:
         return ["rsr", "report", *options, "--run", output_dir, "--output", f"{beside(output_dir, 'report')}.html"]
     options += [*given(format_args), "--output_dir", beside(output_dir, "scored")]
     return ["rsr", "score", "--model_name_or_path", output_dir, *options]
@@ -178,6 +184,8 @@ def _next_words(dataset: Dataset, args: ScriptArguments, format_args, output_dir
 def _show(out: Console, result: dict) -> None:
     passes = result["passes"]
     say(out, _what_it_trained_on(result), f"\nTrained {result['steps']:,} steps")
+    if not passes:
+        return
     say(out, f"RSR of the trajectories as the student changed ({DIRECTION}):")
     columns = (
         Column("step", lambda one: f"{one['step']:,}{' (while training)' if one['kind'] == 'online' else ''}"),
@@ -206,8 +214,8 @@ def _what_it_trained_on(result: dict) -> str:
     kept, total = result["kept_per_epoch"], result["trajectories"]
     part = "all" if kept == total else f"{share(kept, total)} of"
     within = f" (within --rsr_score_threshold {threshold} by their last scores)" if threshold is not None else ""
-    loss = ""
+    order, loss = ORDERS[result["sampling"]], ""
     # Steps in which nothing is within the threshold have a loss of 0, and count in the trainer's mean.
     if result["train_loss"] is not None and threshold is None:
         loss = f", mean loss {'of these ' if resumed else ''}{result['train_loss']:.3f}"
-    return f"{now} on {part} {total:,} trajectories per epoch{within}{loss} -> {result['output_dir']}"
+    return f"{now} on {part} {total:,} trajectories per epoch{within}, {order}{loss} -> {result['output_dir']}"

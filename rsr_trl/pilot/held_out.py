@@ -46,8 +46,8 @@ class HeldOut:
         self.has_references = not REFERENCES.isdisjoint(names)
         if not self.has_references and answer_column is None:
             raise RSRError(
-                "The held-out set has neither references (completion or messages) nor answers (answer_column): there "
-                f"is nothing to measure. Its columns are {names}."
+                "The held-out set has neither references (completion or messages) nor answers (--answer_column): "
+                f"there is nothing to measure. Its columns are {names}."
             )
         self._problem, self.problems = np.arange(len(dataset)), list(range(len(dataset)))
         if problem_column in names:
@@ -87,7 +87,7 @@ class HeldOut:
                 self.checker("", answer)
             except ValueError as error:
                 where = f"Row {row} of the held-out set, column {column!r}"
-                raise RSRError(f"{where}: {error}. Fix it or choose another checker.") from error
+                raise RSRError(f"{where}: {error}. Fix it or choose another --checker.") from error
 
     def measure(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, autocast=nullcontext
@@ -132,7 +132,7 @@ def check_apart(pool: Dataset, held_out: Dataset) -> None:
         chats, plain = ("pool", "held-out set") if is_conversational(pool[0]) else ("held-out set", "pool")
         raise RSRError(
             f"The {chats} holds chats and the {plain} plain text: the student would be measured on another format "
-            "than it is trained on. Pass as_chat, which wraps plain text."
+            "than it is trained on. Pass --as_chat, which wraps plain text."
         )
     for column in {"prompt", "messages"}.intersection(pool.column_names, held_out.column_names):
         known = {_question(value) for value in pool[column]}
@@ -202,11 +202,11 @@ def load_checker(name: str) -> Callable[[str, object], bool]:
     if name == "math":
         return _math_checker()
     if ":" not in name:
-        raise RSRError(f"checker must be number, line, math or module:function, got {name!r}.")
+        raise RSRError(f"--checker must be number, line, math or module:function, got {name!r}.")
     try:
         return pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise RSRError(f"checker {name!r}: {error}. Is the name right, and its folder on PYTHONPATH?") from error
+        raise RSRError(f"--checker {name!r}: {error}. Is the name right, and its folder on PYTHONPATH?") from error
 
 
 def same_number(response: str, answer: object) -> bool:
@@ -228,7 +228,7 @@ def _math_checker() -> Callable[[str, object], bool]:
     try:
         from math_verify import parse, verify
     except ImportError as error:
-        raise RSRError("The checker math needs math-verify: pip install 'rsr-trl[pilot]'.") from error
+        raise RSRError("--checker math needs math-verify: pip install 'rsr-trl[pilot]'.") from error
 
     def same_mathematics(response: str, answer: object) -> bool:
         text = str(answer)

@@ -43,7 +43,7 @@ def parse_strategies(names: Sequence[str]) -> list[Strategy]:
     for name in (RANDOM, *names):
         add(name)
     if len(strategies) == 1:
-        raise RSRError("strategies: name at least one to compare with the random choice, such as rsr.")
+        raise RSRError("--strategies needs at least one to compare with the random choice, such as rsr.")
     return list(strategies.values())
 
 
@@ -58,8 +58,8 @@ def _parse(name: str) -> Strategy:
         column, prefer = base, direction_of(base)
     elif not column or prefer not in ("low", "high"):
         raise RSRError(
-            f"There is no strategy {name!r}. It is one of {', '.join((*SCORES, RESCORED))}, or a column with the end "
-            f"to choose, such as {name}:low or {name}:high. RSR: lower is more suitable."
+            f"There is no strategy {name!r}. Strategies are {', '.join((*SCORES, RESCORED))}, or a column with the "
+            f"end to choose, such as {name}:low or {name}:high. RSR: lower is more suitable."
         )
     return Strategy(name, column, prefer, ordered=base != name, control=RANDOM if base == name else base)
 
@@ -87,9 +87,9 @@ class Pool:
         if num_examples is None and num_tokens is None:
             num_examples = max(1, min(MAX_EXAMPLES, available // 2))
         if num_examples is not None and num_examples > available:
-            raise RSRError(f"num_examples={num_examples} is more than the pool has: {available} {what}.")
+            raise RSRError(f"--num_examples {num_examples} is more than the pool has: {available} {what}.")
         if num_examples is None and (renewed := [one.name for one in strategies if one.renewed]):
-            raise RSRError(f"{renewed[0]} needs a budget in examples: give num_examples.")
+            raise RSRError(f"{renewed[0]} needs a budget in examples: pass --num_examples.")
         self.num_examples, self.num_tokens = num_examples, num_tokens
 
     def choose(self, strategy: Strategy, seed: int, num_epochs: int = 1) -> list[np.ndarray]:
@@ -127,11 +127,13 @@ class Pool:
             rows = rows[np.argsort(self._draw(seed)[self._groups[rows]])]
         if self.num_examples is not None:
             if rows.size < self.num_examples:
-                raise RSRError(f"{name!r} has {rows.size} finite scores, fewer than num_examples={self.num_examples}.")
+                raise RSRError(
+                    f"{name!r} has {rows.size} finite scores, fewer than --num_examples {self.num_examples}."
+                )
             return rows[: self.num_examples]
         total = np.cumsum(tokens[rows])
         if (available := total[-1] if rows.size else 0) < self.num_tokens:
-            raise RSRError(f"num_tokens={self.num_tokens} is more than can be chosen by {name!r}: {available:.0f}.")
+            raise RSRError(f"--num_tokens {self.num_tokens} is more than can be chosen by {name!r}: {available:.0f}.")
         return rows[: int(np.searchsorted(total, self.num_tokens)) + 1]
 
     def count_teachers(self, rows: np.ndarray) -> dict[str, int] | None:

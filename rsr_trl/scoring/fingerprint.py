@@ -22,7 +22,9 @@ if is_peft_available():
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 
-DEFINITION = "2"  # raise it when a change of this package changes scores by more than rounding, or their student's name
+DEFINITION = (
+    "2"  # raise it when a change of this package changes scores by more than rounding, or their student's name
+)
 PIECE = 1 << 24  # numbers hashed at once: a float32 copy of a whole tensor may not fit
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.py")
 BASE_LAYER = re.compile(r"\.base_layer(?=\.)")
@@ -108,7 +110,9 @@ def tokenizer_fingerprint(processing_class: PreTrainedTokenizerBase) -> str:
     return _hash([rules, special, processing_class.chat_template])
 
 
-def student_fingerprint(weights: str, dtype: torch.dtype, processing_class: PreTrainedTokenizerBase, **settings) -> str:
+def student_fingerprint(
+    weights: str, dtype: torch.dtype, processing_class: PreTrainedTokenizerBase, **settings
+) -> str:
     """
     Short name of a student and of the settings that change a score by more than rounding (`r_max`,
     `assistant_only_loss`, `logits_dtype`), and of the dtype that it computes in, which changes scores by rounding:

@@ -36,8 +36,8 @@ class RSRSFTConfig(SFTConfig):
     Configuration class for the [`RSRSFTTrainer`].
 
     Its own parameters; the others are those of [`~trl.SFTConfig`] and [`~transformers.TrainingArguments`]. RSR is
-    **lower = more suitable**. The defaults are the paper's recipe for a dataset that was selected before: all of it, in
-    random order, without re-scoring. With `rsr_group_column` alone they select the best of each problem first.
+    **lower = more suitable**. The defaults are the paper's recipe for a dataset that was selected before: all of it,
+    in random order, without re-scoring. With `rsr_group_column` alone they select the best of each problem first.
 
     Parameters:
         > Parameters that control the score
@@ -169,6 +169,6 @@ class RSRSFTConfig(SFTConfig):
             yield "rsr_rescore_strategy='online' doesn't work with torch_compile=True: set torch_compile=False."
         if strategy != "no" and known_score(self.rsr_score) not in LIVE:
             yield (
-                f"rsr_score={self.rsr_score!r} isn't measured while training (those that are: {', '.join(LIVE)}): leave "
-                "rsr_rescore_strategy at 'no'."
+                f"rsr_score={self.rsr_score!r} isn't measured while training (those that are: {', '.join(LIVE)}): "
+                "leave rsr_rescore_strategy at 'no'."
             )

@@ -125,17 +125,17 @@ class LiveScores(TrainerCallback):
 
     def _nothing_trains(self) -> str | None:
         """What is wrong where the score threshold lets no example through; the same on every process."""
-        prefer, threshold, scores = self.args.rsr_prefer, self.args.rsr_score_threshold, self.table.scores
+        threshold, scores = self.args.rsr_score_threshold, self.table.scores
         if threshold is None or self.sampler.kept_share() > 0:
             return None
-        low, scores, known = prefer == "low", scores[np.isfinite(scores)], "none has one"
+        low, scores, known = self.args.rsr_prefer == "low", scores[np.isfinite(scores)], "none has one"
         if scores.size:
             nearest = f"lowest is {scores.min():.4g}" if low else f"highest is {scores.max():.4g}"
             known = f"the {nearest}, the median {np.median(scores):.4g}"
         return (
             f"No example trains: rsr_score_threshold={threshold} lets scores {self.table.score!r} of {threshold} and "
-            f"{'lower' if low else 'higher'} through (rsr_prefer={prefer!r}), and of {len(self.table)} examples "
-            f"{known}. {'Raise' if low else 'Lower'} the threshold."
+            f"{'lower' if low else 'higher'} through, and of {len(self.table)} examples {known}. "
+            f"{'Raise' if low else 'Lower'} the threshold."
         )
 
     def rescore(self, step: int, rows: np.ndarray | slice = slice(None)) -> None:

@@ -35,8 +35,8 @@ logger = logging.get_logger(__name__)
 PAPER = "[arXiv:2601.14249](https://huggingface.co/papers/2601.14249)"
 AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}  # what accelerate calls them
 NOTHING_BY_SCORE = (
-    "No score decides anything in this training: all examples come in random order, as in SFTTrainer. To choose by score, "
-    "set rsr_group_column, rsr_keep_fraction or rsr_score_threshold, or train on a selection; to order, rsr_sampling."
+    "No score decides anything in this training: all examples come in random order, as in SFTTrainer. To choose by "
+    "score, set rsr_group_column, rsr_keep_fraction or rsr_score_threshold, or train on a selection; to order, rsr_sampling."
 )
 
 
@@ -249,8 +249,8 @@ class RSRSFTTrainer(SFTTrainer):
             return  # nothing was scored
         lines = [
             "\n## Selection by RSR\n",
-            f"The Rank-Surprisal Ratio (RSR, {PAPER}) of a trajectory for this student is the sum of clipped token ranks "
-            "over the sum of surprisals. **Lower means more suitable.**",
+            f"The Rank-Surprisal Ratio (RSR, {PAPER}) of a trajectory for this student is the sum of clipped token "
+            "ranks over the sum of surprisals. **Lower means more suitable.**",
             "These settings say what it decided in this training:"
             if self.args.needs_scores
             else "The training data came with these scores. The training itself used all of it in random order.",

@@ -214,11 +214,11 @@ def test_lora(make):
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        (["rsr_rescored"], {"num_train_epochs": 1}, "re-selects every epoch: raise num_train_epochs above 1"),
-        (["rsr_rescored"], {"num_train_epochs": 2.5}, "whole epochs, got num_train_epochs=2.5"),
-        (["rsr"], {"rsr_sampling": "ordered"}, "rsr_sampling='ordered': the pilot sets this"),
+        (["rsr_rescored"], {"num_train_epochs": 1}, "re-selects every epoch: raise --num_train_epochs above 1"),
+        (["rsr_rescored"], {"num_train_epochs": 2.5}, "whole epochs, got --num_train_epochs 2.5"),
+        (["rsr"], {"rsr_sampling": "ordered"}, "--rsr_sampling ordered: the pilot sets this"),
         (["rsr"], {"folder": "taken"}, "contains files that aren't a pilot's .first: thesis.txt."),
-        (["rsr"], {"max_length": 8}, "no token to train on within max_length=8: raise it"),
+        (["rsr"], {"max_length": 8}, "no token to train on within 8 tokens: raise --max_length"),
     ],
 )
 def test_errors(make, names, options, message, tmp_path):

@@ -118,7 +118,7 @@ def test_controls_are_added_before_what_they_control():
     assert by_name["x:high_ordered"] == Strategy("x:high_ordered", "x", "high", ordered=True, control="x:high")
     assert by_name["rsr_rescored"].control == "random_renewed"
     assert by_name["random"].control is by_name["random_renewed"].control is None
-    with pytest.raises(ValueError, match="name at least one to compare"):
+    with pytest.raises(ValueError, match="--strategies needs at least one"):
         parse_strategies(["random"])
 
 

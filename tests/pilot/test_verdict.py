@@ -90,4 +90,4 @@ def test_what_makes_the_verdict_worth_less_is_noted(tokens, teachers, expected):
     pool.left_out, pool.num_problems = 2, 4
     assert starts(0.5, [*before, *expected, "2 trajectories of the pool have no score", "Every seed trains on all of"])
     pool.num_problems = None
-    assert starts(0.5, [*before, *expected, "2 trajectories", "Without group_column a strategy chooses the same"])
+    assert starts(0.5, [*before, *expected, "2 trajectories", "Without --group_column a strategy chooses the same"])

@@ -84,7 +84,13 @@ STATIC = ("lark", "length", "random")
         ({"rsr_rescore_strategy": "online", "num_train_epochs": 1}, "there is only one"),
         ({"rsr_rescore_strategy": "online", "torch_compile": True}, "torch_compile=False"),
         ({"rsr_score": "judge", "rsr_rescore_strategy": "no"}, "Which end of the column 'judge'"),
-        *(({"rsr_score": s, "rsr_rescore_strategy": "epoch"}, f"rsr_score='{s}' isn't measured.*: rsr, surprisal, rank") for s in STATIC),
+        *(
+            (
+                {"rsr_score": s, "rsr_rescore_strategy": "epoch"},
+                f"rsr_score='{s}' isn't measured.*: rsr, surprisal, rank",
+            )
+            for s in STATIC
+        ),
         ({"rsr_prefer": "lower"}, "prefer must be 'low' or 'high', got 'lower'"),
         ({"rsr_sampling": "best"}, "rsr_sampling must be one of"),
         ({"rsr_rescore_strategy": "epochs"}, "rsr_rescore_strategy must be one of"),

@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback
 from trl import SFTConfig
 
 from rsr_trl.rsr import CITATION, dataset_rsr
@@ -399,7 +399,8 @@ def test_the_model_card_tells_how_the_data_was_scored_and_chosen(train):
     card, rsr = Path(trainer.args.output_dir, "README.md").read_text(), trainer.table.rsr
     by_b = dataset_rsr(trainer.table.mean_clipped_rank[1::3], trainer.table.mean_surprisal[1::3])
     figures = (f"| median | {np.median(rsr):.4g} |", f"| teacher/B | {by_b:.4g} |")
-    for text in (*figures, "| rsr_group_column | `problem` |", "Lower means more suitable", "Selection by RSR", CITATION):
+    own = ("## Selection by RSR", "| rsr_group_column | `problem` |", "Lower means more suitable", CITATION)
+    for text in (*figures, *own):
         assert text in card
     assert "trained with SFT." in card and "introduced in" not in card
     assert {"trl", "sft", "rsr"} <= set(trainer.model.model_tags)
@@ -568,7 +569,7 @@ def test_datasets_and_collators_that_cannot_be_ordered_are_refused(make):
     with pytest.raises(ValueError, match="function.*derive the data collator from RSRDataCollator"):
         make(trainer_kwargs={"data_collator": lambda rows: rows})
     own = {"data_collator": RSRDataCollator(pad_token_id=0, score_threshold=3.0)}
-    with pytest.raises(ValueError, match="set them in the config alone"):
+    with pytest.raises(ValueError, match="set it in the config alone"):
         make(trainer_kwargs=own, rsr_score_threshold=4.0)
 
 
