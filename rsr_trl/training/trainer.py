@@ -36,7 +36,8 @@ PAPER = "[arXiv:2601.14249](https://huggingface.co/papers/2601.14249)"
 AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}  # what accelerate calls them
 NOTHING_BY_SCORE = (
     "No score decides anything in this training: all examples come in random order, as in SFTTrainer. To choose by "
-    "score, set rsr_group_column, rsr_keep_fraction or rsr_score_threshold, or train on a selection; to order, rsr_sampling."
+    "score, set rsr_group_column, rsr_keep_fraction or rsr_score_threshold, or train on a selection; to order, set "
+    "rsr_sampling."
 )
 
 
