@@ -62,7 +62,8 @@ def main(script_args, format_args, training_args: RSRSFTConfig, model_args, mixt
         result = _summarize(trainer, checkpoint) if trainer.is_world_process_zero() else None
         trainer.end()
     if result is not None:
-        next_words = _next_words(bool(result["passes"]), train_dataset, script_args, format_args, result["output_dir"])
+        has_moved = len(result["passes"]) > 1
+        next_words = _next_words(has_moved, train_dataset, script_args, format_args, result["output_dir"])
         finish(json_args.json, result, lambda out: _show(out, result), next_words)
     return 0
 
@@ -169,13 +170,13 @@ def _passes(history: Path) -> list[dict]:
 
 
 def _next_words(
-    has_history: bool, dataset: Dataset, args: ScriptArguments, format_args, output_dir: str
+    has_moved: bool, dataset: Dataset, args: ScriptArguments, format_args, output_dir: str
 ) -> list[str] | None:
-    """The picture of the run where run and dataset have scores to draw; else the trained student's own scores."""
-    if args.dataset_name is None:
+    """The picture of how the dataset's scores have moved; for a dataset without, the trained student's own scores."""
+    if args.dataset_name is None or (RSR in dataset.column_names and not has_moved):
         return None  # a mixture has no name
     options = given(DatasetArguments(args.dataset_name, args.dataset_config, args.dataset_train_split))
-    if has_history and RSR in dataset.column_names:
+    if RSR in dataset.column_names:
         return ["rsr", "report", *options, "--run", output_dir, "--output", f"{beside(output_dir, 'report')}.html"]
     options += [*given(format_args), "--output_dir", beside(output_dir, "scored")]
     return ["rsr", "score", "--model_name_or_path", output_dir, *options]
@@ -184,8 +185,16 @@ def _next_words(
 def _show(out: Console, result: dict) -> None:
     passes = result["passes"]
     say(out, _what_it_trained_on(result), f"\nTrained {result['steps']:,} steps")
-    if not passes:
-        return
+    if len(passes) > 1:
+        _show_passes(out, passes)
+    elif passes:
+        rsr, scored = number(passes[0]["rsr"], 3), passes[0]["scored"]
+        say(out, f"RSR of the {scored:,} scored trajectories before training ({DIRECTION}): {rsr}")
+    if passes:
+        say(out, f"All scores of every row: {result['history']}")
+
+
+def _show_passes(out: Console, passes: list[dict]) -> None:
     say(out, f"RSR of the trajectories as the student changed ({DIRECTION}):")
     columns = (
         Column("step", lambda one: f"{one['step']:,}{' (while training)' if one['kind'] == 'online' else ''}"),
@@ -198,14 +207,12 @@ def _show(out: Console, result: dict) -> None:
     print_table(out, passes if len(passes) <= MAX_PASSES else [passes[0], *passes[1 - MAX_PASSES :]], columns)
     if len(passes) > MAX_PASSES:
         say(out, f"The first and the last of {len(passes):,} scoring passes; --json lists them all.")
-    if len(passes) > 1:
-        say(
-            out,
-            "RSR at first, rank corr.: of the same rows by their first scores, and Spearman's correlation with those. "
-            "Scores before and after training are of two different students: only your own task shows which one "
-            "solves more.",
-        )
-    say(out, f"All scores of every row: {result['history']}")
+    say(
+        out,
+        "RSR at first, rank corr.: of the same rows by their first scores, and Spearman's correlation with those. "
+        "Scores before and after training are of two different students: only your own task shows which one solves "
+        "more.",
+    )
 
 
 def _what_it_trained_on(result: dict) -> str:

@@ -72,7 +72,8 @@ def test_trains_on_what_rsr_select_writes(rsr, train, raw, tiny_student_path, tm
     assert rsr("select", "--dataset_name", scored, *by_problem).code == 0
     text = train(data=("--dataset_name", chosen)).text
     assert "on all 4 trajectories per epoch, in random order, mean loss " in text
-    assert f"Next: rsr report --dataset_name {chosen} --run {out} --output {out}-report.html" in text
+    assert "RSR of the 4 scored trajectories before training (lower = more suitable): " in text
+    assert "Next:" not in text, "there is no change to show"
     assert sorted(pd.read_parquet(f"{out}/rsr_history")["row"]) == [0, 1, 2, 3]
     # The chosen rows carry this student's scores, so nothing was scored again.
     assert os.listdir(f"{out}/rsr_history") == ["step-00000000-dataset.parquet"]
