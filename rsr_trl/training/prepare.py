@@ -151,6 +151,7 @@ def take_own_scores(dataset: Dataset, table: ScoreTable, student: str) -> str | 
     theirs, ours = data[CONTENT].to_pylist(), map(content_name, _content(dataset).tolist())
     names = (name if count else None for name, count in zip(ours, table.num_tokens, strict=True))
     if changed := sum(name != own for name, own in zip(names, theirs, strict=True)):
-        return f"are of other tokens than it trains on in {changed} of {len(theirs)} rows"
+        why = "another max_length, template or text"
+        return f"are of other tokens than it trains on in {changed} of {len(theirs)} rows ({why})"
     table.take(dataset)
     return None

@@ -120,9 +120,9 @@ class RSRSFTTrainer(SFTTrainer):
     def _first_table(self, num_scored: np.ndarray, virtual_tokens: bool) -> ScoreTable:
         """With the dataset's own scores if they are of this very student and of the same tokens."""
         table = prepare.unmeasured(self.train_dataset, self.args.rsr_score, num_scored)
-        needed = self.args.needs_scores
+        needed = self.args.needs_scores and table.static is None
         if not prepare.OWN_SCORES.issubset(self.train_dataset.column_names):
-            if not needed:
+            if not self.args.needs_scores:
                 logger.warning(NOTHING_BY_SCORE)
             return table
         if virtual_tokens:
@@ -137,7 +137,7 @@ class RSRSFTTrainer(SFTTrainer):
         here = AUTOCAST.get(self.accelerator.mixed_precision, dtype_of(own[0]))
         if wrong := prepare.take_own_scores(self.train_dataset, table, own[0]):
             now = f"it is scored again, in {here}" if needed else "they aren't used"
-            say(f"The train dataset's scores {wrong}: {now}. (`rsr score` takes --dtype and --max_length.)")
+            say(f"The train dataset's scores {wrong}: {now}.")
         elif needed and (dtype := dtype_of(self.train_dataset[0][STUDENT])) not in (dtype_of(own[0]), here):
             say(
                 f"The train dataset's scores were computed in {dtype} and are used as they are: about 1% of rounding. "
