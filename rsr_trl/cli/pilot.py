@@ -58,6 +58,9 @@ class PilotArguments(TeacherArguments, JsonArguments):
     group_column: str | None = option(
         "Column that names the problem; by default a well-known one; none: choose from all trajectories.", None
     )
+    min_tokens: int | None = option(
+        "Leave out trajectories with fewer scored tokens; by default 32, 0 keeps all.", None
+    )
     answer_column: str | None = option("Column of the held-out set with the true answer, by default `gold`.", None)
     checker: str = option(
         "How to check a response: by its last number (number) or line (line), with math-verify (math), or with your "
@@ -116,7 +119,7 @@ def main(data_args: DatasetArguments, format_args, pilot_args: PilotArguments, t
         rows = data.load(str(scored))
     del scorer
     without_bars()  # of the many small steps of the arms
-    pool = Pool(rows, columns, strategies, pilot_args.num_examples, pilot_args.num_tokens)
+    pool = Pool(rows, columns, strategies, pilot_args.num_examples, pilot_args.num_tokens, pilot_args.min_tokens)
     seeds = range(training_args.seed, training_args.seed + pilot_args.num_seeds)
     speak = partial(say, console())
     pilot = Pilot(student, training_args, pool, held_out, strategies, seeds, identity, speak)

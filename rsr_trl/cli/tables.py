@@ -109,7 +109,7 @@ def say(out: Console, text: str = "", bold: str = "", **how) -> None:
     out.print(Text.assemble((bold, "bold"), text), **how)
 
 
-def short_ones(which: str, what_to_do: str = "look before you choose") -> str:
+def short_ones(which: str, what_to_do: str = "`rsr select` leaves them out (--min_tokens)") -> str:
     """The warning about trajectories that are too short for RSR."""
     return (
         f"Short: {which} fewer than {NOISY_BELOW} scored tokens. RSR is noisy on them, and answers without reasoning "

@@ -86,6 +86,7 @@ class Pilot:
             "budget": {name: value for name, value in budget.items() if value is not None},
             "max_new_tokens": held_out.max_new_tokens,
             "group_column": pool.table.columns.problem,
+            "min_tokens": pool.min_tokens,
         }
         self.settings = json.loads(json.dumps(settings))
         self._name = xxh3_64_hexdigest(json.dumps(self.settings, sort_keys=True).encode())
@@ -145,7 +146,12 @@ class Pilot:
             "strategies": [strategy._asdict() for strategy in self.strategies],
             "seeds": self.seeds,
             "confidence": CONFIDENCE,
-            "pool": {"trajectories": len(pool.table), "left_out": pool.left_out, "problems": pool.num_problems},
+            "pool": {
+                "trajectories": len(pool.table),
+                "left_out": pool.left_out,
+                "short": pool.short,
+                "problems": pool.num_problems,
+            },
             "cost": cost,
             "arms": [{name: value for name, value in arm.items() if name != "problems"} for arm in arms],
             "table": table,
@@ -212,6 +218,7 @@ class Pilot:
         if strategy.name == RESCORED:
             trainer_class, config_class, column = RSRSFTTrainer, RSRSFTConfig, self.pool.table.columns.problem
             own = {"rsr_rescore_strategy": "epoch", "rsr_sampling": "random", "rsr_group_column": column}
+            own["rsr_min_tokens"] = 0  # the pool has left them out
             own |= {} if column else {"rsr_keep_fraction": self.pool.num_examples / len(self.pool.table)}
         elif strategy.ordered:
             own = {"train_sampling_strategy": "sequential"}

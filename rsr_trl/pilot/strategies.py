@@ -9,7 +9,7 @@ from datasets import Dataset
 from rsr_trl.data import Columns, examples
 from rsr_trl.rsr import ERROR, RSR, RSRError
 from rsr_trl.scoring.scores import SCORES, direction_of, known_score
-from rsr_trl.selection.choose import choose_rows
+from rsr_trl.selection.choose import all_short, choose_rows, least_tokens, long_enough
 from rsr_trl.selection.table import ScoredTable
 
 
@@ -67,18 +67,29 @@ def _parse(name: str) -> Strategy:
 class Pool:
     """
     Scored trajectories, and how many of them (or the fewest that hold how many scored tokens) each arm trains on: one
-    for each of some problems or, without a column of problems, of all. Rows without a score are left out.
+    for each of some problems or, without a column of problems, of all. Rows without a score are left out, and
+    those that are too short to be chosen ([`~rsr_trl.selection.choose.long_enough`]).
     """
 
     def __init__(
-        self, dataset: Dataset, columns: Columns, strategies: Sequence[Strategy], num_examples=None, num_tokens=None
+        self,
+        dataset: Dataset,
+        columns: Columns,
+        strategies: Sequence[Strategy],
+        num_examples=None,
+        num_tokens=None,
+        min_tokens=None,
     ):
         scores = {one.column: one.prefer for one in strategies if one.column is not None}
         table = ScoredTable.read(dataset, columns, scores, scores, optional=True)
-        scored = np.flatnonzero(table.tokens > 0)
-        if not scored.size:
+        has_score, is_long = table.tokens > 0, long_enough(table.tokens, min_tokens)
+        if not has_score.any():
             raise RSRError(f"None of the pool's {len(table)} rows is scored; {ERROR!r} says why.")
-        self.dataset, self.table, self.left_out = dataset.select(scored), table.where(scored), len(table) - scored.size
+        if not (scored := np.flatnonzero(has_score & is_long)).size:
+            count, least = int(has_score.sum()), least_tokens(min_tokens)
+            raise RSRError(f"{all_short(count, least)} Or let them in with min_tokens=0.")
+        self.dataset, self.table, self.left_out = dataset.select(scored), table.where(scored), int((~has_score).sum())
+        self.min_tokens, self.short = least_tokens(min_tokens), int((has_score & ~is_long).sum())
         self._groups, self.num_problems, available, what = None, None, scored.size, "trajectories"
         if columns.problem is not None:
             self._problems, self._groups = np.unique(self.table.problem, return_inverse=True)

@@ -16,7 +16,7 @@ from scipy.stats import rankdata, t
 from rsr_trl.data import Columns, examples, read_table
 from rsr_trl.rsr import ERROR, RSR, SCORE_PREFIX, RSRError
 from rsr_trl.scoring.scores import SCORES, known_score
-from rsr_trl.selection.choose import Criteria, choose_rows
+from rsr_trl.selection.choose import Criteria, choose_rows, long_enough, min_tokens_to_show
 from rsr_trl.selection.failure_modes import Finding, look_at_rows, look_at_scores
 from rsr_trl.selection.table import ScoredTable, available_scores
 
@@ -158,19 +158,25 @@ def compare_table(
         keep_fraction = KEEP_FRACTION
     group_column = table.columns.problem if by_problem else None
     Criteria(group_column, keep_per_group, keep_fraction)  # raises where they are out of range
-    several = f" --keep_per_group {keep_per_group}" if keep_per_group > 1 else ""
+
+    def able(rows: ScoredTable) -> np.ndarray:
+        return long_enough(rows.tokens, min_tokens_to_show(rows.tokens))
 
     def choice(rows: ScoredTable, score: str) -> np.ndarray:
         """What `rsr select` would choose: bool array of shape `(rows,)`."""
         mask, groups = np.zeros(len(rows), dtype=bool), rows.problem if by_problem else None
-        mask[choose_rows(rows.cost(score), rows.tokens, groups, keep_per_group, keep_fraction)] = True
+        cost = np.where(able(rows), rows.cost(score), np.nan)
+        mask[choose_rows(cost, rows.tokens, groups, keep_per_group, keep_fraction)] = True
         return mask
 
     rows = table.where(_comparable(table, notes))
+    several = f" --keep_per_group {keep_per_group}" if keep_per_group > 1 else ""
+    several += " --min_tokens 0" if min_tokens_to_show(rows.tokens) == 0 else ""
     costs = np.column_stack([rows.cost(score) for score in rows.values])
     kept = np.column_stack([choice(rows, score) for score in rows.values])
     overlap = (kept.T.astype(np.float64) @ kept) / kept[:, 0].sum()
-    chance = chance_overlap(kept[:, 0], rows.problem if by_problem else None)
+    there = able(rows)
+    chance = chance_overlap(kept[there, 0], rows.problem[there] if by_problem else None)
     correlation = rank_correlation(np.column_stack([costs, -rows.tokens]), rows.problem)
     teachers, orders, num_shared = _teachers(rows, costs, notes)
     scores = [
@@ -196,7 +202,7 @@ def compare_table(
         teacher_agreement=[list(map(_number, row)) for row in orders],
         findings=[*look_at_rows(scored, choice(scored, RSR)), *look_at_scores(scores, chance, len(rows))],
         notes=notes,
-        rule=f"--group_column {group_column}{several}" if by_problem else f"--keep_fraction {keep_fraction:g}",
+        rule=(f"--group_column {group_column}" if by_problem else f"--keep_fraction {keep_fraction:g}") + several,
         num_rows=len(table),
         num_compared=len(rows),
         num_problems=None if rows.problem is None else len(np.unique(rows.problem)),

@@ -68,6 +68,9 @@ class RSRSFTConfig(SFTConfig):
             `rsr_keep_per_group` most suitable trajectories of each.
         rsr_keep_per_group (`int`, *optional*, defaults to `1`): Trajectories per group; smaller groups are kept whole.
 
+        rsr_min_tokens (`int`, *optional*): Where `rsr_group_column` or `rsr_keep_fraction` choose, leave out examples
+            with fewer scored tokens. By default 32, as in [`select_trajectories`]; `0` lets bare answers in.
+
         > Parameters that control re-scoring
 
         rsr_rescore_strategy (`str`, *optional*, defaults to `"epoch"`): When to re-score with the current student.
@@ -92,6 +95,7 @@ class RSRSFTConfig(SFTConfig):
     rsr_score_threshold: float | None = None
     rsr_group_column: str | None = None
     rsr_keep_per_group: int = 1
+    rsr_min_tokens: int | None = None
     rsr_rescore_strategy: Rescoring = "epoch"
     rsr_rescore_steps: float | None = None
     rsr_teacher_column: str | None = None
@@ -106,7 +110,7 @@ class RSRSFTConfig(SFTConfig):
             self.dataloader_pin_memory = False
         self.rsr_prefer = direction_of(self.rsr_score, self.rsr_prefer)
         order = (self.rsr_sampling, self.rsr_temperature, self.rsr_keep_fraction, self.rsr_keep_per_group)
-        check_order(*order, grouped=self.rsr_group_column is not None, prefix="rsr_")
+        check_order(*order, self.rsr_min_tokens, grouped=self.rsr_group_column is not None, prefix="rsr_")
         for sentence in self._contradictions():
             raise RSRError(sentence)
 

@@ -93,7 +93,7 @@ class RSRSFTTrainer(SFTTrainer):
         self.data_collator = live_collator(self.data_collator, args.rsr_rescore_strategy == "online")
         vocab_size = self.model.config.get_text_config().vocab_size
         lengths, num_scored = prepare.check_prepared(self.train_dataset, vocab_size)
-        for line in prepare.describe(self.train_dataset, num_scored):
+        for line in prepare.describe(self.train_dataset, num_scored, args):
             logger.warning(line)
         adapted = is_peft_model(self.model)
         student = self.model.get_base_model() if adapted else self.model

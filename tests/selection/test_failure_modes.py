@@ -58,8 +58,7 @@ def every(number):
         ),
         (every(7), dict(rsr_num_tokens=31), "short responses", "86 trajectories (14% of all, ", "--min_tokens"),
         (every(7), dict(rsr_num_tokens=32), None, None, None),
-        (every(43), dict(rsr_num_tokens=8, rsr=50.0), None, None, None),  # few, and never chosen
-        (every(43), dict(rsr_num_tokens=8, rsr=0.5), "short responses", "14 trajectories (2% of all, 14% of", "--min"),
+        (every(43), dict(rsr_num_tokens=8, rsr=0.5), None, None, None),  # left out of the choice
         (every(1), dict(rsr_mean_clipped_rank=55.0), "foreign to the student", "600 trajectories", "--as_chat"),
         (lambda dataset: of_teacher(dataset, "t1"), dict(rsr_mean_clipped_rank=55.0, rsr=9.0), None, None, None),
         (every(15), dict(rsr_truncated=True), "truncated trajectories", "40 trajectories (7% of all", "--max_length"),
