@@ -128,10 +128,22 @@ def _show(out: Console, result: dict, columns: Columns) -> None:
         say(out, f"Uploaded to {result['pushed_to']}")
     if scored:
         how = ["--group_column", columns.problem] if columns.problem else ["--keep_fraction", "0.5"]
-        how += ["--teacher_column", columns.teacher] if columns.teacher not in (None, "teacher") else []
+        teacher = ["--teacher_column", columns.teacher] if columns.teacher not in (None, "teacher") else []
         page = f"{beside(folder, 'report')}.html"
+        print_next(out, "rsr", "compare", "--dataset_name", folder, *teacher)
         print_next(out, "rsr", "report", "--dataset_name", folder, "--output", page, label="See it")
-        print_next(out, "rsr", "select", "--dataset_name", folder, *how, "--output_dir", beside(folder, "selected"))
+        print_next(
+            out,
+            "rsr",
+            "select",
+            "--dataset_name",
+            folder,
+            *how,
+            *teacher,
+            "--output_dir",
+            beside(folder, "selected"),
+            label="Then",
+        )
 
 
 def _gaps(result: dict) -> list[str]:

@@ -122,7 +122,7 @@ def read_material(dataset: Dataset, asked: Columns, prefer: Literal["low", "high
         raise RSRError("The dataset has no rows, so there is nothing to report.")
     columns = find_columns(dataset, asked)
     notes = list(columns.notes)
-    table = comparison_table(dataset, None, None, columns, notes)
+    table = comparison_table(dataset, "all", None, columns, notes)
     if not np.isfinite(table.values[RSR]).any():
         why = f" {ERROR!r} says why, most often: {next(iter(table.reasons))}." if table.reasons else ""
         raise RSRError(f"None of the {len(table)} rows has a finite RSR, so there is nothing to report.{why}")

@@ -21,6 +21,7 @@ from rsr_trl.selection.failure_modes import Finding, look_at_rows, look_at_score
 from rsr_trl.selection.table import ScoredTable, available_scores
 
 
+BESIDE_RSR = ("surprisal", "rank", "length", "random")  # what is compared where no scores are named
 KEEP_FRACTION = 0.5  # what each score chooses where no column names the problem
 
 
@@ -64,7 +65,7 @@ class Comparison:
 
 def compare_scores(
     dataset: Dataset,
-    scores: Sequence[str] | None = None,
+    scores: Sequence[str] | Literal["all"] | None = None,
     own_scores: Mapping[str, Literal["low", "high"]] | None = None,
     teacher_column: str | None = None,
     problem_column: str | None = None,
@@ -82,8 +83,9 @@ def compare_scores(
 
     Args:
         dataset (`Dataset`): Scored with [`RSRScorer`] or `rsr score`.
-        scores (sequence of `str`, *optional*): Names of scores to compare with RSR. By default all that are there:
-            `surprisal`, `rank` and `length`, which every scored dataset has, and the columns `score_<name>`.
+        scores (sequence of `str` or `"all"`, *optional*): Names of scores to compare with RSR. By default
+            `surprisal`, `rank`, `length` and `random`, as far as they are there; `"all"` adds the columns
+            `score_<name>`.
         own_scores (mapping, *optional*): Columns with scores of your own -> the end that is more suitable, `"low"` or
             `"high"`. The name of a score turns it round: `{"length": "low"}`.
         teacher_column, problem_column, correctness_column (`str`, *optional*): As in [`rank_teachers`]. With a problem
@@ -111,7 +113,7 @@ def compare_scores(
 
 def comparison_table(
     dataset: Dataset,
-    scores: Sequence[str] | None,
+    scores: Sequence[str] | Literal["all"] | None,
     own_scores: Mapping[str, Literal["low", "high"]] | None,
     columns: Columns | None,
     notes: list[str],
@@ -119,8 +121,11 @@ def comparison_table(
     """Read what [`compare_table`] compares, RSR first; `notes` gets a sentence about columns of unknown scores."""
     read_table(dataset, [RSR])  # its error is the right one for a dataset that isn't scored
     own_scores, there = own_scores or {}, available_scores(dataset)
-    if scores is None:
-        scores = there
+    if scores in (None, "all"):
+        others = [] if scores == "all" else [name for name in there if name not in (RSR, *BESIDE_RSR, *own_scores)]
+        scores = [name for name in there if name not in others]
+        if others:
+            notes.append(f"Not compared, but in the dataset: {', '.join(others)} (scores: all compares them too).")
         added = [column for column in dataset.column_names if column.startswith(SCORE_PREFIX)]
         if unknown := [column for column in added if known_score(column) is None and column not in own_scores]:
             notes.append(

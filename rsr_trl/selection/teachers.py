@@ -1,5 +1,6 @@
 """Rank teachers by the RSR of what they wrote, with error bars, on problems that all of them solved."""
 
+import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from rsr_trl.selection.bootstrap import RatioDraws, probability_below, probabili
 from rsr_trl.selection.table import ScoredTable
 
 
+WIDTH = 100  # of a printed ranking
 PAIRED_BEST = 20  # teachers among which every pair gets a probability
 FEW_PROBLEMS = 20
 POSSIBLE = 0.05  # a teacher with this probability of being the most suitable may be it
@@ -99,15 +101,28 @@ class TeacherRanking:
         return Dataset.from_list(self.table)
 
     def __str__(self) -> str:
-        hidden = ["rsr_all", "score_all"]
-        shown = self.to_pandas().head(PAIRED_BEST).drop(columns=hidden, errors="ignore").dropna(axis=1, how="all")
+        """In 100 columns, without the notes, which came as warnings; [`TeacherRanking.to_pandas`] has everything."""
+        name = RSR if self.score == RSR else "score"
+        shown = self.to_pandas().head(PAIRED_BEST).dropna(axis=1, how="all")
+        shown["teacher"] = [
+            text if len(text) <= 26 else f"{text[:15]}…{text[-10:]}" for text in map(str, shown["teacher"])
+        ]
+        if f"{name}_low" in shown:
+            ends = zip(shown[f"{name}_low"], shown[f"{name}_high"], strict=True)
+            shown["interval"] = [f"{low:.3f} to {high:.3f}" if low == low else "" for low, high in ends]
+        short = {"teacher": "teacher", name: name, "interval": f"{self.confidence:.0%} interval"}
+        short |= {"probability_best": "P(best)", "mean_rank": "rank", "mean_surprisal": "surprisal"}
+        short |= {"mean_tokens": "tokens", "accuracy": "correct", RSR: RSR}
+        shown = shown[[column for column in short if column in shown]].rename(columns=short)
         on = "unmatched problems" if self.num_problems is None else counted(self.num_problems, "problem")
         by = "" if self.score == RSR else f"score: mean of {self.score}, {self.prefer}er first; "
-        lines = [f"{counted(len(self.table), 'teacher')} on {on}, most suitable first ({by}RSR: {DIRECTION})"]
-        lines.append(shown.to_string(index=False, float_format="{:.3f}".format))
+        title = f"{counted(len(self.table), 'teacher')} on {on}, most suitable first ({by}RSR: {DIRECTION})"
+        lines = textwrap.wrap(title, WIDTH)
+        digits = {column: "{:.0f}".format for column in ("tokens",) if column in shown}
+        lines.append(shown.to_string(index=False, float_format="{:.3f}".format, formatters=digits, na_rep=""))
         if len(self.table) > len(shown):
             lines.append(f"... and {len(self.table) - len(shown)} more")
-        return "\n".join([*lines, *filter(None, [self.verdict()]), *(f"Note: {note}" for note in self.notes)])
+        return "\n".join([*lines, *textwrap.wrap(self.verdict(), WIDTH)])
 
 
 def rank_teachers(
