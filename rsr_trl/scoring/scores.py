@@ -31,7 +31,7 @@ from rsr_trl.rsr import (
 
 
 REJECTED_BELOW = 0.01  # student probability below which reverse speculative decoding rejects a teacher's token
-GUESS_NATS, GUESS_UNEVEN = (1.3, 3.0), 0.5  # where a prediction is "one of a few words, any of them": `guess_share`
+GUESS_WORDS, GUESS_UNEVEN = (5, 20), 0.4  # what `guess_share` takes for "one of so many words, any of them"; nats
 LOCAL_STEPS = 4  # steps before a step that `lalp` lets the student see
 
 
@@ -214,11 +214,11 @@ def lark(tokens: ScoredTokens) -> np.ndarray:
 
 def guess_share(tokens: ScoredTokens) -> np.ndarray:
     """
-    Share of the tokens at which the student expects one of a few words and has no favourite: 1.3 < H_k < 3.0 nats and
-    H_k + ln Q_k < 0.5 (entropy less collision entropy: 0 where a few words are equally likely). Low. Ours: random
-    digits are such places, reasoning has few, whatever its mean rank and surprisal.
+    Share of the tokens at which the student expects any of a few words alike: ln 5 < H_k < ln 20 and
+    H_k + ln Q_k < 0.4 (entropy less collision entropy, which is 0 where the words are equally likely). Low. Ours:
+    random digits stand at such places; reasoning has few, also where its mean rank and surprisal are those of guesses.
     """
-    low, high = GUESS_NATS
+    low, high = np.log(GUESS_WORDS)
     entropies, uneven = tokens.entropies, tokens.entropies + np.log(tokens.sum_squares)
     return tokens.means((entropies > low) & (entropies < high) & (uneven < GUESS_UNEVEN))
 

@@ -72,7 +72,7 @@ def lark(row: Row) -> float:
 def guess_share(row: Row) -> float:
     probabilities = row.truth.logits.softmax(1).numpy()
     gap = row.entropy + np.log((probabilities**2).sum(1))
-    return np.mean((1.3 < row.entropy) & (row.entropy < 3) & (gap < 0.5))
+    return np.mean((np.log(5) < row.entropy) & (row.entropy < np.log(20)) & (gap < 0.4))
 
 
 def ifd(row: Row) -> float:

@@ -17,6 +17,8 @@ def findings(dataset, **options):
 
 def planted(dataset, rows, **values):
     """The pool with other values in some of its rows."""
+    if "score_guess_share" in values:
+        dataset = dataset.add_column("score_guess_share", [0.02] * len(dataset))
     for name, value in values.items():
         changed = column(dataset, name)
         changed[rows] = value
@@ -54,8 +56,10 @@ def every(number):
             dict(rsr_num_tokens=8, rsr=50.0),
             "short responses",
             "100 trajectories (17% of all, 0% of what RSR chooses; most of what 't3' wrote)",
-            "rsr select --min_tokens 32",
+            "`rsr select` does by default",
         ),
+        (every(7), dict(score_guess_share=0.11), "near guessing", "86 trajectories (14% of all, ", "--require"),
+        (every(7), dict(score_guess_share=0.09), None, None, None),
         (every(7), dict(rsr_num_tokens=31), "short responses", "86 trajectories (14% of all, ", "--min_tokens"),
         (every(7), dict(rsr_num_tokens=32), None, None, None),
         (every(43), dict(rsr_num_tokens=8, rsr=0.5), None, None, None),  # left out of the choice
@@ -163,6 +167,15 @@ class TestScores:
         dataset = dataset.add_column("twin", (-3 * column(dataset, "rsr")).tolist())
         assert "twin (100%)" in only(dataset, "same choice", own_scores={"twin": "high"}).what
         assert findings(dataset, own_scores={"twin": "low"}) == {}
+
+
+@pytest.mark.parametrize("problems, teachers", [(1, 4), (2, 3), (4, 4)])
+def test_a_few_rows_are_no_pattern(problems, teachers):
+    """Order by length, and one teacher's rows first: on so few rows that may be chance."""
+    dataset = clean_pool(problems=problems, teachers=teachers)
+    first = of_teacher(dataset, "t1")
+    ratio = np.where(first, 1.0, 2.0) + column(dataset, "rsr_num_tokens") / 1e4
+    assert set(findings(planted(dataset, slice(None), rsr=ratio))) <= {"too few problems"}
 
 
 def test_every_finding_says_what_why_and_what_to_do():
