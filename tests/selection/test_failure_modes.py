@@ -6,7 +6,9 @@ import pytest
 from datasets import Dataset
 
 from rsr_trl import RSRScorer
+from rsr_trl.selection.choose import select_trajectories
 from rsr_trl.selection.compare import compare_scores
+from rsr_trl.selection.failure_modes import GUESSED
 from tests.selection.pools import clean_pool, column
 
 
@@ -90,17 +92,28 @@ def test_examples_are_rows_of_the_dataset_as_it_is():
 
 
 @pytest.mark.slow
-def test_real_reasoning_of_a_real_student_raises_no_alarm(gsm8k_rows):
+def test_a_real_student_on_easy_problems_with_a_bare_teacher_and_on_random_digits(gsm8k_rows):
+    """No bare answers in the choice, no false guesses, and true ones found."""
     if not os.environ.get("SMOLLM2"):
         pytest.skip("SMOLLM2 isn't set to a folder with SmolLM2-135M-Instruct")
-    teachers = sorted({row["teacher"] for row in gsm8k_rows})[:4]
-    rows = [row for row in gsm8k_rows if row["teacher"] in teachers][:80]
-    chat = [{"prompt": [{"role": "user", "content": row["prompt"]}], "teacher": row["teacher"]} for row in rows]
-    for row, texts in zip(rows, chat, strict=True):
-        texts["completion"] = [{"role": "assistant", "content": row["completion"]}]
-        texts |= {name: row[name] for name in ("problem_id", "correct")}
-    scored = RSRScorer(os.environ["SMOLLM2"]).score(Dataset.from_list(chat))
-    assert set(findings(scored)) <= {"one-teacher collapse"}
+    *reasoning, bare = ("DeepSeek-V2.5-0908", "Llama-3.1-8B-Instruct", "Qwen2-72B-Instruct", "gemma-2-9b-it")
+    problems, rng = list(dict.fromkeys(row["problem_id"] for row in gsm8k_rows))[:15], np.random.default_rng(0)
+
+    def chat(row: dict, answer: str) -> dict:
+        texts = {"prompt": [{"role": "user", "content": row["prompt"]}]}
+        texts["completion"] = [{"role": "assistant", "content": answer}]
+        return texts | {name: row[name] for name in ("problem_id", "teacher", "correct")}
+
+    rows = [row for row in gsm8k_rows if row["problem_id"] in problems and row["teacher"] in (*reasoning, bare)]
+    pool = [chat(row, row["gold"] if row["teacher"] == bare else row["completion"]) for row in rows]
+    digits = [chat(row, " ".join(map(str, rng.integers(0, 10, 40)))) for row in rows if row["teacher"] == bare]
+    scorer = RSRScorer(os.environ["SMOLLM2"], dtype="float32", scores=["guess_share"])
+    scored, guessed = (scorer.score(Dataset.from_list(texts)) for texts in (pool, digits))
+    with pytest.warns(UserWarning, match="15 of 60 trajectories have fewer than 32 scored tokens"):
+        assert bare not in select_trajectories(scored, "problem_id")["teacher"]
+    found = findings(scored)
+    assert "short responses" in found and not {"near guessing", "foreign to the student"} & set(found)
+    assert np.mean(column(guessed, "score_guess_share") > GUESSED) >= 0.8
 
 
 class TestCollapse:
