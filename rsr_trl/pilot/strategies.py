@@ -86,8 +86,7 @@ class Pool:
         if not has_score.any():
             raise RSRError(f"None of the pool's {len(table)} rows is scored; {ERROR!r} says why.")
         if not (scored := np.flatnonzero(has_score & is_long)).size:
-            count, least = int(has_score.sum()), least_tokens(min_tokens)
-            raise RSRError(f"{all_short(count, least)} Or let them in with min_tokens=0.")
+            raise RSRError(all_short(int(has_score.sum()), least_tokens(min_tokens)))
         self.dataset, self.table, self.left_out = dataset.select(scored), table.where(scored), int((~has_score).sum())
         self.min_tokens, self.short = least_tokens(min_tokens), int((has_score & ~is_long).sum())
         self._groups, self.num_problems, available, what = None, None, scored.size, "trajectories"

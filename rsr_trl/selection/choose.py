@@ -38,9 +38,11 @@ def min_tokens_to_show(tokens: np.ndarray) -> int | None:
 
 
 def all_short(count: int, least: int = NOISY_BELOW) -> str:
-    """What is said where no trajectory is long enough to be chosen."""
-    why = f" {TOO_SHORT}: choose at random, or by correctness." if least <= NOISY_BELOW else ""
-    return f"All {count} trajectories with a score have fewer than {least} scored tokens.{why}"
+    """What is said where no trajectory is long enough to be chosen, and what to do."""
+    to_do = "Lower min_tokens."
+    if least <= NOISY_BELOW:
+        to_do = f"{TOO_SHORT}. Choose at random or by correctness, or let them in with min_tokens=0."
+    return f"All {count} trajectories with a score have fewer than {least} scored tokens. {to_do}"
 
 
 def choose_rows(
@@ -349,7 +351,7 @@ def _eligible(table: ScoredTable, by: Criteria, cost: np.ndarray, group: np.ndar
     if (by.min_tokens or by.max_tokens) and len(table) and not np.isfinite(table.tokens).any():
         raise RSRError(f"min_tokens and max_tokens need the column {NUM_TOKENS!r}, which scoring adds.")
     if (short := int((has_score & ~is_long).sum())) and not (has_score & is_long).any():
-        raise RSRError(f"{all_short(short, least)} Or let them in with min_tokens=0.")
+        raise RSRError(all_short(short, least))
     filters.append((f"fewer than {least} scored tokens", f" of {least} or more scored tokens", is_long))
     if (most := by.max_tokens) is not None:
         what = f" within {most} scored tokens"

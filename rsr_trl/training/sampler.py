@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 
 from rsr_trl.rsr import RSRError, share_count
 from rsr_trl.scoring.scores import direction_of
-from rsr_trl.selection.choose import all_short, choose_rows, long_enough
+from rsr_trl.selection.choose import all_short, choose_rows, least_tokens, long_enough
 from rsr_trl.training.live_table import ScoreTable
 
 
@@ -130,7 +130,7 @@ class RSRSampler(Sampler[int]):
         if self.num_kept == 0 and not scorable.any():
             raise RSRError("No example has a score: there is nothing to choose from.")
         if self.num_kept == 0:
-            raise RSRError(f"{all_short(int(scorable.sum()))} Or let them in with min_tokens=0.")
+            raise RSRError(all_short(int(scorable.sum()), least_tokens(min_tokens)))
         self._length = -(-self.num_kept // pad_to_multiple_of) * pad_to_multiple_of
         self.epoch, self._restored_epoch = 0, None
         self._begin()

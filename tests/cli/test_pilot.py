@@ -18,7 +18,7 @@ from tests.pilot.test_run import rows_of, stats
 
 QUICK = [
     *("--use_cpu", "--activation_checkpointing", "False", "--num_train_epochs", "2", "--learning_rate", "1e-2"),
-    *("--per_device_train_batch_size", "2", "--max_new_tokens", "4", "--num_examples", "4"),
+    *("--per_device_train_batch_size", "2", "--max_new_tokens", "4", "--num_examples", "4", "--min_tokens", "0"),
 ]
 ONE = ("--json", "--strategies", "rsr", "--num_seeds", "1")
 RUN = (
@@ -62,7 +62,7 @@ def test_json_is_the_result_and_nothing_else_and_nothing_else_can_be_changed(arg
     result = json.loads(capfd.readouterr().out)
     assert result == result_of(tmp_path / "out")
     assert {(row["strategy"], row["metric"]) for row in result["table"]} == {("rsr", "loss"), ("rsr", "correct")}
-    assert result["pool"] == {"trajectories": 24, "left_out": 0, "problems": 8}
+    assert result["pool"] == {"trajectories": 24, "left_out": 0, "short": 0, "problems": 8}
     names = sorted(path.name for path in (tmp_path / "out").glob("[!.]*"))
     assert names == ["arms", "pilot.json", "scored", "settings.json"]
     for more, message in (

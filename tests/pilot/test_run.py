@@ -44,7 +44,7 @@ def make(tiny_student_path, tmp_path):
     def build(names, seeds=(0,), each=3, num_examples=4, folder="out", answers=False, **settings) -> Pilot:
         lines, strategies = [], parse_strategies(names)
         rows = RSRScorer(tiny_student_path).score(Dataset.from_list(rows_of(8, 0, each)))
-        pool = Pool(rows, Columns(teacher="teacher", problem="problem_id"), strategies, num_examples)
+        pool = Pool(rows, Columns(teacher="teacher", problem="problem_id"), strategies, num_examples, min_tokens=0)
         eval_rows = Dataset.from_list(rows_of(5, 1, 1))
         held_out = HeldOut(eval_rows, "problem_id", "gold" if answers else None, same_number, max_new_tokens=4)
         args, student = PilotConfig(str(tmp_path / folder), **SETTINGS | settings), {"model": tiny_student_path}
