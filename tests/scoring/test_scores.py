@@ -262,7 +262,7 @@ def test_asking_for_scores_changes_nothing_else(scorer, make_scorer, dataset):
     assert scored.column_names == [*plain.column_names, *(c for c in ALL_COLUMNS if c != "score_provenance")]
     assert scored.select_columns(plain.column_names).to_list() == plain.to_list()  # rsr_student too
     assert available_scores(scored) == NAMES
-    assert available_scores(plain) == ["rsr", "surprisal", "rank", "length"]
+    assert available_scores(plain) == ["rsr", "surprisal", "rank", "length", "random"]
     assert scored["score_surprisal"][:] == scored["rsr_mean_surprisal"][:]  # the very numbers
     assert scored["score_rank"][:] == scored["rsr_mean_clipped_rank"][:]
 
