@@ -47,7 +47,7 @@ from rsr_trl.scoring.rows import (
     windows,
     without_scores,
 )
-from rsr_trl.scoring.settings import LOADING, NEUTRAL, OF_THE_SCORE, ScoringConfig
+from rsr_trl.scoring.settings import LOADING, NEUTRAL, OF_THE_SCORE, READING, ScoringConfig
 from rsr_trl.scoring.student import Student, num_positions
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 
@@ -100,6 +100,12 @@ class RSRScorer:
             `["surprisal", "rank"]`, or `"all"` that the same pass gives. `"casl"` adds `score_drop` and
             `rsr_step_share`, from which selection computes it. Null where `rsr` is, or where the score is undefined.
         max_batch_tokens (`int`, *optional*): Tokens that go through the student at once, padding included.
+        share_prefixes (`bool`, *optional*, defaults to `True`):
+            Read what several trajectories begin with only once (a system prompt, a problem, common turns), where the
+            student's cache allows it and it saves time. Scores change by rounding only.
+        max_prefix_tokens (`int`, *optional*):
+            Longest prefix to share: its keys and values stay in memory. By default they take at most half of the
+            memory that reading takes anyway.
         assistant_only_loss (`bool`, *optional*, defaults to `False`):
             Render conversations as SFTTrainer does under this setting (some templates differ).
         chat_template_path (`str`, *optional*):
@@ -156,7 +162,7 @@ class RSRScorer:
             raise RSRError(
                 "Pass the student's tokenizer with a live model: RSRScorer(model, processing_class=tokenizer)."
             )
-        self._student = Student(model, self.config.max_batch_tokens, self.config.logits_dtype)
+        self._student = Student(model, **self.config.some(READING))
         self._prepare(model.config, processing_class)
 
     def _open(self) -> None:
@@ -334,7 +340,7 @@ class RSRScorer:
             self._loaded = self._checkpoint()
             kwargs = {name: value for name, value in self.config.some(LOADING).items() if value is not None}
             model = load_model(self.model_id, **kwargs)
-            self._student = Student(model, self.config.max_batch_tokens, self.config.logits_dtype)
+            self._student = Student(model, **self.config.some(READING))
         return self._student
 
     @property

@@ -21,8 +21,23 @@ from transformers.utils import is_peft_available
 
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring import fingerprint
-from rsr_trl.scoring.batches import HEAD_POSITIONS, MAX_BATCH_TOKENS, Layout, lay_out, plan_batches
+from rsr_trl.scoring.batches import HEAD_POSITIONS, MAX_BATCH_TOKENS, Layout, lay_out
 from rsr_trl.scoring.lm_head import LMHead, compiles, own_logits, unknown_logits
+from rsr_trl.scoring.prefixes import (
+    PASS_TOKENS,
+    Places,
+    Prefix,
+    Prefixes,
+    Reading,
+    bytes_per_token,
+    cache_for,
+    can_share,
+    places_of,
+    plan_readings,
+    scored_in,
+    takes_cache,
+    tokens_of,
+)
 from rsr_trl.scoring.scores import ScoredTokens
 from rsr_trl.scoring.tokens import TokenizedExample
 
@@ -138,6 +153,8 @@ class Student:
         model: "PreTrainedModel | PeftModel",
         max_batch_tokens: int | None = None,
         logits_dtype: str = "float32",
+        share_prefixes: bool = True,
+        max_prefix_tokens: int | None = None,
     ):
         self.model = model
         if is_peft_available() and isinstance(model, PeftModel):
@@ -159,6 +176,7 @@ class Student:
         self.max_batch_tokens = default_batch_tokens(self.device) if max_batch_tokens is None else max_batch_tokens
         self.layout = best_layout(model, self.device)
         self._border = length_border(model)
+        self._share_prefixes, self._max_prefix_tokens = share_prefixes, max_prefix_tokens
         self._verified = False
 
     @property
@@ -180,7 +198,7 @@ class Student:
         with_top1: bool = False,
         with_moments: bool = False,
         first_row: int = 0,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int, int], None] | None = None,
     ) -> ScoredTokens:
         """
         Rank and surprisal of every scored token, computed longest example first.
@@ -191,7 +209,7 @@ class Student:
             with_moments (`bool`, *optional*, defaults to `False`): Also entropy and sum of squared probabilities.
             first_row (`int`, *optional*, defaults to `0`): What messages call the first example.
             progress (`Callable`, *optional*): Called with the examples and the tokens that are done since the last
-                call.
+                call, and how many tokens the student has read for it.
 
         Returns:
             [`ScoredTokens`]: flat arrays in the order of `examples`; `token_ids`, `ranks` and `top1` in int32, the
@@ -211,7 +229,7 @@ class Student:
         flat |= {name: np.zeros(counts.sum(), np.float32) for name in names}
         compile = compiles(self.device, int(counts.sum()) * self.head.vocab_size)
         with evaluation_mode(self.model):
-            for rows, hidden, targets in self._forward_all(examples, lengths):
+            for hidden, targets, places, read in self._forward_all(examples, lengths, ends - counts):
                 stats = self.head.score(
                     hidden,
                     targets,
@@ -220,15 +238,14 @@ class Student:
                     logits_dtype=self.logits_dtype,
                     compile=compile,
                 )
-                places = np.concatenate([np.arange(ends[i] - counts[i], ends[i]) for i in rows])
                 for name, array in flat.items():
                     values = targets if name == "token_ids" else getattr(stats, name)
-                    array[places] = values.cpu().numpy()
-                broken = ~np.isfinite(flat["surprisals"][places])
-                if broken.any():
-                    raise self._broken(first_row + np.unique(np.repeat(rows, counts[rows])[broken]))
+                    array[places.target] = values.cpu().numpy()[places.source]
+                broken = places.target[~np.isfinite(flat["surprisals"][places.target])]
+                if broken.size:
+                    raise self._broken(first_row + np.unique(np.searchsorted(ends, broken, side="right")))
                 if progress is not None:
-                    progress(len(rows), int(lengths[rows].sum()))
+                    progress(len(places.done), int(lengths[places.done].sum()), read)
         return ScoredTokens(num_tokens=counts, **flat)
 
     def _check_ids(self, examples: Sequence[TokenizedExample], lengths: np.ndarray, first_row: int) -> None:
@@ -248,43 +265,93 @@ class Student:
         )
 
     def _forward_all(
-        self, examples: Sequence[TokenizedExample], lengths: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+        self, examples: Sequence[TokenizedExample], lengths: np.ndarray, firsts: np.ndarray
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Places, int]]:
         """
-        Hidden states that predict the scored tokens, of as many batches as are worth a pass of the head: rows, hidden
-        states of shape `(N, H)` and targets of shape `(N,)`, row after row.
+        Hidden states `(N, H)` that predict scored tokens, and those `(N,)`, of as many batches as are worth a pass of
+        the head; where their results belong, given the first place of each row; and the tokens that were read.
         """
-        budget, lengths = self.max_batch_tokens, lengths.copy()
-        waiting: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]] = []
-        if lengths.any() and not self._verified:
-            self._verify(examples[np.argmax(lengths)])
-        while lengths.any():
-            for batch in plan_batches(lengths, budget, self.layout, self._border):
+        left, scored = lengths.copy(), [example.scored for example in examples]
+        waiting: list[tuple[torch.Tensor, torch.Tensor, Places, int]] = []
+        if left.any() and not self._verified:
+            self._verify(examples[np.argmax(left)])
+        while left.any():
+            plan = self.plan(examples, left)
+            prefixes = Prefixes(plan)
+            for number, reading in enumerate(plan):
                 try:
-                    waiting.append((batch, *self._forward([examples[i] for i in batch])))
+                    hidden, targets, prefix = self._read(reading, examples, prefixes.before(reading))
                 except torch.OutOfMemoryError as error:
-                    if len(batch) == 1:
+                    if reading.after is None and len(reading.pieces) == 1 and not reading.followers:
                         raise torch.OutOfMemoryError(
-                            f"One trajectory of {lengths[batch[0]]} tokens doesn't fit into the GPU's memory. Lower "
+                            f"One trajectory of {tokens_of(reading)} tokens doesn't fit into the GPU's memory. Lower "
                             "max_length, use a narrower dtype, or spread the student with device_map='auto'."
                         ) from error
                     # It stays so: the next examples would run out of memory too.
-                    budget = self.max_batch_tokens = budget // 2
-                    logger.warning("Out of GPU memory: going on with max_batch_tokens=%d. Pass it next time.", budget)
+                    self.max_batch_tokens = max(1, self.max_batch_tokens // 2)
+                    logger.warning(
+                        "Out of GPU memory: going on with max_batch_tokens=%d. Pass it next time.",
+                        self.max_batch_tokens,
+                    )
                     break  # outside this handler: the failed batch's tensors are freed before the next try
-                lengths[batch] = 0
-                if sum(len(targets) for _, _, targets in waiting) >= HEAD_POSITIONS:
+                prefixes.done(number, prefix)
+                places = places_of(reading, scored, firsts, lengths)
+                waiting.append((hidden, targets, places, tokens_of(reading)))
+                left[places.done] = 0
+                if sum(len(targets) for _, targets, _, _ in waiting) >= HEAD_POSITIONS:
                     yield _together(waiting)
                     waiting = []
         if waiting:
             yield _together(waiting)
 
+    def plan(self, examples: Sequence[TokenizedExample], lengths: np.ndarray) -> list[Reading]:
+        """The forward passes over examples of these lengths; 0 leaves one out."""
+        return plan_readings(
+            [example.input_ids[:length] for example, length in zip(examples, lengths, strict=True)],
+            self.max_batch_tokens,
+            self.layout,
+            self._border,
+            self._longest_prefix(lengths.max(initial=0)),
+            PASS_TOKENS.get(self.device.type, PASS_TOKENS["cuda"]),
+        )
+
+    def _longest_prefix(self, longest_row: int) -> int:
+        """Tokens of a prefix that the cache may hold: by default, with half of what reading takes at most."""
+        if not self._cache_bytes:
+            return 0
+        if self._max_prefix_tokens is not None:
+            return self._max_prefix_tokens
+        # Reading takes about 16 hidden states for each token (the MLP's and some more), whatever the model's depth.
+        weight = self.head.module.weight
+        half = max(self.max_batch_tokens, longest_row) * 8 * weight.shape[1] * weight.element_size()
+        return int(half / self._cache_bytes)
+
+    def _read(
+        self, reading: Reading, examples: Sequence[TokenizedExample], before: Prefix | None
+    ) -> tuple[torch.Tensor, torch.Tensor, Prefix | None]:
+        """What [`_forward`] returns of a reading's pieces."""
+        scored, pieces = [example.scored for example in examples], []
+        for piece in reading.pieces:
+            ids = examples[piece.rows[0]].input_ids[piece.start : piece.stop]
+            pieces.append(TokenizedExample(ids, scored_in(piece, scored)))
+        return self._forward(pieces, before, keep=reading.followers > 0)
+
     @torch.no_grad()
-    def _forward(self, rows: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states that predict the scored tokens of one batch `(N, H)`, and those tokens `(N,)`."""
+    def _forward(
+        self, rows: Sequence[TokenizedExample], before: Prefix | None = None, keep: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, Prefix | None]:
+        """
+        Hidden states that predict the scored tokens of one batch `(N, H)`, and those tokens `(N,)`; with `keep`, which
+        takes one row, also the prefix that it makes. The rows follow the prefix `before`, if there is one.
+        """
         arrays = lay_out([row.input_ids for row in rows], [row.scored for row in rows], self.layout)
         ids, scored = arrays.pop("input_ids"), arrays.pop("scored")
-        given = on_device(arrays, self.device)
+        if before is not None and "attention_mask" in arrays:
+            read = np.ones((len(rows), before.length), dtype=np.int64)
+            arrays["attention_mask"] = np.concatenate([read, arrays["attention_mask"]], axis=1)
+        given, cache = on_device(arrays, self.device), cache_for(self._base, before, len(rows), keep)
+        if cache is not None:
+            given["past_key_values"] = cache
         hidden = self.hidden_states(torch.from_numpy(ids).to(self.device), **given)
         # The state before a token predicts it. A row's first token is never scored, so none is predicted across rows.
         #
@@ -293,16 +360,22 @@ class Student:
         #   place     0  1  2  3   4  5  6  7      of the flattened batch
         #   selected        2  3      5  6
         #   hidden       1  2      4  5            selected - 1
+        #
+        # After a prefix the first token may be scored: the prefix's last state predicts it.
         selected = torch.from_numpy(np.flatnonzero(scored))
         targets = torch.from_numpy(ids.reshape(-1))[selected].to(hidden.device)
-        return hidden.reshape(-1, hidden.shape[-1])[(selected - 1).to(hidden.device)], targets
+        predicting = hidden.reshape(-1, hidden.shape[-1])[(selected - 1).clamp(min=0).to(hidden.device)]
+        if before is not None:
+            predicting[(selected % ids.shape[1] == 0).to(hidden.device)] = before.last
+        length = ids.shape[1] + (0 if before is None else before.length)
+        return predicting, targets, Prefix(cache, hidden[0, -1].clone(), length) if keep else None
 
     def hidden_states(self, input_ids: torch.Tensor, **given: torch.Tensor) -> torch.Tensor:
         """
         Last hidden states of shape `(B, T, H)`, on the LM head's device, by the backbone alone; `given` are its
-        `attention_mask` or `position_ids`.
+        `attention_mask`, `position_ids` or `past_key_values`.
         """
-        outputs = self._base.base_model(input_ids=input_ids, use_cache=False, **given)
+        outputs = self._base.base_model(input_ids=input_ids, use_cache="past_key_values" in given, **given)
         return outputs.last_hidden_state.to(self.head.module.weight.device)
 
     @torch.no_grad()
@@ -313,7 +386,7 @@ class Student:
         """
         ids = example.input_ids[:16]
         parts = [ids, ids[: len(ids) // 2 + 1]]
-        hidden, targets = self._forward([TokenizedExample(part, np.arange(len(part)) > 0) for part in parts])
+        hidden, targets, _ = self._forward([TokenizedExample(part, np.arange(len(part)) > 0) for part in parts])
         ours = self.head.score(hidden, targets).surprisals
         whole = torch.from_numpy(ids.astype(np.int64)).to(self.device)[None]
         logits = own_logits(self._base, self._base, input_ids=whole)[0].to(ours.device)
@@ -324,7 +397,29 @@ class Student:
         if (ours - own).abs().mean() > tolerance * (1 + own.mean()):
             how = f"mean surprisal {ours.mean():.4g} in a batch, {own.mean():.4g} nats alone, on {len(ours)} tokens"
             raise unknown_logits(self._base, how)
+        self._cache_bytes = self._verify_cache(ids) if self._share_prefixes else 0.0
         self._verified = True
+
+    def _verify_cache(self, ids: np.ndarray) -> float:
+        """
+        Bytes that the student's cache takes for a token; 0 where prefixes can't be shared. Whether they can is seen
+        from the cache's classes and on a few tokens: some recurrent layers forget their state before several tokens.
+        """
+        half = len(ids) // 2
+        if half == 0 or self.layout == "packed" or not takes_cache(self._base):
+            return 0.0
+        whole = torch.from_numpy(ids.astype(np.int64)).to(self.device)[None]
+        if not can_share(self._base.base_model(input_ids=whole[:, :half], use_cache=True).get("past_key_values")):
+            return 0.0
+        every = np.ones(len(ids), dtype=bool)
+        before = self._forward([TokenizedExample(ids[:half], ~every[:half])], keep=True)[2]
+        tails = [TokenizedExample(ids[half:stop], every[half:stop]) for stop in (len(ids), len(ids) - 1) if stop > half]
+        found = self._forward(tails, before)[0].float()
+        expected = self.hidden_states(whole)[0].float()
+        expected = torch.cat([expected[half - 1 : half - 1 + len(tail.input_ids)] for tail in tails])
+        error = (found - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+        tolerance = 0.001 if torch.finfo(self._base.dtype).eps < 1e-6 else 0.1
+        return bytes_per_token(before.cache) if error <= tolerance else 0.0
 
     def weights_fingerprint(self) -> str:
         """See [`fingerprint.weights_fingerprint`]."""
@@ -343,6 +438,6 @@ class Student:
         return *((p.data_ptr(), p._version) for p in parameters), *numbers, *fingerprint.adapters(self._base)
 
 
-def _together(waiting: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]) -> tuple:
-    batches, hidden, targets = zip(*waiting, strict=True)
-    return np.concatenate(batches), torch.cat(hidden), torch.cat(targets)
+def _together(waiting: list[tuple[torch.Tensor, torch.Tensor, Places, int]]) -> tuple:
+    hidden, targets, places, read = zip(*waiting, strict=True)
+    return torch.cat(hidden), torch.cat(targets), Places.together(places, map(len, targets)), sum(read)
