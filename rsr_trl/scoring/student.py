@@ -413,7 +413,9 @@ class Student:
             return 0.0
         every = np.ones(len(ids), dtype=bool)
         before = self._forward([TokenizedExample(ids[:half], ~every[:half])], keep=True)[2]
-        tails = [TokenizedExample(ids[half:stop], every[half:stop]) for stop in (len(ids), len(ids) - 1) if stop > half]
+        tails = [
+            TokenizedExample(ids[half:stop], every[half:stop]) for stop in (len(ids), len(ids) - 1) if stop > half
+        ]
         found = self._forward(tails, before)[0].float()
         expected = self.hidden_states(whole)[0].float()
         expected = torch.cat([expected[half - 1 : half - 1 + len(tail.input_ids)] for tail in tails])
