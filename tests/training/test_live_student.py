@@ -20,7 +20,7 @@ from rsr_trl.training.live_student import ScoringPass, add_rsr_head, token_means
 from tests.training.runs import leave, on_two_processes
 
 
-ARGS = SimpleNamespace(rsr_r_max=100, rsr_max_batch_tokens=None, disable_tqdm=True)
+ARGS = SimpleNamespace(rsr_r_max=100, rsr_max_batch_tokens=None, rsr_share_prefixes=True, disable_tqdm=True)
 LENGTHS = [9, 7, 7, 5, 3]
 
 
@@ -167,7 +167,7 @@ def scoring(tiny_student) -> SmallMemory:
     model = tiny_student()
     scoring = scoring_pass(model, SmallMemory)
     add_rsr_head(model)
-    scoring.model, scoring.max_batch_tokens = model, 64
+    scoring.model, scoring.max_batch_tokens, scoring.as_wrapped = model, 64, True
     return scoring
 
 
