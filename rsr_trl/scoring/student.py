@@ -22,7 +22,7 @@ from transformers.utils import is_peft_available
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring import fingerprint, prefixes
 from rsr_trl.scoring.batches import HEAD_POSITIONS, MAX_BATCH_TOKENS, Layout, lay_out
-from rsr_trl.scoring.lm_head import LMHead, compiles, own_logits, unknown_logits
+from rsr_trl.scoring.lm_head import BrokenLogits, LMHead, compiles, own_logits, unknown_logits
 from rsr_trl.scoring.prefixes import Places, Prefix, Prefixes, Reading
 from rsr_trl.scoring.scores import ScoredTokens
 from rsr_trl.scoring.tokens import TokenizedExample
@@ -115,18 +115,6 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
         finally:
             for module, training in modes:
                 module.training = training
-
-
-class BrokenLogits(FloatingPointError):
-    """The student gives NaN or infinite logits on these `rows`."""
-
-    def __init__(self, rows: np.ndarray, dtype: torch.dtype):
-        self.rows = rows
-        super().__init__(
-            f"The student gives NaN or infinite logits on rows {rows[:10].tolist()}"
-            f"{' and more' if len(rows) > 10 else ''}. Its weights may be damaged, or {dtype} may be too narrow for "
-            "it: try dtype='float32'."
-        )
 
 
 def on_device(arrays: dict[str, np.ndarray | int], device: torch.device) -> dict[str, torch.Tensor | int]:

@@ -23,9 +23,8 @@ from transformers.utils import logging
 
 from rsr_trl.rsr import trajectory_means
 from rsr_trl.scoring.batches import WINDOW_TOKENS, lay_out, plan_batches
-from rsr_trl.scoring.lm_head import LMHead, TokenStats, own_logits
+from rsr_trl.scoring.lm_head import BrokenLogits, LMHead, TokenStats, own_logits
 from rsr_trl.scoring.student import (
-    BrokenLogits,
     Student,
     best_layout,
     check_architecture,
