@@ -11,8 +11,10 @@ import errno
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset, IterableDataset
 from xxhash import xxh3_64_hexdigest
 
@@ -64,7 +66,8 @@ class Job:
     ):
         scorer.check_columns(dataset.column_names)
         if shard_rows is None:
-            shard_rows = default_shard_rows(dataset, tokenized_sample(scorer, dataset))
+            samples = tokenized_sample(scorer, dataset), tokenized_sample(scorer, dataset, neighbours=True)
+            shard_rows = default_shard_rows(dataset, *samples)
         if shard_rows < 1:
             raise RSRError(f"shard_rows must be at least 1, got {shard_rows}.")
         self.scorer, self.dataset, self.shard_rows = scorer, dataset, shard_rows
@@ -145,10 +148,12 @@ class Job:
             self.folder.lock.release()
 
     def _score(self, index: int, rows: Dataset, bar: TokenBar) -> dict:
-        start, tokens, first_row = time.perf_counter(), bar.tokens, index * self.shard_rows
+        start, tokens, read, first_row = time.perf_counter(), bar.tokens, bar.tokens_read, index * self.shard_rows
         rows = without_scores(rows, self.scorer.schema)
         scored = add_columns(rows, self.scorer.score_rows(rows, bar, first_row, notes=(notes := Counter())))
-        return self.folder.write(scored, index, first_row, bar.tokens - tokens, time.perf_counter() - start, notes)
+        counts = {"tokens": bar.tokens - tokens, "tokens_read": bar.tokens_read - read}
+        counts["seconds"] = time.perf_counter() - start
+        return self.folder.write(scored, index, first_row, counts, notes)
 
     def _complete(self) -> bool:
         """Write down that the dataset is complete, if it is and nobody has yet. Whether this call did so."""
@@ -184,6 +189,7 @@ class Job:
             "shards_done": len(records),
             "rows_done": sum(record["rows"] for record in records),
             "tokens": sum(record["tokens"] for record in records),
+            "tokens_read": sum(record.get("tokens_read", record["tokens"]) for record in records),
             "failed_rows": [row for record in records for row in record["failed_rows"]],
             "notes": dict(sum((Counter(record.get("notes")) for record in records), Counter())),
             "at_work": self.folder.busy(),
@@ -192,16 +198,29 @@ class Job:
         }
 
 
-def tokenized_sample(scorer: RSRScorer, dataset: Dataset | IterableDataset) -> list[TokenizedExample]:
-    """Some rows that stand for all, tokenized: evenly spread ones, or a stream's first."""
+def tokenized_sample(
+    scorer: RSRScorer, dataset: Dataset | IterableDataset, neighbours: bool = False
+) -> list[TokenizedExample]:
+    """Some rows that stand for all, tokenized: evenly spread ones, or the first (a stream's, or `neighbours`)."""
     if isinstance(dataset, Dataset):
-        rows = dataset.select(range(0, len(dataset), max(1, len(dataset) // SAMPLE_ROWS))[:SAMPLE_ROWS])
+        step = 1 if neighbours else max(1, len(dataset) // SAMPLE_ROWS)
+        rows = dataset.select(range(0, len(dataset), step)[:SAMPLE_ROWS])
     else:
         rows = Dataset.from_list(next_rows(iter(dataset), SAMPLE_ROWS), features=dataset.features)
     return [example for window in scorer.windows_of(rows) for example in window.examples]
 
 
-def default_shard_rows(dataset: Dataset | IterableDataset, examples: Sequence[TokenizedExample]) -> int:
-    """Rows of a shard, by data alone. `examples` are the [`tokenized_sample`]."""
+def default_shard_rows(
+    dataset: Dataset | IterableDataset,
+    examples: Sequence[TokenizedExample],
+    neighbours: Sequence[TokenizedExample],
+) -> int:
+    """
+    Rows of a shard, by data alone. `examples` are the [`tokenized_sample`], `neighbours` the first rows: where all of
+    their problems have as many trajectories in a row, shards end between problems.
+    """
     num_rows = len(dataset) if isinstance(dataset, Dataset) else None
-    return rows_of_shard([len(example.input_ids) for example in examples], num_rows)
+    rows = rows_of_shard([len(example.input_ids) for example in examples], num_rows)
+    prompts = [e.input_ids[: np.argmax(e.scored)].tobytes() if e.error is None else None for e in neighbours]
+    runs = [len(list(run)) for _, run in groupby(prompts)][:-1]  # the last may go on
+    return -(-rows // runs[0]) * runs[0] if len(set(runs)) == 1 else rows

@@ -19,14 +19,8 @@ from inspect import signature
 import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import (
-    DummyLayer,
-    DynamicLayer,
-    DynamicSlidingWindowLayer,
-    LinearAttentionAndFullAttentionLayer,
-    LinearAttentionAndSlidingWindowAttentionLayer,
-    LinearAttentionLayer,
-)
+from transformers import cache_utils as kinds
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from rsr_trl.scoring.batches import Layout, plan_batches
 
@@ -39,8 +33,8 @@ PASS_TOKENS = {"cpu": 24, "cuda": 4096}
 # repeated for each row of the batch, in one layer at a time.
 CACHED_SHARE = 4
 # Layers whose state before a row can be handed to several rows (`_forked`).
-LAYERS = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer, LinearAttentionLayer)
-LAYERS += (LinearAttentionAndFullAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer)
+LAYERS = (DynamicLayer, kinds.DynamicSlidingWindowLayer, kinds.DummyLayer, LinearAttentionLayer)
+LAYERS += (kinds.LinearAttentionAndFullAttentionLayer, kinds.LinearAttentionAndSlidingWindowAttentionLayer)
 
 
 # ------------------------------------------------------------------------------------------------------- the plan
@@ -167,7 +161,7 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
 
 @dataclass(frozen=True)
 class Places:
-    """Where the results of a reading go: result `source[k]` belongs to place `target[k]` of all rows' scored tokens."""
+    """Where the results of a reading go: `source[k]` of them to `target[k]` of the places of all scored tokens."""
 
     source: np.ndarray
     target: np.ndarray
@@ -217,8 +211,12 @@ class Prefix:
 
 
 def takes_cache(model: PreTrainedModel) -> bool:
-    """Whether the backbone's forward has a cache to give to; state space models have another kind."""
-    return "past_key_values" in signature(model.base_model.forward).parameters
+    """
+    Whether the backbone's forward has a cache to give to (state space models have another kind) and its attention is
+    transformers' own with one mask for all layers' rows: others may know no tokens before those of the batch.
+    """
+    attends = model.config._attn_implementation in ("eager", "sdpa", None)
+    return attends and "past_key_values" in signature(model.base_model.forward).parameters
 
 
 def can_share(cache: object) -> bool:

@@ -20,24 +20,10 @@ from transformers import (
 from transformers.utils import is_peft_available
 
 from rsr_trl.rsr import RSRError
-from rsr_trl.scoring import fingerprint
+from rsr_trl.scoring import fingerprint, prefixes
 from rsr_trl.scoring.batches import HEAD_POSITIONS, MAX_BATCH_TOKENS, Layout, lay_out
-from rsr_trl.scoring.lm_head import LMHead, compiles, own_logits, unknown_logits
-from rsr_trl.scoring.prefixes import (
-    PASS_TOKENS,
-    Places,
-    Prefix,
-    Prefixes,
-    Reading,
-    bytes_per_token,
-    cache_for,
-    can_share,
-    places_of,
-    plan_readings,
-    scored_in,
-    takes_cache,
-    tokens_of,
-)
+from rsr_trl.scoring.lm_head import BrokenLogits, LMHead, compiles, own_logits, unknown_logits
+from rsr_trl.scoring.prefixes import Places, Prefix, Prefixes, Reading
 from rsr_trl.scoring.scores import ScoredTokens
 from rsr_trl.scoring.tokens import TokenizedExample
 
@@ -177,7 +163,7 @@ class Student:
         self.layout = best_layout(model, self.device)
         self._border = length_border(model)
         self._share_prefixes, self._max_prefix_tokens = share_prefixes, max_prefix_tokens
-        self._verified = False
+        self._verified, self._cache_bytes = False, 0.0
 
     @property
     def head(self) -> LMHead:
@@ -217,7 +203,7 @@ class Student:
 
         Raises:
             RSRError: if a token id is beyond the student's vocabulary.
-            FloatingPointError: if the student gives NaN or infinite logits; names the rows.
+            BrokenLogits: if the student gives NaN or infinite logits; names the rows.
         """
         lengths = np.array([0 if e.error else len(e.input_ids) for e in examples], dtype=np.int64)
         counts = np.array([int(e.scored.sum()) for e in examples], dtype=np.int64)
@@ -243,7 +229,8 @@ class Student:
                     array[places.target] = values.cpu().numpy()[places.source]
                 broken = places.target[~np.isfinite(flat["surprisals"][places.target])]
                 if broken.size:
-                    raise self._broken(first_row + np.unique(np.searchsorted(ends, broken, side="right")))
+                    rows = first_row + np.unique(np.searchsorted(ends, broken, side="right"))
+                    raise BrokenLogits(rows, self._base.dtype)
                 if progress is not None:
                     progress(len(places.done), int(lengths[places.done].sum()), read)
         return ScoredTokens(num_tokens=counts, **flat)
@@ -256,13 +243,6 @@ class Student:
                     "entries. Tokenizer and student don't belong together, or the embeddings need "
                     "`model.resize_token_embeddings`."
                 )
-
-    def _broken(self, rows: np.ndarray) -> FloatingPointError:
-        return FloatingPointError(
-            f"The student gives NaN or infinite logits on rows {rows[:10].tolist()}"
-            f"{' and more' if len(rows) > 10 else ''}. Its weights may be damaged, or {self._base.dtype} may be too "
-            "narrow for it: try dtype='float32'."
-        )
 
     def _forward_all(
         self, examples: Sequence[TokenizedExample], lengths: np.ndarray, firsts: np.ndarray
@@ -277,26 +257,28 @@ class Student:
             self._verify(examples[np.argmax(left)])
         while left.any():
             plan = self.plan(examples, left)
-            prefixes = Prefixes(plan)
+            kept = Prefixes(plan)
             for number, reading in enumerate(plan):
                 try:
-                    hidden, targets, prefix = self._read(reading, examples, prefixes.before(reading))
+                    hidden, targets, prefix = self._read(reading, examples, kept.before(reading))
                 except torch.OutOfMemoryError as error:
                     if reading.after is None and len(reading.pieces) == 1 and not reading.followers:
                         raise torch.OutOfMemoryError(
-                            f"One trajectory of {tokens_of(reading)} tokens doesn't fit into the GPU's memory. Lower "
-                            "max_length, use a narrower dtype, or spread the student with device_map='auto'."
+                            f"One trajectory of {prefixes.tokens_of(reading)} tokens doesn't fit into the GPU's "
+                            "memory. Lower max_length, use a narrower dtype, or spread the student with "
+                            "device_map='auto'."
                         ) from error
                     # It stays so: the next examples would run out of memory too.
+                    self._max_prefix_tokens = self._longest_prefix(left.max()) // 2
                     self.max_batch_tokens = max(1, self.max_batch_tokens // 2)
                     logger.warning(
                         "Out of GPU memory: going on with max_batch_tokens=%d. Pass it next time.",
                         self.max_batch_tokens,
                     )
                     break  # outside this handler: the failed batch's tensors are freed before the next try
-                prefixes.done(number, prefix)
-                places = places_of(reading, scored, firsts, lengths)
-                waiting.append((hidden, targets, places, tokens_of(reading)))
+                kept.done(number, prefix)
+                places = prefixes.places_of(reading, scored, firsts, lengths)
+                waiting.append((hidden, targets, places, prefixes.tokens_of(reading)))
                 left[places.done] = 0
                 if sum(len(targets) for _, targets, _, _ in waiting) >= HEAD_POSITIONS:
                     yield _together(waiting)
@@ -304,20 +286,25 @@ class Student:
         if waiting:
             yield _together(waiting)
 
+    def tokens_to_read(self, examples: Sequence[TokenizedExample]) -> int:
+        """How many tokens the student reads to score these examples together, once it has scored some."""
+        lengths = np.array([0 if example.error else len(example.input_ids) for example in examples])
+        return sum(map(prefixes.tokens_of, self.plan(examples, lengths)))
+
     def plan(self, examples: Sequence[TokenizedExample], lengths: np.ndarray) -> list[Reading]:
         """The forward passes over examples of these lengths; 0 leaves one out."""
-        return plan_readings(
+        return prefixes.plan_readings(
             [example.input_ids[:length] for example, length in zip(examples, lengths, strict=True)],
             self.max_batch_tokens,
             self.layout,
             self._border,
             self._longest_prefix(lengths.max(initial=0)),
-            PASS_TOKENS.get(self.device.type, PASS_TOKENS["cuda"]),
+            prefixes.PASS_TOKENS.get(self.device.type, prefixes.PASS_TOKENS["cuda"]),
         )
 
     def _longest_prefix(self, longest_row: int) -> int:
         """Tokens of a prefix that the cache may hold: by default, with half of what reading takes at most."""
-        if not self._cache_bytes:
+        if not self._cache_bytes or self.layout == "packed":
             return 0
         if self._max_prefix_tokens is not None:
             return self._max_prefix_tokens
@@ -333,7 +320,7 @@ class Student:
         scored, pieces = [example.scored for example in examples], []
         for piece in reading.pieces:
             ids = examples[piece.rows[0]].input_ids[piece.start : piece.stop]
-            pieces.append(TokenizedExample(ids, scored_in(piece, scored)))
+            pieces.append(TokenizedExample(ids, prefixes.scored_in(piece, scored)))
         return self._forward(pieces, before, keep=reading.followers > 0)
 
     @torch.no_grad()
@@ -349,7 +336,7 @@ class Student:
         if before is not None and "attention_mask" in arrays:
             read = np.ones((len(rows), before.length), dtype=np.int64)
             arrays["attention_mask"] = np.concatenate([read, arrays["attention_mask"]], axis=1)
-        given, cache = on_device(arrays, self.device), cache_for(self._base, before, len(rows), keep)
+        given, cache = on_device(arrays, self.device), prefixes.cache_for(self._base, before, len(rows), keep)
         if cache is not None:
             given["past_key_values"] = cache
         hidden = self.hidden_states(torch.from_numpy(ids).to(self.device), **given)
@@ -393,7 +380,7 @@ class Student:
         logits = torch.cat([logits[: len(part) - 1] for part in parts])
         own = logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0]
         # Reduced precision rounds both. NaN passes here: the error for broken weights names the rows that show it.
-        tolerance = 0.01 if torch.finfo(self._base.dtype).eps < 1e-6 else 0.1
+        tolerance = 0.01 if self._is_exact else 0.1
         if (ours - own).abs().mean() > tolerance * (1 + own.mean()):
             how = f"mean surprisal {ours.mean():.4g} in a batch, {own.mean():.4g} nats alone, on {len(ours)} tokens"
             raise unknown_logits(self._base, how)
@@ -406,10 +393,12 @@ class Student:
         from the cache's classes and on a few tokens: some recurrent layers forget their state before several tokens.
         """
         half = len(ids) // 2
-        if half == 0 or self.layout == "packed" or not takes_cache(self._base):
+        if half == 0 or self.layout == "packed" or not prefixes.takes_cache(self._base):
             return 0.0
         whole = torch.from_numpy(ids.astype(np.int64)).to(self.device)[None]
-        if not can_share(self._base.base_model(input_ids=whole[:, :half], use_cache=True).get("past_key_values")):
+        if not prefixes.can_share(
+            self._base.base_model(input_ids=whole[:, :half], use_cache=True).get("past_key_values")
+        ):
             return 0.0
         every = np.ones(len(ids), dtype=bool)
         before = self._forward([TokenizedExample(ids[:half], ~every[:half])], keep=True)[2]
@@ -420,8 +409,14 @@ class Student:
         expected = self.hidden_states(whole)[0].float()
         expected = torch.cat([expected[half - 1 : half - 1 + len(tail.input_ids)] for tail in tails])
         error = (found - expected).square().mean().sqrt() / expected.square().mean().sqrt()
-        tolerance = 0.001 if torch.finfo(self._base.dtype).eps < 1e-6 else 0.1
-        return bytes_per_token(before.cache) if error <= tolerance else 0.0
+        return prefixes.bytes_per_token(before.cache) if error <= (0.001 if self._is_exact else 0.1) else 0.0
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether the student computes in float32 or better."""
+        kind = self.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self._base.dtype
+        return torch.finfo(dtype).eps < 1e-6
 
     def weights_fingerprint(self) -> str:
         """See [`fingerprint.weights_fingerprint`]."""
