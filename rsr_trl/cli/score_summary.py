@@ -177,7 +177,7 @@ def dry_run(scorer: RSRScorer, dataset, shard_rows: int | None, num_processes: i
         "tokens_per_row": tokens,
         "tokens_per_second": speed,
         "processes": num_processes,
-        "shard_rows": shard_rows or default_shard_rows(dataset, examples),
+        "shard_rows": shard_rows or default_shard_rows(scorer, dataset, examples),
         **dict.fromkeys(("rows", "tokens", "seconds", "files", "bytes_of_token_stats")),
         # With the student, after the sample: it doesn't grow with rows.
         "host_bytes": psutil.Process().memory_info().rss,
