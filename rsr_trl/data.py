@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from rsr_trl import formats
 from rsr_trl.formats import READERS, as_booleans, chats_as_text, holds_rows, reader_of, types_of_all_rows
-from rsr_trl.rsr import CITATION, SCORE_COLUMNS, RSRError
+from rsr_trl.rsr import CITATION, SCORE_COLUMNS, RSRError, did_you_mean
 
 
 FORMAT_COLUMNS = ("prompt", "completion", "messages", "conversations", "text")  # the names that SFTTrainer looks for
@@ -157,8 +156,7 @@ def read_table(dataset: Dataset, names: Iterable[str | None], option: str | None
     wanted = list(dict.fromkeys(name for name in names if name is not None))
     for name in wanted:
         if name not in dataset.column_names:
-            close = get_close_matches(name, dataset.column_names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(name, dataset.column_names)
             if name in SCORE_COLUMNS:
                 hint = " Score it first with RSRScorer(student).score(dataset) or `rsr score`."
             what = f"{option}: the dataset" if option else "The dataset"
@@ -271,7 +269,8 @@ def as_trl_format(
         for part in [column] if column in columns or target != "prompt" else column.split(","):
             if part not in columns:
                 raise RSRError(
-                    f"{target}_column={part!r}: the dataset has no such column. It has: {', '.join(columns)}."
+                    f"{target}_column={part!r}: the dataset has no such column.{did_you_mean(part, columns)} It has: "
+                    f"{', '.join(columns)}."
                 )
     if prompt_column is not None and prompt_column not in columns:
         dataset, columns = formats.join_columns(dataset, prompt_column), [*columns, prompt_column]
@@ -374,8 +373,7 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
     found = sorted(file.name for file in output_dir.glob("*"))
     if found and not overwrite:
         raise RSRError(
-            f"{str(output_dir)!r} isn't empty. Choose another output_dir, or replace it with --overwrite "
-            "(overwrite=True in Python)."
+            f"{str(output_dir)!r} isn't empty. Choose another output_dir, or replace it with overwrite=True."
         )
     foreign = [name for name in found if name not in ("README.md", DATA_FOLDER, STATE_FOLDER)]
     inside = output_dir.glob(f"{DATA_FOLDER}/*")

@@ -17,7 +17,7 @@ from trl import ModelConfig, TrlParser
 from rsr_trl import data
 from rsr_trl.cli import options
 from rsr_trl.cli.options import DatasetArguments, FormatArguments, JsonArguments, TeacherArguments, option
-from rsr_trl.cli.tables import Column, console, finish, print_table, say, without_bars
+from rsr_trl.cli.tables import Column, console, finish, print_table, say, say_notes, without_bars
 from rsr_trl.pilot.config import PilotConfig
 from rsr_trl.pilot.held_out import HeldOut, check_apart, load_checker
 from rsr_trl.pilot.run import RESULT, SCORED, Pilot, check_folder, leave
@@ -176,8 +176,9 @@ def _show(out: Console, result: dict, folder: str) -> None:
         counts = [arm["tokens"] for arm in result["arms"] if arm["strategy"] == name]
         means.append(f"{name} {number(None if None in counts else sum(counts) / len(counts), 0)}")
     say(out, f"Scored tokens trained on, mean of the seeds: {', '.join(means)}.")
-    for line in (*result["verdict"], *(f"Note: {note}" for note in result["notes"])):
+    for line in result["verdict"]:
         say(out, line)
+    say_notes(out, result["notes"])
     say(out, f"Full results: {Path(folder, RESULT)}", soft_wrap=True)
 
 

@@ -170,7 +170,7 @@ def _next_words(dataset: Dataset, args: ScriptArguments, format_args, output_dir
         return None  # a mixture has no name
     options = given(DatasetArguments(args.dataset_name, args.dataset_config, args.dataset_train_split))
     if RSR in dataset.column_names:
-        return ["rsr", "report", *options, "--run", output_dir, "--output", f"{beside(output_dir, 'report')}.html"]
+        return ["rsr", "report", *options, "--run", output_dir, "--output_dir", beside(output_dir, "report")]
     options += [*given(format_args), "--output_dir", beside(output_dir, "scored")]
     return ["rsr", "score", "--model_name_or_path", output_dir, *options]
 

@@ -36,6 +36,7 @@ SECTIONS = {
     "method": "How this was measured, and what to be careful about",
 }
 MAX_ROWS = 40
+PAGE = "report.html"  # its name in a folder
 GENERATOR = '<meta name="generator" content="rsr-trl'
 
 
@@ -82,7 +83,8 @@ def write_report(
     Args:
         dataset (`Dataset` or `str`): Scored with [`RSRScorer`] or `rsr score`; a `str` is loaded as by
             [`~rsr_trl.data.load`].
-        output (`str` or path): Page to write, ending in `.html`. An earlier page of this function is replaced.
+        output (`str` or path): Page to write, ending in `.html`; or a folder, in which it is `report.html`. An earlier
+            page of this function is replaced.
         source (`str`, *optional*): Where the dataset was read from: a folder of `rsr score` names student
             and settings. The dataset itself where that is a `str`.
         tokenizer (`str` or [`~transformers.PreTrainedTokenizerBase`], *optional*): The student's, for reading tokens;
@@ -119,8 +121,7 @@ def write_report(
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError("The report's charts need matplotlib: pip install rsr-trl[report]")
-    output = Path(output).expanduser()
-    _check_output(output)
+    output = _page_at(Path(output).expanduser())
     if isinstance(dataset, str):
         source = source or dataset
         dataset = data.load(dataset)
@@ -153,13 +154,17 @@ def write_report(
     )
 
 
-def _check_output(output: Path) -> None:
+def _page_at(output: Path) -> Path:
+    """The file to write: `output`, or `report.html` in it if that is a folder."""
+    if output.is_dir() or not output.suffix:
+        output /= PAGE
     if output.suffix.lower() not in (".html", ".htm"):
-        raise RSRError(f"The page is HTML, so output must end in .html, got {str(output)!r}.")
+        raise RSRError(f"The page is HTML, so its name must end in .html, or be that of a folder; got {str(output)!r}.")
     if output.is_dir():
-        raise RSRError(f"{str(output)!r} is a folder; output must be a file to write.")
+        raise RSRError(f"{str(output)!r} is a folder, and the page is a file.")
     if output.is_file() and GENERATOR not in output.read_text(encoding="utf-8", errors="replace")[:2000]:
-        raise RSRError(f"{str(output)!r} exists and isn't a report, so it isn't replaced. Choose another.")
+        raise RSRError(f"{str(output)!r} exists and isn't a report, so it isn't replaced. Choose another name.")
+    return output
 
 
 def _checked_rows(rows: Sequence[int], num_rows: int) -> tuple[int, ...]:

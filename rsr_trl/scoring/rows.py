@@ -295,7 +295,7 @@ def count_notes(examples: Iterable[TokenizedExample]) -> Counter[str]:
     return Counter(note for example in examples for note in example.notes)
 
 
-def describe_notes(notes: Mapping[str, int], num_rows: int) -> list[str]:
+def describe_notes(notes: Mapping[str, int], num_rows: int, what: str = "trajectories") -> list[str]:
     """What a user has to know of trajectories that have a score; nothing where there is nothing."""
     lines, lost = [], [kind for kind in LOST if notes.get(kind)]
     if lost:
@@ -311,8 +311,8 @@ def describe_notes(notes: Mapping[str, int], num_rows: int) -> list[str]:
         )
     if plain := notes.get(NO_TEMPLATE):
         lines.append(
-            f"{plain:,} of {num_rows:,} trajectories are plain text, scored and trained on without the student's chat "
-            "template. For an instruct student, turn them into chats with --as_chat (in Python: "
+            f"{plain:,} of {num_rows:,} {what} are plain text: the student's chat template isn't applied. For an "
+            "instruct student, turn them into chats with --as_chat (in Python: "
             "rsr_trl.data.as_trl_format(dataset, as_chat=True))."
         )
     return lines

@@ -421,8 +421,7 @@ class RSRScorer:
         present = scores_among(column_names, self.schema)
         if present and not self.config.overwrite:
             raise RSRError(
-                f"The dataset already has the columns {present}. Pass overwrite=True to RSRScorer to replace them, or "
-                "remove them first."
+                f"The dataset already has the columns {present}. Pass overwrite=True to replace them, or remove them."
             )
         self._tokenize.check_columns(column_names)
 

@@ -14,7 +14,7 @@ from scipy.special import expit, logit
 from scipy.stats import rankdata, t
 
 from rsr_trl.data import Columns, examples, read_table
-from rsr_trl.rsr import ERROR, RSR, SCORE_PREFIX, RSRError
+from rsr_trl.rsr import ERROR, RSR, SCORE_PREFIX, RSRError, did_you_mean
 from rsr_trl.scoring.scores import SCORES, known_score
 from rsr_trl.selection.choose import Criteria, choose_rows
 from rsr_trl.selection.failure_modes import Finding, look_at_rows, look_at_scores
@@ -130,7 +130,7 @@ def comparison_table(
     for name in scores:
         if name not in SCORES:
             raise RSRError(
-                f"There is no score {name!r}. Scores are {', '.join(SCORES)}; name a column of your own as an own "
+                f"There is no score {name!r}.{did_you_mean(name, SCORES)} Scores are {', '.join(SCORES)}; name a column of your own as an own "
                 "score, with its more suitable end."
             )
         if name not in there:
