@@ -421,6 +421,13 @@ def examples(names: list, limit: int = 5, show: Callable = repr) -> str:
     return ", ".join(map(show, names[:limit])) + (", ..." if len(names) > limit else "")
 
 
+def duration(seconds: float) -> str:
+    """`40 seconds`, `5 minutes`, `2.5 hours`."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:,.1f} hours"
+    return counted(round(seconds / 60), "minute") if seconds >= 90 else counted(max(1, round(seconds)), "second")
+
+
 def counted(number: int, thing: str) -> str:
     """`1 teacher`, `2 teachers`, `2 trajectories`."""
     if thing.endswith("y") and number != 1:

@@ -17,7 +17,7 @@ from rsr_trl.cli import tables
 from rsr_trl.cli.options import OutputArguments
 from rsr_trl.cli.summary import figures
 from rsr_trl.cli.tables import Column, beside, print_next, print_table, say, short_ones
-from rsr_trl.data import STATE_FOLDER, Columns, counted, find_columns
+from rsr_trl.data import STATE_FOLDER, Columns, counted, duration, find_columns
 from rsr_trl.report.format import number, share
 from rsr_trl.rsr import DIRECTION, RSR, SCORE_PREFIX, TOKEN_COLUMNS, RSRError
 from rsr_trl.scoring.job import Job, default_shard_rows, tokenized_sample
@@ -226,17 +226,13 @@ def _speed(scorer: RSRScorer, examples: Sequence[TokenizedExample]) -> float:
     return done / (time.perf_counter() - start)
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} hours" if seconds >= 5400 else counted(max(1, round(seconds / 60)), "minute")
-
-
 def _show_dry_run(out: Console, result: dict) -> None:
     rows, speed = result["rows"], f"{result['tokens_per_second']:,.0f} tokens/s in one process"
     number_of = "an unknown number of" if rows is None else f"{rows:,}"
     lines = [f"{number_of} row{'s' * (rows != 1)} of {result['tokens_per_row']:,.0f} tokens on average", speed]
     if rows is not None:
         processes = f"{result['processes']:,} process{'es' * (result['processes'] > 1)}"
-        lines += [f"{result['tokens']:,} tokens: about {_duration(result['seconds'])} with {processes}"]
+        lines += [f"{result['tokens']:,} tokens: about {duration(result['seconds'])} with {processes}"]
         lines += [f"{counted(result['files'], 'shard')} of {counted(result['shard_rows'], 'row')}"]
     for name, text in (
         ("bytes_of_token_stats", "token statistics: about {:,.2f} GiB before compression"),
