@@ -182,13 +182,13 @@ class Columns:
         return [name for name in (self.teacher, self.problem, self.correct) if name is not None]
 
 
-def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
+def find_columns(dataset: Dataset, asked: Columns | None = None, needed: Iterable[str] = ()) -> Columns:
     """
     The columns of teacher, problem and correctness: those asked for, else well-known ones that can be used.
 
     A column of problems can be used if it names two or more, and some problem is in several rows; neither it nor that
     of teachers may have nulls; a column of correctness holds booleans. In `asked`, `"none"` means that no column is to
-    be taken; `RSRError` for a name that isn't a column.
+    be taken. `RSRError` for a name that isn't a column, and if one of those `needed` (`teacher`, `problem`) isn't found.
     """
     asked, notes = asked or Columns(), []
 
@@ -219,12 +219,17 @@ def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
         return False
 
     problems = ("problem_id", "question_id", "prompt_id", "problem", "question", "prompt")
-    return Columns(
+    found = Columns(
         teacher=find("teacher_column", asked.teacher, ("teacher",), names_groups),
         problem=find("problem_column", asked.problem, problems, names_problems),
         correct=find("correctness_column", asked.correct, ("correct", "is_correct"), says_true_or_false),
         notes=notes,
     )
+    if missing := [name for name in needed if vars(found)[name] is None]:
+        raise RSRError(
+            f"No column of {missing[0]}s was found: pass {missing[0]}_column. Columns are {dataset.column_names}."
+        )
+    return found
 
 
 def as_trl_format(

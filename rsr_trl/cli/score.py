@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from transformers.hf_argparser import string_to_bool
 from trl import TrlParser
 
 from rsr_trl.cli import options
@@ -56,6 +55,8 @@ def make_parser(prog: str | None = None) -> TrlParser:
 
 def _switch(text: str) -> bool:
     """`--push_to_hub` is a switch, as in TRL; it once took the repository."""
+    from transformers.hf_argparser import string_to_bool
+
     try:
         return string_to_bool(text)
     except ArgumentTypeError:

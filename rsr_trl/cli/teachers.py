@@ -66,11 +66,8 @@ def main(data_args: DatasetArguments, format_args: FormatArguments, student_args
     dataset, source = data_args.load(), data_args.dataset_name
     if with_student:
         dataset = data.as_trl_format(dataset, **vars(format_args))
-    columns = args.columns(dataset)
-    if columns.teacher is None:
-        raise RSRError(f"No teacher column was found. Pass --teacher_column; columns are {dataset.column_names}.")
-    if in_rounds and columns.problem is None:
-        raise RSRError("Scoring in rounds needs a problem column: pass --problem_column, or --goal all.")
+    asked = data.Columns(args.teacher_column, args.problem_column, args.correctness_column)
+    columns = data.find_columns(dataset, asked, needed=["teacher", "problem"] if in_rounds else ["teacher"])
     logging.getLogger("rsr_trl.scoring").setLevel(logging.ERROR)  # its counts of bad rows are in the table
     scorer = student_args.scorer() if with_student else None
     if scorer is not None and not (args.json or args.csv):
@@ -79,7 +76,7 @@ def main(data_args: DatasetArguments, format_args: FormatArguments, student_args
         result, show = _race(dataset, scorer, columns, args)
     else:
         scored = scorer.score(dataset) if with_student else dataset
-        result, show = _rank(scored, columns, args, source)
+        result, show = _rank(scored, asked, args, source)
     if args.csv:
         writer = csv.DictWriter(sys.stdout, list(result["table"][0]), lineterminator="\n")
         writer.writeheader()
@@ -110,17 +107,12 @@ def _contradictions(args: TeachersArguments, with_student: bool, in_rounds: bool
         yield f"--max_trajectories {on_rounds}, --goal best or order."
 
 
-def _rank(scored, columns, args: TeachersArguments, source: str) -> tuple:
+def _rank(scored, asked, args: TeachersArguments, source: str) -> tuple:
     """The ranking for programs, and how to show it."""
     from rsr_trl.data import is_selection
-    from rsr_trl.selection.table import ScoredTable
-    from rsr_trl.selection.teachers import SELECTED, match_if_shared, rank_table
+    from rsr_trl.selection.teachers import SELECTED, rank_table, read_ranked
 
-    # RSR itself comes from its two parts, so its column may be missing.
-    table = ScoredTable.read(scored, columns, [] if args.score == RSR else [args.score], {args.score: args.prefer})
-    notes = list(columns.notes)
-    if args.problem_column is None:
-        table = match_if_shared(table, notes, args.score)
+    table, notes = read_ranked(scored, asked, args.score, args.prefer)
     ranking = rank_table(table, args.score, args.certainty, seed=args.seed)
     names = ("score", "prefer", "table", "pairs", "num_problems", "num_problems_in_all", "confidence")
     result = {
@@ -129,7 +121,7 @@ def _rank(scored, columns, args: TeachersArguments, source: str) -> tuple:
         "notes": notes + ranking.notes,
         "verdict": (SELECTED if is_selection(source) else ranking.verdict()) or None,
     }
-    return result, lambda out: _show_ranking(out, result, with_accuracy=columns.correct is not None)
+    return result, lambda out: _show_ranking(out, result, with_accuracy=table.columns.correct is not None)
 
 
 def _show_ranking(out: Console, result: dict, with_accuracy: bool) -> None:

@@ -13,7 +13,7 @@ from datasets import Dataset
 from scipy.special import expit, logit
 from scipy.stats import rankdata, t
 
-from rsr_trl.data import Columns, examples, read_table
+from rsr_trl.data import Columns, examples, find_columns, read_table
 from rsr_trl.rsr import ERROR, RSR, SCORE_PREFIX, RSRError, did_you_mean
 from rsr_trl.scoring.scores import SCORES, known_score
 from rsr_trl.selection.choose import Criteria, choose_rows
@@ -86,8 +86,9 @@ def compare_scores(
             `surprisal`, `rank` and `length`, which every scored dataset has, and the columns `score_<name>`.
         own_scores (mapping, *optional*): Columns with scores of your own -> the end that is more suitable, `"low"` or
             `"high"`. The name of a score turns it round: `{"length": "low"}`.
-        teacher_column, problem_column, correctness_column (`str`, *optional*): As in [`rank_teachers`]. With a problem
-            column everything is compared within problems: what makes a problem hard plays no part.
+        teacher_column, problem_column, correctness_column (`str`, *optional*): As in [`rank_teachers`], and found by
+            themselves as there. With a problem column everything is compared within problems: what makes a problem
+            hard plays no part.
         keep_per_group, keep_fraction (*optional*): What each score chooses, as in [`select_trajectories`]: of each
             problem, or a share of all (0.5 without `problem_column`).
 
@@ -98,13 +99,13 @@ def compare_scores(
     Example:
 
     ```python
-    >>> comparison = compare_scores(scored, teacher_column="teacher", problem_column="problem_id")
+    >>> comparison = compare_scores(scored)  # columns teacher, problem_id, correct
     >>> for finding in comparison.findings:
     ...     print(finding.name, finding.what)
     ```
     """
-    notes: list[str] = []
-    columns = Columns(teacher=teacher_column, problem=problem_column, correct=correctness_column)
+    columns = find_columns(dataset, Columns(teacher_column, problem_column, correctness_column))
+    notes = list(columns.notes)
     table = comparison_table(dataset, scores, own_scores, columns, notes)
     return compare_table(table, keep_per_group, keep_fraction, notes)
 

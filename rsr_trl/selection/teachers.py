@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from rsr_trl.data import Columns, counted, examples
+from rsr_trl.data import Columns, counted, examples, find_columns
 from rsr_trl.rsr import DIRECTION, ERROR, RSR, RSRError
 from rsr_trl.scoring.scores import direction_of
 from rsr_trl.selection.bootstrap import RatioDraws, probability_below, probability_best, resample_ratios
@@ -112,7 +112,7 @@ class TeacherRanking:
 
 def rank_teachers(
     dataset: Dataset,
-    teacher_column: str,
+    teacher_column: str | None = None,
     problem_column: str | None = None,
     correctness_column: str | None = None,
     confidence: float = 0.95,
@@ -126,15 +126,18 @@ def rank_teachers(
     over a teacher's trajectories). **Lower = more suitable.** With another `score`, by its mean over a teacher's
     trajectories.
 
-    With `problem_column`, teachers are compared on the problems for which all of them have a scored trajectory, and
+    With a column of problems, teachers are compared on the problems for which all of them have a scored trajectory, and
     the bootstrap draws whole problems, the same for all teachers, so that what makes a problem hard cancels. Without
-    it, the trajectories of each teacher are drawn by themselves: a teacher with a single one can't be judged.
+    one, the trajectories of each teacher are drawn by themselves: a teacher with a single one can't be judged.
 
     Args:
         dataset (`Dataset`): Scored with [`RSRScorer`] or `rsr score`.
-        teacher_column (`str`): Column that names the teacher.
-        problem_column (`str`, *optional*): Column that says which trajectories answer the same problem.
-        correctness_column (`str`, *optional*): Boolean column from which to report each teacher's accuracy.
+        teacher_column (`str`, *optional*): Column that names the teacher. By default, as the next two, what
+            [`~rsr_trl.data.find_columns`] finds: `teacher`.
+        problem_column (`str`, *optional*): Column that says which trajectories answer the same problem; by default
+            `problem_id` or the like. `"none"`: no column, as for the next.
+        correctness_column (`str`, *optional*): Boolean column from which to report each teacher's accuracy; by default
+            `correct` or `is_correct`.
         confidence (`float`, *optional*, defaults to `0.95`): Level of the intervals.
         num_draws, seed (`int`, *optional*, default to `1000` and `0`): Bootstrap draws; the same rows in any order
             give the same numbers.
@@ -158,18 +161,28 @@ def rank_teachers(
     Example:
 
     ```python
-    >>> ranking = rank_teachers(scored, teacher_column="teacher", problem_column="problem_id")
+    >>> ranking = rank_teachers(scored)  # columns teacher, problem_id, correct
     >>> print(ranking)
     >>> ranking.best
     ```
     """
-    columns = Columns(teacher=teacher_column, problem=problem_column, correct=correctness_column)
-    # RSR itself comes from its two parts, so its column may be missing.
-    table = ScoredTable.read(dataset, columns, [] if score == RSR else [score], {score: prefer})
+    table, notes = read_ranked(dataset, Columns(teacher_column, problem_column, correctness_column), score, prefer)
     ranking = rank_table(table, score, confidence, num_draws, seed)
+    ranking.notes[:0] = notes
     for note in ranking.notes:
         warnings.warn(note, stacklevel=2)
     return ranking
+
+
+def read_ranked(
+    dataset: Dataset, asked: Columns, score: str = RSR, prefer: Literal["low", "high"] | None = None
+) -> tuple[ScoredTable, list[str]]:
+    """What [`rank_table`] takes, with the columns `asked` for and well-known ones; and what is to be said of these."""
+    columns = find_columns(dataset, asked, needed=["teacher"])
+    notes = list(columns.notes)
+    # RSR itself comes from its two parts, so its column may be missing.
+    table = ScoredTable.read(dataset, columns, [] if score == RSR else [score], {score: prefer})
+    return (table if asked.problem else match_if_shared(table, notes, score)), notes
 
 
 def match_if_shared(table: ScoredTable, notes: list[str], score: str = RSR) -> ScoredTable:

@@ -15,7 +15,7 @@ def test_config_file_gives_defaults_and_the_command_line_wins(tmp_path, as_one_w
     file.write_text("dataset_name: data.jsonl\noutput_dir: out\nkeep_fraction: 0.5\nprefer: high\n")
     words = [f"--config={file}"] if as_one_word else ["--config", str(file)]
     data, choice, output = parse(select.make_parser(), [*words, "--prefer", "low", "--keep_per_group", "2"])
-    assert (data.dataset_name, data.dataset_split, output.output_dir) == ("data.jsonl", "train", "out")
+    assert (data.dataset_name, data.dataset_train_split, output.output_dir) == ("data.jsonl", "train", "out")
     assert (choice.keep_fraction, choice.prefer, choice.keep_per_group, choice.group_column) == (0.5, "low", 2, None)
 
 

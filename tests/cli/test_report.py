@@ -21,7 +21,7 @@ def test_writes_a_page_and_says_what_it_says(report):
     assert "Wrote the report -> " in text and "report.html" in text
     assert "6 trajectories of 3 problems by 2 teachers" in text and "1 couldn't be scored" in text
     assert "RSR of long: 3.000 (lower = more suitable" in text
-    assert "Not on the page: Reading trajectories." in text and "rsr score --token_stats" in text
+    assert "Not in the report: Reading trajectories." in text and "rsr score --token_stats" in text
     page = report.output.read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") and "RSR of long: 3.000" in page
 
