@@ -188,7 +188,8 @@ def find_columns(dataset: Dataset, asked: Columns | None = None, needed: Iterabl
 
     A column of problems can be used if it names two or more, and some problem is in several rows; neither it nor that
     of teachers may have nulls; a column of correctness holds booleans. In `asked`, `"none"` means that no column is to
-    be taken. `RSRError` for a name that isn't a column, and if one of those `needed` (`teacher`, `problem`) isn't found.
+    be taken. `RSRError` for a name that isn't a column, or if one that is `needed` (`"teacher"`, `"problem"`) isn't
+    found.
     """
     asked, notes = asked or Columns(), []
 

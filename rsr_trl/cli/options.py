@@ -62,9 +62,7 @@ class FormatArguments:
 
     _argument_group_name = "columns"
 
-    prompt_column: str | None = option(
-        "Column with the prompt, if not `prompt`; instruction,input joins two.", None
-    )
+    prompt_column: str | None = option("Column with the prompt, if not `prompt`; instruction,input joins two.", None)
     completion_column: str | None = option("Column with the trajectory, if not `completion`.", None)
     messages_column: str | None = option("Column with whole conversations, if not `messages`.", None)
     system_prompt: str | None = option("System message to prepend to every chat.", None)
@@ -93,9 +91,7 @@ PROBLEM_HELP = (
 class ColumnArguments(TeacherArguments):
     """Who wrote a trajectory, which problem it answers and whether it is right: for [`~rsr_trl.data.find_columns`]."""
 
-    problem_column: str | None = option(
-        PROBLEM_HELP, None, "--group_column"
-    )
+    problem_column: str | None = option(PROBLEM_HELP, None, "--group_column")
     correctness_column: str | None = option(
         "Boolean column that says whether a trajectory is correct. Default: `correct` or `is_correct`; none for no "
         "column.",
@@ -165,9 +161,7 @@ class StudentArguments:
         "Truncate examples to this many tokens. Default: 32768, or the student's positions if fewer.", None
     )
     r_max: int = option("Clip ranks at this value (the paper's is 100).", 100)
-    max_batch_tokens: int | None = option(
-        "Tokens per batch, including padding. Lower it if memory runs out.", None
-    )
+    max_batch_tokens: int | None = option("Tokens per batch, including padding. Lower it if memory runs out.", None)
     token_stats: bool = option("Also store the rank and surprisal of every token.", False)
     scores: str | None = option(
         "Other scores to add, such as surprisal,rank,entropy; `all` for every score available from the same pass "

@@ -6,10 +6,13 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
+import pandas as pd
 from datasets import Dataset
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +22,7 @@ from rsr_trl.report.format import name, number, percent, ratio, visible
 from rsr_trl.report.material import Material, Missing, read_material
 from rsr_trl.report.tokens import load_tokenizer
 from rsr_trl.rsr import DIRECTION, TOKEN_IDS, RSRError
+from rsr_trl.selection.display import as_html
 
 
 # The parts of the page in their order: the file in `sections/` (and template) of each, and its heading.
@@ -58,6 +62,13 @@ class Report:
     headline: dict[str, str]
     cautions: dict[str, str]
     missing: dict[str, Missing]
+
+    def __repr__(self) -> str:
+        return f"Report({str(self.path)!r}, {self.num_bytes / 1e6:.1f} MB)"
+
+    def _repr_html_(self) -> str:
+        said = pd.DataFrame((self.headline | self.cautions).items(), columns=["", "what the page says"])
+        return f'<p><a href="{quote(str(self.path))}">{escape(str(self.path))}</a></p>' + as_html("", said)
 
 
 def write_report(
@@ -159,7 +170,7 @@ def _page_at(output: Path) -> Path:
     if output.is_dir() or not output.suffix:
         output /= PAGE
     if output.suffix.lower() not in (".html", ".htm"):
-        raise RSRError(f"The page is HTML, so its name must end in .html, or be that of a folder; got {str(output)!r}.")
+        raise RSRError(f"The report is HTML: its name must end in .html, or be that of a folder, got {str(output)!r}.")
     if output.is_dir():
         raise RSRError(f"{str(output)!r} is a folder, and the page is a file.")
     if output.is_file() and GENERATOR not in output.read_text(encoding="utf-8", errors="replace")[:2000]:

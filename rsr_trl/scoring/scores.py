@@ -318,8 +318,8 @@ def check_scores(names: Iterable[str] | str | None) -> tuple[str, ...]:
     if unknown := sorted(asked - set(SCORES) - {"all"}):
         meant = did_you_mean(unknown[0], SCORES)
         raise RSRError(
-            f"There is no score {unknown[0]!r}.{meant} Scores are {', '.join(SCORES)}; 'all' stands for every score of "
-            "the same pass."
+            f"There is no score {unknown[0]!r}.{meant} Scores are {', '.join(SCORES)}; 'all' stands for every score "
+            "available from the same pass."
         )
     if "provenance" in asked:
         raise RSRError(

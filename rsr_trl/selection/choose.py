@@ -112,8 +112,8 @@ class Criteria:
     @classmethod
     def found(cls, dataset: Dataset, **options) -> "Criteria":
         """
-        With the columns that [`~rsr_trl.data.find_columns`] finds, where they aren't named: of teachers, and of problems
-        if neither `keep_fraction` nor `score_threshold` says how to choose.
+        With columns that [`~rsr_trl.data.find_columns`] finds where none are named: of teachers, and of problems if
+        neither `keep_fraction` nor `score_threshold` says how to choose.
         """
         group = options.pop("group_column", None)
         by_group = options.get("keep_fraction") is None and options.get("score_threshold") is None

@@ -28,7 +28,7 @@ from datasets import Dataset, concatenate_datasets
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, tqdm
 from scipy.special import stdtr
 
-from rsr_trl.data import Columns, find_columns, examples, read_table
+from rsr_trl.data import Columns, examples, find_columns, read_table
 from rsr_trl.rsr import DIRECTION, ERROR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, RSRError
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.selection.table import ScoredTable, numbers

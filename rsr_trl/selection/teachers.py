@@ -14,6 +14,7 @@ from rsr_trl.data import Columns, counted, examples, find_columns
 from rsr_trl.rsr import DIRECTION, ERROR, RSR, RSRError
 from rsr_trl.scoring.scores import direction_of
 from rsr_trl.selection.bootstrap import RatioDraws, probability_below, probability_best, resample_ratios
+from rsr_trl.selection.display import as_html, shown
 from rsr_trl.selection.table import ScoredTable
 
 
@@ -98,16 +99,45 @@ class TeacherRanking:
         """The table as a [`~datasets.Dataset`]."""
         return Dataset.from_list(self.table)
 
-    def __str__(self) -> str:
-        hidden = ["rsr_all", "score_all"]
-        shown = self.to_pandas().head(PAIRED_BEST).drop(columns=hidden, errors="ignore").dropna(axis=1, how="all")
+    @property
+    def _heading(self) -> str:
         on = "unmatched problems" if self.num_problems is None else counted(self.num_problems, "problem")
         by = "" if self.score == RSR else f"score: mean of {self.score}, {self.prefer}er first; "
-        lines = [f"{counted(len(self.table), 'teacher')} on {on}, most suitable first ({by}RSR: {DIRECTION})"]
-        lines.append(shown.to_string(index=False, float_format="{:.3f}".format))
-        if len(self.table) > len(shown):
-            lines.append(f"... and {len(self.table) - len(shown)} more")
-        return "\n".join([*lines, *filter(None, [self.verdict()]), *(f"Note: {note}" for note in self.notes)])
+        return f"{counted(len(self.table), 'teacher')} on {on}, most suitable first ({by}RSR: {DIRECTION})"
+
+    def _shown(self, name_length: int = 60) -> pd.DataFrame:
+        """The best 20 as texts, in at most 100 characters with names of 30."""
+        name = RSR if self.score == RSR else "score"
+
+        def cells(row: dict) -> dict:
+            low, high = (shown(row[f"{name}_{end}"], ".3f") for end in ("low", "high"))
+            teacher = str(row["teacher"])
+            return {
+                "teacher": teacher if len(teacher) <= name_length else f"{teacher[: name_length - 1]}…",
+                name: shown(row[name], ".3f"),
+                f"{self.confidence:.0%} interval": "–" if row[f"{name}_low"] is None else f"{low} to {high}",
+                "best": shown(row["probability_best"], ".0%"),
+                "rank": shown(row["mean_rank"], ".2f"),
+                "nats": shown(row["mean_surprisal"], ".2f"),
+                "tokens": shown(row["mean_tokens"], ",.0f"),
+                "correct": shown(row["accuracy"], ".0%"),
+                "rows": row["trajectories"],
+            }
+
+        table = pd.DataFrame([cells(row) for row in self.table[:PAIRED_BEST]])
+        return table.loc[:, (table != "–").any()]
+
+    def __repr__(self) -> str:
+        return f"TeacherRanking({self._heading}: {examples([row['teacher'] for row in self.table], show=str)})"
+
+    def __str__(self) -> str:
+        # Notes came as warnings when it was made.
+        more = len(self.table) - PAIRED_BEST
+        lines = [self._heading, self._shown(30).to_string(index=False), f"... and {more} more" if more > 0 else ""]
+        return "\n".join(filter(None, [*lines, self.verdict()]))
+
+    def _repr_html_(self) -> str:
+        return as_html(self._heading, self._shown(), filter(None, [self.verdict()]))
 
 
 def rank_teachers(
@@ -126,8 +156,8 @@ def rank_teachers(
     over a teacher's trajectories). **Lower = more suitable.** With another `score`, by its mean over a teacher's
     trajectories.
 
-    With a column of problems, teachers are compared on the problems for which all of them have a scored trajectory, and
-    the bootstrap draws whole problems, the same for all teachers, so that what makes a problem hard cancels. Without
+    With a column of problems, teachers are compared on those for which all of them have a scored trajectory, and the
+    bootstrap draws whole problems, the same for all teachers, so that what makes a problem hard cancels. Without
     one, the trajectories of each teacher are drawn by themselves: a teacher with a single one can't be judged.
 
     Args:

@@ -211,6 +211,14 @@ def test_json_can_hold_it(teachers, changes):
     assert result.scores[0]["length_correlation"] is None  # all are of one length
 
 
+def test_in_a_notebook_and_as_text(pool):
+    result = compared(pool)
+    assert len(repr(result)) < 200 and repr(result).startswith(f"Comparison(3 scores of {result.num_compared}")
+    for text in (str(result), result._repr_html_()):
+        assert "quality (high)" in text and f"{result.scores[1]['rank_correlation']:+.2f}" in text
+        assert all(finding.name in text for finding in result.findings)
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         "options, message",

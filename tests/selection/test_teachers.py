@@ -78,6 +78,12 @@ class TestTable:
         ranking = rank(pool())
         assert ranking.to_pandas()["teacher"].tolist() == ranking.to_dataset()["teacher"] == ["a", "b", "c"]
         assert "lower = more suitable" in str(ranking) and "on 60 problems" in str(ranking)
+        assert len(repr(ranking)) < 120 and "a, b, c" in repr(ranking)
+        long = rank(pool(teachers=["<b>" + "long name " * 9, "b", "c"]))
+        assert max(map(len, str(long).split("\n")[:4])) <= 100
+        html = long._repr_html_()
+        assert "<b>long" not in html and "&lt;b&gt;long" in html and html.count("<tr") == 4
+        assert f"{long.table[0]['rsr']:.3f}" in html and f"{long.table[0]['rsr']:.3f}" in str(long)
         table = ScoredTable.read(pool(), find_columns(pool()), scores=())
         assert rank_table(table) == rank_teachers(pool()) == ranking  # with the columns that are found
 

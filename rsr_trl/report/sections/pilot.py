@@ -46,9 +46,9 @@ def _check_same_pool(material: Material, result: dict) -> None:
         is_other = num_rows not in (None, len(material.dataset))
     if is_other:
         raise RSRError(
-            f"The pilot in {str(material.pilot)!r} was run on another dataset: {examples(list(pool.get('files') or {}))} "
-            f"with {num_rows:,} trajectories; here are {len(material.dataset):,}. Pass the dataset that it was run on, or "
-            "leave the pilot out."
+            f"The pilot in {str(material.pilot)!r} was run on another dataset, "
+            f"{examples(list(pool.get('files') or {}))} with {num_rows:,} trajectories (here: "
+            f"{len(material.dataset):,}). Pass the dataset that it was run on, or leave the pilot out."
         )
 
 

@@ -34,20 +34,20 @@ def test_the_verdict_and_its_numbers(write, rows, tmp_path):
 
 def test_the_pilot_of_another_dataset_is_refused(rows, tmp_path):
     """By the bytes of its files: those of this one, or those that this one was scored from."""
-    folder, table = tmp_path / "pilot", [BETTER | {"strategy": "rsr", "metric": "loss", "value": 1.2, "control_value": 1}]
+    folder, row = tmp_path / "pilot", {"strategy": "rsr", "metric": "loss", "value": 1.2, "control_value": 1}
     folder.mkdir()
     page, own = tmp_path / "page.html", tmp_path / "own.parquet"
     Dataset.from_list(rows).to_parquet(own)
 
-    def write(files, count=len(rows), **more):
-        found = {"settings": {"pool": {"files": files}}, "pool": {"trajectories": count}}
-        rest = {"table": table, "verdict": [], "notes": [], "confidence": 0.95}
+    def write(files, count=None, **more):
+        found = {"settings": {"pool": {"files": files}}, "pool": {"trajectories": count or len(rows)}}
+        rest = {"table": [BETTER | row], "verdict": [], "notes": [], "confidence": 0.95}
         (folder / RESULT).write_text(json.dumps(found | rest))
         write_report(**{"dataset": str(own), "output": page, "pilot": folder} | more)
 
     hashes = digests_of([str(own)])
     write({"renamed.parquet": hashes["own.parquet"]})
-    with pytest.raises(RSRError, match="was run on another dataset: 'other.jsonl' with 9 trajectories; here are"):
+    with pytest.raises(RSRError, match="was run on another dataset, 'other.jsonl' with 9 trajectories"):
         write({"other.jsonl": "f00"}, count=9)
     state = tmp_path / "scored" / ".rsr"
     state.mkdir(parents=True)
