@@ -148,10 +148,9 @@ class RSRScorer:
         self.scores = self._others.names
         self.schema = score_schema(self.token_stats, self._others.functions)
         self.model_id = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
-        self._given_tokenizer = processing_class
         self._weights: tuple[object, str] | None = None  # their version and their hash
         self._fingerprint: tuple[object, str] | None = None  # the chat template and the fingerprint
-        self._warned = False
+        self._given_tokenizer, self._warned = processing_class, False
         if self.model_id is not None:
             self._open()
             return
@@ -408,6 +407,9 @@ class RSRScorer:
         settings = vars(self.config) | {"day": self.written_day}
         return _rebuild, (identity, self.model_id, self._given_tokenizer, settings)
 
+    def __repr__(self) -> str:
+        return f"RSRScorer({self.model_id or type(self._student.model)!r}, max_length={self.max_length}{self.config})"
+
     def __copy__(self) -> "RSRScorer":
         return RSRScorer(self.model_id or self._student.model, self._given_tokenizer, **vars(self.config))
 
@@ -427,8 +429,7 @@ class RSRScorer:
         present = scores_among(column_names, self.schema)
         if present and not self.config.overwrite:
             raise RSRError(
-                f"The dataset already has the columns {present}. Pass overwrite=True to RSRScorer to replace them, or "
-                "remove them first."
+                f"The dataset already has the columns {present}. Pass overwrite=True to replace them, or remove them."
             )
         self._tokenize.check_columns(column_names)
 
