@@ -121,7 +121,8 @@ def test_summary_is_on_standard_error_and_says_what_to_do(score, tiny_student_pa
     assert "lower = more suitable" in text
     assert "Not scored: 1 (25%)" in text and "completion is empty" in text and "rows 3" in text
     assert "have fewer than 32 scored tokens" in text
-    assert f"Next: rsr select --dataset_name {score.output_dir} --group_column problem_id" in text
+    assert f"Next: rsr compare --dataset_name {score.output_dir} Then: rsr select --dataset_name" in text
+    assert f"Then: rsr select --dataset_name {score.output_dir} --group_column problem_id" in text
     assert f"See it: rsr report --dataset_name {score.output_dir} --output_dir {score.output_dir}-report" in text
     card = DatasetCard.load(Path(score.output_dir, "README.md"))
     assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
