@@ -69,7 +69,7 @@ def print_progress(job: Job, args: OutputArguments, is_stopped: bool = False) ->
     """How far the dataset is where it isn't complete, and how to go on."""
     result = _progress(job, args)
     of = "an unknown number of" if result["shards"] is None else f"{result['shards']:,}"
-    done = f"{result['shards_done']:,} of {of} shards are done ({result['rows_done']:,} trajectories)"
+    done = f"{result['shards_done']:,} of {of} shards are done ({counted(result['rows_done'], 'trajectory')})"
     if not is_stopped:
         others = f"processes at work: {', '.join(result['at_work'])}" if result["at_work"] else "shares (--shard i/n)"
         text = f"This share is done: {done} -> {args.output_dir}\nThe rest belongs to other {others}."
@@ -120,7 +120,7 @@ def _show(out: Console, result: dict, columns: Columns) -> None:
     say(out, f" -> {folder}", f"\nScored {scored:,} of {counted(result['trajectories'], 'trajectory')}")
     if scored:
         quantiles = [number(result[name], 3) for name in ("rsr_median", "rsr_p10", "rsr_p90")]
-        say(out, "RSR ({}): median {}, best tenth <= {}, worst tenth >= {}".format(DIRECTION, *quantiles))
+        say(out, "RSR ({}): median {}, 80% between {} and {}".format(DIRECTION, *quantiles))
         if surprisal > (blind := math.log(result["vocab_size"])):
             say(
                 out,

@@ -176,7 +176,7 @@ def _next_words(dataset: Dataset, args: ScriptArguments, format_args, output_dir
 
 def _show(out: Console, result: dict) -> None:
     passes = result["passes"]
-    say(out, _what_it_trained_on(result), f"\nTrained {result['steps']:,} steps")
+    say(out, _what_it_trained_on(result), f"\nTrained {data.counted(result['steps'], 'step')}")
     say(out, f"RSR of the trajectories as the student changed ({DIRECTION}):")
     columns = (
         Column("step", lambda one: f"{one['step']:,}{' (while training)' if one['kind'] == 'online' else ''}"),
@@ -209,4 +209,4 @@ def _what_it_trained_on(result: dict) -> str:
     # Steps in which nothing is within the threshold have a loss of 0, and count in the trainer's mean.
     if result["train_loss"] is not None and threshold is None:
         loss = f", mean loss {'of these ' if resumed else ''}{result['train_loss']:.3f}"
-    return f"{now} on {part} {total:,} trajectories per epoch{within}{loss} -> {result['output_dir']}"
+    return f"{now} on {part} {data.counted(total, 'trajectory')} per epoch{within}{loss} -> {result['output_dir']}"

@@ -263,7 +263,7 @@ class Pilot:
         }
         self.say(
             f"Estimated cost: {counted(len(left), 'run')} x (about {counted(cost['steps_per_arm'], 'step')} x "
-            f"{step:.3g} s + {evaluation:.3g} s evaluation), about {duration(cost['seconds'])} in all."
+            f"{step:,.1f} s + {evaluation:,.1f} s evaluation), about {duration(cost['seconds'])} in all."
         )
         return cost
 

@@ -237,7 +237,7 @@ class RSRScorer:
         """`map` has no end at which to count: the first rows with something to be said of give one warning."""
         if not self._warned and (gaps := describe_gaps(table, count_notes(examples))):
             self._warned = True
-            logger.warning("So far, %s Shown once; count the columns at the end of map.", " ".join(gaps))
+            logger.warning("So far, %s (Shown once; check rsr_error afterwards.)", " ".join(gaps))
 
     # -------------------------------------------------------------------------------------------- a whole dataset
 
