@@ -130,7 +130,10 @@ def notes(before: dict, records: dict[str, list[dict]], strategies: Sequence[Str
             share = top[1] / teachers.total()
             lines.append(f"{share:.0%} of what {strategy.name} chose comes from {top[0]}: read some of it.")
     if pool.left_out:
-        lines.append(f"{pool.left_out:,} trajectories of the pool have no score and were left out.")
+        lines.append(f"Left out of the pool, without a score: {counted(pool.left_out, 'trajectory')}.")
+    if pool.short:
+        short = f"with fewer than {pool.min_tokens} scored tokens"
+        lines.append(f"Left out of the pool, {short}: {counted(pool.short, 'trajectory')}.")
     if seeds > 1 and pool.num_problems is None:
         lines.append("Without --group_column a strategy chooses the same for all seeds: they differ only in order.")
     elif seeds > 1 and pool.num_examples == pool.num_problems:

@@ -47,7 +47,7 @@ from rsr_trl.scoring.rows import (
     windows,
     without_scores,
 )
-from rsr_trl.scoring.settings import LOADING, NEUTRAL, OF_THE_SCORE, ScoringConfig
+from rsr_trl.scoring.settings import LOADING, NEUTRAL, OF_THE_SCORE, READING, ScoringConfig
 from rsr_trl.scoring.student import Student, num_positions
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 
@@ -102,6 +102,12 @@ class RSRScorer:
             `["surprisal", "rank"]`, or `"all"` that the same pass gives. `"casl"` adds `score_drop` and
             `rsr_step_share`, from which selection computes it. Null where `rsr` is, or where the score is undefined.
         max_batch_tokens (`int`, *optional*): Tokens that go through the student at once, padding included.
+        share_prefixes (`bool`, *optional*, defaults to `True`):
+            Read what several trajectories begin with only once (a system prompt, a problem, common turns), where the
+            student's cache allows it and it saves time. Scores change by rounding only.
+        max_prefix_tokens (`int`, *optional*):
+            Longest prefix to share: its keys and values stay in memory. By default they take at most half of the
+            memory that reading takes anyway.
         assistant_only_loss (`bool`, *optional*, defaults to `False`):
             Render conversations as SFTTrainer does under this setting (some templates differ).
         chat_template_path (`str`, *optional*):
@@ -144,10 +150,9 @@ class RSRScorer:
         self.scores = self._others.names
         self.schema = score_schema(self.token_stats, self._others.functions)
         self.model_id = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
-        self._given_tokenizer = processing_class
         self._weights: tuple[object, str] | None = None  # their version and their hash
         self._fingerprint: tuple[object, str] | None = None  # the chat template and the fingerprint
-        self._warned = False
+        self._given_tokenizer, self._warned = processing_class, False
         if self.model_id is not None:
             self._open()
             return
@@ -158,7 +163,7 @@ class RSRScorer:
             raise RSRError(
                 "Pass the student's tokenizer with a live model: RSRScorer(model, processing_class=tokenizer)."
             )
-        self._student = Student(model, self.config.max_batch_tokens, self.config.logits_dtype)
+        self._student = Student(model, **self.config.some(READING))
         self._prepare(model.config, processing_class)
 
     def _open(self) -> None:
@@ -234,7 +239,7 @@ class RSRScorer:
         """`map` has no end at which to count: the first rows with something to be said of give one warning."""
         if not self._warned and (gaps := describe_gaps(table, count_notes(examples))):
             self._warned = True
-            logger.warning("So far, %s Shown once; count the columns at the end of map.", " ".join(gaps))
+            logger.warning("So far, %s (Shown once; check rsr_error afterwards.)", " ".join(gaps))
 
     # -------------------------------------------------------------------------------------------- a whole dataset
 
@@ -336,7 +341,7 @@ class RSRScorer:
             self._loaded = self._checkpoint()
             kwargs = {name: value for name, value in self.config.some(LOADING).items() if value is not None}
             model = load_model(self.model_id, **kwargs)
-            self._student = Student(model, self.config.max_batch_tokens, self.config.logits_dtype)
+            self._student = Student(model, **self.config.some(READING))
         return self._student
 
     @property
@@ -405,6 +410,9 @@ class RSRScorer:
         settings = vars(self.config) | {"day": self.written_day}
         return _rebuild, (identity, self.model_id, self._given_tokenizer, settings)
 
+    def __repr__(self) -> str:
+        return f"RSRScorer({self.model_id or type(self._student.model)!r}, max_length={self.max_length}{self.config})"
+
     def __copy__(self) -> "RSRScorer":
         return RSRScorer(self.model_id or self._student.model, self._given_tokenizer, **vars(self.config))
 
@@ -424,8 +432,7 @@ class RSRScorer:
         present = scores_among(column_names, self.schema)
         if present and not self.config.overwrite:
             raise RSRError(
-                f"The dataset already has the columns {present}. Pass overwrite=True to RSRScorer to replace them, or "
-                "remove them first."
+                f"The dataset already has the columns {present}. Pass overwrite=True to replace them, or remove them."
             )
         self._tokenize.check_columns(column_names)
 

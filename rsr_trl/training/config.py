@@ -51,6 +51,8 @@ class RSRSFTConfig(SFTConfig):
             score's own direction (RSR: `"low"`, the most suitable); required for your own columns.
         rsr_max_batch_tokens (`int`, *optional*): Tokens per batch of a scoring pass on each device, padding
             included. By default what suits the device.
+        rsr_share_prefixes (`bool`, *optional*, defaults to `True`): Read what several examples begin with only once
+            in a scoring pass, on one process or under DDP.
 
         > Parameters that control the order and the choice
 
@@ -68,6 +70,9 @@ class RSRSFTConfig(SFTConfig):
         rsr_group_column (`str`, *optional*): Column that names the problem: each epoch trains on the
             `rsr_keep_per_group` most suitable trajectories of each.
         rsr_keep_per_group (`int`, *optional*, defaults to `1`): Trajectories per group; smaller groups are kept whole.
+
+        rsr_min_tokens (`int`, *optional*): Where `rsr_group_column` or `rsr_keep_fraction` choose, leave out examples
+            with fewer scored tokens. By default 32, as in [`select_trajectories`]; `0` lets bare answers in.
 
         > Parameters that control re-scoring
 
@@ -88,12 +93,14 @@ class RSRSFTConfig(SFTConfig):
     rsr_r_max: int = 100
     rsr_prefer: Literal["low", "high"] | None = None
     rsr_max_batch_tokens: int | None = None
+    rsr_share_prefixes: bool = True
     rsr_sampling: Sampling = "random"
     rsr_temperature: float = 0.2
     rsr_keep_fraction: float = 1.0
     rsr_score_threshold: float | None = None
     rsr_group_column: str | None = None
     rsr_keep_per_group: int = 1
+    rsr_min_tokens: int | None = None
     rsr_rescore_strategy: Rescoring = "no"
     rsr_rescore_steps: float | None = None
     rsr_teacher_column: str | None = None
@@ -108,7 +115,7 @@ class RSRSFTConfig(SFTConfig):
             self.dataloader_pin_memory = False
         self.rsr_prefer = direction_of(self.rsr_score, self.rsr_prefer)
         order = (self.rsr_sampling, self.rsr_temperature, self.rsr_keep_fraction, self.rsr_keep_per_group)
-        check_order(*order, grouped=self.rsr_group_column is not None, prefix="rsr_")
+        check_order(*order, self.rsr_min_tokens, grouped=self.rsr_group_column is not None, prefix="rsr_")
         for sentence in self._contradictions():
             raise RSRError(sentence)
 

@@ -54,7 +54,8 @@ class LiveScores(TrainerCallback):
         """The order of a call of `train()`, with batches of `batch_size` rows on each process."""
         args = self.args
         self._step_draws = batch_size * args.gradient_accumulation_steps * args.world_size
-        names = ("sampling", "temperature", "prefer", "keep_fraction", "keep_per_group", "score_threshold")
+        names = ("sampling", "temperature", "prefer", "keep_fraction", "keep_per_group", "min_tokens")
+        names += ("score_threshold",)
         self.sampler = RSRSampler(
             self.table,
             **{name: getattr(args, f"rsr_{name}") for name in names},

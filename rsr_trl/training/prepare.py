@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
 from rsr_trl.data import read_table
-from rsr_trl.rsr import CONTENT, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, STUDENT, RSRError
+from rsr_trl.rsr import CONTENT, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, STUDENT, TOO_SHORT, RSRError
 from rsr_trl.scoring.fingerprint import DEFINITION, same_student
 from rsr_trl.scoring.rows import describe_notes
 from rsr_trl.scoring.scores import ScoredTokens, check_name, content_hash, content_name, known_score, random
 from rsr_trl.scoring.tokens import ExampleTokenizer
+from rsr_trl.selection.choose import least_tokens, long_enough
 from rsr_trl.selection.table import labels, read_score
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.live_table import LIVE, ScoreTable
@@ -79,12 +80,24 @@ def _scored_of(
     return {SCORED: [example.scored for example in tokenized], NOTES: notes, SOURCE_ROW: indices}
 
 
-def describe(dataset: Dataset, num_scored: np.ndarray) -> list[str]:
+def describe(dataset: Dataset, num_scored: np.ndarray, args: RSRSFTConfig) -> list[str]:
     """What a user has to know of prepared rows with `num_scored` tokens each."""
     notes = Counter(pc.list_flatten(read_table(dataset, [NOTES])[NOTES]).to_pylist())
     lines = describe_notes(notes, len(dataset))
     if unscored := int((num_scored == 0).sum()):
         lines.append(f"{unscored} of {len(dataset)} examples have no token to score: they come last.")
+    if args.rsr_group_column is None and args.rsr_keep_fraction == 1:
+        return lines
+    is_long, least = long_enough(num_scored, args.rsr_min_tokens), least_tokens(args.rsr_min_tokens)
+    if short := int((~is_long & (num_scored > 0)).sum()):
+        lines.append(
+            f"{short} of {len(dataset)} examples have fewer than {least} scored tokens and aren't chosen. {TOO_SHORT}"
+            ". rsr_min_tokens=0 lets them in."
+        )
+        if args.rsr_group_column is not None:
+            group, names = labels_of(dataset, args.rsr_group_column)
+            if empty := len(names) - len(np.unique(group[is_long])):
+                lines.append(f"{empty} of {len(names)} groups have no longer one: nothing is chosen from them.")
     return lines
 
 

@@ -95,16 +95,25 @@ class RSRSFTTrainer(SFTTrainer):
         self.data_collator = live_collator(self.data_collator, args.rsr_rescore_strategy == "online")
         vocab_size = self.model.config.get_text_config().vocab_size
         lengths, num_scored = prepare.check_prepared(self.train_dataset, vocab_size)
-        for line in prepare.describe(self.train_dataset, num_scored):
+        for line in prepare.describe(self.train_dataset, num_scored, args):
             logger.warning(line)
         adapted = is_peft_model(self.model)
         student = self.model.get_base_model() if adapted else self.model
         virtual_tokens = adapted and self.model.active_peft_config.is_prompt_learning
         shared = (self.accelerator, self.train_dataset, lengths)
-        how = (self.data_collator.pad_token_id, args.rsr_r_max, args.rsr_max_batch_tokens, not args.disable_tqdm)
-        self.scoring = ScoringPass(student, *shared, *how)
-        if virtual_tokens and self.scoring.layout == "packed":  # they would belong to the first of packed rows alone
-            self.scoring.layout = "padded"
+        self.scoring = ScoringPass(
+            student,
+            *shared,
+            self.data_collator.pad_token_id,
+            args.rsr_r_max,
+            args.rsr_max_batch_tokens,
+            args.rsr_share_prefixes,
+            show_bar=not args.disable_tqdm,
+        )
+        if virtual_tokens:
+            self.scoring.as_wrapped = True
+            if self.scoring.layout == "packed":  # they would belong to the first of packed rows alone
+                self.scoring.layout = "padded"
         self.table = self._first_table(num_scored, virtual_tokens)
         self.scores = LiveScores(self.table, *shared, args, measure=self._measure, log=self._log_with_next)
         self._scored_in_forward = add_rsr_head(student)

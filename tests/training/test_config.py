@@ -60,7 +60,7 @@ def test_rescore_steps_may_be_a_ratio():
 
 def test_every_option_is_explained_on_the_command_line():
     explained = {action.dest: action.help for action in TrlParser(RSRSFTConfig)._actions if "rsr_" in action.dest}
-    assert len(explained) == 13 and all(text.endswith(".") and "`" not in text for text in explained.values())
+    assert len(explained) == 14 and all(text.endswith(".") and "`" not in text for text in explained.values())
     assert explained["rsr_r_max"] == "Token ranks are clipped at this value."
 
 
@@ -79,6 +79,8 @@ STATIC = ("lark", "length", "random")
         ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches"),
         ({"rsr_group_column": "p", "rsr_keep_fraction": 0.5}, "set one of them"),
         ({"rsr_keep_per_group": 2}, "needs rsr_group_column"),
+        ({"rsr_min_tokens": 40}, "rsr_min_tokens=40 needs rsr_keep_fraction or groups"),
+        ({"rsr_min_tokens": -1}, "rsr_min_tokens must be 0 or more"),
         ({"rsr_rescore_strategy": "steps"}, "needs rsr_rescore_steps"),
         ({"rsr_rescore_steps": 5}, "needs rsr_rescore_strategy='steps'"),
         ({"rsr_rescore_strategy": "online", "num_train_epochs": 1}, "there is only one"),

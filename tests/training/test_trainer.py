@@ -337,6 +337,18 @@ def test_unscorable_rows_come_last_and_are_never_chosen(make, train, caplog):
     assert 2 not in sum(source_rows(chosen, 0), [])
 
 
+def test_bare_answers_are_counted_and_not_chosen(make, caplog):
+    rows = [
+        row | {"completion": row["completion"] + " and so on" * 10 * (i % 3 < 2)} for i, row in enumerate(examples(9))
+    ]
+    rows[3]["completion"] = rows[4]["completion"] = "4"  # problem 1 has bare answers only
+    trainer = make(rows, rsr_group_column="problem", rsr_keep_per_group=3, rsr_min_tokens=None)
+    assert "5 of 9 examples have fewer than 32 scored tokens and aren't chosen" in caplog.text
+    assert "1 of 3 groups have no longer one" in caplog.text
+    trainer.train()
+    assert [sorted(sum(source_rows(trainer, epoch), [])) for epoch in range(3)] == [[0, 1, 6, 7]] * 3
+
+
 @pytest.mark.parametrize(
     ("trainer_kwargs", "args"), [({}, {}), ({}, {"padding_free": True}), (LORA, {})], ids=["padded", "free", "lora"]
 )
