@@ -63,8 +63,10 @@ class Job:
         overwrite: bool = False,
     ):
         scorer.check_columns(dataset.column_names)
-        if shard_rows is None:
-            shard_rows = default_shard_rows(dataset, tokenized_sample(scorer, dataset))
+        # Whether a template that rows bring writes the day, shows when they are rendered.
+        if shard_rows is None or "chat_template_kwargs" in dataset.column_names:
+            sample = tokenized_sample(scorer, dataset)
+            shard_rows = default_shard_rows(dataset, sample) if shard_rows is None else shard_rows
         if shard_rows < 1:
             raise RSRError(f"shard_rows must be at least 1, got {shard_rows}.")
         self.scorer, self.dataset, self.shard_rows = scorer, dataset, shard_rows
