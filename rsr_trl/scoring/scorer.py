@@ -351,14 +351,14 @@ class RSRScorer:
         version = self.student.weights_version() if self.model_id is None else None
         if self._weights is None or self._weights[0] != version:
             self._weights, self._fingerprint = (version, self.student.weights_fingerprint()), None
-        template = self.processing_class.chat_template
-        if self._fingerprint is None or self._fingerprint[0] != template:
+        version = (self.processing_class.chat_template, self.written_day)
+        if self._fingerprint is None or self._fingerprint[0] != version:
             settings = self.config.some(OF_THE_SCORE)
             if self.written_day is not None:
                 settings["day"] = self.written_day
             dtype = self.student.model.dtype
             name = student_fingerprint(self._weights[1], dtype, self.processing_class, **settings)
-            self._fingerprint = (template, name)
+            self._fingerprint = (version, name)
         return self._fingerprint[1]
 
     @property

@@ -312,7 +312,9 @@ class TestLargeDatasets:
 
     def test_what_is_read_once_is_said(self, score, tiny_tokenizer):
         rows = [{"prompt": "How many apples are left? " * 8, "completion": str(i) * 9} for i in range(4)]
-        tokens = sum(len(tiny_tokenizer(row[name])["input_ids"]) for row in rows for name in row)  # and four end-of-text tokens
+        tokens = sum(
+            len(tiny_tokenizer(row[name])["input_ids"]) for row in rows for name in row
+        )  # and four end-of-text tokens
         found = score("--dry_run", "--json", rows=rows).json
         share = 1 - found["sampled_neighbours_read"] / found["sampled_neighbours"]
         assert found["sampled_neighbours"] == tokens + 4 and 0.5 < share < 0.75, "of four prompts one is read"
