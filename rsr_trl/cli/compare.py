@@ -25,7 +25,9 @@ class CompareArguments(JsonArguments, ColumnArguments):
 
     _argument_group_name = "comparison"
 
-    scores: str | None = option("Scores to compare, such as surprisal,length. Default: all in the dataset.", None)
+    scores: str | None = option(
+        "Scores to compare, such as lark,ifd, or all in the dataset. Default: surprisal,rank,length,random.", None
+    )
     own_scores: str | None = option("Your own columns, each with its better end, such as quality:high,cost:low.", None)
     keep_per_group: int = option("How many trajectories each score chooses per problem.", 1)
     keep_fraction: float | None = option(
@@ -45,6 +47,7 @@ def main(data_args: DatasetArguments, args: CompareArguments) -> None:
     dataset, source = data_args.load(), data_args.dataset_name
     columns = args.columns(dataset)
     notes, scores = list(columns.notes), None if args.scores is None else _items(args.scores)
+    scores = "all" if scores == ["all"] else scores
     table = comparison_table(dataset, scores, _directions(args.own_scores), columns, notes)
     comparison = compare_table(table, args.keep_per_group, args.keep_fraction, notes)
 
@@ -73,6 +76,7 @@ def _directions(text: str | None) -> dict[str, str]:
 def _show(out: Console, comparison) -> None:
     """Findings first, then scores, choices and teachers: a column only where there is something in it."""
     from rsr_trl.data import counted
+    from rsr_trl.scoring.scores import SCORES
 
     scores, teachers, first = comparison.scores, comparison.teachers, comparison.scores[0]
     by_teacher, by_truth = first["teacher_agreement"] is not None, first["correct_first"] is not None
@@ -102,6 +106,9 @@ def _show(out: Console, comparison) -> None:
             "correct first: how often a correct trajectory is rated better than an incorrect one (95% interval; by "
             "chance: 50%).",
         )
+    known = [(row["name"], SCORES[row["name"]].published) for row in scores[1:] if row["name"] in SCORES]
+    if published := [f"{name}: {source}" for name, source in known if source]:
+        say(out, f"Published as: {'; '.join(published)}.")
     say(out, f"\nWhat each would choose with {comparison.rule}:")
 
     def most_from(row: dict) -> str:

@@ -162,6 +162,10 @@ class StudentArguments:
     )
     r_max: int = option("Clip ranks at this value (the paper's is 100).", 100)
     max_batch_tokens: int | None = option("Tokens per batch, including padding. Lower it if memory runs out.", None)
+    share_prefixes: bool = option("Read what several trajectories begin with only once.", True)
+    max_prefix_tokens: int | None = option(
+        "Longest prefix to share; it stays in memory. Default: bounded by the memory that batches take.", None
+    )
     token_stats: bool = option("Also store the rank and surprisal of every token.", False)
     scores: str | None = option(
         "Other scores to add, such as surprisal,rank,entropy; `all` for every score available from the same pass "
@@ -186,7 +190,8 @@ class StudentArguments:
             device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"  # a GPU for each process
         check_student_exists(self.model_name_or_path)
         same = ("device_map", "max_length", "dtype", "attn_implementation", "r_max", "token_stats", "max_batch_tokens")
-        same += ("assistant_only_loss", "trust_remote_code", "chat_template_path")
+        same += ("assistant_only_loss", "trust_remote_code", "chat_template_path", "share_prefixes")
+        same += ("max_prefix_tokens",)
         return RSRScorer(
             self.model_name_or_path,
             revision=self.model_revision,

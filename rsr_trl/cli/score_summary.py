@@ -138,6 +138,8 @@ def _show(out: Console, result: dict, columns: Columns) -> None:
     speeds = [one["tokens_per_second"] for one in result["processes"].values()]
     if speeds:  # none where everything was there already
         say(out, f"Speed: {' to '.join(f'{speed:,.0f}' for speed in sorted({min(speeds), max(speeds)}))} tokens/s.")
+    if line := _read_once(result["tokens"], result["tokens_read"]):
+        say(out, f"{line[0].upper()}{line[1:]}.")
     if len(speeds) > 1:
         share_of_time = f"{result['balance']:.0%} of the time of the busiest"
         say(out, f"Balance of {len(speeds)} processes: the least busy worked {share_of_time}.")
@@ -145,12 +147,17 @@ def _show(out: Console, result: dict, columns: Columns) -> None:
         say(out, f"Uploaded to {result['pushed_to']}")
     if scored:
         how = ["--group_column", columns.problem] if columns.problem else ["--keep_fraction", "0.5"]
-        how += ["--teacher_column", columns.teacher] if columns.teacher not in (None, "teacher") else []
-        page = ["--output_dir", beside(folder, "report")]
+        teacher = ["--teacher_column", columns.teacher] if columns.teacher not in (None, "teacher") else []
+        page, chosen = (["--output_dir", beside(folder, name)] for name in ("report", "selected"))
+        print_next(out, "rsr", "compare", "--dataset_name", folder, *teacher)
         print_next(out, "rsr", "report", "--dataset_name", folder, *page, label="See it")
-        print_next(out, "rsr", "compare", "--dataset_name", folder, *how[2:])
-        selected = ["--output_dir", beside(folder, "selected")]
-        print_next(out, "rsr", "select", "--dataset_name", folder, *how, *selected, label="Then")
+        print_next(out, "rsr", "select", "--dataset_name", folder, *how, *teacher, *chosen, label="Then")
+
+
+def _read_once(tokens: int, tokens_read: int) -> str | None:
+    """What shared prefixes save."""
+    saved = 1 - tokens_read / max(1, tokens)
+    return f"{saved:.0%} of the tokens repeat the beginning of another trajectory: read once" if saved else None
 
 
 def _gaps(result: dict) -> list[str]:
@@ -183,21 +190,24 @@ def _gaps(result: dict) -> list[str]:
 
 def dry_run(scorer: RSRScorer, dataset, shard_rows: int | None, num_processes: int, as_json: bool) -> None:
     """Estimate what a run would cost, from a sample that is tokenized and partly scored. Writes nothing."""
-    examples = tokenized_sample(scorer, dataset)
+    examples, neighbours = tokenized_sample(scorer, dataset), tokenized_sample(scorer, dataset, neighbours=True)
     good = [example for example in examples if example.error is None]
     if not good:
         raise RSRError(f"None of {len(examples)} sampled rows can be scored, the first because {examples[0].error}.")
     tokens = sum(len(example.input_ids) for example in good) / len(examples)
-    speed, device = _speed(scorer, good), scorer.student.device
+    together = [example for example in neighbours if example.error is None] or good
+    speed, device = _speed(scorer, together), scorer.student.device
     result = {
         "sampled_rows": len(examples),
         "sampled_without_score": len(examples) - len(good),
         "sampled_truncated": sum(example.truncated for example in good),
         "sampled_notes": dict(count_notes(examples)),
         "tokens_per_row": tokens,
+        "sampled_neighbours": sum(len(example.input_ids) for example in together),
+        "sampled_neighbours_read": scorer.student.tokens_to_read(together),
         "tokens_per_second": speed,
         "processes": num_processes,
-        "shard_rows": shard_rows or default_shard_rows(scorer, dataset, examples),
+        "shard_rows": shard_rows or default_shard_rows(scorer, dataset, examples, neighbours),
         **dict.fromkeys(("rows", "tokens", "seconds", "files", "bytes_of_token_stats")),
         # With the student, after the sample: it doesn't grow with rows.
         "host_bytes": psutil.Process().memory_info().rss,
@@ -245,6 +255,8 @@ def _show_dry_run(out: Console, result: dict) -> None:
     for what, text in (("sampled_without_score", "can't be scored"), ("sampled_truncated", "are cut at max_length")):
         if result[what]:
             lines += [f"{share(result[what], result['sampled_rows'])} of the sample {text}"]
+    if line := _read_once(result["sampled_neighbours"], result["sampled_neighbours_read"]):
+        lines += [f"{line} (of the first rows)"]
     lines += map(tables.in_options, describe_notes(result["sampled_notes"], result["sampled_rows"]))
     say(out, bold=f"\nNothing was written. Estimated from {counted(result['sampled_rows'], 'sampled row')}:")
     say(out, "\n".join(f"  {line}" for line in lines))

@@ -13,8 +13,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset, IterableDataset
 from xxhash import xxh3_64_hexdigest
 
@@ -66,6 +68,9 @@ class Job:
         overwrite: bool = False,
     ):
         scorer.check_columns(dataset.column_names)
+        # Whether a template that rows bring writes the day, shows when they are rendered.
+        if "chat_template_kwargs" in dataset.column_names:
+            tokenized_sample(scorer, dataset)
         if shard_rows is not None and shard_rows < 1:
             raise RSRError(f"shard_rows must be at least 1, got {shard_rows}.")
         self.scorer, self.dataset = scorer, dataset
@@ -148,10 +153,12 @@ class Job:
             self.folder.lock.release()
 
     def _score(self, index: int, rows: Dataset, bar: TokenBar) -> dict:
-        start, tokens, first_row = time.perf_counter(), bar.tokens, index * self.shard_rows
+        start, tokens, read, first_row = time.perf_counter(), bar.tokens, bar.tokens_read, index * self.shard_rows
         rows = without_scores(rows, self.scorer.schema)
         scored = add_columns(rows, self.scorer.score_rows(rows, bar, first_row, notes=(notes := Counter())))
-        return self.folder.write(scored, index, first_row, bar.tokens - tokens, time.perf_counter() - start, notes)
+        counts = {"tokens": bar.tokens - tokens, "tokens_read": bar.tokens_read - read}
+        counts["seconds"] = time.perf_counter() - start
+        return self.folder.write(scored, index, first_row, counts, notes)
 
     def _complete(self) -> bool:
         """Write down that the dataset is complete, if it is and nobody has yet. Whether this call did so."""
@@ -189,6 +196,7 @@ class Job:
             "rows_done": sum(record["rows"] for record in records),
             "rows_found": sum(record["rows"] for record in records if record["launch"] != self.folder.launch),
             "tokens": sum(record["tokens"] for record in records),
+            "tokens_read": sum(record.get("tokens_read", record["tokens"]) for record in records),
             "failed_rows": [row for record in records for row in record["failed_rows"]],
             "notes": dict(sum((Counter(record.get("notes")) for record in records), Counter())),
             "at_work": self.folder.busy(),
@@ -197,20 +205,34 @@ class Job:
         }
 
 
-def tokenized_sample(scorer: RSRScorer, dataset: Dataset | IterableDataset) -> list[TokenizedExample]:
-    """Some rows that stand for all, tokenized: evenly spread ones, or a stream's first."""
+def tokenized_sample(
+    scorer: RSRScorer, dataset: Dataset | IterableDataset, neighbours: bool = False
+) -> list[TokenizedExample]:
+    """Some rows that stand for all, tokenized: evenly spread ones, or the first (a stream's, or `neighbours`)."""
     if isinstance(dataset, Dataset):
-        rows = dataset.select(range(0, len(dataset), max(1, len(dataset) // SAMPLE_ROWS))[:SAMPLE_ROWS])
+        step = 1 if neighbours else max(1, len(dataset) // SAMPLE_ROWS)
+        rows = dataset.select(range(0, len(dataset), step)[:SAMPLE_ROWS])
     else:
         rows = Dataset.from_list(next_rows(iter(dataset), SAMPLE_ROWS), features=dataset.features)
     return [example for window in scorer.windows_of(rows) for example in window.examples]
 
 
 def default_shard_rows(
-    scorer: RSRScorer, dataset: Dataset | IterableDataset, examples: Sequence[TokenizedExample] | None = None
+    scorer: RSRScorer,
+    dataset: Dataset | IterableDataset,
+    examples: Sequence[TokenizedExample] | None = None,
+    neighbours: Sequence[TokenizedExample] | None = None,
 ) -> int:
-    """Rows of a shard, by data, student and kind of device. `examples` are the [`tokenized_sample`]."""
+    """
+    Rows of a shard, by data, student and kind of device. `examples` are the [`tokenized_sample`], `neighbours` the
+    first rows: where all of their problems have as many trajectories in a row, shards end between problems.
+    """
     lengths = [len(example.input_ids) for example in examples or tokenized_sample(scorer, dataset)]
     num_rows = len(dataset) if isinstance(dataset, Dataset) else None
     student = scorer.student
-    return rows_of_shard(lengths, num_rows, student.model.num_parameters(), student.device.type)
+    rows = rows_of_shard(lengths, num_rows, student.model.num_parameters(), student.device.type)
+    if neighbours is None:
+        neighbours = tokenized_sample(scorer, dataset, neighbours=True)
+    prompts = [e.input_ids[: np.argmax(e.scored)].tobytes() if e.error is None else None for e in neighbours]
+    runs = [len(list(run)) for _, run in groupby(prompts)][:-1]  # the last may go on
+    return -(-rows // runs[0]) * runs[0] if len(set(runs)) == 1 else rows

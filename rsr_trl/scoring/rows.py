@@ -176,7 +176,7 @@ class TokenBar:
         self.num_rows = num_rows
         self._bar = tqdm(desc="Scoring", unit=" tokens", unit_scale=True, smoothing=0, disable=disable)
         self._seen_rows = self._seen_tokens = 0
-        self.rows = self.tokens = 0
+        self.rows = self.tokens = self.tokens_read = 0
 
     def expect(self, rows: int, tokens: int) -> None:
         """These rows are known to have these tokens; they are still to be scored."""
@@ -186,10 +186,11 @@ class TokenBar:
             self._bar.total = round(self._seen_tokens * self.num_rows / self._seen_rows)
             self._bar.refresh()
 
-    def update(self, rows: int, tokens: int) -> None:
-        """These have been scored, whether here or in another process."""
+    def update(self, rows: int, tokens: int, tokens_read: int = 0) -> None:
+        """These have been scored; the student has read so many tokens for it."""
         self.rows += rows
         self.tokens += tokens
+        self.tokens_read += tokens_read
         self._bar.set_postfix_str(f"{self.rows:,} trajectories", refresh=False)
         self._bar.update(tokens)
 

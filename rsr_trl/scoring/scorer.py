@@ -47,7 +47,7 @@ from rsr_trl.scoring.rows import (
     windows,
     without_scores,
 )
-from rsr_trl.scoring.settings import LOADING, NEUTRAL, OF_THE_SCORE, ScoringConfig
+from rsr_trl.scoring.settings import LOADING, NEUTRAL, OF_THE_SCORE, READING, ScoringConfig
 from rsr_trl.scoring.student import Student, num_positions
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 
@@ -89,7 +89,9 @@ class RSRScorer:
         max_length (`int`, *optional*):
             Longer trajectories are cut at the end and flagged. Defaults to 32,768 (the paper's), capped by the
             student's positions.
-        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): `"auto"` takes the checkpoint's own.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
+            `"auto"` takes the checkpoint's own. In bfloat16, rounding changes RSR by about 1%, and rows that share a
+            batch change it too: `map` and `score` then differ as much.
         device (`str` or `torch.device`, *optional*): By default the GPU if there is one.
         attn_implementation (`str`, *optional*): As `from_pretrained` takes it.
         r_max (`float`, *optional*, defaults to `100`): Ranks above are clipped.
@@ -100,6 +102,12 @@ class RSRScorer:
             `["surprisal", "rank"]`, or `"all"` that the same pass gives. `"casl"` adds `score_drop` and
             `rsr_step_share`, from which selection computes it. Null where `rsr` is, or where the score is undefined.
         max_batch_tokens (`int`, *optional*): Tokens that go through the student at once, padding included.
+        share_prefixes (`bool`, *optional*, defaults to `True`):
+            Read what several trajectories begin with only once (a system prompt, a problem, common turns), where the
+            student's cache allows it and it saves time. Scores change by rounding only.
+        max_prefix_tokens (`int`, *optional*):
+            Longest prefix to share: its keys and values stay in memory. By default they take at most half of the
+            memory that reading takes anyway.
         assistant_only_loss (`bool`, *optional*, defaults to `False`):
             Render conversations as SFTTrainer does under this setting (some templates differ).
         chat_template_path (`str`, *optional*):
@@ -155,7 +163,7 @@ class RSRScorer:
             raise RSRError(
                 "Pass the student's tokenizer with a live model: RSRScorer(model, processing_class=tokenizer)."
             )
-        self._student = Student(model, self.config.max_batch_tokens, self.config.logits_dtype)
+        self._student = Student(model, **self.config.some(READING))
         self._prepare(model.config, processing_class)
 
     def _open(self) -> None:
@@ -333,7 +341,7 @@ class RSRScorer:
             self._loaded = self._checkpoint()
             kwargs = {name: value for name, value in self.config.some(LOADING).items() if value is not None}
             model = load_model(self.model_id, **kwargs)
-            self._student = Student(model, self.config.max_batch_tokens, self.config.logits_dtype)
+            self._student = Student(model, **self.config.some(READING))
         return self._student
 
     @property
@@ -343,13 +351,14 @@ class RSRScorer:
         version = self.student.weights_version() if self.model_id is None else None
         if self._weights is None or self._weights[0] != version:
             self._weights, self._fingerprint = (version, self.student.weights_fingerprint()), None
-        template = self.processing_class.chat_template
-        if self._fingerprint is None or self._fingerprint[0] != template:
+        version = (self.processing_class.chat_template, self.written_day)
+        if self._fingerprint is None or self._fingerprint[0] != version:
             settings = self.config.some(OF_THE_SCORE)
             if self.written_day is not None:
                 settings["day"] = self.written_day
-            name = student_fingerprint(self._weights[1], self.processing_class, **settings)
-            self._fingerprint = (template, name)
+            dtype = self.student.model.dtype
+            name = student_fingerprint(self._weights[1], dtype, self.processing_class, **settings)
+            self._fingerprint = (version, name)
         return self._fingerprint[1]
 
     @property

@@ -132,9 +132,9 @@ class ShardFolder:
         self.paths(index)[1].unlink(missing_ok=True)
 
     def write(
-        self, scored: Dataset, index: int, first_row: int, tokens: int, seconds: float, notes: Mapping[str, int]
+        self, scored: Dataset, index: int, first_row: int, counts: Mapping[str, float], notes: Mapping[str, int]
     ) -> dict:
-        """Write a shard and its record, which is returned."""
+        """Write a shard and its record, which is returned; `counts` are its tokens, those read, and the seconds."""
         self.forget(index)
         shard, record_path = self.paths(index)
         with written_whole(shard) as path, ExitStack() as bars:
@@ -145,7 +145,7 @@ class ShardFolder:
             size, digest = path.stat().st_size, digest_of(path)
         failed = [row for row, error in enumerate(scored[ERROR], first_row) if error is not None]
         record = {"run": self.run, "launch": self.launch, "process": self.process, "size": size, "digest": digest}
-        record |= {"rows": len(scored), "tokens": tokens, "seconds": seconds, "failed_rows": failed[:MAX_NAMED_ROWS]}
+        record |= {"rows": len(scored), **counts, "failed_rows": failed[:MAX_NAMED_ROWS]}
         record["notes"] = dict(notes)
         write_json(record_path, record)
         return record

@@ -62,6 +62,12 @@ def run(make_job):
 
 
 @pytest.fixture
+def scorer(make_scorer):
+    """Without shared prefixes a row's bits don't depend on the rows beside it in its shard."""
+    return make_scorer(share_prefixes=False)
+
+
+@pytest.fixture
 def expected(scorer, source) -> list[dict]:
     return scorer.score(data.load(str(source))).to_list()
 
@@ -311,11 +317,11 @@ def test_shards_are_measured_by_tokens_and_many(scorer):
     dataset = Dataset.from_list(ROWS)
     examples = tokenized_sample(scorer, dataset)
     mean = sum(len(example.input_ids) for example in examples) / len(ROWS)
-    assert default_shard_rows(scorer, dataset.to_iterable_dataset(), examples) == round(2**20 / mean)
+    assert default_shard_rows(scorer, dataset.to_iterable_dataset(), examples, examples) == round(2**20 / mean)
     many = {23: 2**16, 10**6: 10**6 * mean / 160, 10**7: 2**20, 10**9: 10**9 * mean / 2000}
     for num_rows, tokens in many.items():
         large = type("Many", (Dataset,), {"__len__": lambda self, num_rows=num_rows: num_rows})(dataset.data)
-        assert default_shard_rows(scorer, large, examples) == round(tokens / mean)
+        assert default_shard_rows(scorer, large, examples, examples) == round(tokens / mean)
 
 
 @pytest.mark.parametrize(
@@ -341,6 +347,18 @@ def test_the_size_of_shards_is_kept_by_the_folder(make_job, run, expected, tmp_p
     run(shard_rows=None, overwrite=True)  # the same run: what is there stays
     with pytest.raises(RSRError, match="shard_rows: 9 -> 4"):
         make_job()
+
+
+@pytest.mark.parametrize("per_problem", [3, 7])
+def test_shards_end_between_problems_where_all_have_as_many_rows(scorer, per_problem):
+    rows = [{"prompt": f"What is {i // per_problem}? ", "completion": str(i)} for i in range(50)]
+    dataset = Dataset.from_list(rows)
+    examples = tokenized_sample(scorer, dataset, neighbours=True)
+    found, alone = (
+        default_shard_rows(scorer, dataset, examples, near) for near in (examples, examples[::per_problem])
+    )
+    assert found % per_problem == 0 and 0 <= found - alone < per_problem
+    assert default_shard_rows(scorer, dataset, examples, examples[1:]) == alone, "uneven problems are cut anywhere"
 
 
 @pytest.mark.parametrize("world", [2, 8])
