@@ -20,6 +20,7 @@ from tests.training.runs import REPOSITORY, examples
 QUICK = [
     *("--use_cpu", "--activation_checkpointing", "False", "--num_train_epochs", "2", "--learning_rate", "1e-2"),
     *("--per_device_train_batch_size", "2", "--disable_tqdm", "True", "--report_to", "none", "--logging_steps", "1"),
+    *("--rsr_min_tokens", "0"),  # the examples are short
 ]
 BY_SCORE = ("--rsr_sampling", "weighted", "--rsr_rescore_strategy", "epoch")
 COLUMNS = ("--prompt_column", "q", "--completion_column", "a")
@@ -68,7 +69,7 @@ def test_trains_on_what_rsr_select_writes(rsr, train, raw, tiny_student_path, tm
     scored, chosen, out = tmp_path / "scored", tmp_path / "chosen", train.out
     student = ["--model_name_or_path", tiny_student_path]
     assert rsr("score", "--dataset_name", raw, *COLUMNS, *student, "--output_dir", scored).code == 0
-    by_problem = ["--group_column", "problem", "--output_dir", chosen]
+    by_problem = ["--group_column", "problem", "--output_dir", chosen, "--min_tokens", "0"]
     assert rsr("select", "--dataset_name", scored, *by_problem).code == 0
     text = train(data=("--dataset_name", chosen)).text
     assert "on all 4 trajectories per epoch, in random order, mean loss " in text
@@ -202,7 +203,7 @@ def test_a_mixture_of_datasets(train, raw, tmp_path):
         ([], {"data": ()}, "either --dataset_name, or a mixture"),
         (["--dataset_streaming"], {}, "drop --dataset_streaming"),
         (["--dataset_name", "./nowhere.jsonl"], {}, "no file or folder"),
-        (["--prompt_column", "question"], {}, "--prompt_column question: "),
+        (["--prompt_column", "question"], {}, "--prompt_column question: the dataset has no such column"),
         ([], {"student": ()}, "--model_name_or_path is required"),
     ],
 )
