@@ -3,14 +3,16 @@
     shard      0    1    2    3    4   ...    `shard_rows` rows each; a parquet file and its record
     process    0    1    0    1    0   ...    shard % num_processes
 
-Where shards end depends on data and settings alone, so any number of processes gives the same files. Every process
-owns its shards and waits for nobody; starting again means going on. This file knows no command line.
+Where shards end depends on data, student and settings alone, so any number of processes gives the same files, and is
+kept in the manifest. Every process owns its shards and waits for nobody; starting again means going on. This file
+knows no command line.
 """
 
 import errno
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -41,7 +43,8 @@ class Job:
         output_dir (`str` or `Path`): Folder of the scored dataset.
         identity (`dict`): What names the dataset: its `files` (see [`~rsr_trl.data.source_files`]), and how it was
             asked for (configuration, split, columns).
-        shard_rows (`int`, *optional*): Rows of a shard; [`default_shard_rows`] by default.
+        shard_rows (`int`, *optional*): Rows of a shard; by default those of this run's manifest, where there is one,
+            else [`default_shard_rows`].
         process, num_processes (`int`, *optional*): Which of how many processes this is, counted from 0.
         card, facts (*optional*): As [`~rsr_trl.data.dataset_card`] takes them.
         overwrite (`bool`, *optional*, defaults to `False`): Remove what another run has left; not what this one has.
@@ -65,17 +68,19 @@ class Job:
         overwrite: bool = False,
     ):
         scorer.check_columns(dataset.column_names)
-        if shard_rows is None:
-            samples = tokenized_sample(scorer, dataset), tokenized_sample(scorer, dataset, neighbours=True)
-            shard_rows = default_shard_rows(dataset, *samples)
-        if shard_rows < 1:
+        # Whether a template that rows bring writes the day, shows when they are rendered.
+        if "chat_template_kwargs" in dataset.column_names:
+            tokenized_sample(scorer, dataset)
+        if shard_rows is not None and shard_rows < 1:
             raise RSRError(f"shard_rows must be at least 1, got {shard_rows}.")
-        self.scorer, self.dataset, self.shard_rows = scorer, dataset, shard_rows
+        self.scorer, self.dataset = scorer, dataset
         self.process, self.num_processes, self._card, self._facts = process, num_processes, card, facts
         if day := read_json(Path(output_dir) / STATE_FOLDER / "manifest.json").get("student", {}).get("day"):
             scorer.set_day(day)  # a chat template writes it: the rest has to be of the same text as what is done
         run = {"student": scorer.identity(), "data": identity, "settings": {"shard_rows": shard_rows}}
-        self.folder = folder = ShardFolder(Path(output_dir), run, process, num_processes, overwrite)
+        rows = partial(default_shard_rows, scorer, dataset)
+        self.folder = folder = ShardFolder(Path(output_dir), run, process, num_processes, overwrite, rows)
+        self.shard_rows = folder.shard_rows
         self.num_rows = len(dataset) if isinstance(dataset, Dataset) else read_json(folder.complete).get("rows")
         last = max((int(path.stem) for path in folder.records.glob("*.json")), default=-1)
         self._done: dict[int, dict] = {}
@@ -172,8 +177,9 @@ class Job:
 
     def totals(self) -> dict:
         """
-        What is done, by whomever: shards, rows, tokens, `at_work` (the processes that still score), and of this launch
-        `processes` (rows, tokens, seconds of each) and `balance` (seconds of the least busy over the busiest).
+        What is done, by whomever: shards, rows (`rows_found`: by an earlier launch), tokens, `at_work` (the processes
+        that still score), and of this launch `processes` (rows, tokens, seconds of each) and `balance` (seconds of the
+        least busy over the busiest).
         """
         records, processes = list(self.folder.done().values()), {}
         for record in records:
@@ -188,6 +194,7 @@ class Job:
             "shards": self.num_shards,
             "shards_done": len(records),
             "rows_done": sum(record["rows"] for record in records),
+            "rows_found": sum(record["rows"] for record in records if record["launch"] != self.folder.launch),
             "tokens": sum(record["tokens"] for record in records),
             "tokens_read": sum(record.get("tokens_read", record["tokens"]) for record in records),
             "failed_rows": [row for record in records for row in record["failed_rows"]],
@@ -211,16 +218,21 @@ def tokenized_sample(
 
 
 def default_shard_rows(
+    scorer: RSRScorer,
     dataset: Dataset | IterableDataset,
-    examples: Sequence[TokenizedExample],
-    neighbours: Sequence[TokenizedExample],
+    examples: Sequence[TokenizedExample] | None = None,
+    neighbours: Sequence[TokenizedExample] | None = None,
 ) -> int:
     """
-    Rows of a shard, by data alone. `examples` are the [`tokenized_sample`], `neighbours` the first rows: where all of
-    their problems have as many trajectories in a row, shards end between problems.
+    Rows of a shard, by data, student and kind of device. `examples` are the [`tokenized_sample`], `neighbours` the
+    first rows: where all of their problems have as many trajectories in a row, shards end between problems.
     """
+    lengths = [len(example.input_ids) for example in examples or tokenized_sample(scorer, dataset)]
     num_rows = len(dataset) if isinstance(dataset, Dataset) else None
-    rows = rows_of_shard([len(example.input_ids) for example in examples], num_rows)
+    student = scorer.student
+    rows = rows_of_shard(lengths, num_rows, student.model.num_parameters(), student.device.type)
+    if neighbours is None:
+        neighbours = tokenized_sample(scorer, dataset, neighbours=True)
     prompts = [e.input_ids[: np.argmax(e.scored)].tobytes() if e.error is None else None for e in neighbours]
     runs = [len(list(run)) for _, run in groupby(prompts)][:-1]  # the last may go on
     return -(-rows // runs[0]) * runs[0] if len(set(runs)) == 1 else rows

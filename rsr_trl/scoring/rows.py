@@ -38,7 +38,7 @@ from rsr_trl.rsr import (
 from rsr_trl.scoring.batches import TOKENIZED_ROWS, WINDOW_TOKENS
 from rsr_trl.scoring.own_text import LOST
 from rsr_trl.scoring.scores import ALL_COLUMNS, ScoredTokens, content_hash, content_name
-from rsr_trl.scoring.tokens import SECOND_BOS, TokenizedExample
+from rsr_trl.scoring.tokens import NO_TEMPLATE, SECOND_BOS, TokenizedExample
 
 
 _BAD_TYPE = (ValueError, TypeError, OverflowError)
@@ -296,7 +296,7 @@ def count_notes(examples: Iterable[TokenizedExample]) -> Counter[str]:
     return Counter(note for example in examples for note in example.notes)
 
 
-def describe_notes(notes: Mapping[str, int], num_rows: int) -> list[str]:
+def describe_notes(notes: Mapping[str, int], num_rows: int, what: str = "trajectories") -> list[str]:
     """What a user has to know of trajectories that have a score; nothing where there is nothing."""
     lines, lost = [], [kind for kind in LOST if notes.get(kind)]
     if lost:
@@ -309,6 +309,12 @@ def describe_notes(notes: Mapping[str, int], num_rows: int) -> list[str]:
         lines.append(
             f"{twice:,} of {num_rows:,} trajectories begin with two beginning-of-sequence tokens, as in SFTTrainer: "
             "the text has one and the tokenizer adds its own. Remove it from the text."
+        )
+    if plain := notes.get(NO_TEMPLATE):
+        lines.append(
+            f"{plain:,} of {num_rows:,} {what} are plain text: the student's chat template isn't applied. For an "
+            "instruct student, turn them into chats with --as_chat (in Python: "
+            "rsr_trl.data.as_trl_format(dataset, as_chat=True))."
         )
     return lines
 

@@ -1,7 +1,7 @@
 """The settings of a scorer, and which of them decide what. Knows no student and no dataset."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date
 
 import torch
@@ -51,6 +51,11 @@ class ScoringConfig:
             date.fromisoformat(self.day or "2025-03-31")
         except ValueError as error:
             raise RSRError(f"day must be a date such as 2025-03-31, got {self.day!r}.") from error
+
+    def __str__(self) -> str:
+        """What isn't at its default, as arguments."""
+        changed = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("day", "max_length")}
+        return "".join(f", {name}={value!r}" for name, value in changed.items() if value != getattr(type(self), name))
 
     def some(self, names: Iterable[str]) -> dict[str, object]:
         return {name: getattr(self, name) for name in names}
