@@ -84,6 +84,7 @@ def test_summary_shows_how_the_scores_moved(train, raw):
     text = train("--rsr_keep_fraction", "0.5", *BY_SCORE).text  # the trainer's logs too are for people
     assert "Trained 6 steps on 6 (50%) of 12 trajectories per epoch, the best mostly first, mean loss " in text
     assert "(lower = more suitable)" in text and "RSR at step 0" in text
+    assert text.count("plain text: the student's chat template") == 1 and "with --as_chat." in text
     history = [history_of(train.out, step) for step in (0, 3)]
     first, last = (dataset_rsr(one["rsr_mean_clipped_rank"], one["rsr_mean_surprisal"]) for one in history)
     assert f"0 12 {first:.3f} {first:.3f}" in text and f"3 12 {last:.3f} {first:.3f}" in text
