@@ -20,6 +20,7 @@ from tests.training.runs import REPOSITORY, examples
 QUICK = [
     *("--use_cpu", "--activation_checkpointing", "False", "--num_train_epochs", "2", "--learning_rate", "1e-2"),
     *("--per_device_train_batch_size", "2", "--disable_tqdm", "True", "--report_to", "none", "--logging_steps", "1"),
+    *("--rsr_min_tokens", "0"),  # the examples are short
 ]
 BY_SCORE = ("--rsr_sampling", "weighted", "--rsr_rescore_strategy", "epoch")
 COLUMNS = ("--prompt_column", "q", "--completion_column", "a")
@@ -69,7 +70,7 @@ def test_trains_on_what_rsr_select_writes(rsr, train, raw, tiny_student_path, tm
     student = ["--model_name_or_path", tiny_student_path]
     assert rsr("score", "--dataset_name", raw, *COLUMNS, *student, "--output_dir", scored).code == 0
     by_problem = ["--group_column", "problem", "--output_dir", chosen]
-    assert rsr("select", "--dataset_name", scored, *by_problem).code == 0
+    assert rsr("select", "--dataset_name", scored, *by_problem, "--min_tokens", "0").code == 0
     text = train(data=("--dataset_name", chosen)).text
     assert "on all 4 trajectories per epoch, in random order, mean loss " in text
     assert "RSR of the 4 scored trajectories before training (lower = more suitable): " in text
