@@ -348,6 +348,8 @@ def test_bare_answers_are_counted_and_not_chosen(make, caplog):
     assert "1 of 3 groups have no longer one" in caplog.text
     trainer.train()
     assert [sorted(sum(source_rows(trainer, epoch), [])) for epoch in range(3)] == [[0, 1, 6, 7]] * 3
+    with pytest.raises(ValueError, match="All 9 .*isn't made for bare answers.* rsr_min_tokens=0"):
+        make(examples(9), rsr_keep_fraction=0.5, rsr_min_tokens=None)
 
 
 @pytest.mark.parametrize(
