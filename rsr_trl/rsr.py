@@ -10,6 +10,7 @@ stored ranks can be clipped again at another value. Surprisals are in nats. Sums
 """
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from numbers import Real
 
 import numpy as np
@@ -19,6 +20,13 @@ from numpy.typing import ArrayLike
 
 class RSRError(ValueError):
     """A message for people: what was found and what to do. The command line prints it alone, without a traceback."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a `word` that isn't `known`: what was probably meant, if anything."""
+    near = [name for name in known if len(word) > 2 and name.startswith(word)]
+    near = near or get_close_matches(word, known, n=1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 # Of the paper whose equations these are, as BibTeX: what the README, cards and reports say.
@@ -37,6 +45,8 @@ CITATION = """\
 DIRECTION = "lower = more suitable"  # of every RSR; said wherever one is shown
 R_MAX = 100  # the paper's clipping threshold
 NOISY_BELOW = 32  # scored tokens: the ratio of an answer in a sentence or two is decided by a word or two
+# Said wherever such trajectories are left out. The paper's authors agree: UmeanNever/RankSurprisalRatio, issue 2.
+TOO_SHORT = "RSR isn't made for bare answers: a word or two decides the ratio"
 FILTERED_SHARE = 0.3  # the paper's share of highest-surprisal tokens in the filtered average
 
 # Columns that scoring adds: the contract between scoring and its readers. A trajectory with nothing to score has null

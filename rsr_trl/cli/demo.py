@@ -13,10 +13,9 @@ from trl import TrlParser
 from rsr_trl.cli.options import option, option_parser
 from rsr_trl.cli.tables import Column, print_table, without_bars
 from rsr_trl.report.format import percent, share
-from rsr_trl.rsr import RSRError
+from rsr_trl.rsr import NOISY_BELOW, RSRError
 
 
-SHORT = 12  # scored tokens: more than a bare answer has, fewer than the tersest reasoning
 MIN_PROBLEMS = 10  # some to train on and some to hold out
 RESPONSE_WIDTH = 30  # with the other columns, a terminal of 80
 INTRODUCTION = """\
@@ -131,13 +130,13 @@ def _select(out: Console, scored, path: Path):
 
     code = 'best = select_trajectories(scored, group_column="problem_id")'
     _headline(out, 4, "The most suitable trajectory of each problem", code)
-    reasoned = scored.filter(lambda num_tokens: num_tokens >= SHORT, input_columns="rsr_num_tokens")
-    best_of_all, best = (select_trajectories(pool, group_column="problem_id") for pool in (scored, reasoned))
+    # The default, given so that no warning comes between: the second column shows what is left out.
+    best_of_all, best = (select_trajectories(scored, "problem_id", min_tokens=least) for least in (0, NOISY_BELOW))
     of_all, of_reasoned = Counter(best_of_all["teacher"]), Counter(best["teacher"])
     columns = (
         Column("teacher", str),
         Column("chosen from all", lambda teacher: share(of_all[teacher], len(best_of_all))),
-        Column(f"from those of {SHORT} tokens or more", lambda teacher: share(of_reasoned[teacher], len(best))),
+        Column(f"from those of {NOISY_BELOW} tokens or more", lambda teacher: share(of_reasoned[teacher], len(best))),
     )
     print_table(out, sorted(of_all | of_reasoned, key=lambda name: (-of_reasoned[name], name)), columns)
     out.print(
@@ -150,7 +149,7 @@ def _select(out: Console, scored, path: Path):
             out,
             f"Of the {len(best_of_all)} chosen from all, {of_all['guesser']} are bare guesses. A guess among a few "
             "likely digits has a low rank and a high surprisal: it looks ideal to RSR and teaches nothing. RSR means "
-            f"little on short answers: the demo filters out those under {SHORT} tokens, as in the second column.",
+            f"little on short answers: by default those under {NOISY_BELOW} tokens are left out (second column).",
         )
     _show_example(out, scored, best[0])
     best.to_parquet(path)

@@ -15,9 +15,9 @@ from rich.console import Console
 from trl import ModelConfig, TrlParser
 
 from rsr_trl import data
-from rsr_trl.cli import options
+from rsr_trl.cli import options, score_summary
 from rsr_trl.cli.options import DatasetArguments, FormatArguments, JsonArguments, TeacherArguments, option
-from rsr_trl.cli.tables import Column, console, finish, print_table, say, without_bars
+from rsr_trl.cli.tables import Column, console, finish, print_table, say, say_notes, without_bars
 from rsr_trl.pilot.config import PilotConfig
 from rsr_trl.pilot.held_out import HeldOut, check_apart, load_checker
 from rsr_trl.pilot.run import RESULT, SCORED, Pilot, check_folder, leave
@@ -25,6 +25,7 @@ from rsr_trl.pilot.strategies import DEFAULT, Pool, Strategy, parse_strategies
 from rsr_trl.pilot.verdict import METRICS
 from rsr_trl.report.format import number
 from rsr_trl.rsr import RSR, STUDENT, RSRError
+from rsr_trl.scoring.fingerprint import same_student
 from rsr_trl.scoring.job import Job
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.scores import STORED, known_score
@@ -42,37 +43,36 @@ class PilotArguments(TeacherArguments, JsonArguments):
     _argument_group_name = "pilot"
 
     eval_dataset_name: str = option(
-        "The held-out problems, as --dataset_name: prompts with references (completion), with answers, or both."
+        "Held-out problems, as --dataset_name: prompts with references (completion), with answers, or both."
     )
     eval_dataset_config: str | None = option("Configuration of the held-out dataset, if it has several.", None)
     eval_dataset_split: str = option("Split of the held-out dataset.", "train")
     strategies: list[str] | None = option(
-        "Strategies to compare; by default rsr surprisal length random. Others: rank, rsr_rescored (re-selects every "
+        "Strategies to compare. Default: rsr surprisal length random. Others: rank, rsr_rescored (re-selects every "
         "epoch), COLUMN:low, COLUMN:high; the suffix _ordered trains in order of the score. Controls are added "
         "automatically.",
         None,
     )
-    num_seeds: int = option("Trainings per strategy; with fewer than 3, results are about these runs only.", 3)
-    num_examples: int | None = option("Trajectories per arm; by default half of the problems, at most 128.", None)
-    num_tokens: int | None = option("Scored tokens per arm, instead of --num_examples.", None)
-    group_column: str | None = option(
-        "Column that names the problem; by default a well-known one; none: choose from all trajectories.", None
-    )
-    answer_column: str | None = option("Column of the held-out set with the true answer, by default `gold`.", None)
+    num_seeds: int = option("Trainings per strategy. With fewer than 3, results hold for these runs only.", 3)
+    num_examples: int | None = option("Trajectories per training. Default: half of the problems, at most 128.", None)
+    num_tokens: int | None = option("Scored tokens per training, instead of --num_examples.", None)
+    group_column: str | None = option(options.PROBLEM_HELP, None, "--problem_column")
+    min_tokens: int | None = option("Leave out trajectories with fewer scored tokens. Default: 32; 0 keeps all.", None)
+    answer_column: str | None = option("Column of the held-out set with the true answer. Default: `gold`.", None)
     checker: str = option(
-        "How to check a response: by its last number (number) or line (line), with math-verify (math), or with your "
-        "own module:function, which takes response and answer.",
+        "How to check a response: by its last number (number) or last line (line), with math-verify (math), or with "
+        "your own module:function, which takes the response and the answer.",
         "number",
     )
     max_new_tokens: int = option("Truncate responses at this many tokens.", 512)
-    dry_run: bool = option("Measure a few steps and print the estimated cost.", False)
+    dry_run: bool = option("Time a few steps and a part of an evaluation (about a minute), print the cost.", False)
 
     def __post_init__(self):
         if None not in (self.num_examples, self.num_tokens):
-            raise RSRError("Pass num_examples or num_tokens, not both.")
+            raise RSRError("Pass --num_examples or --num_tokens, not both.")
         for name in ("num_seeds", "num_examples", "num_tokens", "max_new_tokens"):
             if (value := vars(self)[name]) is not None and value < 1:
-                raise RSRError(f"{name} must be at least 1, got {value}.")
+                raise RSRError(f"--{name} must be at least 1, got {value}.")
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -88,7 +88,8 @@ def main(data_args: DatasetArguments, format_args, pilot_args: PilotArguments, t
     if training_args.process_index:
         without_bars()
     logging.getLogger("rsr_trl.scoring").setLevel(logging.ERROR)  # rows without a score are counted in the notes
-    eval_args = DatasetArguments(*(vars(pilot_args)[f"eval_{name}"] for name in vars(data_args)))
+    held_out_set = (pilot_args.eval_dataset_name, pilot_args.eval_dataset_config, pilot_args.eval_dataset_split)
+    eval_args = DatasetArguments(*held_out_set)
     rows, eval_rows = (data.as_trl_format(one.load(), **vars(format_args)) for one in (data_args, eval_args))
     columns = data.find_columns(rows, data.Columns(pilot_args.teacher_column, pilot_args.group_column))
     answers = pilot_args.answer_column or ("gold" if "gold" in eval_rows.column_names else None)
@@ -106,9 +107,11 @@ def main(data_args: DatasetArguments, format_args, pilot_args: PilotArguments, t
         "columns": asdict(format_args),
     }
     check_folder(Path(training_args.output_dir), identity)
+    if not training_args.process_index:
+        score_summary.warn_of_plain(scorer, rows)
     if not _is_scored(rows, scorer):
         if pilot_args.dry_run:
-            raise RSRError("--dry_run needs a pool with scores: pass one that `rsr score` has written.")
+            raise RSRError("--dry_run needs a scored pool: run `rsr score` first and pass its output.")
         run = _named(data_args) | {"files": data.source_files(*data_args.source), "columns": asdict(format_args)}
         scored, share = Path(training_args.output_dir, SCORED), (training_args.process_index, training_args.world_size)
         Job(scorer, rows, scored, run, None, *share, CARD).run()
@@ -116,7 +119,7 @@ def main(data_args: DatasetArguments, format_args, pilot_args: PilotArguments, t
         rows = data.load(str(scored))
     del scorer
     without_bars()  # of the many small steps of the arms
-    pool = Pool(rows, columns, strategies, pilot_args.num_examples, pilot_args.num_tokens)
+    pool = Pool(rows, columns, strategies, pilot_args.num_examples, pilot_args.num_tokens, pilot_args.min_tokens)
     seeds = range(training_args.seed, training_args.seed + pilot_args.num_seeds)
     speak = partial(say, console())
     pilot = Pilot(student, training_args, pool, held_out, strategies, seeds, identity, speak)
@@ -135,7 +138,7 @@ def main(data_args: DatasetArguments, format_args, pilot_args: PilotArguments, t
 def _named(args: DatasetArguments) -> dict:
     """What names a dataset: how it was asked for, and the bytes of its files."""
     files = digests_of(data.source_files(*args.source))
-    return {"files": files, "config": args.dataset_config, "split": args.dataset_split}
+    return {"files": files, "config": args.dataset_config, "split": args.dataset_train_split}
 
 
 def _make_scorer(model: str, args: PilotConfig, strategies: Sequence[Strategy]) -> RSRScorer:
@@ -152,13 +155,17 @@ def _is_scored(pool: Dataset, scorer: RSRScorer) -> bool:
     """Whether the pool has scores; those of another student are an error."""
     if not len(pool):
         raise RSRError("The pool has no rows.")
-    if RSR in pool.column_names and (others := set(check_one_student(pool)) - {scorer.fingerprint}):
+    if RSR not in pool.column_names:
+        return False
+    for student in check_one_student(pool):
+        if same_student(student, scorer.fingerprint):
+            continue
         raise RSRError(
-            f"The pool's scores are from another student, dtype or template ({others.pop()}; this student is "
+            f"The pool's scores are from another student or template ({student}; this student is "
             f"{scorer.fingerprint}). To score the pool now, pass it without its scores. To use these scores, pass it "
             f"without the column {STUDENT!r}."
         )
-    return RSR in pool.column_names
+    return True
 
 
 def _show(out: Console, result: dict, folder: str) -> None:
@@ -176,8 +183,9 @@ def _show(out: Console, result: dict, folder: str) -> None:
         counts = [arm["tokens"] for arm in result["arms"] if arm["strategy"] == name]
         means.append(f"{name} {number(None if None in counts else sum(counts) / len(counts), 0)}")
     say(out, f"Scored tokens trained on, mean of the seeds: {', '.join(means)}.")
-    for line in (*result["verdict"], *(f"Note: {note}" for note in result["notes"])):
+    for line in result["verdict"]:
         say(out, line)
+    say_notes(out, result["notes"])
     say(out, f"Full results: {Path(folder, RESULT)}", soft_wrap=True)
 
 

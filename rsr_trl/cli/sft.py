@@ -1,7 +1,7 @@
 """
-Fine-tune your student on the trajectories that suit it best, re-scored during training. A lower RSR suits the student
-better. Takes the options of `trl sft` and the rsr_ options. On several processes: `accelerate launch -m rsr_trl
-sft ...` with the same options.
+Fine-tune your student with TRL: by default on the whole dataset in random order, which is the paper's recipe for what
+`rsr select` wrote. The rsr_ options select, order and re-score while training. A lower RSR suits the student better.
+Takes the options of `trl sft` too. On several processes: `accelerate launch -m rsr_trl sft ...` with the same options.
 """
 
 import sys
@@ -27,6 +27,7 @@ from rsr_trl.training.live_table import HISTORY_DIR, spearman
 from rsr_trl.training.trainer import RSRSFTTrainer
 
 
+ORDERS = {"random": "in random order", "weighted": "the best mostly first", "ordered": "the best first"}
 MAX_PASSES = 8  # lines of the table of scorings; JSON has them all
 
 
@@ -61,7 +62,8 @@ def main(script_args, format_args, training_args: RSRSFTConfig, model_args, mixt
         result = _summarize(trainer, checkpoint) if trainer.is_world_process_zero() else None
         trainer.end()
     if result is not None:
-        next_words = _next_words(train_dataset, script_args, format_args, result["output_dir"])
+        has_moved = len(result["passes"]) > 1
+        next_words = _next_words(has_moved, train_dataset, script_args, format_args, result["output_dir"])
         finish(json_args.json, result, lambda out: _show(out, result), next_words)
     return 0
 
@@ -79,16 +81,15 @@ def _checkpoint(args: RSRSFTConfig) -> str | None:
         if last is None:
             return None
         raise RSRError(
-            f"{last} is the last checkpoint of an earlier run. To resume from it, pass {resume} True; to start over, "
-            "pass another --output_dir or delete this one."
+            f"--output_dir has a checkpoint of an earlier run, {last}. To resume, add {resume} True; to start over, "
+            "choose another --output_dir or delete this one."
         )
     wanted = last if wanted.lower() == "true" else wanted
     if wanted is None:
-        what = f"There is no checkpoint in --output_dir {args.output_dir} to resume from"
-        raise RSRError(f"{what}: to start over, leave out {resume}.")
+        raise RSRError(f"There is no checkpoint in --output_dir {args.output_dir}. To start over, drop {resume}.")
     if not Path(wanted, TRAINER_STATE_NAME).is_file():
         raise RSRError(
-            f"{resume} {wanted} is no complete checkpoint: {Path(wanted, TRAINER_STATE_NAME)} is missing. Name the "
+            f"{resume} {wanted} isn't a complete checkpoint: {Path(wanted, TRAINER_STATE_NAME)} is missing. Pass a "
             "folder checkpoint-STEP of an earlier run, or True for the last one in --output_dir."
         )
     return wanted
@@ -97,9 +98,9 @@ def _checkpoint(args: RSRSFTConfig) -> str | None:
 def _load(script_args, format_args, training_args, mixture_args) -> tuple[Dataset, Dataset | None]:
     """Training rows, and evaluation rows if `eval_strategy` asks for them."""
     if script_args.dataset_streaming or mixture_args.streaming:
-        raise RSRError("Ordering by score needs the whole dataset: don't set --dataset_streaming or --streaming.")
+        raise RSRError("Ordering by score needs the whole dataset: drop --dataset_streaming and --streaming.")
     if bool(mixture_args.datasets) == bool(script_args.dataset_name):
-        raise RSRError("Pass the data to train on: either --dataset_name, or a mixture in `datasets` (in --config).")
+        raise RSRError("Pass the training data: either --dataset_name, or a mixture as `datasets` in --config.")
     evaluates = training_args.eval_strategy != "no"
     wanted = [script_args.dataset_train_split] + [script_args.dataset_test_split] * evaluates
     if mixture_args.datasets:
@@ -119,10 +120,10 @@ def _stopped(trainer: RSRSFTTrainer) -> str:
     args, step, last = trainer.args, trainer.state.global_step, _last_checkpoint(trainer.args)
     if last is not None:
         return f"Stopped at step {step:,}. To resume from {last}, add --resume_from_checkpoint True."
-    saves, strategy = f"save_strategy={args.save_strategy.value!r}", args.save_strategy.value
-    saves += f" and save_steps={args.save_steps:g}" if strategy == "steps" else ""
-    so = "with --save_strategy steps --save_steps N there is one every N steps to resume from"
-    return f"Stopped at step {step:,}, and no checkpoint was saved yet ({saves}): {so}."
+    every = {"no": "none is saved", "epoch": "one is saved every epoch"}
+    saves = every.get(args.save_strategy.value, f"one is saved every {args.save_steps:g} steps")
+    so = "Pass --save_strategy steps --save_steps N to save one every N steps"
+    return f"Stopped at step {step:,}, before the first checkpoint ({saves}). {so}."
 
 
 def _summarize(trainer: RSRSFTTrainer, checkpoint: str | None) -> dict:
@@ -142,7 +143,8 @@ def _summarize(trainer: RSRSFTTrainer, checkpoint: str | None) -> dict:
         # By the last scores: what is past the threshold is drawn without training.
         "kept_per_epoch": round(trainer.scores.sampler.kept_share() * len(trainer.scores.table)),
         "score_threshold": trainer.args.rsr_score_threshold,
-        "history": str(history),
+        "sampling": trainer.args.rsr_sampling,
+        "history": str(history) if history.is_dir() else None,
         "direction": DIRECTION,
         "passes": _passes(history),
     }
@@ -164,40 +166,49 @@ def _passes(history: Path) -> list[dict]:
     return passes
 
 
-def _next_words(dataset: Dataset, args: ScriptArguments, format_args, output_dir: str) -> list[str] | None:
-    """The picture of the run where the dataset has scores to draw it over; else the trained student's own scores."""
-    if args.dataset_name is None:
+def _next_words(
+    has_moved: bool, dataset: Dataset, args: ScriptArguments, format_args, output_dir: str
+) -> list[str] | None:
+    """The picture of how the dataset's scores have moved; for a dataset without, the trained student's own scores."""
+    if args.dataset_name is None or (RSR in dataset.column_names and not has_moved):
         return None  # a mixture has no name
     options = given(DatasetArguments(args.dataset_name, args.dataset_config, args.dataset_train_split))
     if RSR in dataset.column_names:
-        return ["rsr", "report", *options, "--run", output_dir, "--output", f"{beside(output_dir, 'report')}.html"]
+        return ["rsr", "report", *options, "--run", output_dir, "--output_dir", beside(output_dir, "report")]
     options += [*given(format_args), "--output_dir", beside(output_dir, "scored")]
     return ["rsr", "score", "--model_name_or_path", output_dir, *options]
 
 
 def _show(out: Console, result: dict) -> None:
     passes = result["passes"]
-    say(out, _what_it_trained_on(result), f"\nTrained {result['steps']:,} steps")
+    say(out, _what_it_trained_on(result), f"\nTrained {data.counted(result['steps'], 'step')}")
+    if len(passes) > 1:
+        _show_passes(out, passes)
+    elif passes:
+        rsr, scored = number(passes[0]["rsr"], 3), data.counted(passes[0]["scored"], "scored trajectory")
+        say(out, f"RSR of the {scored} before training ({DIRECTION}): {rsr}")
+    if passes:
+        say(out, f"All scores of every row: {result['history']}")
+
+
+def _show_passes(out: Console, passes: list[dict]) -> None:
     say(out, f"RSR of the trajectories as the student changed ({DIRECTION}):")
     columns = (
         Column("step", lambda one: f"{one['step']:,}{' (while training)' if one['kind'] == 'online' else ''}"),
         Column("scored", "scored"),
         Column("RSR", "rsr", digits=3),
-        Column("RSR at first", "rsr_at_first", digits=3),
+        Column("RSR at step 0", "rsr_at_first", digits=3),
         Column("rank / nats", lambda one: f"{number(one['mean_clipped_rank'])} / {number(one['mean_surprisal'])}"),
-        Column("rank corr.", "spearman_with_first"),
+        Column("rank corr. with step 0", "spearman_with_first"),
     )
     print_table(out, passes if len(passes) <= MAX_PASSES else [passes[0], *passes[1 - MAX_PASSES :]], columns)
     if len(passes) > MAX_PASSES:
         say(out, f"The first and the last of {len(passes):,} scoring passes; --json lists them all.")
-    if len(passes) > 1:
-        say(
-            out,
-            "RSR at first, rank corr.: of the same rows by their first scores, and Spearman's correlation with those. "
-            "Scores before and after training are of two different students: only your own task shows which one "
-            "solves more.",
-        )
-    say(out, f"All scores of every row: {result['history']}")
+    say(
+        out,
+        "RSR at step 0: first scores of the same rows. rank corr.: Spearman's rank correlation with them. The student "
+        "before and after training are two different students: only your own task shows which one solves more.",
+    )
 
 
 def _what_it_trained_on(result: dict) -> str:
@@ -206,8 +217,9 @@ def _what_it_trained_on(result: dict) -> str:
     kept, total = result["kept_per_epoch"], result["trajectories"]
     part = "all" if kept == total else f"{share(kept, total)} of"
     within = f" (within --rsr_score_threshold {threshold} by their last scores)" if threshold is not None else ""
-    loss = ""
+    order, loss = ORDERS[result["sampling"]], ""
     # Steps in which nothing is within the threshold have a loss of 0, and count in the trainer's mean.
     if result["train_loss"] is not None and threshold is None:
         loss = f", mean loss {'of these ' if resumed else ''}{result['train_loss']:.3f}"
-    return f"{now} on {part} {total:,} trajectories per epoch{within}{loss} -> {result['output_dir']}"
+    of = f"{part} {data.counted(total, 'trajectory')} per epoch"
+    return f"{now} on {of}{within}, {order}{loss} -> {result['output_dir']}"

@@ -24,6 +24,7 @@ from rsr_trl.rsr import NOISY_BELOW
 DATASET_CARD = Path(__file__).parent / "templates" / "dataset_card.md"  # of `rsr score` and `rsr select`
 MAX_ROWS = 20  # lines of a table in the terminal; JSON has them all
 MIN_TEXT = 16  # characters that names get, however narrow the terminal is
+in_options: Callable[[str], str] = str  # puts a message for Python in the words of the command that runs
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,12 @@ def say(out: Console, text: str = "", bold: str = "", **how) -> None:
     out.print(Text.assemble((bold, "bold"), text), **how)
 
 
-def short_ones(which: str, what_to_do: str = "look before you choose") -> str:
+def say_notes(out: Console, notes: Sequence[str]) -> None:
+    for note in notes:
+        say(out, f"Note: {in_options(note)}")
+
+
+def short_ones(which: str, what_to_do: str = "`rsr select` leaves them out (--min_tokens)") -> str:
     """The warning about trajectories that are too short for RSR."""
     return (
         f"Short: {which} fewer than {NOISY_BELOW} scored tokens. RSR is noisy on them, and answers without reasoning "

@@ -8,7 +8,8 @@ from rsr_trl.training.config import RSRSFTConfig
 
 
 # What differs from arm to arm, or makes no sense for a student that isn't kept.
-DECIDED = {f.name for f in fields(RSRSFTConfig) if f.name[:4] == "rsr_"} - {"rsr_r_max", "rsr_max_batch_tokens"}
+DECIDED = {f.name for f in fields(RSRSFTConfig) if f.name[:4] == "rsr_"}
+DECIDED -= {"rsr_r_max", "rsr_max_batch_tokens", "rsr_share_prefixes"}
 DECIDED |= {"train_sampling_strategy", "data_seed", "eval_strategy", "save_strategy", "resume_from_checkpoint"}
 DECIDED |= {"push_to_hub", "load_best_model_at_end", "packing", "shuffle_dataset"}
 # Changes no result.
@@ -17,6 +18,7 @@ REPORTING = {
     *("logging_nan_inf_filter", "log_level", "log_level_replica", "log_on_each_node", "report_to", "disable_tqdm"),
     *("seed", "dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
     *("dataloader_persistent_workers", "per_device_eval_batch_size", "rsr_max_batch_tokens", "ddp_timeout"),
+    "rsr_share_prefixes",
     *("local_rank", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo", "hub_always_push"),
 }
 
@@ -37,10 +39,10 @@ class PilotConfig(RSRSFTConfig):
 
     def __post_init__(self):
         if self.output_dir is None:
-            raise RSRError("output_dir is required: the folder for the results.")
+            raise RSRError("--output_dir is required: the folder for the results.")
         for name in sorted(DECIDED):
             if (value := getattr(self, name)) != self.__dataclass_fields__[name].default:
-                raise RSRError(f"{name}={value!r}: the pilot sets this for each arm. Leave it out.")
+                raise RSRError(f"--{name} {value}: the pilot sets this for each arm. Leave it out.")
         launched = [os.environ.get(f"ACCELERATE_USE_{name}", "").lower() for name in ("FSDP", "DEEPSPEED")]
         if self.deepspeed or self.fsdp or "true" in launched:
             raise RSRError("A pilot keeps a whole student on each device: run it without FSDP and DeepSpeed.")

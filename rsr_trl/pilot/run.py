@@ -26,7 +26,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 from xxhash import xxh3_64_hexdigest
 
-from rsr_trl.data import counted
+from rsr_trl.data import counted, duration
 from rsr_trl.pilot.config import PilotConfig
 from rsr_trl.pilot.differences import CONFIDENCE
 from rsr_trl.pilot.held_out import HeldOut
@@ -40,7 +40,7 @@ from rsr_trl.training.trainer import RSRSFTTrainer
 
 SETTINGS, RESULT, ARMS, LOCK = "settings.json", "pilot.json", "arms", ".lock"
 SCORED = "scored"  # the pool with its scores, where it came without
-TRIAL_STEPS = 4  # of the training that measures a step
+TRIAL_STEPS, TRIAL_SECONDS = 4, 15.0  # of the training that measures a step, at most
 FORWARD = 1 / 3  # part of a training step's time that a scoring pass takes for the same tokens
 
 
@@ -86,6 +86,7 @@ class Pilot:
             "budget": {name: value for name, value in budget.items() if value is not None},
             "max_new_tokens": held_out.max_new_tokens,
             "group_column": pool.table.columns.problem,
+            "min_tokens": pool.min_tokens,
         }
         self.settings = json.loads(json.dumps(settings))
         self._name = xxh3_64_hexdigest(json.dumps(self.settings, sort_keys=True).encode())
@@ -93,7 +94,7 @@ class Pilot:
     def run(self, dry_run: bool = False) -> dict:
         """Run what isn't done, and return what `pilot.json` then holds; with `dry_run` only measure the cost."""
         if dry_run:
-            return self._cost(self.plan, self.run_arm(Arm()))
+            return self._cost(self.plan)
         with self._lock() if self.is_main else nullcontext():
             files = {arm: read_json(self.folder / ARMS / arm.file) for arm in [Arm(), *self.plan] if self.is_main}
             done = {arm: record for arm, record in files.items() if record.get("run") == self._name}
@@ -101,6 +102,7 @@ class Pilot:
             if records:
                 self.say(f"{len(records)} of {len(self.plan) + 1} arms are done already.")
             if Arm() not in records:
+                self.say("Measuring the student on the held-out problems, before any training ...")
                 records[Arm()] = self._keep(Arm())
             left = [arm for arm in self.plan if arm not in records]
             if left:
@@ -120,7 +122,7 @@ class Pilot:
             lock = FileLock(self.folder / LOCK).acquire(timeout=0)
         except Timeout:
             raise RSRError(
-                f"Another pilot is running in {str(self.folder)!r}: wait, or choose another folder."
+                f"Another pilot is running in {str(self.folder)!r}: wait, or choose another --output_dir."
             ) from None
         write_json(self.folder / SETTINGS, self.settings)
         return lock
@@ -145,7 +147,12 @@ class Pilot:
             "strategies": [strategy._asdict() for strategy in self.strategies],
             "seeds": self.seeds,
             "confidence": CONFIDENCE,
-            "pool": {"trajectories": len(pool.table), "left_out": pool.left_out, "problems": pool.num_problems},
+            "pool": {
+                "trajectories": len(pool.table),
+                "left_out": pool.left_out,
+                "short": pool.short,
+                "problems": pool.num_problems,
+            },
             "cost": cost,
             "arms": [{name: value for name, value in arm.items() if name != "problems"} for arm in arms],
             "table": table,
@@ -158,9 +165,9 @@ class Pilot:
         strategy, count, epochs = arm.strategy, self.pool.num_examples, self.args.num_train_epochs
         num_epochs = self._schedule(count)[1] if count else 1
         if strategy.renewed and num_epochs < 2:
-            raise RSRError(f"{strategy.name} re-selects every epoch: raise num_train_epochs above 1.")
+            raise RSRError(f"{strategy.name} re-selects every epoch: raise --num_train_epochs above 1.")
         if strategy.renewed and self.args.max_steps <= 0 and epochs % 1:
-            raise RSRError(f"{strategy.name} needs whole epochs, got num_train_epochs={epochs}.")
+            raise RSRError(f"{strategy.name} needs whole epochs, got --num_train_epochs {epochs}.")
         return self.pool.choose(strategy, arm.seed, num_epochs)
 
     def _schedule(self, num_examples: int) -> tuple[int, int]:
@@ -212,6 +219,7 @@ class Pilot:
         if strategy.name == RESCORED:
             trainer_class, config_class, column = RSRSFTTrainer, RSRSFTConfig, self.pool.table.columns.problem
             own = {"rsr_rescore_strategy": "epoch", "rsr_sampling": "random", "rsr_group_column": column}
+            own["rsr_min_tokens"] = 0  # the pool has left them out
             own |= {} if column else {"rsr_keep_fraction": self.pool.num_examples / len(self.pool.table)}
         elif strategy.ordered:
             own = {"train_sampling_strategy": "sequential"}
@@ -223,18 +231,22 @@ class Pilot:
         if dropped := len(dataset) - len(trainer.train_dataset):
             raise RSRError(
                 f"{strategy.name}: {dropped} of {len(dataset)} chosen trajectories have no token to train on within "
-                f"max_length={args.max_length}: raise it."
+                f"{args.max_length} tokens: raise --max_length."
             )
         if strategy.renewed and trainer_class is SFTTrainer:
             trainer._get_train_sampler = lambda *dataset: _Renewed(len(rows[0]), len(rows), arm.seed)
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def _cost(self, left: Sequence[Arm], before: dict) -> dict:
-        """What `left` costs, said before it is paid: by a trial of the first arm, and the evaluation of `before`."""
-        step, start = self._trial(self.plan[0])
+    def _cost(self, left: Sequence[Arm], before: dict | None = None) -> dict:
+        """
+        What `left` costs, said before it is paid: by a trial of the first arm, and the evaluation of `before`; without
+        that by a part of one.
+        """
+        self.say(f"Timing up to {TRIAL_STEPS} training steps{'' if before else ' and a part of an evaluation'} ...")
+        step, start, evaluation = self._trial(self.plan[0], with_evaluation=before is None)
         rows, tokens, seconds = self.choose(self.plan[0]), self.pool.table.tokens, 0.0
-        usual, evaluation = tokens[rows[0]].mean(), before["seconds"]
+        usual, evaluation = tokens[rows[0]].mean(), evaluation if before is None else before["seconds"]
         for arm in left:
             chosen = np.concatenate(self.choose(arm))
             steps, epochs = self._schedule(self.pool.num_examples or len(chosen))
@@ -251,20 +263,29 @@ class Pilot:
         }
         self.say(
             f"Estimated cost: {counted(len(left), 'run')} x (about {counted(cost['steps_per_arm'], 'step')} x "
-            f"{step:.3g} s + {evaluation:.3g} s evaluation), about {cost['seconds'] / 60:.1f} min in all."
+            f"{step:,.1f} s + {evaluation:,.1f} s evaluation), about {duration(cost['seconds'])} in all."
         )
         return cost
 
-    def _trial(self, arm: Arm) -> tuple[float, float]:
-        """Train a few steps and throw the student away: seconds of a step without the first, and of getting ready."""
+    def _trial(self, arm: Arm, with_evaluation: bool) -> tuple[float, float, float]:
+        """
+        Train a few steps and throw the student away: seconds of a step without the first, of getting ready, and of an
+        evaluation.
+        """
         with tempfile.TemporaryDirectory() as folder:
-            started, watch = time.perf_counter(), _Watch()
+            started, watch, evaluation = time.perf_counter(), _Watch(), 0.0
+            # Processes that look at their own clocks would stop at different steps.
+            watch.budget = TRIAL_SECONDS if self.args.world_size <= 1 else math.inf
             trainer = self._trainer(arm, self.choose(arm), folder, max_steps=TRIAL_STEPS)
             trainer.add_callback(watch)
             trainer.train()
             seconds = time.perf_counter() - started
-        step = float(np.median(np.diff(watch.ends)[1:]))
-        return step, max(0.0, seconds - step * TRIAL_STEPS)
+            if with_evaluation:
+                how = (self.args.per_device_eval_batch_size, trainer.accelerator.autocast)
+                evaluation = self.held_out.estimate(trainer.model, trainer.processing_class, *how)
+        steps = np.diff([watch.begin, *watch.ends])
+        step = float(np.median(steps[min(2, len(steps) - 1) :]))
+        return step, max(0.0, seconds - step * len(steps)), evaluation
 
 
 def check_folder(path: Path, settings: dict) -> None:
@@ -272,13 +293,13 @@ def check_folder(path: Path, settings: dict) -> None:
     names = {file.name for file in path.iterdir()} if path.exists() else set()
     if foreign := sorted(names - {SETTINGS, RESULT, ARMS, LOCK, SCORED}):
         raise RSRError(
-            f"{str(path)!r} contains files that aren't a pilot's (first: {foreign[0]}): choose another folder."
+            f"{str(path)!r} contains files that aren't a pilot's (first: {foreign[0]}): choose another --output_dir."
         )
     known, settings = read_json(path / SETTINGS), json.loads(json.dumps(settings))
     if known and (others := differences({name: known.get(name) for name in settings}, settings)):
         raise RSRError(
             f"{str(path)!r} holds a pilot with other settings. What differs: {'; '.join(others)}. Give the same "
-            "options as before to resume, or choose another output_dir."
+            "options as before to resume, or choose another --output_dir."
         )
 
 
@@ -311,10 +332,15 @@ class _Watch(TrainerCallback):
     """Notes when each step ended and, if asked, the held-out loss at the end of each epoch but the last."""
 
     def __init__(self, held_out: HeldOut | None = None, trainer: SFTTrainer | None = None):
-        self.held_out, self.trainer, self.ends, self.losses = held_out, trainer, [], []
+        self.held_out, self.trainer, self.begin, self.ends, self.losses = held_out, trainer, 0.0, [], []
+        self.budget = math.inf  # seconds after which the training stops
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begin = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
         self.ends.append(time.perf_counter())
+        control.should_training_stop |= self.ends[-1] - self.begin > self.budget
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.held_out is not None and self.held_out.has_references and state.global_step < state.max_steps:

@@ -4,6 +4,8 @@ Knows names and files, and nothing of scores.
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -26,13 +28,25 @@ if is_peft_available():
     from peft.utils import load_peft_weights
 
 
+@contextmanager
+def _naming(model_id: str) -> Iterator[None]:
+    """Errors of files that can't be had name the student: those of the Hub don't always."""
+    try:
+        yield
+    except OSError as error:
+        where = "" if Path(model_id).exists() else " (no such folder here, so a Hub id)"
+        why = str(error).strip().split("\n")[0]
+        raise RSRError(f"Can't load the student {model_id!r}{where}: {why}") from error
+
+
 def find_config(model_id: str, **hub) -> tuple[str, PreTrainedConfig]:
     """The name of a student's weights, which are its base model's where it is an adapter, and their config."""
     base, revision = model_id, hub.get("revision")
     is_whole = (Path(model_id) / "config.json").is_file()
-    if not is_whole and find_adapter_config_file(model_id, revision=revision) is not None:
-        base = PeftConfig.from_pretrained(model_id, revision=revision).base_model_name_or_path
-    return base, AutoConfig.from_pretrained(base, **hub)
+    with _naming(model_id):
+        if not is_whole and find_adapter_config_file(model_id, revision=revision) is not None:
+            base = PeftConfig.from_pretrained(model_id, revision=revision).base_model_name_or_path
+        return base, AutoConfig.from_pretrained(base, **hub)
 
 
 def find_config_and_tokenizer(
@@ -107,7 +121,8 @@ def load_model(
     inside = type(config) in AutoModelForImageTextToText._model_mapping
     only_inside = inside and type(config) not in AutoModelForCausalLM._model_mapping
     kind = AutoModelForImageTextToText if only_inside else AutoModelForCausalLM
-    model = kind.from_pretrained(base, dtype=dtype, device_map=device_map, **kwargs)
+    with _naming(model_id):
+        model = kind.from_pretrained(base, dtype=dtype, device_map=device_map, **kwargs)
     if base != model_id:
         _add_adapter(model, model_id, hub.get("revision"))
     if device_map is None and not getattr(model, "is_quantized", False):

@@ -47,7 +47,7 @@ from rsr_trl.scoring.rows import (
     windows,
     without_scores,
 )
-from rsr_trl.scoring.settings import LOADING, NEUTRAL, OF_THE_SCORE, ScoringConfig
+from rsr_trl.scoring.settings import LOADING, NEUTRAL, OF_THE_SCORE, READING, ScoringConfig
 from rsr_trl.scoring.student import Student, num_positions
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 
@@ -89,7 +89,9 @@ class RSRScorer:
         max_length (`int`, *optional*):
             Longer trajectories are cut at the end and flagged. Defaults to 32,768 (the paper's), capped by the
             student's positions.
-        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): `"auto"` takes the checkpoint's own.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
+            `"auto"` takes the checkpoint's own. In bfloat16, rounding changes RSR by about 1%, and rows that share a
+            batch change it too: `map` and `score` then differ as much.
         device (`str` or `torch.device`, *optional*): By default the GPU if there is one.
         attn_implementation (`str`, *optional*): As `from_pretrained` takes it.
         r_max (`float`, *optional*, defaults to `100`): Ranks above are clipped.
@@ -100,6 +102,12 @@ class RSRScorer:
             `["surprisal", "rank"]`, or `"all"` that the same pass gives. `"casl"` adds `score_drop` and
             `rsr_step_share`, from which selection computes it. Null where `rsr` is, or where the score is undefined.
         max_batch_tokens (`int`, *optional*): Tokens that go through the student at once, padding included.
+        share_prefixes (`bool`, *optional*, defaults to `True`):
+            Read what several trajectories begin with only once (a system prompt, a problem, common turns), where the
+            student's cache allows it and it saves time. Scores change by rounding only.
+        max_prefix_tokens (`int`, *optional*):
+            Longest prefix to share: its keys and values stay in memory. By default they take at most half of the
+            memory that reading takes anyway.
         assistant_only_loss (`bool`, *optional*, defaults to `False`):
             Render conversations as SFTTrainer does under this setting (some templates differ).
         chat_template_path (`str`, *optional*):
@@ -142,10 +150,9 @@ class RSRScorer:
         self.scores = self._others.names
         self.schema = score_schema(self.token_stats, self._others.functions)
         self.model_id = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
-        self._given_tokenizer = processing_class
         self._weights: tuple[object, str] | None = None  # their version and their hash
         self._fingerprint: tuple[object, str] | None = None  # the chat template and the fingerprint
-        self._warned = False
+        self._given_tokenizer, self._warned = processing_class, False
         if self.model_id is not None:
             self._open()
             return
@@ -156,7 +163,7 @@ class RSRScorer:
             raise RSRError(
                 "Pass the student's tokenizer with a live model: RSRScorer(model, processing_class=tokenizer)."
             )
-        self._student = Student(model, self.config.max_batch_tokens, self.config.logits_dtype)
+        self._student = Student(model, **self.config.some(READING))
         self._prepare(model.config, processing_class)
 
     def _open(self) -> None:
@@ -232,7 +239,7 @@ class RSRScorer:
         """`map` has no end at which to count: the first rows with something to be said of give one warning."""
         if not self._warned and (gaps := describe_gaps(table, count_notes(examples))):
             self._warned = True
-            logger.warning("So far, %s Shown once; count the columns at the end of map.", " ".join(gaps))
+            logger.warning("So far, %s (Shown once; check rsr_error afterwards.)", " ".join(gaps))
 
     # -------------------------------------------------------------------------------------------- a whole dataset
 
@@ -334,7 +341,7 @@ class RSRScorer:
             self._loaded = self._checkpoint()
             kwargs = {name: value for name, value in self.config.some(LOADING).items() if value is not None}
             model = load_model(self.model_id, **kwargs)
-            self._student = Student(model, self.config.max_batch_tokens, self.config.logits_dtype)
+            self._student = Student(model, **self.config.some(READING))
         return self._student
 
     @property
@@ -349,7 +356,8 @@ class RSRScorer:
             settings = self.config.some(OF_THE_SCORE)
             if self.written_day is not None:
                 settings["day"] = self.written_day
-            name = student_fingerprint(self._weights[1], self.processing_class, **settings)
+            dtype = self.student.model.dtype
+            name = student_fingerprint(self._weights[1], dtype, self.processing_class, **settings)
             self._fingerprint = (version, name)
         return self._fingerprint[1]
 
@@ -402,6 +410,9 @@ class RSRScorer:
         settings = vars(self.config) | {"day": self.written_day}
         return _rebuild, (identity, self.model_id, self._given_tokenizer, settings)
 
+    def __repr__(self) -> str:
+        return f"RSRScorer({self.model_id or type(self._student.model)!r}, max_length={self.max_length}{self.config})"
+
     def __copy__(self) -> "RSRScorer":
         return RSRScorer(self.model_id or self._student.model, self._given_tokenizer, **vars(self.config))
 
@@ -421,8 +432,7 @@ class RSRScorer:
         present = scores_among(column_names, self.schema)
         if present and not self.config.overwrite:
             raise RSRError(
-                f"The dataset already has the columns {present}. Pass overwrite=True to RSRScorer to replace them, or "
-                "remove them first."
+                f"The dataset already has the columns {present}. Pass overwrite=True to replace them, or remove them."
             )
         self._tokenize.check_columns(column_names)
 

@@ -20,7 +20,9 @@ from tests.training.runs import REPOSITORY, examples
 QUICK = [
     *("--use_cpu", "--activation_checkpointing", "False", "--num_train_epochs", "2", "--learning_rate", "1e-2"),
     *("--per_device_train_batch_size", "2", "--disable_tqdm", "True", "--report_to", "none", "--logging_steps", "1"),
+    *("--rsr_min_tokens", "0"),  # the examples are short
 ]
+BY_SCORE = ("--rsr_sampling", "weighted", "--rsr_rescore_strategy", "epoch")
 COLUMNS = ("--prompt_column", "q", "--completion_column", "a")
 CHECKPOINT = "--resume_from_checkpoint"
 
@@ -53,7 +55,7 @@ def history_of(out: str, step: int) -> pd.DataFrame:
 
 
 def test_trains_on_a_local_file_and_saves_the_student(train, tiny_student_path):
-    train("--rsr_group_column", "problem", "--rsr_sampling", "ordered")
+    train("--rsr_group_column", "problem", "--rsr_sampling", "ordered", "--rsr_rescore_strategy", "epoch")
     before, after = (load_file(f"{path}/model.safetensors") for path in (tiny_student_path, train.out))
     assert any(not before[name].equal(after[name]) for name in after)
     AutoModelForCausalLM.from_pretrained(train.out)
@@ -67,19 +69,22 @@ def test_trains_on_what_rsr_select_writes(rsr, train, raw, tiny_student_path, tm
     scored, chosen, out = tmp_path / "scored", tmp_path / "chosen", train.out
     student = ["--model_name_or_path", tiny_student_path]
     assert rsr("score", "--dataset_name", raw, *COLUMNS, *student, "--output_dir", scored).code == 0
-    by_problem = ["--group_column", "problem", "--output_dir", chosen]
+    by_problem = ["--group_column", "problem", "--output_dir", chosen, "--min_tokens", "0"]
     assert rsr("select", "--dataset_name", scored, *by_problem).code == 0
-    text = train("--rsr_rescore_strategy", "no", data=("--dataset_name", chosen)).text
-    assert f"Next: rsr report --dataset_name {chosen} --run {out} --output {out}-report.html" in text
+    text = train(data=("--dataset_name", chosen)).text
+    assert "on all 4 trajectories per epoch, in random order, mean loss " in text
+    assert "RSR of the 4 scored trajectories before training (lower = more suitable): " in text
+    assert "Next:" not in text, "there is no change to show"
     assert sorted(pd.read_parquet(f"{out}/rsr_history")["row"]) == [0, 1, 2, 3]
     # The chosen rows carry this student's scores, so nothing was scored again.
     assert os.listdir(f"{out}/rsr_history") == ["step-00000000-dataset.parquet"]
 
 
 def test_summary_shows_how_the_scores_moved(train, raw):
-    text = train("--rsr_keep_fraction", "0.5").text  # the trainer's logs too are for people
-    assert "Trained 6 steps on 6 (50%) of 12 trajectories per epoch, mean loss " in text
-    assert "(lower = more suitable)" in text and "RSR at first" in text
+    text = train("--rsr_keep_fraction", "0.5", *BY_SCORE).text  # the trainer's logs too are for people
+    assert "Trained 6 steps on 6 (50%) of 12 trajectories per epoch, the best mostly first, mean loss " in text
+    assert "(lower = more suitable)" in text and "RSR at step 0" in text
+    assert text.count("plain text: the student's chat template") == 1 and "with --as_chat." in text
     history = [history_of(train.out, step) for step in (0, 3)]
     first, last = (dataset_rsr(one["rsr_mean_clipped_rank"], one["rsr_mean_surprisal"]) for one in history)
     assert f"0 12 {first:.3f} {first:.3f}" in text and f"3 12 {last:.3f} {first:.3f}" in text
@@ -132,26 +137,26 @@ def test_a_second_run_does_not_mix_its_checkpoints_with_those_of_the_first(train
     monkeypatch.setattr(sft, "_load", None)  # it is said before anything is read
     for more in ((), (CHECKPOINT, "False")):
         err = train("--max_steps", "1", *more, code=1).err
-        assert re.search("out/checkpoint-1 is the last .* --resume_from_checkpoint True", err)
+        assert re.search("of an earlier run, .*out/checkpoint-1.* add --resume_from_checkpoint True", err)
     assert sorted(os.listdir(train.out)) == before
 
 
 def test_nothing_to_resume_from_is_said_before_anything_is_loaded(train, tmp_path, monkeypatch):
     monkeypatch.setattr(sft, "_load", None)
     err = train(CHECKPOINT, "True", code=1).err
-    assert re.search("no checkpoint in --output_dir .*out to resume from", err)
+    assert re.search("no checkpoint in --output_dir .*out. To start over", err)
     (tmp_path / "out" / "checkpoint-3").mkdir(parents=True)  # one that was being written when the run was killed
     for checkpoint, missing in (("nowhere", "nowhere"), ("True", "out/checkpoint-3")):
         err = train(CHECKPOINT, checkpoint, code=1).err
-        assert re.search(f"no complete checkpoint: .*{missing}/trainer_state.json is missing", err)
+        assert re.search(f"isn't a complete checkpoint: .*{missing}/trainer_state.json is missing", err)
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (("--save_steps", "2"), "at step 3. To resume from {out}/checkpoint-2, add --resume_from_checkpoint True."),
-        ((), "Stopped at step 3, and no checkpoint was saved yet (save_strategy='steps' and save_steps=500): "),
-        (("--save_strategy", "no"), "no checkpoint was saved yet (save_strategy='no'): with --save_strategy steps "),
+        ((), "Stopped at step 3, before the first checkpoint (one is saved every 500 steps). Pass --save_"),
+        (("--save_strategy", "no"), "before the first checkpoint (none is saved). Pass --save_strategy steps "),
     ],
 )
 def test_an_interrupted_training_says_how_to_go_on(train, monkeypatch, options, said):
@@ -167,15 +172,18 @@ def test_an_interrupted_training_says_how_to_go_on(train, monkeypatch, options, 
 
 
 def test_a_threshold_is_told_by_what_it_lets_through(train, raw, tmp_path):
-    static = ("--rsr_score", "length", "--rsr_rescore_strategy", "no")
+    static = ("--rsr_score", "length")
     lengths = sorted(len(row["a"]) for row in map(json.loads, open(raw)))
     within = sum(length >= lengths[8] for length in lengths)  # the score length prefers the longest
     text = train(*static, "--rsr_score_threshold", str(lengths[8]), "--max_steps", "2").text
     share = f"{within} ({within / 12:.0%}) of 12 trajectories per epoch"
-    assert f"on {share} (within --rsr_score_threshold {float(lengths[8])} by their last scores) -> " in text
+    assert (
+        f"on {share} (within --rsr_score_threshold {float(lengths[8])} by their last scores), in random order -> "
+        in text
+    )
     train.out = str(tmp_path / "none")
     err = train("--rsr_score_threshold", "0.5", code=1).err
-    assert re.search("threshold=0.5 lets scores 'rsr' of 0.5 and lower.* 12 examples the lowest", err)
+    assert re.search("threshold 0.5 lets scores 'rsr' of 0.5 and lower.* 12 examples the lowest", err)
     assert not os.path.exists(f"{train.out}/model.safetensors")
 
 
@@ -184,7 +192,7 @@ def test_a_mixture_of_datasets(train, raw, tmp_path):
     source = {"path": "json", "data_files": raw}
     options = {"datasets": [source, source], "test_split_size": 0.25, "eval_strategy": "epoch"}
     config.write_text(yaml.safe_dump(options))
-    train(data=("--config", config, *COLUMNS))
+    train(*BY_SCORE, data=("--config", config, *COLUMNS))
     assert pd.read_parquet(f"{train.out}/rsr_history")["row"].nunique() == 18
 
 
@@ -193,9 +201,9 @@ def test_a_mixture_of_datasets(train, raw, tmp_path):
     [
         (["--model_name_or_path", "./nowhere"], {}, "no folder './nowhere'"),
         ([], {"data": ()}, "either --dataset_name, or a mixture"),
-        (["--dataset_streaming"], {}, "don't set --dataset_streaming"),
+        (["--dataset_streaming"], {}, "drop --dataset_streaming"),
         (["--dataset_name", "./nowhere.jsonl"], {}, "no file or folder"),
-        (["--prompt_column", "question"], {}, "prompt_column='question'"),
+        (["--prompt_column", "question"], {}, "--prompt_column question: the dataset has no such column"),
         ([], {"student": ()}, "--model_name_or_path is required"),
     ],
 )
@@ -215,7 +223,7 @@ def test_two_processes_through_accelerate_launch(raw, tiny_student_path, tmp_pat
         *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
         *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "rsr_trl", "sft"),
         *("--model_name_or_path", tiny_student_path, "--dataset_name", raw, *COLUMNS, *QUICK),
-        *("--output_dir", str(tmp_path / "two")),
+        *("--output_dir", str(tmp_path / "two"), *BY_SCORE),
     ]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

@@ -1,6 +1,7 @@
 """The pilot's arms: what they train on, that they are comparable, and that finished ones stay."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
 from rsr_trl.data import Columns
+from rsr_trl.pilot import held_out
 from rsr_trl.pilot import run as run_module
 from rsr_trl.pilot.config import PilotConfig
 from rsr_trl.pilot.held_out import HeldOut, same_number
@@ -44,7 +46,7 @@ def make(tiny_student_path, tmp_path):
     def build(names, seeds=(0,), each=3, num_examples=4, folder="out", answers=False, **settings) -> Pilot:
         lines, strategies = [], parse_strategies(names)
         rows = RSRScorer(tiny_student_path).score(Dataset.from_list(rows_of(8, 0, each)))
-        pool = Pool(rows, Columns(teacher="teacher", problem="problem_id"), strategies, num_examples)
+        pool = Pool(rows, Columns(teacher="teacher", problem="problem_id"), strategies, num_examples, min_tokens=0)
         eval_rows = Dataset.from_list(rows_of(5, 1, 1))
         held_out = HeldOut(eval_rows, "problem_id", "gold" if answers else None, same_number, max_new_tokens=4)
         args, student = PilotConfig(str(tmp_path / folder), **SETTINGS | settings), {"model": tiny_student_path}
@@ -200,7 +202,32 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(make, tmp_path):
     pilot = make(["rsr", "rsr_rescored"], seeds=(0, 1))
     cost = pilot.run(dry_run=True)
     assert cost["arms"] == 8 and cost["steps_per_arm"] == 4 and cost["seconds"] > 0
-    assert [line.split()[0] for line in pilot.lines] == ["Estimated"] and not (tmp_path / "out").exists()
+    assert [line.split()[0] for line in pilot.lines] == ["Timing", "Estimated"] and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_is_bounded_on_a_slow_machine(make, monkeypatch):
+    """Where a step, a few rows and a few tokens already take the time that there is, it does no more than these."""
+    pilot, done = make(["rsr"], answers=True), Counter()
+    pilot.held_out.max_new_tokens = 64
+    score_rows, generate, on_step_end = RSRScorer.score_rows, held_out.generate, run_module._Watch.on_step_end
+    monkeypatch.setattr(run_module, "TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr(held_out, "PROBE_SECONDS", 0.0001)
+
+    def count_rows(self, dataset, *more):
+        done["rows"] += len(dataset)
+        return score_rows(self, dataset, *more)
+
+    def count_tokens(model, tokenizer, prompts, max_new_tokens):
+        done["tokens"] += max_new_tokens
+        return generate(model, tokenizer, prompts, max_new_tokens)
+
+    monkeypatch.setattr(RSRScorer, "score_rows", count_rows)
+    monkeypatch.setattr(held_out, "generate", count_tokens)
+    monkeypatch.setattr(
+        run_module._Watch, "on_step_end", lambda *a, **k: (done.update(steps=1), on_step_end(*a, **k))[1]
+    )
+    assert pilot.run(dry_run=True)["seconds"] > 0
+    assert done == {"steps": 1, "rows": 4, "tokens": 16}
 
 
 def test_lora(make):
@@ -214,11 +241,11 @@ def test_lora(make):
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        (["rsr_rescored"], {"num_train_epochs": 1}, "re-selects every epoch: raise num_train_epochs above 1"),
-        (["rsr_rescored"], {"num_train_epochs": 2.5}, "whole epochs, got num_train_epochs=2.5"),
-        (["rsr"], {"rsr_sampling": "ordered"}, "rsr_sampling='ordered': the pilot sets this"),
+        (["rsr_rescored"], {"num_train_epochs": 1}, "re-selects every epoch: raise --num_train_epochs above 1"),
+        (["rsr_rescored"], {"num_train_epochs": 2.5}, "whole epochs, got --num_train_epochs 2.5"),
+        (["rsr"], {"rsr_sampling": "ordered"}, "--rsr_sampling ordered: the pilot sets this"),
         (["rsr"], {"folder": "taken"}, "contains files that aren't a pilot's .first: thesis.txt."),
-        (["rsr"], {"max_length": 8}, "no token to train on within max_length=8: raise it"),
+        (["rsr"], {"max_length": 8}, "no token to train on within 8 tokens: raise --max_length"),
     ],
 )
 def test_errors(make, names, options, message, tmp_path):

@@ -163,7 +163,7 @@ def test_templates_that_want_parts(template, chat_of):
 
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_ways_agree(template, chat_of):
-    """Markers, all turns at once, small conversations and turn by turn find the same spans, or say they can't."""
+    """Markers, all turns in one rendering, small conversations and turn by turn: the same spans, or none found."""
     ways = [way(chat_of(TEMPLATES[template])) for way in WAYS.values()]
     conversations = [talk.SINGLE, talk.THINK, talk.REASONING]
     conversations += [talk.with_tools(), talk.with_tools('{"a": 1, "b": "two"}')]
