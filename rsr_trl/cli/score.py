@@ -134,7 +134,7 @@ def _names(data_args: DatasetArguments, format_args: FormatArguments, student_ar
     name, config, split = data_args.source
     identity = {"files": data.source_files(name, config, split), "config": config, "split": split}
     identity["columns"] = asdict(format_args)
-    settings = {"dtype": str(scorer.student.model.dtype)[6:], "max_length": scorer.max_length}
+    settings = {"dtype": str(scorer.student.dtype)[6:], "max_length": scorer.max_length}
     settings |= {} if (template := scorer.config.chat_template_path) is None else {"chat_template_path": template}
     facts = {"command": "score", "version": __version__, "student": student_args.model_name_or_path}
     facts |= {"dataset": name, "settings": settings | scorer.config.some(OF_THE_SCORE)}

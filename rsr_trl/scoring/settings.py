@@ -3,10 +3,17 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import date
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from rsr_trl.rsr import R_MAX, RSRError, check_r_max
+
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from rsr_trl.scoring.student import Student
 
 
 # Kinds of settings.
@@ -15,9 +22,27 @@ LOADING += ("trust_remote_code",)  # all of these go to `load_model`
 OF_THE_SCORE = ("r_max", "assistant_only_loss", "logits_dtype")  # change scores by more than rounding
 # Decide no column, change it by rounding only, or show in the tokenizer.
 NEUTRAL = ("device", "device_map", "max_batch_tokens", "share_prefixes", "max_prefix_tokens", "overwrite", "day")
-NEUTRAL += ("chat_template_path",)
+NEUTRAL += ("chat_template_path", "engine")  # `RSRScorer.identity` names an engine where there is one
 # How the student reads.
 READING = ("max_batch_tokens", "logits_dtype", "share_prefixes", "max_prefix_tokens")
+# What an engine does in its own way.
+NOT_OF_AN_ENGINE = ("quantization_config", "device_map", "device", "attn_implementation", *READING)
+
+
+class Engine(Protocol):
+    """
+    Where a named student runs that isn't loaded here, as those of [`rsr_trl.integrations.vllm`]. `str` of it says in
+    what its numbers differ by definition; it is part of `rsr_student`.
+    """
+
+    def max_length(self, model_id: str) -> int:
+        """Tokens of the longest example that it takes."""
+
+    def open(self, model_id: str, tokenizer: "PreTrainedTokenizerBase", checkpoint: str, **hub) -> "Student":
+        """
+        What scores in place of a [`Student`], after a check that it is this one. `checkpoint` names its weights; `hub`
+        is the `revision`, `trust_remote_code` and `dtype` of the settings.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +69,14 @@ class ScoringConfig:
     overwrite: bool = False
     trust_remote_code: bool = False
     day: str | None = None
+    engine: Engine | None = None
 
     def __post_init__(self):
         check_r_max(self.r_max)
+        if self.engine is not None:
+            for name, value in self.some(NOT_OF_AN_ENGINE).items():
+                if value != getattr(type(self), name):
+                    raise RSRError(f"{name}={value!r} is for a student that is loaded here, not for {self.engine!r}.")
         try:
             date.fromisoformat(self.day or "2025-03-31")
         except ValueError as error:
