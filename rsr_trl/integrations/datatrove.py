@@ -12,7 +12,9 @@ import torch
 from datatrove.data import Document, DocumentsPipeline
 from datatrove.pipeline.base import PipelineStep
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
+from rsr_trl.formats import with_known_roles
 from rsr_trl.rsr import ERROR, NUM_TOKENS, RSRError, score_schema
 from rsr_trl.scoring.rows import scores_among
 from rsr_trl.scoring.scorer import RSRScorer
@@ -30,6 +32,8 @@ def as_example(document: Document) -> dict:
     if kind is None:
         return {"text": document.text}
     row = {name: given[name] for name in (kind, "tools", "chat_template_kwargs") if name in given}
+    if kind == "conversations":
+        row[kind] = with_known_roles(row[kind])
     return {**row, "completion": given.get("completion", document.text)} if kind == "prompt" else row
 
 
@@ -108,7 +112,15 @@ class ScoreRSR(PipelineStep):
         settings = dict(self.settings)
         if not {"device", "device_map"} & set(settings) and torch.cuda.device_count() > 1:
             settings["device"] = f"cuda:{rank % torch.cuda.device_count()}"  # workers of one machine share its GPUs
-        return RSRScorer(self.student, self.processing_class, **settings)
+        scorer = RSRScorer(self.student, self.processing_class, **settings)
+        shown = transformers_logging.is_progress_bar_enabled()
+        transformers_logging.disable_progress_bar()  # it would go into the logs of each task
+        try:
+            scorer.student  # noqa: B018 - loaded
+        finally:
+            if shown:
+                transformers_logging.enable_progress_bar()
+        return scorer
 
     def _score(self, scorer: RSRScorer, window: list[Document]) -> None:
         """Add the columns to these documents' metadata."""
