@@ -1,7 +1,12 @@
 import importlib.util
 import logging
+import os
 import pickle
+import signal
+import socket
+import subprocess
 import sys
+import time
 import types
 from itertools import pairwise
 from pathlib import Path
@@ -13,6 +18,7 @@ from datasets import Dataset, load_dataset
 
 from rsr_trl import RSRScorer
 from rsr_trl.cli.main import main
+from rsr_trl.data import as_trl_format
 from rsr_trl.integrations.vllm import VLLMEngine, VLLMServer
 from rsr_trl.rsr import RSRError
 
@@ -208,3 +214,33 @@ def test_an_engine_of_this_process(student, server, monkeypatch):
     np.testing.assert_allclose(theirs["rsr"][3], ours["rsr"][3], rtol=1e-5)
     with pytest.raises(RSRError, match="isn't 'other'"):
         VLLMEngine(_LLM(server, student)).max_length("other")
+
+
+@pytest.mark.slow
+def test_a_real_server(tmp_path, gsm8k_student, gsm8k_rows):
+    program = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "vllm"
+    if not program.exists():
+        pytest.skip("needs a vLLM server: make vllm")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1", "--port", str(port)]
+    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
+    with (tmp_path / "log.txt").open("w") as log:
+        command = [program, "serve", gsm8k_student, *options]
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+        try:
+            engine, deadline = VLLMServer(f"http://127.0.0.1:{port}", retries=0), time.monotonic() + 400
+            while True:
+                try:
+                    engine.max_length(gsm8k_student)
+                    break
+                except RSRError:
+                    assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
+                    time.sleep(2)
+            dataset = as_trl_format(Dataset.from_list(gsm8k_rows[:40]), as_chat=True)
+            theirs = RSRScorer(gsm8k_student, engine=engine, token_stats=True).score(dataset)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+    ours = RSRScorer(gsm8k_student, dtype="float32", token_stats=True).score(dataset)
+    np.testing.assert_allclose(theirs["rsr"], ours["rsr"], rtol=1e-4)
