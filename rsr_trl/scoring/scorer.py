@@ -59,7 +59,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_LENGTH = 32_768  # the paper's
 # Columns of the formats that SFTTrainer takes, besides the text column.
 FORMAT_COLUMNS = ("prompt", "completion", "messages", "conversations", "tools", "chat_template_kwargs")
 BATCH_ROWS = 512  # rows of an iterable dataset that are scored together
@@ -156,11 +155,7 @@ class RSRScorer:
         if self.model_id is not None:
             self._open()
             return
-        for name, value in self.config.some(LOADING).items():
-            if value and (name, value) != ("dtype", "auto"):
-                raise RSRError(f"{name}={value!r} is for loading a student by name, but a live model was given.")
-        if self.config.engine is not None:
-            raise RSRError(f"{self.config.engine!r} needs the student's name, but a live model was given.")
+        self.config.check_live()
         if processing_class is None:
             raise RSRError(
                 "Pass the student's tokenizer with a live model: RSRScorer(model, processing_class=tokenizer)."
@@ -176,16 +171,9 @@ class RSRScorer:
         self._prepare(*find_config_and_tokenizer(self.model_id, self._given_tokenizer, **hub))
 
     def _prepare(self, config: PreTrainedConfig, processing_class: PreTrainedTokenizerBase) -> None:
-        positions = num_positions(config)
-        max_length = self.config.max_length
-        if max_length is not None and max_length > positions:
-            raise RSRError(f"max_length={max_length} is beyond the student's {positions} positions. Lower it.")
-        if (engine := self.config.engine) is not None:
-            self._others.check_engine(engine)
-            positions = min(positions, engine.max_length(self.model_id))
-            if max_length is not None and max_length > positions:
-                raise RSRError(f"max_length={max_length} is beyond the {positions} tokens that {engine!r} takes.")
-        self.max_length = min(MAX_LENGTH, positions) if max_length is None else max_length
+        if self.config.engine is not None:
+            self._others.check_engine(self.config.engine)
+        self.max_length = self.config.length_for(num_positions(config), self.model_id)
         self._commit_hash = getattr(config, "_commit_hash", None)
         self.processing_class = with_chat_template(processing_class, self.config.chat_template_path)
         self.tokenize = ExampleTokenizer(

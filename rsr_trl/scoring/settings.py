@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rsr_trl.scoring.student import Student
 
 
+MAX_LENGTH = 32_768  # the paper's
 # Kinds of settings.
 LOADING = ("revision", "quantization_config", "device_map", "dtype", "device", "attn_implementation")
 LOADING += ("trust_remote_code",)  # all of these go to `load_model`
@@ -81,6 +82,23 @@ class ScoringConfig:
             date.fromisoformat(self.day or "2025-03-31")
         except ValueError as error:
             raise RSRError(f"day must be a date such as 2025-03-31, got {self.day!r}.") from error
+
+    def check_live(self) -> None:
+        """Raise `RSRError` for settings that a live student leaves nothing to do for."""
+        if self.engine is not None:
+            raise RSRError(f"{self.engine!r} needs the student's name, but a live model was given.")
+        for name, value in self.some(LOADING).items():
+            if value and (name, value) != ("dtype", "auto"):
+                raise RSRError(f"{name}={value!r} is for loading a student by name, but a live model was given.")
+
+    def length_for(self, positions: int | float, model_id: str | None) -> int:
+        """Tokens of the longest example, for a student of so many positions."""
+        if self.max_length is not None and self.max_length > positions:
+            raise RSRError(f"max_length={self.max_length} is beyond the student's {positions} positions. Lower it.")
+        most = positions if self.engine is None else min(positions, self.engine.max_length(model_id))
+        if self.max_length is not None and self.max_length > most:
+            raise RSRError(f"max_length={self.max_length} is beyond the {most} tokens that {self.engine!r} takes.")
+        return min(MAX_LENGTH, most) if self.max_length is None else self.max_length
 
     def __str__(self) -> str:
         """What isn't at its default, as arguments."""
