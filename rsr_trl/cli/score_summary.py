@@ -21,6 +21,7 @@ from rsr_trl.data import STATE_FOLDER, Columns, counted, find_columns
 from rsr_trl.report.format import number, share
 from rsr_trl.rsr import DIRECTION, RSR, SCORE_PREFIX, TOKEN_COLUMNS, RSRError
 from rsr_trl.scoring.job import Job, default_shard_rows, tokenized_sample
+from rsr_trl.scoring.loading import weight_bits
 from rsr_trl.scoring.own_text import EARLIER, LOST
 from rsr_trl.scoring.rows import count_notes, describe_notes
 from rsr_trl.scoring.scorer import RSRScorer
@@ -40,6 +41,7 @@ def finish(job: Job, args: OutputArguments, push_to_hub: str | None) -> int:
     scores, columns = _scores(job, args.teacher_column)
     result = _progress(job, args) | figures(ScoredTable.read(scores, Columns(columns.teacher)))
     result["vocab_size"] = job.scorer.student.vocab_size
+    result["weight_bits"] = weight_bits(job.scorer.model_id, job.scorer.config.revision)
     missing = {name: scores.data[name].null_count - scores.data[RSR].null_count for name in scores.column_names}
     result["undefined"] = {name: n for name, n in missing.items() if name.startswith(SCORE_PREFIX) and n}
     if push_to_hub:
@@ -114,6 +116,8 @@ def _show(out: Console, result: dict, columns: Columns) -> None:
         if "teachers" in result:
             say(out, "Teachers, most suitable first (means of their trajectories, in nats and tokens):")
             print_table(out, result["teachers"], TEACHERS, things="teacher")
+    if result["weight_bits"]:
+        say(out, f"The student has {result['weight_bits']}-bit weights: at full precision it would score differently.")
     if result["day"]:
         say(out, f"The student's chat template writes the day: {result['day']} in all of them (it is in rsr_student).")
     for line in _gaps(result):

@@ -17,7 +17,14 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_dataset
 
 from rsr_trl import data
-from rsr_trl.cli.options import DatasetArguments, FormatArguments, JsonArguments, option_parser, student_to_train
+from rsr_trl.cli.options import (
+    DatasetArguments,
+    FormatArguments,
+    GgufArguments,
+    JsonArguments,
+    option_parser,
+    student_to_train,
+)
 from rsr_trl.cli.summary import finite
 from rsr_trl.cli.tables import Column, beside, finish, given, print_table, say
 from rsr_trl.report.format import number, share
@@ -32,19 +39,27 @@ MAX_PASSES = 8  # lines of the table of scorings; JSON has them all
 
 def make_parser(prog: str | None = None) -> TrlParser:
     return option_parser(
-        (ScriptArguments, FormatArguments, RSRSFTConfig, ModelConfig, DatasetMixtureConfig, JsonArguments),
+        (
+            ScriptArguments,
+            FormatArguments,
+            RSRSFTConfig,
+            ModelConfig,
+            GgufArguments,
+            DatasetMixtureConfig,
+            JsonArguments,
+        ),
         prog,
         __doc__,
     )
 
 
-def main(script_args, format_args, training_args: RSRSFTConfig, model_args, mixture_args, json_args) -> int:
+def main(script_args, format_args, training_args: RSRSFTConfig, model_args, gguf, mixture_args, json_args) -> int:
     if json_args.json:
         training_args.disable_tqdm = True
     # The trainer's progress and logs are for people, who read standard error: a pipe gets data and nothing else.
     with redirect_stdout(sys.stderr):
         checkpoint = _checkpoint(training_args)
-        student = student_to_train(model_args, training_args)
+        student = student_to_train(model_args, training_args, gguf)
         train_dataset, eval_dataset = _load(script_args, format_args, training_args, mixture_args)
         trainer = RSRSFTTrainer(args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset, **student)
         if json_args.json:

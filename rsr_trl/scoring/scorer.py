@@ -23,13 +23,8 @@ from datasets.formatting.formatting import LazyBatch, LazyRow
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rsr_trl.rsr import RSRError, score_schema
-from rsr_trl.scoring.fingerprint import (
-    DEFINITION,
-    checkpoint_fingerprint,
-    student_fingerprint,
-    tokenizer_fingerprint,
-)
-from rsr_trl.scoring.loading import find_config_and_tokenizer, load_model, with_chat_template
+from rsr_trl.scoring.fingerprint import DEFINITION, checkpoint_fingerprint, student_fingerprint, tokenizer_fingerprint
+from rsr_trl.scoring.loading import find_config_and_tokenizer, load_model, student_name, with_chat_template
 from rsr_trl.scoring.passes import OtherScores
 from rsr_trl.scoring.rows import (
     TokenBar,
@@ -79,11 +74,13 @@ class RSRScorer:
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Student: hub id or path (a PEFT adapter's too), loaded when first needed; or a live model, which is left as
-            it is (train mode, gradients, random state).
+            Student: hub id or path (a PEFT adapter's or GGUF file's too), loaded when first needed; or a live model,
+            which is left as it is (train mode, gradients, random state).
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The student's tokenizer. Required with a live model.
         revision (`str`, *optional*): Branch, tag or commit of the hub repository.
+        gguf_file (`str`, *optional*):
+            The `.gguf` file in that folder or repository to read the student, tokenizer and chat template from.
         quantization_config (*optional*): As `from_pretrained` takes it.
         device_map (`str` or `dict`, *optional*): Spread the student over devices.
         max_length (`int`, *optional*):
@@ -134,6 +131,9 @@ class RSRScorer:
         processing_class: PreTrainedTokenizerBase | None = None,
         **settings,
     ):
+        self.model_id = None
+        if isinstance(model, (str, os.PathLike)):
+            self.model_id = student_name(os.fspath(model), settings.pop("gguf_file", None))
         self.config = ScoringConfig(**settings)
         if self.config.day is None:
             self.config = replace(self.config, day=str(date.today()))
@@ -141,7 +141,6 @@ class RSRScorer:
         self._others = OtherScores(self.config.scores)
         self.scores = self._others.names
         self.schema = score_schema(self.token_stats, self._others.functions)
-        self.model_id = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
         self._given_tokenizer = processing_class
         self._weights: tuple[object, str] | None = None  # their version and their hash
         self._fingerprint: tuple[object, str] | None = None  # the chat template and the fingerprint
