@@ -101,21 +101,28 @@ def _dataset(data_args: DatasetArguments, format_args: FormatArguments, streamin
 
 def _names(data_args: DatasetArguments, format_args: FormatArguments, scorer) -> tuple:
     """What names the data, for the manifest; and what the card says of the result."""
-    from rsr_trl import __version__, data
-    from rsr_trl.scoring.loading import weight_bits
-    from rsr_trl.scoring.scores import SCORES
-    from rsr_trl.scoring.settings import OF_THE_SCORE
+    from rsr_trl import data
 
     name, config, split = data_args.source
     identity = {"files": data.source_files(name, config, split), "config": config, "split": split}
     identity["columns"] = asdict(format_args)
+    return identity, facts_of(scorer, name)
+
+
+def facts_of(scorer, dataset_name: str) -> dict:
+    """What the card says of a dataset that this scorer has scored."""
+    from rsr_trl import __version__
+    from rsr_trl.scoring.loading import weight_bits
+    from rsr_trl.scoring.scores import SCORES
+    from rsr_trl.scoring.settings import OF_THE_SCORE
+
     settings = {"dtype": str(scorer.student.model.dtype)[6:], "max_length": scorer.max_length}
     settings |= {} if (template := scorer.config.chat_template_path) is None else {"chat_template_path": template}
     bits = weight_bits(scorer.model_id, scorer.config.revision)
     settings |= {} if bits is None else {"weights": f"{bits}-bit"}
-    facts = {"command": "score", "version": __version__, "student": scorer.model_id}
-    facts |= {"dataset": name, "settings": settings | scorer.config.some(OF_THE_SCORE)}
-    return identity, facts | {"scores": {name: SCORES[name].prefer for name in scorer.scores}}
+    facts = {"command": "score", "version": __version__, "student": scorer.model_id, "dataset": dataset_name}
+    facts |= {"settings": settings | scorer.config.some(OF_THE_SCORE)}
+    return facts | {"scores": {name: SCORES[name].prefer for name in scorer.scores}}
 
 
 def share_of(shard: str | None) -> tuple[int, int]:

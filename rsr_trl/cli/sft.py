@@ -159,11 +159,11 @@ def _summarize(trainer: RSRSFTTrainer, checkpoint: str | None) -> dict:
         "score_threshold": trainer.args.rsr_score_threshold,
         "history": str(history),
         "direction": DIRECTION,
-        "passes": _passes(history),
+        "passes": passes_of(history),
     }
 
 
-def _passes(history: Path) -> list[dict]:
+def passes_of(history: Path) -> list[dict]:
     """Each scoring of the run beside the first one of the same rows: a later one may be of a part of them only."""
     passes, first = [], None
     for path in sorted(history.glob("step-*.parquet")):
@@ -191,8 +191,13 @@ def _next_words(dataset: Dataset, args: ScriptArguments, format_args, output_dir
 
 
 def _show(out: Console, result: dict) -> None:
-    passes = result["passes"]
     say(out, _what_it_trained_on(result), f"\nTrained {result['steps']:,} steps")
+    show_passes(out, result["passes"])
+    say(out, f"All scores of every row: {result['history']}")
+
+
+def show_passes(out: Console, passes: list[dict]) -> None:
+    """The scorings of a run, as [`passes_of`] gives them."""
     say(out, f"RSR of the trajectories as the student changed ({DIRECTION}):")
     columns = (
         Column("step", lambda one: f"{one['step']:,}{' (while training)' if one['kind'] == 'online' else ''}"),
@@ -212,7 +217,6 @@ def _show(out: Console, result: dict) -> None:
             "Scores before and after training are of two different students: only your own task shows which one "
             "solves more.",
         )
-    say(out, f"All scores of every row: {result['history']}")
 
 
 def _what_it_trained_on(result: dict) -> str:

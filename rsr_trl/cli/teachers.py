@@ -73,7 +73,7 @@ def main(data_args: DatasetArguments, format_args: FormatArguments, student_args
         result, show = _race(dataset, student_args.scorer(), columns, args)
     else:
         scored = student_args.scorer().score(dataset) if with_student else dataset
-        result, show = _rank(scored, columns, args, source)
+        result, show = rank(scored, columns, args, source)
     if args.csv:
         writer = csv.DictWriter(sys.stdout, list(result["table"][0]), lineterminator="\n")
         writer.writeheader()
@@ -104,7 +104,7 @@ def _contradictions(args: TeachersArguments, with_student: bool, in_rounds: bool
         yield f"--max_trajectories {on_rounds}, --goal best or order."
 
 
-def _rank(scored, columns, args: TeachersArguments, source: str) -> tuple:
+def rank(scored, columns, args: TeachersArguments, source: str) -> tuple:
     """The ranking for programs, and how to show it."""
     from rsr_trl.data import is_selection
     from rsr_trl.selection.table import ScoredTable
