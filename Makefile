@@ -1,6 +1,6 @@
 # One .venv for everything, made on first use from the versions in constraints.txt, and made again when they change.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench
+.PHONY: help setup demo test test-all lint format bench gpu docs
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -36,6 +36,13 @@ format: $(STAMP) ## fix style
 
 bench: $(STAMP) ## benchmark this machine: tokens/s and memory against the reference
 	@$(BIN)/python -m benchmarks.bench $(ARGS)
+
+# On a machine that is lent for minutes there is no .venv: its own Python does.
+gpu: ## test and measure on a GPU, in at most 8 minutes
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)
+
+docs: $(STAMP) ## write the API reference from the docstrings to docs/api
+	@$(BIN)/python docs/make_api.py
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

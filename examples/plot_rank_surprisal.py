@@ -3,7 +3,7 @@
 Both axes are logarithmic, so trajectories of equal RSR lie on one diagonal: the lower the diagonal, the more suitable.
 By default it draws what `rsr demo` has scored; any dataset with the columns `teacher` and `problem_id` does.
 
-    python examples/plot_rank_surprisal.py [--dataset_name demo_output/scored] [--output docs/images/rank_surprisal.png]
+    python examples/plot_rank_surprisal.py --dataset_name demo_output/scored --output docs/images/rank_surprisal.png
 """
 
 import argparse

@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from huggingface_hub import DatasetCard, DatasetCardData
 
 from rsr_trl import formats
 from rsr_trl.formats import READERS, as_booleans, chats_as_text, holds_rows, reader_of, types_of_all_rows
-from rsr_trl.rsr import CITATION, SCORE_COLUMNS, RSRError
+from rsr_trl.rsr import CITATION, SCORE_COLUMNS, RSRError, did_you_mean
 
 
 FORMAT_COLUMNS = ("prompt", "completion", "messages", "conversations", "text")  # the names that SFTTrainer looks for
@@ -157,8 +156,7 @@ def read_table(dataset: Dataset, names: Iterable[str | None], option: str | None
     wanted = list(dict.fromkeys(name for name in names if name is not None))
     for name in wanted:
         if name not in dataset.column_names:
-            close = get_close_matches(name, dataset.column_names, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(name, dataset.column_names)
             if name in SCORE_COLUMNS:
                 hint = " Score it first with RSRScorer(student).score(dataset) or `rsr score`."
             what = f"{option}: the dataset" if option else "The dataset"
@@ -184,13 +182,14 @@ class Columns:
         return [name for name in (self.teacher, self.problem, self.correct) if name is not None]
 
 
-def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
+def find_columns(dataset: Dataset, asked: Columns | None = None, needed: Iterable[str] = ()) -> Columns:
     """
     The columns of teacher, problem and correctness: those asked for, else well-known ones that can be used.
 
     A column of problems can be used if it names two or more, and some problem is in several rows; neither it nor that
     of teachers may have nulls; a column of correctness holds booleans. In `asked`, `"none"` means that no column is to
-    be taken; `RSRError` for a name that isn't a column.
+    be taken. `RSRError` for a name that isn't a column, or if one that is `needed` (`"teacher"`, `"problem"`) isn't
+    found.
     """
     asked, notes = asked or Columns(), []
 
@@ -221,12 +220,17 @@ def find_columns(dataset: Dataset, asked: Columns | None = None) -> Columns:
         return False
 
     problems = ("problem_id", "question_id", "prompt_id", "problem", "question", "prompt")
-    return Columns(
+    found = Columns(
         teacher=find("teacher_column", asked.teacher, ("teacher",), names_groups),
         problem=find("problem_column", asked.problem, problems, names_problems),
         correct=find("correctness_column", asked.correct, ("correct", "is_correct"), says_true_or_false),
         notes=notes,
     )
+    if missing := [name for name in needed if vars(found)[name] is None]:
+        raise RSRError(
+            f"No column of {missing[0]}s was found: pass {missing[0]}_column. Columns are {dataset.column_names}."
+        )
+    return found
 
 
 def as_trl_format(
@@ -271,7 +275,8 @@ def as_trl_format(
         for part in [column] if column in columns or target != "prompt" else column.split(","):
             if part not in columns:
                 raise RSRError(
-                    f"{target}_column={part!r}: the dataset has no such column. It has: {', '.join(columns)}."
+                    f"{target}_column={part!r}: the dataset has no such column.{did_you_mean(part, columns)} It has: "
+                    f"{', '.join(columns)}."
                 )
     if prompt_column is not None and prompt_column not in columns:
         dataset, columns = formats.join_columns(dataset, prompt_column), [*columns, prompt_column]
@@ -374,8 +379,7 @@ def check_output_dir(output_dir: str | Path, overwrite: bool = False) -> None:
     found = sorted(file.name for file in output_dir.glob("*"))
     if found and not overwrite:
         raise RSRError(
-            f"{str(output_dir)!r} isn't empty. Choose another output_dir, or replace it with --overwrite "
-            "(overwrite=True in Python)."
+            f"{str(output_dir)!r} isn't empty. Choose another output_dir, or replace it with overwrite=True."
         )
     foreign = [name for name in found if name not in ("README.md", DATA_FOLDER, STATE_FOLDER)]
     inside = output_dir.glob(f"{DATA_FOLDER}/*")
@@ -421,6 +425,13 @@ def write_scored(
 def examples(names: list, limit: int = 5, show: Callable = repr) -> str:
     """A few of `names` for a message."""
     return ", ".join(map(show, names[:limit])) + (", ..." if len(names) > limit else "")
+
+
+def duration(seconds: float) -> str:
+    """`40 seconds`, `5 minutes`, `2.5 hours`."""
+    if seconds >= 5400:
+        return f"{seconds / 3600:,.1f} hours"
+    return counted(round(seconds / 60), "minute") if seconds >= 90 else counted(max(1, round(seconds)), "second")
 
 
 def counted(number: int, thing: str) -> str:

@@ -10,6 +10,7 @@ stored ranks can be clipped again at another value. Surprisals are in nats. Sums
 """
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from numbers import Real
 
 import numpy as np
@@ -19,6 +20,13 @@ from numpy.typing import ArrayLike
 
 class RSRError(ValueError):
     """A message for people: what was found and what to do. The command line prints it alone, without a traceback."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a `word` that isn't `known`: what was probably meant, if anything."""
+    near = [name for name in known if len(word) > 2 and name.startswith(word)]
+    near = near or get_close_matches(word, known, n=1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 # Of the paper whose equations these are, as BibTeX: what the README, cards and reports say.

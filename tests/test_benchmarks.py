@@ -5,8 +5,10 @@ import math
 import re
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from benchmarks import gpu
 from benchmarks import pretrain_demo_student as pretraining
 from benchmarks.bench import main as measure
 from benchmarks.bench import make_parser
@@ -34,6 +36,19 @@ def test_ways_ratios_and_memory(capsys):
     first = measured["seconds"]["rsr_trl"][0] / measured["seconds"]["floor"][0]
     assert any(ratio == pytest.approx(first) for ratio in measured["time_ratio"]["floor"])
     assert set(measured["peak_bytes_above_weights"]) == set(measured["seconds"])
+
+
+@pytest.mark.slow
+def test_the_run_for_a_gpu_goes_through_in_small(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "PARTS", dict.fromkeys(gpu.PARTS, 300))
+    parts = ["scoring-0.6b", "prefixes-8b", "trainer"]  # the head's would compile: tests/scoring has the folds
+    gpu.run_all(tmp_path, toy=True, parts=[*parts, "tests-scoring"], minutes=20)
+    rows = json.loads((tmp_path / "results.json").read_text())
+    found = {part: {row["way"] for row in rows if row["part"] == part} for part in parts}
+    assert found["scoring-0.6b"] == {"rsr_trl", "moments", "TRL fused", "floor"}
+    assert found["prefixes-8b"] == {"shared", "floor"}
+    assert found["trainer"] == {"sft", "no", "online", "rescore", "bare"}
+    assert "skipped" in capsys.readouterr().out or torch.cuda.is_available()
 
 
 @pytest.mark.slow

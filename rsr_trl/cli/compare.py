@@ -11,7 +11,7 @@ from rich.text import Text
 from trl import TrlParser
 
 from rsr_trl.cli.options import ColumnArguments, DatasetArguments, JsonArguments, option, option_parser
-from rsr_trl.cli.tables import Column, finish, print_table, say
+from rsr_trl.cli.tables import Column, finish, print_table, say, say_notes
 from rsr_trl.report.format import label, number, percent
 from rsr_trl.rsr import DIRECTION, RSRError
 
@@ -25,10 +25,12 @@ class CompareArguments(JsonArguments, ColumnArguments):
 
     _argument_group_name = "comparison"
 
-    scores: str | None = option("Scores to compare, such as surprisal,length; by default all in the dataset.", None)
-    own_scores: str | None = option("Your own columns, each with its more suitable end: quality:high,cost:low.", None)
+    scores: str | None = option("Scores to compare, such as surprisal,length. Default: all in the dataset.", None)
+    own_scores: str | None = option("Your own columns, each with its better end, such as quality:high,cost:low.", None)
     keep_per_group: int = option("How many trajectories each score chooses per problem.", 1)
-    keep_fraction: float | None = option("Let each score choose this share of all, in (0, 1], not per problem.", None)
+    keep_fraction: float | None = option(
+        "Fraction in (0, 1] of all trajectories that each score chooses, instead of choosing per problem.", None
+    )
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -48,8 +50,7 @@ def main(data_args: DatasetArguments, args: CompareArguments) -> None:
 
     def show(out: Console) -> None:
         _show(out, comparison)
-        for note in [*comparison.notes, *([SELECTED] if is_selection(source) else [])]:
-            say(out, f"Note: {note}")
+        say_notes(out, [*comparison.notes, *([SELECTED] if is_selection(source) else [])])
 
     next_words = ["rsr", "select", "--dataset_name", source, *comparison.rule.split(), "--output_dir", "OUT"]
     finish(args.json, {"direction": DIRECTION, **comparison.to_dict()}, show, next_words)

@@ -5,10 +5,12 @@ A new command is a file `rsr_trl/cli/<name>.py` and its line in `COMMANDS`. As T
 `main(*dataclasses)`, which does the work and imports what it needs. A message for people is an `RSRError`.
 """
 
+import logging
 import os
 import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 
 import rsr_trl
@@ -73,6 +75,8 @@ def _main(argv: list[str]) -> int:
     for name, purpose in COMMANDS.items():
         commands.add_parser(name, help=purpose, add_help=False)
     # Only the first word is ours: the rest belongs to the command's own parser.
+    if argv and argv[0] not in (*COMMANDS, "-h", "--help", "--version"):
+        parser.error(_no_command(argv[0]))
     name = parser.parse_args(argv[:1]).command
     if name is None:
         parser.print_help()
@@ -92,12 +96,33 @@ def _main(argv: list[str]) -> int:
         return 1
 
 
+def _no_command(word: str) -> str:
+    from rsr_trl.rsr import did_you_mean
+
+    if word.startswith("-"):
+        return f"name a command before its options: rsr <command> {word} ... Commands: {', '.join(COMMANDS)}."
+    return f"there is no command {word!r}.{did_you_mean(word, COMMANDS)} Commands: {', '.join(COMMANDS)}."
+
+
 def _run(name: str, argv: Sequence[str]) -> int:
-    from rsr_trl.cli.options import parse
+    from rsr_trl.cli import tables
+    from rsr_trl.cli.options import as_options, parse
+    from rsr_trl.rsr import RSRError
 
     command = import_module(f"rsr_trl.cli.{name}")
     parser = command.make_parser(prog=f"rsr {name}")
-    return command.main(*parse(parser, argv)) or 0
+    # Messages of the package are written for Python: here they name the options of this command.
+    tables.in_options = partial(as_options, parser=parser)
+    warnings = logging.StreamHandler()
+    warnings.format = lambda record: tables.in_options(record.getMessage())
+    logging.getLogger("rsr_trl").addHandler(warnings)
+    try:
+        return command.main(*parse(parser, argv)) or 0
+    except RSRError as error:
+        error.args = (tables.in_options(str(error)),)
+        raise
+    finally:
+        logging.getLogger("rsr_trl").removeHandler(warnings)
 
 
 def _forget_unread() -> bool:

@@ -4,9 +4,10 @@ Each is declared once. Names are those of `trl sft` where it has them. TRL's own
 aren't used for scoring: most of their options (LoRA, test split, streaming) would be accepted here and do nothing.
 """
 
-import difflib
 import os
-from argparse import SUPPRESS, Action, HelpFormatter
+import re
+import shlex
+from argparse import SUPPRESS, Action, ArgumentError, HelpFormatter
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
@@ -15,12 +16,16 @@ from typing import Any, Literal
 from trl import TrlParser
 
 from rsr_trl.cli.tables import without_bars
-from rsr_trl.rsr import RSRError
+from rsr_trl.rsr import RSRError, did_you_mean
 
 
-def option(help: str, default: Any = MISSING) -> Any:
-    """A field that is an option of a command, required without a default."""
-    return field(default=default, metadata={"help": help})
+# The options that every command has come first where several may be meant.
+COMMON = ("--model_name_or_path", "--dataset_name", "--output_dir")
+
+
+def option(help: str, default: Any = MISSING, *aliases: str) -> Any:
+    """A field that is an option of a command, required without a default. `aliases` are other spellings."""
+    return field(default=default, metadata={"help": help, "aliases": list(aliases)})
 
 
 @dataclass
@@ -30,15 +35,20 @@ class DatasetArguments:
     _argument_group_name = "dataset"
 
     dataset_name: str = option(
-        "A .jsonl, .json, .csv or .parquet file (or in .gz), a folder of them or from `save_to_disk`, or a dataset's "
+        "A .jsonl, .json, .csv or .parquet file (may be compressed), a folder of them or from `save_to_disk`, or a "
         "Hub id."
     )
     dataset_config: str | None = option("Configuration of the dataset, if it has several.", None)
-    dataset_split: str = option("Split to read; slices such as 'train[:100]' work, except of `save_to_disk`.", "train")
+    dataset_train_split: str = option(
+        "Split to read, as in `trl sft` (or --dataset_split). Slices such as 'train[:100]' work, except for "
+        "`save_to_disk` folders.",
+        "train",
+        "--dataset_split",
+    )
 
     @property
     def source(self) -> tuple[str, str | None, str]:
-        return self.dataset_name, self.dataset_config, self.dataset_split
+        return self.dataset_name, self.dataset_config, self.dataset_train_split
 
     def load(self, streaming: bool = False):
         from rsr_trl import data
@@ -52,15 +62,15 @@ class FormatArguments:
 
     _argument_group_name = "columns"
 
-    prompt_column: str | None = option(
-        "Column with the prompt, if not `prompt`; instruction,input joins the texts of two.", None
-    )
+    prompt_column: str | None = option("Column with the prompt, if not `prompt`; instruction,input joins two.", None)
     completion_column: str | None = option("Column with the trajectory, if not `completion`.", None)
     messages_column: str | None = option("Column with whole conversations, if not `messages`.", None)
-    system_prompt: str | None = option("System message to put before every chat.", None)
-    system_column: str | None = option("Column with each row's own system message, to put before its chat.", None)
+    system_prompt: str | None = option("System message to prepend to every chat.", None)
+    system_column: str | None = option("Column with each row's own system message, to prepend to its chat.", None)
     as_chat: bool = option(
-        "Wrap a plain-text prompt and completion into user and assistant messages, for an instruct student.", False
+        "Turn plain-text prompts and completions into user and assistant messages, so that the student's chat "
+        "template is applied. Use it for instruct students.",
+        False,
     )
 
 
@@ -68,20 +78,24 @@ class FormatArguments:
 class TeacherArguments:
     """Who wrote a trajectory."""
 
-    teacher_column: str | None = option("Column with teacher names; by default `teacher`; none: use no column.", None)
+    teacher_column: str | None = option("Column with teacher names. Default: `teacher`; none for no column.", None)
+
+
+PROBLEM_HELP = (
+    "Column that identifies the problem (--problem_column and --group_column are the same option). Default: the first "
+    "of problem_id, question_id, prompt_id, problem, question, prompt in which values repeat; none for no column."
+)
 
 
 @dataclass
 class ColumnArguments(TeacherArguments):
     """Who wrote a trajectory, which problem it answers and whether it is right: for [`~rsr_trl.data.find_columns`]."""
 
-    problem_column: str | None = option(
-        "Column that names the problem; by default problem_id, question_id, prompt_id, problem, question or prompt, "
-        "the first in which values repeat; none: use no column.",
-        None,
-    )
+    problem_column: str | None = option(PROBLEM_HELP, None, "--group_column")
     correctness_column: str | None = option(
-        "Boolean column; by default `correct` or `is_correct`; none: use no column.", None
+        "Boolean column that says whether a trajectory is correct. Default: `correct` or `is_correct`; none for no "
+        "column.",
+        None,
     )
 
     def columns(self, dataset):
@@ -95,7 +109,7 @@ class ColumnArguments(TeacherArguments):
 class ScoreArguments:
     """What orders trajectories."""
 
-    score: str = option("Score to order by: one in the dataset, or a numeric column.", "rsr")
+    score: str = option("Score to rank by: a score in the dataset or any numeric column.", "rsr")
     prefer: Literal["low", "high"] | None = option(
         "Whether low or high is better. Defaults to the score's own direction (RSR: low); required for your own "
         "columns.",
@@ -118,8 +132,10 @@ class OutputArguments(TeacherArguments, JsonArguments):
 
     _argument_group_name = "output"
 
-    output_dir: str = option("Output folder; it must not exist yet or must be empty.")
-    overwrite: bool = option("Replace the output of an earlier run (rsr score: scores in the dataset too).", False)
+    output_dir: str = option("Output folder; must not exist or be empty.")
+    overwrite: bool = option(
+        "Replace the output of an earlier run (rsr score: also scores that the dataset already has).", False
+    )
 
 
 GGUF_FILE = (  # of the two classes below
@@ -151,28 +167,32 @@ class StudentArguments:
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
         "Dtype to load the student in; `auto` uses the checkpoint's dtype.", "auto"
     )
-    device: str | None = option("Device, such as cuda:1 or cpu; by default the best available.", None)
-    device_map: str | None = option("Spread the student over several devices; `auto` chooses how.", None)
+    device: str | None = option("Device, such as cuda:1 or cpu. Default: the best available.", None)
+    device_map: str | None = option("Split the student across devices, such as `auto`.", None)
     attn_implementation: str | None = option("Attention implementation, such as flash_attention_2.", None)
     load_in_8bit: bool = option("Load the student in 8 bits (needs bitsandbytes).", False)
     load_in_4bit: bool = option("Load the student in 4 bits (needs bitsandbytes).", False)
     bnb_4bit_quant_type: Literal["nf4", "fp4"] = option("4-bit quantization type.", "nf4")
     use_bnb_nested_quant: bool = option("Quantize the 4-bit constants too.", False)
     max_length: int | None = option(
-        "Truncate longer examples to this many tokens; by default 32768, or the student's positions if fewer.", None
+        "Truncate examples to this many tokens. Default: 32768, or the student's positions if fewer.", None
     )
     r_max: int = option("Clip ranks at this value (the paper's is 100).", 100)
-    max_batch_tokens: int | None = option("Tokens per batch, padding included: fewer need less memory.", None)
-    token_stats: bool = option("Keep rank and surprisal of every token.", False)
+    max_batch_tokens: int | None = option("Tokens per batch, including padding. Lower it if memory runs out.", None)
+    share_prefixes: bool = option("Read what several trajectories begin with only once.", True)
+    max_prefix_tokens: int | None = option(
+        "Longest prefix to share; it stays in memory. Default: bounded by the memory that batches take.", None
+    )
+    token_stats: bool = option("Also store the rank and surprisal of every token.", False)
     scores: str | None = option(
         "Other scores to add, such as surprisal,rank,entropy; `all` for every score available from the same pass "
         "(see docs/scores.md).",
         None,
     )
-    assistant_only_loss: bool = option("Render chats as SFTTrainer does with assistant_only_loss=True.", False)
+    assistant_only_loss: bool = option("Render chats as `trl sft --assistant_only_loss` does.", False)
     chat_template_path: str | None = option(
-        "Chat template to use instead of the student's own, as in `trl sft`: a .jinja file, or a tokenizer's folder "
-        "or Hub id.",
+        "Chat template to use instead of the student's own, as in `trl sft`: a .jinja file, or the folder or Hub id "
+        "of a tokenizer.",
         None,
     )
 
@@ -187,7 +207,8 @@ class StudentArguments:
             device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"  # a GPU for each process
         check_student_exists(self.model_name_or_path)
         same = ("device_map", "max_length", "dtype", "attn_implementation", "r_max", "token_stats", "max_batch_tokens")
-        same += ("assistant_only_loss", "trust_remote_code", "chat_template_path", "gguf_file")
+        same += ("assistant_only_loss", "trust_remote_code", "chat_template_path", "share_prefixes")
+        same += ("max_prefix_tokens", "gguf_file")
         return RSRScorer(
             self.model_name_or_path,
             revision=self.model_revision,
@@ -255,9 +276,22 @@ class _HelpFormatter(HelpFormatter):
         return action.help if silent else f"{action.help} (default: %(default)s)"
 
 
+class _Parser(TrlParser):
+    """TRL's parser with errors that say what was meant, by the spelling of an option that `--help` shows."""
+
+    def error(self, message: str) -> None:
+        super().error(re.sub(r"^argument (--\w+)\S*", r"\1", message))
+
+    def _check_value(self, action: Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            choices = list(map(str, action.choices))
+            meant = did_you_mean(str(value), choices)
+            raise ArgumentError(action, f"{str(value)!r} is none of {', '.join(choices)}.{meant}")
+
+
 def option_parser(dataclass_types: Sequence[type], prog: str | None, description: str) -> TrlParser:
     """TRL's parser over `dataclass_types`, in which a shortened option is an error like any other misspelt one."""
-    parser = TrlParser(
+    parser = _Parser(
         dataclass_types,
         prog=prog,
         description=description,
@@ -277,28 +311,99 @@ def parse(parser: TrlParser, argv: Sequence[str]) -> tuple:
     An option that doesn't exist, on the command line or in the file, ends the process with what was probably meant.
     Where a program reads the output, progress bars are switched off.
     """
-    # TrlParser knows `--config FILE` only as two words.
     argv = [word for item in argv for word in (item.split("=", 1) if item.startswith("--config=") else [item])]
-    if argv and argv[-1] == "--config":
-        parser.error("--config needs a file.")
+    config = {}
+    if "--config" in argv:
+        place = argv.index("--config")
+        if place + 1 == len(argv):
+            parser.error("--config needs a file.")
+        config = _read_config(parser, argv[place + 1])
+        argv = argv[:place] + argv[place + 2 :]
     # Before anything else is checked: "--model_name_or_path is required" doesn't help who has misspelt it.
-    known = {"--config", *parser._option_string_actions}
+    known = parser._option_string_actions
     _refuse(parser, "", [word for word in argv if word.startswith("--") and word.split("=")[0] not in known])
-    *values, in_file, on_line = parser.parse_args_and_config(
-        argv, return_remaining_strings=True, separate_remaining_strings=True
-    )
-    _refuse(parser, " in the config file", in_file[::2])
-    _refuse(parser, "", on_line)
+    _refuse(parser, " in the config file", parser.set_defaults_with_config(**config)[::2])
+    try:
+        *values, left = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True)
+    except ValueError as error:  # of the dataclasses of TRL and transformers, about options that don't go together
+        raise RSRError(str(error)) from error
+    _refuse(parser, "", left)
     if any(vars(value).get(name) for value in values for name in ("json", "csv")):
         without_bars()
     return tuple(values)
 
 
+def _read_config(parser: TrlParser, path: str) -> dict:
+    """The options in a YAML file, by the parser's names for them; `env` goes to the environment, as in TRL."""
+    import yaml
+
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        parser.error(f"--config {path}: {error.strerror}.")
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        parser.error(f"--config {path} isn't valid YAML: {error}")
+    if not isinstance(config, dict):
+        parser.error(f"--config {path} must hold options, one per line, such as `output_dir: scored`.")
+    os.environ.update({name: str(value) for name, value in (config.pop("env", None) or {}).items()})
+    values = {}
+    for name, value in config.items():
+        action = parser._option_string_actions.get(f"--{name}")
+        if action is not None:
+            name, value = action.dest, _as_on_the_line(action, value)
+            if value is not None:
+                try:
+                    parser._check_value(action, value)
+                except ArgumentError as error:
+                    parser.error(str(error))
+        values[name] = value
+    return values
+
+
+def _as_on_the_line(action: Action, value: Any) -> Any:
+    """A value of a YAML file where the command line has a text: lists with commas, mappings as `name:value` pairs."""
+    if value is False and "no" in (action.default, *(action.choices or ())):
+        return "no"  # which YAML takes for a truth value
+    if action.nargs == "+":
+        return value if isinstance(value, list) else [value]
+    if action.type is str and isinstance(value, dict):
+        value = [f"{name}:{one}" for name, one in value.items()]
+    if action.type is str and isinstance(value, list):
+        return ",".join(map(str, value))
+    return value
+
+
 def _refuse(parser: TrlParser, where: str, words: list[str]) -> None:
     """End the process with a usage error if there are `words` that the parser doesn't know."""
+    options = parser._option_string_actions
+    known = [name[2:] for name in (*filter(options.get, COMMON), *options)]
     hints = []
     for word in words:
-        near = difflib.get_close_matches(word.split("=")[0], parser._option_string_actions, n=1)
-        hints.append(f"{word} (did you mean {near[0]}?)" if near else word)
+        meant = did_you_mean(word.split("=")[0][2:], known) if word.startswith("--") else ""
+        hints.append(f"{word} ({meant[1:].replace('Did you mean ', 'did you mean --')})" if meant else word)
     if hints:
         parser.error(f"unknown option{where}: {', '.join(hints)}")
+
+
+def as_options(text: str, parser: TrlParser) -> str:
+    """
+    A message for Python, where arguments are `name=value`, in the words of the command line: `--name value`. What it
+    says of Python alone, in brackets, goes.
+    """
+    names = {spelling[2:] for spelling in parser._option_string_actions}
+
+    def option_of(match: re.Match) -> str:
+        name, value = match[1], match[2]
+        if name not in names or ("_" not in name and value is None):
+            return match[0]
+        if value in (None, "True"):
+            return f"--{name}"
+        return f"--{name} {shlex.quote(value[1:-1] if value[0] in QUOTES else value)}"
+
+    text = re.sub(r" \((?:in )?Python: (?:[^()]|\([^()]*\))*\)", "", text)
+    return re.sub(_ARGUMENT, option_of, text)
+
+
+QUOTES = "'\""
+# A name by itself or with its value, but not inside quotes or a dotted name, nor as a function that is called.
+_ARGUMENT = re.compile(r"""(?<![\w\-.'"`/])([a-z]\w*)(?:=('[^']*'|"[^"]*"|[\w/+-]+(?:[.,]\w+)*))?(?![\w='"`(/])""")

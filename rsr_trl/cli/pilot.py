@@ -15,7 +15,7 @@ from rich.console import Console
 from trl import ModelConfig, TrlParser
 
 from rsr_trl import data
-from rsr_trl.cli import options
+from rsr_trl.cli import options, score_summary
 from rsr_trl.cli.options import (
     DatasetArguments,
     FormatArguments,
@@ -24,7 +24,7 @@ from rsr_trl.cli.options import (
     TeacherArguments,
     option,
 )
-from rsr_trl.cli.tables import Column, console, finish, print_table, say, without_bars
+from rsr_trl.cli.tables import Column, console, finish, print_table, say, say_notes, without_bars
 from rsr_trl.pilot.config import PilotConfig
 from rsr_trl.pilot.held_out import HeldOut, check_apart, load_checker
 from rsr_trl.pilot.run import RESULT, SCORED, Pilot, check_folder, leave
@@ -49,30 +49,28 @@ class PilotArguments(TeacherArguments, JsonArguments):
     _argument_group_name = "pilot"
 
     eval_dataset_name: str = option(
-        "The held-out problems, as --dataset_name: prompts with references (completion), with answers, or both."
+        "Held-out problems, as --dataset_name: prompts with references (completion), with answers, or both."
     )
     eval_dataset_config: str | None = option("Configuration of the held-out dataset, if it has several.", None)
     eval_dataset_split: str = option("Split of the held-out dataset.", "train")
     strategies: list[str] | None = option(
-        "Strategies to compare; by default rsr surprisal length random. Others: rank, rsr_rescored (re-selects every "
+        "Strategies to compare. Default: rsr surprisal length random. Others: rank, rsr_rescored (re-selects every "
         "epoch), COLUMN:low, COLUMN:high; the suffix _ordered trains in order of the score. Controls are added "
         "automatically.",
         None,
     )
-    num_seeds: int = option("Trainings per strategy; with fewer than 3, results are about these runs only.", 3)
-    num_examples: int | None = option("Trajectories per arm; by default half of the problems, at most 128.", None)
-    num_tokens: int | None = option("Scored tokens per arm, instead of --num_examples.", None)
-    group_column: str | None = option(
-        "Column that names the problem; by default a well-known one; none: choose from all trajectories.", None
-    )
-    answer_column: str | None = option("Column of the held-out set with the true answer, by default `gold`.", None)
+    num_seeds: int = option("Trainings per strategy. With fewer than 3, results hold for these runs only.", 3)
+    num_examples: int | None = option("Trajectories per training. Default: half of the problems, at most 128.", None)
+    num_tokens: int | None = option("Scored tokens per training, instead of --num_examples.", None)
+    group_column: str | None = option(options.PROBLEM_HELP, None, "--problem_column")
+    answer_column: str | None = option("Column of the held-out set with the true answer. Default: `gold`.", None)
     checker: str = option(
-        "How to check a response: by its last number (number) or line (line), with math-verify (math), or with your "
-        "own module:function, which takes response and answer.",
+        "How to check a response: by its last number (number) or last line (line), with math-verify (math), or with "
+        "your own module:function, which takes the response and the answer.",
         "number",
     )
     max_new_tokens: int = option("Truncate responses at this many tokens.", 512)
-    dry_run: bool = option("Measure a few steps and print the estimated cost.", False)
+    dry_run: bool = option("Time a few steps and a part of an evaluation (about a minute), print the cost.", False)
 
     def __post_init__(self):
         if None not in (self.num_examples, self.num_tokens):
@@ -95,7 +93,8 @@ def main(data_args: DatasetArguments, format_args, pilot_args: PilotArguments, t
     if training_args.process_index:
         without_bars()
     logging.getLogger("rsr_trl.scoring").setLevel(logging.ERROR)  # rows without a score are counted in the notes
-    eval_args = DatasetArguments(*(vars(pilot_args)[f"eval_{name}"] for name in vars(data_args)))
+    held_out_set = (pilot_args.eval_dataset_name, pilot_args.eval_dataset_config, pilot_args.eval_dataset_split)
+    eval_args = DatasetArguments(*held_out_set)
     rows, eval_rows = (data.as_trl_format(one.load(), **vars(format_args)) for one in (data_args, eval_args))
     columns = data.find_columns(rows, data.Columns(pilot_args.teacher_column, pilot_args.group_column))
     answers = pilot_args.answer_column or ("gold" if "gold" in eval_rows.column_names else None)
@@ -113,9 +112,11 @@ def main(data_args: DatasetArguments, format_args, pilot_args: PilotArguments, t
         "columns": asdict(format_args),
     }
     check_folder(Path(training_args.output_dir), identity)
+    if not training_args.process_index:
+        score_summary.warn_of_plain(scorer, rows)
     if not _is_scored(rows, scorer):
         if pilot_args.dry_run:
-            raise RSRError("--dry_run needs a pool with scores: pass one that `rsr score` has written.")
+            raise RSRError("--dry_run needs a scored pool: run `rsr score` first and pass its output.")
         run = _named(data_args) | {"files": data.source_files(*data_args.source), "columns": asdict(format_args)}
         scored, share = Path(training_args.output_dir, SCORED), (training_args.process_index, training_args.world_size)
         Job(scorer, rows, scored, run, None, *share, CARD).run()
@@ -142,7 +143,7 @@ def main(data_args: DatasetArguments, format_args, pilot_args: PilotArguments, t
 def _named(args: DatasetArguments) -> dict:
     """What names a dataset: how it was asked for, and the bytes of its files."""
     files = digests_of(data.source_files(*args.source))
-    return {"files": files, "config": args.dataset_config, "split": args.dataset_split}
+    return {"files": files, "config": args.dataset_config, "split": args.dataset_train_split}
 
 
 def _make_scorer(model: str, args: PilotConfig, strategies: Sequence[Strategy]) -> RSRScorer:
@@ -184,8 +185,9 @@ def _show(out: Console, result: dict, folder: str) -> None:
         counts = [arm["tokens"] for arm in result["arms"] if arm["strategy"] == name]
         means.append(f"{name} {number(None if None in counts else sum(counts) / len(counts), 0)}")
     say(out, f"Scored tokens trained on, mean of the seeds: {', '.join(means)}.")
-    for line in (*result["verdict"], *(f"Note: {note}" for note in result["notes"])):
+    for line in result["verdict"]:
         say(out, line)
+    say_notes(out, result["notes"])
     say(out, f"Full results: {Path(folder, RESULT)}", soft_wrap=True)
 
 

@@ -3,14 +3,14 @@ Write a self-contained HTML report on a scored dataset: teachers, distribution, 
 selection would change. It opens in any browser, offline. A lower RSR suits the student better.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from typing import Literal
 
 from rich.console import Console
 from trl import TrlParser
 
 from rsr_trl.cli.options import ColumnArguments, DatasetArguments, JsonArguments, option, option_parser
-from rsr_trl.cli.tables import finish, say
+from rsr_trl.cli.tables import console, finish, say
 from rsr_trl.rsr import DIRECTION
 
 
@@ -20,14 +20,19 @@ class ReportArguments(JsonArguments, ColumnArguments):
 
     _argument_group_name = "page"
 
-    output: str = option("Page to write, ending in .html; an earlier report there is replaced.")
-    tokenizer: str | None = option(
-        "The student's tokenizer (Hub id or folder), to read trajectories; a folder of `rsr score` names it.", None
+    output_dir: str = option(
+        "Output folder, in which the page is report.html; or the page itself, ending in .html (or --output). An "
+        "earlier report there is replaced.",
+        MISSING,
+        "--output",
     )
-    prefer: Literal["low", "high"] = option("Whether the page selects low or high RSR; low suits the student.", "low")
-    rows: list[int] | None = option("Extra rows to show, besides the most, median and least suitable one.", None)
-    run: str | None = option("Output folder of an `rsr sft` run on this dataset: shows how scores changed.", None)
-    pilot: str | None = option("Output folder of an `rsr pilot` on this dataset: shows its results.", None)
+    tokenizer: str | None = option(
+        "The student's tokenizer (Hub id or folder), to show tokens. Not needed for a folder of `rsr score`.", None
+    )
+    prefer: Literal["low", "high"] = option("Select trajectories with low or high RSR; low suits the student.", "low")
+    rows: list[int] | None = option("Rows to show besides the most, median and least suitable one.", None)
+    run: str | None = option("Output folder of an `rsr sft` run on this dataset, to show how scores changed.", None)
+    pilot: str | None = option("Output folder of an `rsr pilot` on this dataset, to show its results.", None)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -35,12 +40,16 @@ def make_parser(prog: str | None = None) -> TrlParser:
 
 
 def main(data_args: DatasetArguments, report_args: ReportArguments) -> None:
+    from rsr_trl.data import counted
     from rsr_trl.report.page import write_report
 
     options = asdict(report_args)
     as_json = options.pop("json")
     options["rows"] = options["rows"] or ()
-    report = write_report(data_args.load(), source=data_args.dataset_name, **options)
+    dataset, output = data_args.load(), options.pop("output_dir")
+    if not as_json:
+        say(console(), f"Writing a report on {counted(len(dataset), 'trajectory')} ...")
+    report = write_report(dataset, output, source=data_args.dataset_name, **options)
     result = {
         "output": str(report.path),
         "bytes": report.num_bytes,
@@ -57,6 +66,6 @@ def main(data_args: DatasetArguments, report_args: ReportArguments) -> None:
         for about, sentence in report.cautions.items():
             say(out, sentence, f"{about}: ")
         for heading, part in report.missing.items():
-            say(out, f"Not on the page: {heading}. {part.why} {part.how} {part.command or ''}".strip())
+            say(out, f"{part.why} {part.how} {part.command or ''}".strip(), f"Not in the report: {heading}. ")
 
     finish(as_json, result, show)

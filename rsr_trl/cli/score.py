@@ -6,14 +6,16 @@ command resumes. Under `accelerate launch -m rsr_trl score ...`, the processes s
 import logging
 import os
 import signal
+from argparse import ArgumentTypeError
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 from trl import TrlParser
 
 from rsr_trl.cli import options
 from rsr_trl.cli.options import DatasetArguments, FormatArguments, OutputArguments, StudentArguments, option
-from rsr_trl.rsr import RSRError
+from rsr_trl.rsr import RSRError, did_you_mean
 
 
 @dataclass
@@ -22,26 +24,43 @@ class JobArguments:
 
     _argument_group_name = "large datasets"
 
-    dataset_streaming: bool = option("Stream rows (files too) instead of keeping a copy on disk.", False)
+    dataset_streaming: bool = option("Stream rows (files too) instead of caching the dataset on disk.", False)
     shard: str | None = option(
         "i/n: score the i-th of n shares into the same folder, in any order, without torch.distributed.", None
     )
     shard_rows: int | None = option(
-        "Rows per output shard; by default about a minute of work. An interrupted run loses at most one shard per "
-        "process.",
+        "Rows per output shard. An interrupted run loses at most one shard per process. Default: a few minutes of "
+        "work at most, by the student's size.",
         None,
     )
     on_error: Literal["null", "raise"] = option(
-        "Rows that can't be scored: null with a reason, or raise before scoring (tokenizes all rows first).", "null"
+        "What to do with rows that can't be scored: store null with the reason (null), or tokenize all rows first and "
+        "stop at the first such row (raise).",
+        "null",
     )
-    dry_run: bool = option("Measure a few rows, print the estimated cost, and write nothing.", False)
-    push_to_hub: str | None = option("Dataset repository to upload to (me/scored); private if new.", None)
+    dry_run: bool = option("Score a small sample, print the estimated cost, and write nothing.", False)
+    push_to_hub: bool = option("Upload the scored dataset to the Hub, as a private repository if it is new.", False)
+    hub_dataset_id: str | None = option(
+        "Repository to upload to, such as me/scored. Default: the name of the output folder.", None
+    )
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
-    return options.option_parser(
+    parser = options.option_parser(
         (DatasetArguments, FormatArguments, StudentArguments, OutputArguments, JobArguments), prog, __doc__
     )
+    parser._option_string_actions["--push_to_hub"].type = _switch
+    return parser
+
+
+def _switch(text: str) -> bool:
+    """`--push_to_hub` is a switch, as in TRL; it once took the repository."""
+    from transformers.hf_argparser import string_to_bool
+
+    try:
+        return string_to_bool(text)
+    except ArgumentTypeError:
+        raise ArgumentTypeError(f"takes no name: pass --push_to_hub --hub_dataset_id {text}") from None
 
 
 def main(data_args, format_args, student_args, output_args: OutputArguments, job_args: JobArguments) -> int:
@@ -52,8 +71,11 @@ def main(data_args, format_args, student_args, output_args: OutputArguments, job
     is_main = process == 0 or job_args.shard is not None
     if not is_main:
         tables.without_bars()
-    if job_args.push_to_hub:
-        _check_login(job_args.push_to_hub)
+    repo_id = (job_args.hub_dataset_id or Path(output_args.output_dir).name) if job_args.push_to_hub else None
+    if repo_id:
+        _check_login(repo_id)
+    elif job_args.hub_dataset_id:
+        raise RSRError("--hub_dataset_id needs --push_to_hub.")
     logging.getLogger("rsr_trl.scoring").setLevel(logging.ERROR)  # its counts of bad rows are in the summary
     scorer = student_args.scorer(output_args.overwrite)
     dataset = _dataset(data_args, format_args, job_args.dataset_streaming, output_args.teacher_column)
@@ -65,11 +87,14 @@ def main(data_args, format_args, student_args, output_args: OutputArguments, job
     identity, facts = _names(data_args, format_args, scorer)
     share, overwrite = (job_args.shard_rows, process, num_processes), output_args.overwrite
     job = Job(scorer, dataset, output_args.output_dir, identity, *share, tables.DATASET_CARD, facts, overwrite)
-    before = signal.signal(signal.SIGTERM, _stop)
+    before, speaks = signal.signal(signal.SIGTERM, _stop), is_main and not output_args.json
     try:
+        if speaks:
+            score_summary.say_what_is_there(job)
+            score_summary.warn_of_plain(scorer, dataset)
         if job_args.on_error == "raise":
             job.check_rows()
-        completed = job.run(show_bar=is_main and not output_args.json)
+        completed = job.run(show_bar=speaks)
     except KeyboardInterrupt as stop:
         if is_main:
             score_summary.print_progress(job, output_args, is_stopped=True)
@@ -80,7 +105,7 @@ def main(data_args, format_args, student_args, output_args: OutputArguments, job
         signal.signal(signal.SIGTERM, before)
     # Once for all processes: by the one that ends last.
     if completed or (job.was_complete and is_main):
-        return score_summary.finish(job, output_args, job_args.push_to_hub)
+        return score_summary.finish(job, output_args, repo_id)
     # Of launched processes, the one that ends last prints the one JSON object.
     if is_main and not (output_args.json and job_args.shard is None):
         score_summary.print_progress(job, output_args)
@@ -93,7 +118,8 @@ def _dataset(data_args: DatasetArguments, format_args: FormatArguments, streamin
 
     dataset = with_features(data_args.load(streaming=True)) if streaming else data_args.load()
     if teacher_column not in (None, "none", *(names := dataset.column_names)):
-        raise RSRError(f"teacher_column: the dataset has no column {teacher_column!r}; its columns are {names}.")
+        meant = did_you_mean(teacher_column, names)
+        raise RSRError(f"teacher_column={teacher_column!r}: there is no such column.{meant} Columns are {names}.")
     if not streaming and not len(dataset):
         raise RSRError(f"{data_args.dataset_name!r} has no rows.")
     return data.as_trl_format(dataset, **vars(format_args))
@@ -151,4 +177,4 @@ def _check_login(repo_id: str) -> None:
     try:
         HfApi().whoami()
     except OSError as error:  # no token, an invalid one, no connection
-        raise RSRError(f"--push_to_hub {repo_id} needs a login: run `hf auth login` first ({error}).") from None
+        raise RSRError(f"Uploading to {repo_id!r} needs a login: run `hf auth login` first ({error}).") from None

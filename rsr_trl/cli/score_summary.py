@@ -17,7 +17,7 @@ from rsr_trl.cli import tables
 from rsr_trl.cli.options import OutputArguments
 from rsr_trl.cli.summary import figures
 from rsr_trl.cli.tables import Column, beside, print_next, print_table, say, short_ones
-from rsr_trl.data import STATE_FOLDER, Columns, counted, find_columns
+from rsr_trl.data import STATE_FOLDER, Columns, counted, duration, find_columns
 from rsr_trl.report.format import number, share
 from rsr_trl.rsr import DIRECTION, RSR, SCORE_PREFIX, TOKEN_COLUMNS, RSRError
 from rsr_trl.scoring.job import Job, default_shard_rows, tokenized_sample
@@ -25,7 +25,7 @@ from rsr_trl.scoring.loading import weight_bits
 from rsr_trl.scoring.own_text import EARLIER, LOST
 from rsr_trl.scoring.rows import count_notes, describe_notes
 from rsr_trl.scoring.scorer import RSRScorer
-from rsr_trl.scoring.tokens import TokenizedExample
+from rsr_trl.scoring.tokens import NO_TEMPLATE, TokenizedExample
 from rsr_trl.selection.table import ScoredTable
 
 
@@ -36,16 +36,33 @@ TEACHERS += [Column("surprisal", "mean_surprisal"), Column("tokens", "mean_token
 TEACHERS += [Column("scored", "scored")]
 
 
-def finish(job: Job, args: OutputArguments, push_to_hub: str | None) -> int:
-    """Say what is in the complete dataset, upload it if asked, and return the exit code."""
+def say_what_is_there(job: Job) -> None:
+    """At the start: what an earlier run has left, where it has."""
+    if found := job.totals()["rows_done"]:
+        of = "" if job.num_rows is None else f" of {job.num_rows:,}"
+        rest = "Nothing is left to score." if job.was_complete else "Resuming with the rest."
+        say(tables.console(), f"{found:,}{of} trajectories were scored by an earlier run. {rest}")
+
+
+def warn_of_plain(scorer: RSRScorer, dataset: Dataset) -> None:
+    """Before the work: say if a sample shows that the student's chat template isn't applied. A stream is read once."""
+    examples = tokenized_sample(scorer, dataset) if isinstance(dataset, Dataset) else []
+    plain = {NO_TEMPLATE: count_notes(examples)[NO_TEMPLATE]}
+    for line in describe_notes(plain, len(examples), "sampled trajectories"):
+        say(tables.console(), tables.in_options(line))
+
+
+def finish(job: Job, args: OutputArguments, repo_id: str | None) -> int:
+    """Say what is in the complete dataset, upload it to `repo_id` if given, and return the exit code."""
     scores, columns = _scores(job, args.teacher_column)
     result = _progress(job, args) | figures(ScoredTable.read(scores, Columns(columns.teacher)))
+    result["warned"] = [NO_TEMPLATE] if isinstance(job.dataset, Dataset) else []  # before the work
     result["vocab_size"] = job.scorer.student.vocab_size
     result["weight_bits"] = weight_bits(job.scorer.model_id, job.scorer.config.revision)
     missing = {name: scores.data[name].null_count - scores.data[RSR].null_count for name in scores.column_names}
     result["undefined"] = {name: n for name, n in missing.items() if name.startswith(SCORE_PREFIX) and n}
-    if push_to_hub:
-        result["pushed_to"] = _push(args.output_dir, push_to_hub)
+    if repo_id:
+        result["pushed_to"] = _push(args.output_dir, repo_id)
     tables.finish(args.json, result, lambda out: _show(out, result, columns))
     return 0 if result["scored"] else 1
 
@@ -59,9 +76,9 @@ def print_progress(job: Job, args: OutputArguments, is_stopped: bool = False) ->
         others = f"processes at work: {', '.join(result['at_work'])}" if result["at_work"] else "shares (--shard i/n)"
         text = f"This share is done: {done} -> {args.output_dir}\nThe rest belongs to other {others}."
     elif result["shards_done"]:
-        text = f"Stopped: {done} in {args.output_dir}. They are kept. Run the same command again to resume."
+        text = f"Stopped: {done} and kept in {args.output_dir}. Run the same command again to resume."
     else:
-        text = "Stopped before the first shard was done: nothing is kept. Smaller shards (--shard_rows) lose less."
+        text = "Stopped before the first shard was done: nothing is kept. Lower --shard_rows to lose less."
     tables.finish(args.json and not is_stopped, result, lambda out: say(out, f"\n{text}"))
 
 
@@ -91,7 +108,7 @@ def _push(output_dir: str, repo_id: str) -> str:
     url = HfApi().create_repo(repo_id, repo_type="dataset", private=True, exist_ok=True)
     HfApi().upload_folder(
         folder_path=output_dir,
-        repo_id=repo_id,
+        repo_id=url.repo_id,
         repo_type="dataset",
         ignore_patterns=[f"{STATE_FOLDER}/*", "**/.*"],
         delete_patterns=["data/*.parquet"],  # of an earlier upload with more files
@@ -102,55 +119,64 @@ def _push(output_dir: str, repo_id: str) -> str:
 
 def _show(out: Console, result: dict, columns: Columns) -> None:
     scored, folder, surprisal = result["scored"], result["output_dir"], result["mean_surprisal"]
-    say(out, f" -> {folder}", f"\nScored {scored:,} of {result['trajectories']:,} trajectories")
+    say(out, f" -> {folder}", f"\nScored {scored:,} of {counted(result['trajectories'], 'trajectory')}")
     if scored:
         quantiles = [number(result[name], 3) for name in ("rsr_median", "rsr_p10", "rsr_p90")]
-        say(out, "RSR ({}): median {}, best tenth <= {}, worst >= {}".format(DIRECTION, *quantiles))
+        say(out, "RSR ({}): median {}, best tenth <= {}, worst tenth >= {}".format(DIRECTION, *quantiles))
         if surprisal > (blind := math.log(result["vocab_size"])):
             say(
                 out,
-                "The student predicts this text worse than a uniform guess over its vocabulary would (mean surprisal "
+                "The student predicts this text worse than a uniform distribution over its vocabulary (mean surprisal "
                 f"{surprisal:.2f} nats, ln {result['vocab_size']:,} = {blind:.2f}): it is untrained, or the tokenizer "
                 "belongs to another model.",
             )
         if "teachers" in result:
-            say(out, "Teachers, most suitable first (means of their trajectories, in nats and tokens):")
+            say(out, "Teachers, most suitable first (means per trajectory; surprisal in nats):")
             print_table(out, result["teachers"], TEACHERS, things="teacher")
     if result["weight_bits"]:
         say(out, f"The student has {result['weight_bits']}-bit weights: at full precision it would score differently.")
     if result["day"]:
-        say(out, f"The student's chat template writes the day: {result['day']} in all of them (it is in rsr_student).")
+        say(out, f"The student's chat template contains the date: {result['day']} was used (part of rsr_student).")
     for line in _gaps(result):
         say(out, line)
     speeds = [one["tokens_per_second"] for one in result["processes"].values()]
     if speeds:  # none where everything was there already
         say(out, f"Speed: {' to '.join(f'{speed:,.0f}' for speed in sorted({min(speeds), max(speeds)}))} tokens/s.")
+    if line := _read_once(result["tokens"], result["tokens_read"]):
+        say(out, f"{line[0].upper()}{line[1:]}.")
     if len(speeds) > 1:
         share_of_time = f"{result['balance']:.0%} of the time of the busiest"
-        say(out, f"Of {len(speeds)} processes, the least busy worked {share_of_time}.")
+        say(out, f"Balance of {len(speeds)} processes: the least busy worked {share_of_time}.")
     if "pushed_to" in result:
         say(out, f"Uploaded to {result['pushed_to']}")
     if scored:
         how = ["--group_column", columns.problem] if columns.problem else ["--keep_fraction", "0.5"]
         how += ["--teacher_column", columns.teacher] if columns.teacher not in (None, "teacher") else []
-        page = f"{beside(folder, 'report')}.html"
-        print_next(out, "rsr", "report", "--dataset_name", folder, "--output", page, label="See it")
+        page = ["--output_dir", beside(folder, "report")]
+        print_next(out, "rsr", "report", "--dataset_name", folder, *page, label="See it")
         print_next(out, "rsr", "select", "--dataset_name", folder, *how, "--output_dir", beside(folder, "selected"))
+
+
+def _read_once(tokens: int, tokens_read: int) -> str | None:
+    """What shared prefixes save."""
+    saved = 1 - tokens_read / max(1, tokens)
+    return f"{saved:.0%} of the tokens repeat the beginning of another trajectory: read once" if saved else None
 
 
 def _gaps(result: dict) -> list[str]:
     """Which trajectories have no score, or one that says little, and why."""
     rows, reasons, lines = result["trajectories"], result["not_scored"], []
     if missing := rows - result["scored"]:
-        lines += [f"Not scored: {share(missing, rows)}. They have null and are never chosen:"]
+        lines += [f"Not scored: {share(missing, rows)}. Their scores are null, and they are never chosen:"]
         lines += [f"  {count:,}  {reason}" for reason, count in list(reasons.items())[:NAMED_REASONS]]
         if (more := len(reasons) - NAMED_REASONS) > 0:
             lines += [f"  ... and {more} more reasons, in the column rsr_error."]
         named = ", ".join(map(str, result["failed_rows"][:NAMED_ROWS]))
         lines += [f"  rows {named}{', ...' if missing > NAMED_ROWS else ''}"]
     for name, count in result["undefined"].items():
-        lines += [f"{name} is null for {share(count, result['scored'])} of the scored: it is undefined for them."]
-    lines += describe_notes(result["notes"], rows)
+        lines += [f"{name} is undefined (null) for {share(count, result['scored'])} of the scored trajectories."]
+    notes = {kind: count for kind, count in result["notes"].items() if kind not in result["warned"]}
+    lines += map(tables.in_options, describe_notes(notes, rows))
     if any(kind in result["notes"] for kind in LOST):
         training = ", or with TRL's training template (--assistant_only_loss)" if EARLIER in result["notes"] else ""
         lines += [f"To keep it, score and train with another chat template (--chat_template_path){training}."]
@@ -167,21 +193,24 @@ def _gaps(result: dict) -> list[str]:
 
 def dry_run(scorer: RSRScorer, dataset, shard_rows: int | None, num_processes: int, as_json: bool) -> None:
     """Estimate what a run would cost, from a sample that is tokenized and partly scored. Writes nothing."""
-    examples = tokenized_sample(scorer, dataset)
+    examples, neighbours = tokenized_sample(scorer, dataset), tokenized_sample(scorer, dataset, neighbours=True)
     good = [example for example in examples if example.error is None]
     if not good:
         raise RSRError(f"None of {len(examples)} sampled rows can be scored, the first because {examples[0].error}.")
     tokens = sum(len(example.input_ids) for example in good) / len(examples)
-    speed, device = _speed(scorer, good), scorer.student.device
+    together = [example for example in neighbours if example.error is None] or good
+    speed, device = _speed(scorer, together), scorer.student.device
     result = {
         "sampled_rows": len(examples),
         "sampled_without_score": len(examples) - len(good),
         "sampled_truncated": sum(example.truncated for example in good),
         "sampled_notes": dict(count_notes(examples)),
         "tokens_per_row": tokens,
+        "sampled_neighbours": sum(len(example.input_ids) for example in together),
+        "sampled_neighbours_read": scorer.student.tokens_to_read(together),
         "tokens_per_second": speed,
         "processes": num_processes,
-        "shard_rows": shard_rows or default_shard_rows(dataset, examples),
+        "shard_rows": shard_rows or default_shard_rows(scorer, dataset, examples, neighbours),
         **dict.fromkeys(("rows", "tokens", "seconds", "files", "bytes_of_token_stats")),
         # With the student, after the sample: it doesn't grow with rows.
         "host_bytes": psutil.Process().memory_info().rss,
@@ -212,17 +241,13 @@ def _speed(scorer: RSRScorer, examples: Sequence[TokenizedExample]) -> float:
     return done / (time.perf_counter() - start)
 
 
-def _duration(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} hours" if seconds >= 5400 else counted(max(1, round(seconds / 60)), "minute")
-
-
 def _show_dry_run(out: Console, result: dict) -> None:
     rows, speed = result["rows"], f"{result['tokens_per_second']:,.0f} tokens/s in one process"
     number_of = "an unknown number of" if rows is None else f"{rows:,}"
-    lines = [f"{number_of} rows of {result['tokens_per_row']:,.0f} tokens on average", speed]
+    lines = [f"{number_of} row{'s' * (rows != 1)} of {result['tokens_per_row']:,.0f} tokens on average", speed]
     if rows is not None:
         processes = f"{result['processes']:,} process{'es' * (result['processes'] > 1)}"
-        lines += [f"{result['tokens']:,} tokens: about {_duration(result['seconds'])} with {processes}"]
+        lines += [f"{result['tokens']:,} tokens: about {duration(result['seconds'])} with {processes}"]
         lines += [f"{counted(result['files'], 'shard')} of {counted(result['shard_rows'], 'row')}"]
     for name, text in (
         ("bytes_of_token_stats", "token statistics: about {:,.2f} GiB before compression"),
@@ -233,6 +258,8 @@ def _show_dry_run(out: Console, result: dict) -> None:
     for what, text in (("sampled_without_score", "can't be scored"), ("sampled_truncated", "are cut at max_length")):
         if result[what]:
             lines += [f"{share(result[what], result['sampled_rows'])} of the sample {text}"]
-    lines += describe_notes(result["sampled_notes"], result["sampled_rows"])
-    say(out, bold=f"\nNothing was written. From {result['sampled_rows']:,} sampled rows:")
+    if line := _read_once(result["sampled_neighbours"], result["sampled_neighbours_read"]):
+        lines += [f"{line} (of the first rows)"]
+    lines += map(tables.in_options, describe_notes(result["sampled_notes"], result["sampled_rows"]))
+    say(out, bold=f"\nNothing was written. Estimated from {counted(result['sampled_rows'], 'sampled row')}:")
     say(out, "\n".join(f"  {line}" for line in lines))

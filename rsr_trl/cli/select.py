@@ -1,6 +1,6 @@
 """
-Choose the most suitable trajectories of a scored dataset: of each problem with --group_column, or of all with
---keep_fraction or --score_threshold.
+Choose the most suitable trajectories of a scored dataset: the best of each problem, or the best of all with
+--keep_fraction or --score_threshold. A lower RSR suits the student better.
 """
 
 from dataclasses import asdict, dataclass
@@ -10,7 +10,14 @@ from rich.console import Console
 from trl import TrlParser
 
 from rsr_trl import __version__
-from rsr_trl.cli.options import DatasetArguments, OutputArguments, ScoreArguments, option, option_parser
+from rsr_trl.cli.options import (
+    PROBLEM_HELP,
+    DatasetArguments,
+    OutputArguments,
+    ScoreArguments,
+    option,
+    option_parser,
+)
 from rsr_trl.cli.tables import DATASET_CARD, Column, beside, finish, print_table, say, short_ones
 from rsr_trl.report.format import number, share
 from rsr_trl.rsr import DIRECTION, NOISY_BELOW, RSR, RSRError
@@ -22,19 +29,21 @@ class SelectArguments(ScoreArguments):
 
     _argument_group_name = "choice"
 
-    group_column: str | None = option("Column that names the problem: keep the most suitable of each group.", None)
-    keep_per_group: int = option("How many to keep per group.", 1)
-    keep_fraction: float | None = option("Keep this share of all, in (0, 1], instead of choosing by group.", None)
+    group_column: str | None = option(f"Keep the best of each problem. {PROBLEM_HELP}", None, "--problem_column")
+    keep_per_group: int = option("How many trajectories to keep per problem.", 1)
+    keep_fraction: float | None = option(
+        "Fraction in (0, 1] of all trajectories to keep, instead of choosing per problem.", None
+    )
     score_threshold: float | None = option(
         "Keep every trajectory with a score at or below this (at or above if high is better).", None
     )
     require: str | None = option("Boolean column that must be true, such as `correct`.", None)
     when_none_qualifies: Literal["drop", "any", "error"] = option(
-        "What to do with groups in which no trajectory meets `--require`.", "drop"
+        "What to do with problems for which no trajectory meets --require.", "drop"
     )
     min_tokens: int | None = option("Leave out trajectories with fewer scored tokens, such as bare answers.", None)
     max_tokens: int | None = option("Leave out trajectories with more scored tokens.", None)
-    max_share_per_teacher: float | None = option("Cap on each teacher's share of the chosen trajectories.", None)
+    max_share_per_teacher: float | None = option("Maximum share of the chosen trajectories per teacher.", None)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -50,20 +59,21 @@ def main(data_args: DatasetArguments, args: SelectArguments, output_args: Output
     data.check_not_read([source], output_dir)
     data.check_output_dir(output_dir, output_args.overwrite)
     dataset = data_args.load()
-    teacher = data.find_columns(dataset, data.Columns(output_args.teacher_column, "none", "none")).teacher
-    by = Criteria(teacher_column=teacher, **asdict(args))
-    columns = data.Columns(teacher, problem=by.group_column, correct=by.require)
+    by = Criteria.found(dataset, teacher_column=output_args.teacher_column, **asdict(args))
+    columns = data.Columns(by.teacher_column, problem=by.group_column, correct=by.require)
     table = ScoredTable.read(dataset, columns, [by.score], {by.score: by.prefer}, optional=True)
     selection = choose(table, by)
     if not len(selection.rows):
         raise RSRError(f"Nothing was chosen of {len(table)} trajectories, so nothing is written. Loosen the choice.")
     student, dtype = data.card_facts(source).get("student"), data.scoring_settings(source).get("dtype")
+    chosen_by = {name: vars(by)[name] for name in asdict(args) if name != "prefer"} | {"prefer": args.prefer}
+    settings = {name: value for name, value in chosen_by.items() if value != getattr(SelectArguments, name)}
     facts = {
         "command": "select",
         "version": __version__,
         "student": student,
         "dataset": source,
-        "settings": {name: value for name, value in asdict(args).items() if value != getattr(SelectArguments, name)},
+        "settings": settings,
         "chosen": len(selection.rows),
         "trajectories": len(table),
         "scoring": data.scoring_settings(source),
@@ -72,6 +82,7 @@ def main(data_args: DatasetArguments, args: SelectArguments, output_args: Output
     result = {
         "output_dir": output_dir,
         "score": by.score,
+        "group_column": by.group_column,
         "prefer": by.prefer,
         "chosen": len(selection.rows),
         "left_out": selection.left_out,
@@ -98,9 +109,11 @@ def _figures(table, score: str) -> dict:
 
 
 def _show(out: Console, result: dict, args: SelectArguments) -> None:
+    from rsr_trl.data import counted
+
     before, after, groups, chosen = result["before"], result["after"], result["groups"], result["chosen"]
-    of = f" from {groups:,} groups in {args.group_column!r}" if args.group_column else ""
-    chose = f"\nChose {chosen:,} of {before['trajectories']:,} trajectories"
+    of = f" from {counted(groups, 'problem')} (column {result['group_column']!r})" if groups is not None else ""
+    chose = f"\nChose {chosen:,} of {counted(before['trajectories'], 'trajectory')}"
     say(out, f"{of} -> {result['output_dir']}", chose)
     rows = [(f"RSR ({DIRECTION})", "rsr", 3), ("  median of its trajectories", "rsr_median", 3)]
     rows += [("mean rank", "mean_clipped_rank", 2), ("mean surprisal (nats)", "mean_surprisal", 2)]
@@ -113,15 +126,16 @@ def _show(out: Console, result: dict, args: SelectArguments) -> None:
     if "teachers" in before:
         _show_teachers(out, before, after)
     for reason, count in result["left_out"].items():
-        say(out, f"Never chosen: {share(count, before['trajectories'])} trajectories ({reason}).")
+        say(out, f"Never chosen: {share(count, before['trajectories'])} of all trajectories ({reason}).")
     for reason, count in result["empty_groups"].items():
-        say(out, f"{count:,} of {groups:,} groups {reason}, so nothing was chosen for them.")
+        say(out, f"{count:,} of {counted(groups, 'problem')} {reason}: nothing was chosen for them.")
     if result["relaxed_groups"]:
-        say(out, f"In {result['relaxed_groups']:,} groups {args.require!r} is true of none: all were considered.")
+        relaxed = counted(result["relaxed_groups"], "problem")
+        say(out, f"{relaxed} without a trajectory for which {args.require!r} is true: all of theirs were considered.")
     if result["close_calls"] and result["close_calls"] > 0.1 * groups:
-        better = "" if result["dtype"] == "float32" else ": `rsr score --dtype float32` tells more of them apart"
+        better = "" if result["dtype"] == "float32" else "; `rsr score --dtype float32` separates more of them"
         error = f"the numerical error of scores in {result['dtype']}{better}"
-        say(out, f"In {share(result['close_calls'], groups)} groups the next best is within {error}.")
+        say(out, f"For {share(result['close_calls'], groups)} of the problems the next best is within {error}.")
     if after["short"] > 0.1 * chosen:
         to_do = f"look before you train, or leave them out with --min_tokens {NOISY_BELOW}"
         say(out, short_ones(f"{share(after['short'], chosen)} of the chosen have", to_do))

@@ -94,16 +94,15 @@ def _checkpoint(args: RSRSFTConfig) -> str | None:
         if last is None:
             return None
         raise RSRError(
-            f"{last} is the last checkpoint of an earlier run. To resume from it, pass {resume} True; to start over, "
-            "pass another --output_dir or delete this one."
+            f"--output_dir has a checkpoint of an earlier run, {last}. To resume, add {resume} True; to start over, "
+            "choose another --output_dir or delete this one."
         )
     wanted = last if wanted.lower() == "true" else wanted
     if wanted is None:
-        what = f"There is no checkpoint in --output_dir {args.output_dir} to resume from"
-        raise RSRError(f"{what}: to start over, leave out {resume}.")
+        raise RSRError(f"There is no checkpoint in --output_dir {args.output_dir}. To start over, drop {resume}.")
     if not Path(wanted, TRAINER_STATE_NAME).is_file():
         raise RSRError(
-            f"{resume} {wanted} is no complete checkpoint: {Path(wanted, TRAINER_STATE_NAME)} is missing. Name the "
+            f"{resume} {wanted} isn't a complete checkpoint: {Path(wanted, TRAINER_STATE_NAME)} is missing. Pass a "
             "folder checkpoint-STEP of an earlier run, or True for the last one in --output_dir."
         )
     return wanted
@@ -112,9 +111,9 @@ def _checkpoint(args: RSRSFTConfig) -> str | None:
 def _load(script_args, format_args, training_args, mixture_args) -> tuple[Dataset, Dataset | None]:
     """Training rows, and evaluation rows if `eval_strategy` asks for them."""
     if script_args.dataset_streaming or mixture_args.streaming:
-        raise RSRError("Ordering by score needs the whole dataset: don't set --dataset_streaming or --streaming.")
+        raise RSRError("Ordering by score needs the whole dataset: drop --dataset_streaming and --streaming.")
     if bool(mixture_args.datasets) == bool(script_args.dataset_name):
-        raise RSRError("Pass the data to train on: either --dataset_name, or a mixture in `datasets` (in --config).")
+        raise RSRError("Pass the training data: either --dataset_name, or a mixture as `datasets` in --config.")
     evaluates = training_args.eval_strategy != "no"
     wanted = [script_args.dataset_train_split] + [script_args.dataset_test_split] * evaluates
     if mixture_args.datasets:
@@ -134,10 +133,10 @@ def _stopped(trainer: RSRSFTTrainer) -> str:
     args, step, last = trainer.args, trainer.state.global_step, _last_checkpoint(trainer.args)
     if last is not None:
         return f"Stopped at step {step:,}. To resume from {last}, add --resume_from_checkpoint True."
-    saves, strategy = f"save_strategy={args.save_strategy.value!r}", args.save_strategy.value
-    saves += f" and save_steps={args.save_steps:g}" if strategy == "steps" else ""
-    so = "with --save_strategy steps --save_steps N there is one every N steps to resume from"
-    return f"Stopped at step {step:,}, and no checkpoint was saved yet ({saves}): {so}."
+    every = {"no": "none is saved", "epoch": "one is saved every epoch"}
+    saves = every.get(args.save_strategy.value, f"one is saved every {args.save_steps:g} steps")
+    so = "Pass --save_strategy steps --save_steps N to save one every N steps"
+    return f"Stopped at step {step:,}, before the first checkpoint ({saves}). {so}."
 
 
 def _summarize(trainer: RSRSFTTrainer, checkpoint: str | None) -> dict:
@@ -185,7 +184,7 @@ def _next_words(dataset: Dataset, args: ScriptArguments, format_args, output_dir
         return None  # a mixture has no name
     options = given(DatasetArguments(args.dataset_name, args.dataset_config, args.dataset_train_split))
     if RSR in dataset.column_names:
-        return ["rsr", "report", *options, "--run", output_dir, "--output", f"{beside(output_dir, 'report')}.html"]
+        return ["rsr", "report", *options, "--run", output_dir, "--output_dir", beside(output_dir, "report")]
     options += [*given(format_args), "--output_dir", beside(output_dir, "scored")]
     return ["rsr", "score", "--model_name_or_path", output_dir, *options]
 
@@ -203,9 +202,9 @@ def show_passes(out: Console, passes: list[dict]) -> None:
         Column("step", lambda one: f"{one['step']:,}{' (while training)' if one['kind'] == 'online' else ''}"),
         Column("scored", "scored"),
         Column("RSR", "rsr", digits=3),
-        Column("RSR at first", "rsr_at_first", digits=3),
+        Column("RSR at step 0", "rsr_at_first", digits=3),
         Column("rank / nats", lambda one: f"{number(one['mean_clipped_rank'])} / {number(one['mean_surprisal'])}"),
-        Column("rank corr.", "spearman_with_first"),
+        Column("rank corr. with step 0", "spearman_with_first"),
     )
     print_table(out, passes if len(passes) <= MAX_PASSES else [passes[0], *passes[1 - MAX_PASSES :]], columns)
     if len(passes) > MAX_PASSES:
@@ -213,9 +212,9 @@ def show_passes(out: Console, passes: list[dict]) -> None:
     if len(passes) > 1:
         say(
             out,
-            "RSR at first, rank corr.: of the same rows by their first scores, and Spearman's correlation with those. "
-            "Scores before and after training are of two different students: only your own task shows which one "
-            "solves more.",
+            "RSR at step 0: first scores of the same rows. rank corr.: Spearman's rank correlation with them. The "
+            "student before and after training are two different students: only your own task shows which one solves "
+            "more.",
         )
 
 

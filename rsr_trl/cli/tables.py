@@ -24,6 +24,7 @@ from rsr_trl.rsr import NOISY_BELOW
 DATASET_CARD = Path(__file__).parent / "templates" / "dataset_card.md"  # of `rsr score` and `rsr select`
 MAX_ROWS = 20  # lines of a table in the terminal; JSON has them all
 MIN_TEXT = 16  # characters that names get, however narrow the terminal is
+in_options: Callable[[str], str] = str  # puts a message for Python in the words of the command that runs
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,9 @@ def print_table(
     out: Console, rows: Sequence, columns: Sequence[Column], limit: int | None = MAX_ROWS, things: str = "row"
 ) -> None:
     """
-    Print a table that fits the terminal: where it is too wide, optional columns go, the last one first; then texts lose
-    their ends, and headings and names are wrapped. What isn't shown, as rows (`things`) above `limit`, is said below it.
+    Print a table that fits the terminal: where it is too wide, optional columns go, the last one first; then texts
+    lose their ends, and headings and names are wrapped. What isn't shown, as rows (`things`) above `limit`, is said
+    below it.
     """
     dropped, parts = (
         [],
@@ -112,6 +114,11 @@ def console() -> Console:
 def say(out: Console, text: str = "", bold: str = "", **how) -> None:
     """Print a line in which nothing is markup, with `bold` words (and the line ends before them) at its beginning."""
     out.print(Text.assemble((bold, "bold"), text), **how)
+
+
+def say_notes(out: Console, notes: Sequence[str]) -> None:
+    for note in notes:
+        say(out, f"Note: {in_options(note)}")
 
 
 def short_ones(which: str, what_to_do: str = "look before you choose") -> str:

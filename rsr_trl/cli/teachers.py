@@ -1,6 +1,6 @@
 """
-Find the teacher that suits your student: from a scored dataset, or with a student, which scores only as many
-trajectories as needed. A lower RSR suits the student better.
+Rank teachers by how well their trajectories suit your student: from a scored dataset, or with a student, scoring only
+as many trajectories as needed. A lower RSR suits the student better.
 """
 
 import csv
@@ -15,7 +15,7 @@ from trl import TrlParser
 
 from rsr_trl.cli import options
 from rsr_trl.cli.options import DatasetArguments, FormatArguments, option
-from rsr_trl.cli.tables import Column, beside, finish, given, print_table, say, short_ones
+from rsr_trl.cli.tables import Column, beside, finish, given, print_table, say, say_notes, short_ones
 from rsr_trl.report.format import number, percent, share
 from rsr_trl.rsr import DIRECTION, NOISY_BELOW, RSR, RSRError
 
@@ -36,15 +36,17 @@ class TeachersArguments(options.JsonArguments, options.ScoreArguments, options.C
     _argument_group_name = "teachers"
 
     goal: Literal["best", "order", "all"] = option(
-        "With a student: score until the best teacher or the whole order is certain, or score all.", "best"
+        "With a student: score until the best teacher (best) or the whole order (order) is certain, or score all "
+        "trajectories (all).",
+        "best",
     )
     certainty: float = option("Confidence level of the intervals, and certainty at which scoring stops.", 0.95)
-    max_trajectories: int | None = option("Score at most this many trajectories.", None)
+    max_trajectories: int | None = option("With a student: score at most this many trajectories.", None)
     worst_rank: float = option(
-        "With a student: mean rank of rare bad trajectories that scoring in rounds may not have seen yet.", 50.0
+        "With a student: mean rank assumed for rare bad trajectories that haven't been sampled yet.", 50.0
     )
-    seed: int = option("Seed of the order of problems and of the bootstrap.", 0)
-    csv: bool = option("Print only the table as CSV, on standard output.", False)
+    seed: int = option("Random seed for the order of problems and the bootstrap.", 0)
+    csv: bool = option("Print only the table, as CSV on standard output.", False)
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -55,6 +57,7 @@ def make_parser(prog: str | None = None) -> TrlParser:
 
 def main(data_args: DatasetArguments, format_args: FormatArguments, student_args, args: TeachersArguments) -> None:
     from rsr_trl import data
+    from rsr_trl.cli import score_summary
 
     with_student = student_args.model_name_or_path is not None
     in_rounds = with_student and args.goal != "all"
@@ -63,17 +66,17 @@ def main(data_args: DatasetArguments, format_args: FormatArguments, student_args
     dataset, source = data_args.load(), data_args.dataset_name
     if with_student:
         dataset = data.as_trl_format(dataset, **vars(format_args))
-    columns = args.columns(dataset)
-    if columns.teacher is None:
-        raise RSRError(f"No column names the teacher. Pass --teacher_column, one of {dataset.column_names}.")
-    if in_rounds and columns.problem is None:
-        raise RSRError("Scoring in rounds needs --problem_column; without problems, use --goal all.")
+    asked = data.Columns(args.teacher_column, args.problem_column, args.correctness_column)
+    columns = data.find_columns(dataset, asked, needed=["teacher", "problem"] if in_rounds else ["teacher"])
     logging.getLogger("rsr_trl.scoring").setLevel(logging.ERROR)  # its counts of bad rows are in the table
+    scorer = student_args.scorer() if with_student else None
+    if scorer is not None and not (args.json or args.csv):
+        score_summary.warn_of_plain(scorer, dataset)
     if in_rounds:
-        result, show = _race(dataset, student_args.scorer(), columns, args)
+        result, show = _race(dataset, scorer, columns, args)
     else:
-        scored = student_args.scorer().score(dataset) if with_student else dataset
-        result, show = rank(scored, columns, args, source)
+        scored = scorer.score(dataset) if with_student else dataset
+        result, show = rank(scored, asked, args, source)
     if args.csv:
         writer = csv.DictWriter(sys.stdout, list(result["table"][0]), lineterminator="\n")
         writer.writeheader()
@@ -104,17 +107,12 @@ def _contradictions(args: TeachersArguments, with_student: bool, in_rounds: bool
         yield f"--max_trajectories {on_rounds}, --goal best or order."
 
 
-def rank(scored, columns, args: TeachersArguments, source: str) -> tuple:
+def rank(scored, asked, args: TeachersArguments, source: str | None) -> tuple:
     """The ranking for programs, and how to show it."""
     from rsr_trl.data import is_selection
-    from rsr_trl.selection.table import ScoredTable
-    from rsr_trl.selection.teachers import SELECTED, match_if_shared, rank_table
+    from rsr_trl.selection.teachers import SELECTED, rank_table, read_ranked
 
-    # RSR itself comes from its two parts, so its column may be missing.
-    table = ScoredTable.read(scored, columns, [] if args.score == RSR else [args.score], {args.score: args.prefer})
-    notes = list(columns.notes)
-    if args.problem_column is None:
-        table = match_if_shared(table, notes, args.score)
+    table, notes = read_ranked(scored, asked, args.score, args.prefer)
     ranking = rank_table(table, args.score, args.certainty, seed=args.seed)
     names = ("score", "prefer", "table", "pairs", "num_problems", "num_problems_in_all", "confidence")
     result = {
@@ -123,7 +121,7 @@ def rank(scored, columns, args: TeachersArguments, source: str) -> tuple:
         "notes": notes + ranking.notes,
         "verdict": (SELECTED if is_selection(source) else ranking.verdict()) or None,
     }
-    return result, lambda out: _show_ranking(out, result, with_accuracy=columns.correct is not None)
+    return result, lambda out: _show_ranking(out, result, with_accuracy=table.columns.correct is not None)
 
 
 def _show_ranking(out: Console, result: dict, with_accuracy: bool) -> None:
@@ -167,8 +165,7 @@ def _show_ranking(out: Console, result: dict, with_accuracy: bool) -> None:
         say(out, bold=result["verdict"])
     if short := [str(row["teacher"]) for row in rows if (row["mean_tokens"] or 0) < NOISY_BELOW]:
         say(out, short_ones(f"on average the trajectories of {examples(short)} have"))
-    for note in result["notes"]:
-        say(out, f"Note: {note}")
+    say_notes(out, result["notes"])
 
 
 def _interval(low: float | None, high: float | None) -> str:

@@ -8,7 +8,8 @@ from rsr_trl.training.config import RSRSFTConfig
 
 
 # What differs from arm to arm, or makes no sense for a student that isn't kept.
-DECIDED = {f.name for f in fields(RSRSFTConfig) if f.name[:4] == "rsr_"} - {"rsr_r_max", "rsr_max_batch_tokens"}
+DECIDED = {f.name for f in fields(RSRSFTConfig) if f.name[:4] == "rsr_"}
+DECIDED -= {"rsr_r_max", "rsr_max_batch_tokens", "rsr_share_prefixes"}
 DECIDED |= {"train_sampling_strategy", "data_seed", "eval_strategy", "save_strategy", "resume_from_checkpoint"}
 DECIDED |= {"push_to_hub", "load_best_model_at_end", "packing", "shuffle_dataset"}
 # Changes no result.
@@ -17,6 +18,7 @@ REPORTING = {
     *("logging_nan_inf_filter", "log_level", "log_level_replica", "log_on_each_node", "report_to", "disable_tqdm"),
     *("seed", "dataset_num_proc", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor"),
     *("dataloader_persistent_workers", "per_device_eval_batch_size", "rsr_max_batch_tokens", "ddp_timeout"),
+    "rsr_share_prefixes",
     *("local_rank", "hub_model_id", "hub_token", "hub_strategy", "hub_private_repo", "hub_always_push"),
 }
 

@@ -3,8 +3,10 @@
 On several processes each measures its share and all get the whole.
 """
 
+import math
 import pkgutil
 import re
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from fractions import Fraction
@@ -27,6 +29,7 @@ from rsr_trl.selection.table import labels
 
 NUMBER = re.compile(r"(?:(?<![\w)])-)?\d+(?:,\d{3})*(?:\.\d+)?")  # a minus is a sign unless between two terms
 REFERENCES = {"completion", "messages", "conversations", "text"}  # columns
+PROBE_SECONDS, PROBE_ROWS = 12.0, 4  # of an estimate: how long, and how many rows (or new tokens) at first
 
 
 class HeldOut:
@@ -112,6 +115,33 @@ class HeldOut:
         keys = ("problem", "loss", "correct", "cut", "response")
         return [dict(zip(keys, row, strict=True)) for row in zip(problem, loss, correct, cut, response, strict=True)]
 
+    def estimate(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, autocast=nullcontext
+    ) -> float:
+        """Seconds that `measure` takes, from parts of it that take about [`PROBE_SECONDS`] each. Collective."""
+        seconds = 0.0
+        if self.has_references:
+            scorer, done, start = RSRScorer(model, processing_class=tokenizer), 0, time.perf_counter()
+            while done == 0 or (done < len(self.dataset) and time.perf_counter() - start < PROBE_SECONDS):
+                rows = range(done, min(done + PROBE_ROWS, len(self.dataset)))
+                with TokenBar(None, disable=True) as bar:
+                    scorer.score_rows(self.dataset.select(rows), bar)
+                done = rows.stop
+            seconds += (time.perf_counter() - start) * len(self.dataset) / done
+        if self._answers is not None:
+            ids = sorted((_prompt_ids(tokenizer, *prompt) for prompt in self._prompts), key=len)
+            middle = max(0, (len(ids) - batch_size) // 2)
+            num_tokens, taken, cut = PROBE_ROWS, 0.0, True
+            while cut and (num_tokens == PROBE_ROWS or taken < PROBE_SECONDS / 4):
+                num_tokens, start = min(4 * num_tokens, self.max_new_tokens), time.perf_counter()
+                with autocast():
+                    responses = generate(model, tokenizer, ids[middle : middle + batch_size], num_tokens)
+                taken = time.perf_counter() - start
+                cut = num_tokens < self.max_new_tokens and any(one for _, one in responses)
+            # Of responses that go on, at most: none may be as long as the limit.
+            seconds += taken * (self.max_new_tokens / num_tokens if cut else 1) * math.ceil(len(ids) / batch_size)
+        return seconds / PartialState().num_processes
+
     def loss(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
         """Mean surprisal per token of a problem's references, in nats, mean over them: of shape `(problems,)`."""
         state = PartialState()
@@ -132,7 +162,7 @@ def check_apart(pool: Dataset, held_out: Dataset) -> None:
         chats, plain = ("pool", "held-out set") if is_conversational(pool[0]) else ("held-out set", "pool")
         raise RSRError(
             f"The {chats} holds chats and the {plain} plain text: the student would be measured on another format "
-            "than it is trained on. Pass as_chat, which wraps plain text."
+            "than it is trained on. Pass as_chat=True, which turns plain text into chats."
         )
     for column in {"prompt", "messages"}.intersection(pool.column_names, held_out.column_names):
         known = {_question(value) for value in pool[column]}

@@ -26,7 +26,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 from xxhash import xxh3_64_hexdigest
 
-from rsr_trl.data import counted
+from rsr_trl.data import counted, duration
 from rsr_trl.pilot.config import PilotConfig
 from rsr_trl.pilot.differences import CONFIDENCE
 from rsr_trl.pilot.held_out import HeldOut
@@ -41,7 +41,7 @@ from rsr_trl.training.trainer import RSRSFTTrainer
 
 SETTINGS, RESULT, ARMS, LOCK = "settings.json", "pilot.json", "arms", ".lock"
 SCORED = "scored"  # the pool with its scores, where it came without
-TRIAL_STEPS = 4  # of the training that measures a step
+TRIAL_STEPS, TRIAL_SECONDS = 4, 15.0  # of the training that measures a step, at most
 FORWARD = 1 / 3  # part of a training step's time that a scoring pass takes for the same tokens
 
 
@@ -94,7 +94,7 @@ class Pilot:
     def run(self, dry_run: bool = False) -> dict:
         """Run what isn't done, and return what `pilot.json` then holds; with `dry_run` only measure the cost."""
         if dry_run:
-            return self._cost(self.plan, self.run_arm(Arm()))
+            return self._cost(self.plan)
         with self._lock() if self.is_main else nullcontext():
             files = {arm: read_json(self.folder / ARMS / arm.file) for arm in [Arm(), *self.plan] if self.is_main}
             done = {arm: record for arm, record in files.items() if record.get("run") == self._name}
@@ -102,6 +102,7 @@ class Pilot:
             if records:
                 self.say(f"{len(records)} of {len(self.plan) + 1} arms are done already.")
             if Arm() not in records:
+                self.say("Measuring the student on the held-out problems, before any training ...")
                 records[Arm()] = self._keep(Arm())
             left = [arm for arm in self.plan if arm not in records]
             if left:
@@ -233,11 +234,15 @@ class Pilot:
         trainer.remove_callback(PrinterCallback)
         return trainer
 
-    def _cost(self, left: Sequence[Arm], before: dict) -> dict:
-        """What `left` costs, said before it is paid: by a trial of the first arm, and the evaluation of `before`."""
-        step, start = self._trial(self.plan[0])
+    def _cost(self, left: Sequence[Arm], before: dict | None = None) -> dict:
+        """
+        What `left` costs, said before it is paid: by a trial of the first arm, and the evaluation of `before`; without
+        that by a part of one.
+        """
+        self.say(f"Timing up to {TRIAL_STEPS} training steps{'' if before else ' and a part of an evaluation'} ...")
+        step, start, evaluation = self._trial(self.plan[0], with_evaluation=before is None)
         rows, tokens, seconds = self.choose(self.plan[0]), self.pool.table.tokens, 0.0
-        usual, evaluation = tokens[rows[0]].mean(), before["seconds"]
+        usual, evaluation = tokens[rows[0]].mean(), evaluation if before is None else before["seconds"]
         for arm in left:
             chosen = np.concatenate(self.choose(arm))
             steps, epochs = self._schedule(self.pool.num_examples or len(chosen))
@@ -254,20 +259,29 @@ class Pilot:
         }
         self.say(
             f"Estimated cost: {counted(len(left), 'run')} x (about {counted(cost['steps_per_arm'], 'step')} x "
-            f"{step:.3g} s + {evaluation:.3g} s evaluation), about {cost['seconds'] / 60:.1f} min in all."
+            f"{step:.3g} s + {evaluation:.3g} s evaluation), about {duration(cost['seconds'])} in all."
         )
         return cost
 
-    def _trial(self, arm: Arm) -> tuple[float, float]:
-        """Train a few steps and throw the student away: seconds of a step without the first, and of getting ready."""
+    def _trial(self, arm: Arm, with_evaluation: bool) -> tuple[float, float, float]:
+        """
+        Train a few steps and throw the student away: seconds of a step without the first, of getting ready, and of an
+        evaluation.
+        """
         with tempfile.TemporaryDirectory() as folder:
-            started, watch = time.perf_counter(), _Watch()
+            started, watch, evaluation = time.perf_counter(), _Watch(), 0.0
+            # Processes that look at their own clocks would stop at different steps.
+            watch.budget = TRIAL_SECONDS if self.args.world_size <= 1 else math.inf
             trainer = self._trainer(arm, self.choose(arm), folder, max_steps=TRIAL_STEPS)
             trainer.add_callback(watch)
             trainer.train()
             seconds = time.perf_counter() - started
-        step = float(np.median(np.diff(watch.ends)[1:]))
-        return step, max(0.0, seconds - step * TRIAL_STEPS)
+            if with_evaluation:
+                how = (self.args.per_device_eval_batch_size, trainer.accelerator.autocast)
+                evaluation = self.held_out.estimate(trainer.model, trainer.processing_class, *how)
+        steps = np.diff([watch.begin, *watch.ends])
+        step = float(np.median(steps[min(2, len(steps) - 1) :]))
+        return step, max(0.0, seconds - step * len(steps)), evaluation
 
 
 def check_folder(path: Path, settings: dict) -> None:
@@ -314,10 +328,15 @@ class _Watch(TrainerCallback):
     """Notes when each step ended and, if asked, the held-out loss at the end of each epoch but the last."""
 
     def __init__(self, held_out: HeldOut | None = None, trainer: SFTTrainer | None = None):
-        self.held_out, self.trainer, self.ends, self.losses = held_out, trainer, [], []
+        self.held_out, self.trainer, self.begin, self.ends, self.losses = held_out, trainer, 0.0, [], []
+        self.budget = math.inf  # seconds after which the training stops
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.begin = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
         self.ends.append(time.perf_counter())
+        control.should_training_stop |= self.ends[-1] - self.begin > self.budget
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.held_out is not None and self.held_out.has_references and state.global_step < state.max_steps:

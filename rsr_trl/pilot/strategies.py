@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset
 
 from rsr_trl.data import Columns, examples
-from rsr_trl.rsr import ERROR, RSR, RSRError
+from rsr_trl.rsr import ERROR, RSR, RSRError, did_you_mean
 from rsr_trl.scoring.scores import SCORES, direction_of, known_score
 from rsr_trl.selection.choose import choose_rows
 from rsr_trl.selection.table import ScoredTable
@@ -58,8 +58,8 @@ def _parse(name: str) -> Strategy:
         column, prefer = base, direction_of(base)
     elif not column or prefer not in ("low", "high"):
         raise RSRError(
-            f"There is no strategy {name!r}. It is one of {', '.join((*SCORES, RESCORED))}, or a column with the end "
-            f"to choose, such as {name}:low or {name}:high. RSR: lower is more suitable."
+            f"There is no strategy {name!r}.{did_you_mean(name, (*SCORES, RESCORED))} Strategies are "
+            f"{', '.join((*SCORES, RESCORED))}, or a column with its better end, such as {name}:low or {name}:high."
         )
     return Strategy(name, column, prefer, ordered=base != name, control=RANDOM if base == name else base)
 

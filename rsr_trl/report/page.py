@@ -6,10 +6,13 @@ import importlib.util
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
+import pandas as pd
 from datasets import Dataset
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +22,7 @@ from rsr_trl.report.format import name, number, percent, ratio, visible
 from rsr_trl.report.material import Material, Missing, read_material
 from rsr_trl.report.tokens import load_tokenizer
 from rsr_trl.rsr import DIRECTION, TOKEN_IDS, RSRError
+from rsr_trl.selection.display import as_html
 
 
 # The parts of the page in their order: the file in `sections/` (and template) of each, and its heading.
@@ -36,6 +40,7 @@ SECTIONS = {
     "method": "How this was measured, and what to be careful about",
 }
 MAX_ROWS = 40
+PAGE = "report.html"  # its name in a folder
 GENERATOR = '<meta name="generator" content="rsr-trl'
 
 
@@ -57,6 +62,13 @@ class Report:
     headline: dict[str, str]
     cautions: dict[str, str]
     missing: dict[str, Missing]
+
+    def __repr__(self) -> str:
+        return f"Report({str(self.path)!r}, {self.num_bytes / 1e6:.1f} MB)"
+
+    def _repr_html_(self) -> str:
+        said = pd.DataFrame((self.headline | self.cautions).items(), columns=["", "what the page says"])
+        return f'<p><a href="{quote(str(self.path))}">{escape(str(self.path))}</a></p>' + as_html("", said)
 
 
 def write_report(
@@ -82,7 +94,8 @@ def write_report(
     Args:
         dataset (`Dataset` or `str`): Scored with [`RSRScorer`] or `rsr score`; a `str` is loaded as by
             [`~rsr_trl.data.load`].
-        output (`str` or path): Page to write, ending in `.html`. An earlier page of this function is replaced.
+        output (`str` or path): Page to write, ending in `.html`; or a folder, in which it is `report.html`. An earlier
+            page of this function is replaced.
         source (`str`, *optional*): Where the dataset was read from: a folder of `rsr score` names student
             and settings. The dataset itself where that is a `str`.
         tokenizer (`str` or [`~transformers.PreTrainedTokenizerBase`], *optional*): The student's, for reading tokens;
@@ -119,8 +132,7 @@ def write_report(
     """
     if importlib.util.find_spec("matplotlib") is None:
         raise ImportError("The report's charts need matplotlib: pip install rsr-trl[report]")
-    output = Path(output).expanduser()
-    _check_output(output)
+    output = _page_at(Path(output).expanduser())
     if isinstance(dataset, str):
         source = source or dataset
         dataset = data.load(dataset)
@@ -153,13 +165,17 @@ def write_report(
     )
 
 
-def _check_output(output: Path) -> None:
+def _page_at(output: Path) -> Path:
+    """The file to write: `output`, or `report.html` in it if that is a folder."""
+    if output.is_dir() or not output.suffix:
+        output /= PAGE
     if output.suffix.lower() not in (".html", ".htm"):
-        raise RSRError(f"The page is HTML, so output must end in .html, got {str(output)!r}.")
+        raise RSRError(f"The report is HTML: its name must end in .html, or be that of a folder, got {str(output)!r}.")
     if output.is_dir():
-        raise RSRError(f"{str(output)!r} is a folder; output must be a file to write.")
+        raise RSRError(f"{str(output)!r} is a folder, and the page is a file.")
     if output.is_file() and GENERATOR not in output.read_text(encoding="utf-8", errors="replace")[:2000]:
-        raise RSRError(f"{str(output)!r} exists and isn't a report, so it isn't replaced. Choose another.")
+        raise RSRError(f"{str(output)!r} exists and isn't a report, so it isn't replaced. Choose another name.")
+    return output
 
 
 def _checked_rows(rows: Sequence[int], num_rows: int) -> tuple[int, ...]:

@@ -11,13 +11,14 @@ import numpy as np
 
 # From large to small:
 #
-#   shard    65k to 1M tokens rows of one file of a job: what a kill loses, and by what processes are uneven
+#   shard    4k to 1M tokens  rows of one file of a job: what a kill loses, and by what processes are uneven
 #   window   ~1M tokens       consecutive rows; tokenized while the window before it is scored, and sorted by length
 #   batch    4,096 or 32,768  rows of one window; one forward of the backbone
 #   tile     positions x columns of logits; one product of the LM head, over one batch or several small ones
-SHARD_TOKENS = (2**16, 2**20)  # at least some batches, at most a window: a minute of an 8B student on one GPU
+SHARD_TOKENS = (2**16, 2**20)  # at least some batches, at most a window
+SHARD_SECONDS = 300  # of a shard at most, so that a stop loses minutes, on a slow device of its kind:
+FLOPS = {"cpu": 1e11, "cuda": 1e14}  # per second; a token costs 2 for each parameter of the student
 SHARDS = (160, 2000)  # at least 20 for each of 8 processes; more files are slow to list, on the Hub and on disk
-STREAM_SHARD_TOKENS = 2**22  # where nobody knows how many there will be
 WINDOW_TOKENS = 2**20  # many batches, so that sorting within a window loses little against sorting everything
 TOKENIZED_ROWS = 64  # a call of the tokenizer: enough for its threads, few enough for texts of megabytes
 MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}  # measured by `make bench`: the CPU gains nothing from larger ones
@@ -32,15 +33,18 @@ TILE = {"cpu": (512, 2048), "cuda": (4096, 16384)}
 Layout = Literal["equal", "padded", "packed"]
 
 
-def rows_of_shard(lengths: Sequence[int], num_rows: int | None) -> int:
+def rows_of_shard(lengths: Sequence[int], num_rows: int | None, num_parameters: int = 0, device: str = "cuda") -> int:
     """
-    Rows of a shard, by data alone. `lengths` are the tokens of some rows that stand for all `num_rows`; `None` is a
-    stream.
+    Rows of a shard, by data, the student's size and the kind of its device: the same for every process and every time.
+    `lengths` are the tokens of some rows that stand for all `num_rows`; `None` is a stream.
     """
     mean = max(1.0, float(np.mean(lengths))) if len(lengths) else 1.0
-    tokens = STREAM_SHARD_TOKENS
+    affordable = SHARD_SECONDS * FLOPS.get(device, 1e13) / (2 * max(1, num_parameters))
+    most = min(SHARD_TOKENS[1], max(affordable, MAX_BATCH_TOKENS["cpu"]))
+    tokens = most
     if num_rows is not None:
-        tokens = max(np.clip(mean * num_rows / SHARDS[0], *SHARD_TOKENS), mean * num_rows / SHARDS[1])
+        least = min(SHARD_TOKENS[0], most)
+        tokens = max(np.clip(mean * num_rows / SHARDS[0], least, most), mean * num_rows / SHARDS[1])
     return max(1, round(tokens / mean))
 
 

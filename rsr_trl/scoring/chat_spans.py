@@ -218,6 +218,22 @@ class ChatSpans:
         self._trailers = sorted(trailers - {""}, key=len, reverse=True)
 
 
+def marks_of_prompt(processing_class: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """
+    What a prompt that the tokenizer's chat template has rendered holds and no plain one: the special tokens between
+    the user's text and the response, or all that stands there where none does. Empty where that can't be learned.
+    """
+    added = {token.content for token in processing_class.added_tokens_decoder.values()}
+    for form in (str, list):
+        with suppress(Exception):  # a template is foreign code
+            turn = [message_of("user", SENTINELS[0], form)]
+            text = processing_class.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            between = text.partition(SENTINELS[0])[2].split("<think>")[0].strip()
+            if between:
+                return tuple(token for token in added if token in between) or (between,)
+    return ()
+
+
 def writes_day(chat_template: str | dict | None) -> bool:
     """Whether a chat template asks for today's date."""
     return "strftime_now" in str(chat_template)

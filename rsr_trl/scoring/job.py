@@ -3,16 +3,20 @@
     shard      0    1    2    3    4   ...    `shard_rows` rows each; a parquet file and its record
     process    0    1    0    1    0   ...    shard % num_processes
 
-Where shards end depends on data and settings alone, so any number of processes gives the same files. Every process
-owns its shards and waits for nobody; starting again means going on. This file knows no command line.
+Where shards end depends on data, student and settings alone, so any number of processes gives the same files, and is
+kept in the manifest. Every process owns its shards and waits for nobody; starting again means going on. This file
+knows no command line.
 """
 
 import errno
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
+import numpy as np
 from datasets import Dataset, IterableDataset
 from xxhash import xxh3_64_hexdigest
 
@@ -39,7 +43,8 @@ class Job:
         output_dir (`str` or `Path`): Folder of the scored dataset.
         identity (`dict`): What names the dataset: its `files` (see [`~rsr_trl.data.source_files`]), and how it was
             asked for (configuration, split, columns).
-        shard_rows (`int`, *optional*): Rows of a shard; [`default_shard_rows`] by default.
+        shard_rows (`int`, *optional*): Rows of a shard; by default those of this run's manifest, where there is one,
+            else [`default_shard_rows`].
         process, num_processes (`int`, *optional*): Which of how many processes this is, counted from 0.
         card, facts (*optional*): As [`~rsr_trl.data.dataset_card`] takes them.
         overwrite (`bool`, *optional*, defaults to `False`): Remove what another run has left; not what this one has.
@@ -63,16 +68,16 @@ class Job:
         overwrite: bool = False,
     ):
         scorer.check_columns(dataset.column_names)
-        if shard_rows is None:
-            shard_rows = default_shard_rows(dataset, tokenized_sample(scorer, dataset))
-        if shard_rows < 1:
+        if shard_rows is not None and shard_rows < 1:
             raise RSRError(f"shard_rows must be at least 1, got {shard_rows}.")
-        self.scorer, self.dataset, self.shard_rows = scorer, dataset, shard_rows
+        self.scorer, self.dataset = scorer, dataset
         self.process, self.num_processes, self._card, self._facts = process, num_processes, card, facts
         if day := read_json(Path(output_dir) / STATE_FOLDER / "manifest.json").get("student", {}).get("day"):
             scorer.set_day(day)  # a chat template writes it: the rest has to be of the same text as what is done
         run = {"student": scorer.identity(), "data": identity, "settings": {"shard_rows": shard_rows}}
-        self.folder = folder = ShardFolder(Path(output_dir), run, process, num_processes, overwrite)
+        rows = partial(default_shard_rows, scorer, dataset)
+        self.folder = folder = ShardFolder(Path(output_dir), run, process, num_processes, overwrite, rows)
+        self.shard_rows = folder.shard_rows
         self.num_rows = len(dataset) if isinstance(dataset, Dataset) else read_json(folder.complete).get("rows")
         last = max((int(path.stem) for path in folder.records.glob("*.json")), default=-1)
         self._done: dict[int, dict] = {}
@@ -145,10 +150,12 @@ class Job:
             self.folder.lock.release()
 
     def _score(self, index: int, rows: Dataset, bar: TokenBar) -> dict:
-        start, tokens, first_row = time.perf_counter(), bar.tokens, index * self.shard_rows
+        start, tokens, read, first_row = time.perf_counter(), bar.tokens, bar.tokens_read, index * self.shard_rows
         rows = without_scores(rows, self.scorer.schema)
         scored = add_columns(rows, self.scorer.score_rows(rows, bar, first_row, notes=(notes := Counter())))
-        return self.folder.write(scored, index, first_row, bar.tokens - tokens, time.perf_counter() - start, notes)
+        counts = {"tokens": bar.tokens - tokens, "tokens_read": bar.tokens_read - read}
+        counts["seconds"] = time.perf_counter() - start
+        return self.folder.write(scored, index, first_row, counts, notes)
 
     def _complete(self) -> bool:
         """Write down that the dataset is complete, if it is and nobody has yet. Whether this call did so."""
@@ -167,8 +174,9 @@ class Job:
 
     def totals(self) -> dict:
         """
-        What is done, by whomever: shards, rows, tokens, `at_work` (the processes that still score), and of this launch
-        `processes` (rows, tokens, seconds of each) and `balance` (seconds of the least busy over the busiest).
+        What is done, by whomever: shards, rows (`rows_found`: by an earlier launch), tokens, `at_work` (the processes
+        that still score), and of this launch `processes` (rows, tokens, seconds of each) and `balance` (seconds of the
+        least busy over the busiest).
         """
         records, processes = list(self.folder.done().values()), {}
         for record in records:
@@ -183,7 +191,9 @@ class Job:
             "shards": self.num_shards,
             "shards_done": len(records),
             "rows_done": sum(record["rows"] for record in records),
+            "rows_found": sum(record["rows"] for record in records if record["launch"] != self.folder.launch),
             "tokens": sum(record["tokens"] for record in records),
+            "tokens_read": sum(record.get("tokens_read", record["tokens"]) for record in records),
             "failed_rows": [row for record in records for row in record["failed_rows"]],
             "notes": dict(sum((Counter(record.get("notes")) for record in records), Counter())),
             "at_work": self.folder.busy(),
@@ -192,16 +202,34 @@ class Job:
         }
 
 
-def tokenized_sample(scorer: RSRScorer, dataset: Dataset | IterableDataset) -> list[TokenizedExample]:
-    """Some rows that stand for all, tokenized: evenly spread ones, or a stream's first."""
+def tokenized_sample(
+    scorer: RSRScorer, dataset: Dataset | IterableDataset, neighbours: bool = False
+) -> list[TokenizedExample]:
+    """Some rows that stand for all, tokenized: evenly spread ones, or the first (a stream's, or `neighbours`)."""
     if isinstance(dataset, Dataset):
-        rows = dataset.select(range(0, len(dataset), max(1, len(dataset) // SAMPLE_ROWS))[:SAMPLE_ROWS])
+        step = 1 if neighbours else max(1, len(dataset) // SAMPLE_ROWS)
+        rows = dataset.select(range(0, len(dataset), step)[:SAMPLE_ROWS])
     else:
         rows = Dataset.from_list(next_rows(iter(dataset), SAMPLE_ROWS), features=dataset.features)
     return [example for window in scorer.windows_of(rows) for example in window.examples]
 
 
-def default_shard_rows(dataset: Dataset | IterableDataset, examples: Sequence[TokenizedExample]) -> int:
-    """Rows of a shard, by data alone. `examples` are the [`tokenized_sample`]."""
+def default_shard_rows(
+    scorer: RSRScorer,
+    dataset: Dataset | IterableDataset,
+    examples: Sequence[TokenizedExample] | None = None,
+    neighbours: Sequence[TokenizedExample] | None = None,
+) -> int:
+    """
+    Rows of a shard, by data, student and kind of device. `examples` are the [`tokenized_sample`], `neighbours` the
+    first rows: where all of their problems have as many trajectories in a row, shards end between problems.
+    """
+    lengths = [len(example.input_ids) for example in examples or tokenized_sample(scorer, dataset)]
     num_rows = len(dataset) if isinstance(dataset, Dataset) else None
-    return rows_of_shard([len(example.input_ids) for example in examples], num_rows)
+    student = scorer.student
+    rows = rows_of_shard(lengths, num_rows, student.model.num_parameters(), student.device.type)
+    if neighbours is None:
+        neighbours = tokenized_sample(scorer, dataset, neighbours=True)
+    prompts = [e.input_ids[: np.argmax(e.scored)].tobytes() if e.error is None else None for e in neighbours]
+    runs = [len(list(run)) for _, run in groupby(prompts)][:-1]  # the last may go on
+    return -(-rows // runs[0]) * runs[0] if len(set(runs)) == 1 else rows

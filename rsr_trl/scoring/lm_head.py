@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 
+import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import linear
@@ -42,6 +43,18 @@ if is_peft_available():
 COMPILE_MIN_LOGITS = {"cpu": 10_000_000_000, "cuda": 1_000_000_000_000}
 # Log-odds below this one count as it: exp() is 0 in float32 either way, and 0 times minus infinity is no number.
 LOWEST = -200.0
+
+
+class BrokenLogits(FloatingPointError):
+    """The student gives NaN or infinite logits on these `rows`."""
+
+    def __init__(self, rows: np.ndarray, dtype: torch.dtype):
+        self.rows = rows
+        super().__init__(
+            f"The student gives NaN or infinite logits on rows {rows[:10].tolist()}"
+            f"{' and more' if len(rows) > 10 else ''}. Its weights may be damaged, or {dtype} may be too narrow for "
+            "it: try dtype='float32'."
+        )
 
 
 @dataclass(frozen=True)

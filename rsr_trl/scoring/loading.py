@@ -7,6 +7,8 @@ import copy
 import os
 import re
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 
@@ -30,6 +32,17 @@ from rsr_trl.rsr import RSRError
 if is_peft_available():
     from peft import PeftConfig
     from peft.utils import load_peft_weights
+
+
+@contextmanager
+def _naming(model_id: str) -> Iterator[None]:
+    """Errors of files that can't be had name the student: those of the Hub don't always."""
+    try:
+        yield
+    except OSError as error:
+        where = "" if Path(model_id).exists() else " (no such folder here, so a Hub id)"
+        why = str(error).strip().split("\n")[0]
+        raise RSRError(f"Can't load the student {model_id!r}{where}: {why}") from error
 
 
 def student_name(model_id: str, gguf_file: str | None = None) -> str:
@@ -60,10 +73,11 @@ def find_config(model_id: str, **hub) -> tuple[str, PreTrainedConfig]:
     """The name of a student's weights, which are its base model's where it is an adapter, and their config."""
     base, revision = model_id, hub.get("revision")
     is_whole = model_id.endswith(".gguf") or (Path(model_id) / "config.json").is_file()
-    if not is_whole and find_adapter_config_file(model_id, revision=revision) is not None:
-        base = PeftConfig.from_pretrained(model_id, revision=revision).base_model_name_or_path
-    name, gguf = split_gguf(base)
-    return base, AutoConfig.from_pretrained(name, **hub, **gguf)
+    with _naming(model_id):
+        if not is_whole and find_adapter_config_file(model_id, revision=revision) is not None:
+            base = PeftConfig.from_pretrained(model_id, revision=revision).base_model_name_or_path
+        name, gguf = split_gguf(base)
+        return base, AutoConfig.from_pretrained(name, **hub, **gguf)
 
 
 def find_tokenizer(name: str, **hub) -> PreTrainedTokenizerBase:
@@ -148,7 +162,8 @@ def load_model(
     inside = type(config) in AutoModelForImageTextToText._model_mapping
     only_inside = inside and type(config) not in AutoModelForCausalLM._model_mapping
     kind = AutoModelForImageTextToText if only_inside else AutoModelForCausalLM
-    model = kind.from_pretrained(name, dtype=dtype, device_map=device_map, **kwargs)
+    with _naming(model_id):
+        model = kind.from_pretrained(name, dtype=dtype, device_map=device_map, **kwargs)
     if gguf:
         model.name_or_path = model.config.name_or_path = base  # what an adapter of it notes
     if base != model_id:
@@ -172,9 +187,9 @@ def for_trainer(model: object, init_kwargs: dict | None, quantization_config: ob
     return {"model": load_model(name, **kwargs), "processing_class": find_tokenizer(name, **hub)}
 
 
-def weight_bits(name: str, revision: str | None = None) -> int | None:
+def weight_bits(name: str | None, revision: str | None = None) -> int | None:
     """Bits of most weights in a GGUF file, by the name of their format (Q4_1: 4); `None` for any other student."""
-    if not name.endswith(".gguf"):
+    if name is None or not name.endswith(".gguf"):
         return None
     from gguf import GGMLQuantizationType
 
@@ -201,3 +216,11 @@ def _add_adapter(model: PreTrainedModel, adapter: str, revision: str | None) -> 
 def default_device() -> torch.device:
     """The GPU (or other accelerator) if there is one, else the CPU."""
     return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def refuse_live_model(*args, **kwargs) -> None:
+    """A live student's scorer in a worker process: raises when called, because raising before hangs the pool."""
+    raise RSRError(
+        "A live model can't go to the worker processes of `map(num_proc=...)`. Leave `num_proc` unset, or build the "
+        "scorer from a model id or path: RSRScorer('path/to/student')."
+    )

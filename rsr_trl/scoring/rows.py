@@ -38,7 +38,7 @@ from rsr_trl.rsr import (
 from rsr_trl.scoring.batches import TOKENIZED_ROWS, WINDOW_TOKENS
 from rsr_trl.scoring.own_text import LOST
 from rsr_trl.scoring.scores import ALL_COLUMNS, ScoredTokens, content_hash, content_name
-from rsr_trl.scoring.tokens import SECOND_BOS, TokenizedExample
+from rsr_trl.scoring.tokens import NO_TEMPLATE, SECOND_BOS, TokenizedExample
 
 
 _BAD_TYPE = (ValueError, TypeError, OverflowError)
@@ -176,7 +176,7 @@ class TokenBar:
         self.num_rows = num_rows
         self._bar = tqdm(desc="Scoring", unit=" tokens", unit_scale=True, smoothing=0, disable=disable)
         self._seen_rows = self._seen_tokens = 0
-        self.rows = self.tokens = 0
+        self.rows = self.tokens = self.tokens_read = 0
 
     def expect(self, rows: int, tokens: int) -> None:
         """These rows are known to have these tokens; they are still to be scored."""
@@ -186,10 +186,11 @@ class TokenBar:
             self._bar.total = round(self._seen_tokens * self.num_rows / self._seen_rows)
             self._bar.refresh()
 
-    def update(self, rows: int, tokens: int) -> None:
-        """These have been scored, whether here or in another process."""
+    def update(self, rows: int, tokens: int, tokens_read: int = 0) -> None:
+        """These have been scored; the student has read so many tokens for it."""
         self.rows += rows
         self.tokens += tokens
+        self.tokens_read += tokens_read
         self._bar.set_postfix_str(f"{self.rows:,} trajectories", refresh=False)
         self._bar.update(tokens)
 
@@ -295,7 +296,7 @@ def count_notes(examples: Iterable[TokenizedExample]) -> Counter[str]:
     return Counter(note for example in examples for note in example.notes)
 
 
-def describe_notes(notes: Mapping[str, int], num_rows: int) -> list[str]:
+def describe_notes(notes: Mapping[str, int], num_rows: int, what: str = "trajectories") -> list[str]:
     """What a user has to know of trajectories that have a score; nothing where there is nothing."""
     lines, lost = [], [kind for kind in LOST if notes.get(kind)]
     if lost:
@@ -308,6 +309,12 @@ def describe_notes(notes: Mapping[str, int], num_rows: int) -> list[str]:
         lines.append(
             f"{twice:,} of {num_rows:,} trajectories begin with two beginning-of-sequence tokens, as in SFTTrainer: "
             "the text has one and the tokenizer adds its own. Remove it from the text."
+        )
+    if plain := notes.get(NO_TEMPLATE):
+        lines.append(
+            f"{plain:,} of {num_rows:,} {what} are plain text: the student's chat template isn't applied. For an "
+            "instruct student, turn them into chats with --as_chat (in Python: "
+            "rsr_trl.data.as_trl_format(dataset, as_chat=True))."
         )
     return lines
 

@@ -23,8 +23,8 @@ from datasets.formatting.formatting import LazyBatch, LazyRow
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rsr_trl.rsr import RSRError, score_schema
+from rsr_trl.scoring import loading
 from rsr_trl.scoring.fingerprint import DEFINITION, checkpoint_fingerprint, student_fingerprint, tokenizer_fingerprint
-from rsr_trl.scoring.loading import find_config_and_tokenizer, load_model, student_name, with_chat_template
 from rsr_trl.scoring.passes import OtherScores
 from rsr_trl.scoring.rows import (
     TokenBar,
@@ -42,7 +42,7 @@ from rsr_trl.scoring.rows import (
     windows,
     without_scores,
 )
-from rsr_trl.scoring.settings import LOADING, NEUTRAL, OF_THE_SCORE, ScoringConfig
+from rsr_trl.scoring.settings import LOADING, NEUTRAL, OF_THE_SCORE, READING, ScoringConfig
 from rsr_trl.scoring.student import Student, num_positions
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 
@@ -80,7 +80,7 @@ class RSRScorer:
             The student's tokenizer. Required with a live model.
         revision (`str`, *optional*): Branch, tag or commit of the hub repository.
         gguf_file (`str`, *optional*):
-            The `.gguf` file in that folder or repository to read the student, tokenizer and chat template from.
+            The `.gguf` file in that folder or repository that holds the student, its tokenizer and chat template.
         quantization_config (*optional*): As `from_pretrained` takes it.
         device_map (`str` or `dict`, *optional*): Spread the student over devices.
         max_length (`int`, *optional*):
@@ -97,6 +97,12 @@ class RSRScorer:
             `["surprisal", "rank"]`, or `"all"` that the same pass gives. `"casl"` adds `score_drop` and
             `rsr_step_share`, from which selection computes it. Null where `rsr` is, or where the score is undefined.
         max_batch_tokens (`int`, *optional*): Tokens that go through the student at once, padding included.
+        share_prefixes (`bool`, *optional*, defaults to `True`):
+            Read what several trajectories begin with only once (a system prompt, a problem, common turns), where the
+            student's cache allows it and it saves time. Scores change by rounding only.
+        max_prefix_tokens (`int`, *optional*):
+            Longest prefix to share: its keys and values stay in memory. By default they take at most half of the
+            memory that reading takes anyway.
         assistant_only_loss (`bool`, *optional*, defaults to `False`):
             Render conversations as SFTTrainer does under this setting (some templates differ).
         chat_template_path (`str`, *optional*):
@@ -133,7 +139,7 @@ class RSRScorer:
     ):
         self.model_id = None
         if isinstance(model, (str, os.PathLike)):
-            self.model_id = student_name(os.fspath(model), settings.pop("gguf_file", None))
+            self.model_id = loading.student_name(os.fspath(model), settings.pop("gguf_file", None))
         self.config = ScoringConfig(**settings)
         if self.config.day is None:
             self.config = replace(self.config, day=str(date.today()))
@@ -141,10 +147,9 @@ class RSRScorer:
         self._others = OtherScores(self.config.scores)
         self.scores = self._others.names
         self.schema = score_schema(self.token_stats, self._others.functions)
-        self._given_tokenizer = processing_class
         self._weights: tuple[object, str] | None = None  # their version and their hash
         self._fingerprint: tuple[object, str] | None = None  # the chat template and the fingerprint
-        self._warned = False
+        self._given_tokenizer, self._warned = processing_class, False
         if self.model_id is not None:
             self._open()
             return
@@ -155,7 +160,7 @@ class RSRScorer:
             raise RSRError(
                 "Pass the student's tokenizer with a live model: RSRScorer(model, processing_class=tokenizer)."
             )
-        self._student = Student(model, self.config.max_batch_tokens, self.config.logits_dtype)
+        self._student = Student(model, **self.config.some(READING))
         self._prepare(model.config, processing_class)
 
     def _open(self) -> None:
@@ -163,7 +168,7 @@ class RSRScorer:
         self._student: Student | None = None
         self._weights = self._fingerprint = None
         hub = self.config.some(("revision", "trust_remote_code"))
-        self._prepare(*find_config_and_tokenizer(self.model_id, self._given_tokenizer, **hub))
+        self._prepare(*loading.find_config_and_tokenizer(self.model_id, self._given_tokenizer, **hub))
 
     def _prepare(self, config: PreTrainedConfig, processing_class: PreTrainedTokenizerBase) -> None:
         positions = num_positions(config)
@@ -172,7 +177,7 @@ class RSRScorer:
             raise RSRError(f"max_length={max_length} is beyond the student's {positions} positions. Lower it.")
         self.max_length = min(MAX_LENGTH, positions) if max_length is None else max_length
         self._commit_hash = getattr(config, "_commit_hash", None)
-        self.processing_class = with_chat_template(processing_class, self.config.chat_template_path)
+        self.processing_class = loading.with_chat_template(processing_class, self.config.chat_template_path)
         self._tokenize = ExampleTokenizer(
             self.processing_class,
             self.max_length,
@@ -332,8 +337,8 @@ class RSRScorer:
         if self._student is None:
             self._loaded = self._checkpoint()
             kwargs = {name: value for name, value in self.config.some(LOADING).items() if value is not None}
-            model = load_model(self.model_id, **kwargs)
-            self._student = Student(model, self.config.max_batch_tokens, self.config.logits_dtype)
+            model = loading.load_model(self.model_id, **kwargs)
+            self._student = Student(model, **self.config.some(READING))
         return self._student
 
     @property
@@ -397,9 +402,14 @@ class RSRScorer:
         self._look_again()
         identity = json.dumps(self.identity())
         if self.model_id is None:
-            return partial, (_refuse_live_model, identity)
+            return partial, (loading.refuse_live_model, identity)
         settings = vars(self.config) | {"day": self.written_day}
         return _rebuild, (identity, self.model_id, self._given_tokenizer, settings)
+
+    def __repr__(self) -> str:
+        bits = loading.weight_bits(self.model_id, self.config.revision)
+        student = repr(self.model_id or type(self._student.model)) + ("" if bits is None else f" ({bits}-bit weights)")
+        return f"RSRScorer({student}, max_length={self.max_length}{self.config})"
 
     def __copy__(self) -> "RSRScorer":
         return RSRScorer(self.model_id or self._student.model, self._given_tokenizer, **vars(self.config))
@@ -420,8 +430,7 @@ class RSRScorer:
         present = scores_among(column_names, self.schema)
         if present and not self.config.overwrite:
             raise RSRError(
-                f"The dataset already has the columns {present}. Pass overwrite=True to RSRScorer to replace them, or "
-                "remove them first."
+                f"The dataset already has the columns {present}. Pass overwrite=True to replace them, or remove them."
             )
         self._tokenize.check_columns(column_names)
 
@@ -438,11 +447,3 @@ def _rebuild(
 ) -> RSRScorer:
     """A named student's scorer in a worker process; `identity` is there to be hashed."""
     return RSRScorer(model_id, processing_class, **settings)
-
-
-def _refuse_live_model(*args, **kwargs) -> None:
-    """A live student's scorer in a worker process: raises when called, because raising before hangs the pool."""
-    raise RSRError(
-        "A live model can't go to the worker processes of `map(num_proc=...)`. Leave `num_proc` unset, or build the "
-        "scorer from a model id or path: RSRScorer('path/to/student')."
-    )

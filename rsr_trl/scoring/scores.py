@@ -25,6 +25,7 @@ from rsr_trl.rsr import (
     SCORE_PREFIX,
     STEP_SHARE,
     RSRError,
+    did_you_mean,
     filtered_token_rsr,
     trajectory_means,
 )
@@ -315,7 +316,11 @@ def check_scores(names: Iterable[str] | str | None) -> tuple[str, ...]:
     """
     asked = {names} if isinstance(names, str) else set(names or ())
     if unknown := sorted(asked - set(SCORES) - {"all"}):
-        raise RSRError(f"There is no score {unknown[0]!r}. There are {', '.join(SCORES)}, and 'all' of one pass.")
+        meant = did_you_mean(unknown[0], SCORES)
+        raise RSRError(
+            f"There is no score {unknown[0]!r}.{meant} Scores are {', '.join(SCORES)}; 'all' stands for every score "
+            "available from the same pass."
+        )
     if "provenance" in asked:
         raise RSRError(
             "'provenance' compares the student with a teacher and is computed after scoring: score with "

@@ -11,7 +11,7 @@ or not at all. This file knows no scorer.
 import json
 import os
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -32,10 +32,13 @@ ROW_GROUP = 1024  # rows that a reader of the file holds at once
 class ShardFolder:
     """
     The folder of one run and the place of one process in it, whose `lock` is held from the beginning. `run` is what
-    the manifest says: `student`, `data` (with its `files`) and `settings`. The errors are those of [`Job`].
+    the manifest says: `student`, `data` (with its `files`) and `settings`. Where these leave `shard_rows` open, it is
+    that of the manifest, or what `choose_rows` gives if there is none of this run. The errors are those of [`Job`].
     """
 
-    def __init__(self, path: Path, run: dict, process: int, num_processes: int, overwrite: bool):
+    def __init__(
+        self, path: Path, run: dict, process: int, num_processes: int, overwrite: bool, choose_rows: Callable[[], int]
+    ):
         self.path, self.state, self.data = path, path / STATE_FOLDER, path / DATA_FOLDER
         self.records, self.locks = self.state / "shards", self.state / "locks"
         self.complete, self.manifest = self.state / COMPLETE, self.state / "manifest.json"
@@ -53,15 +56,19 @@ class ShardFolder:
             for folder in (self.records, self.locks, self.data):
                 folder.mkdir(parents=True, exist_ok=True)
             with self.alone:
-                self._open(run, overwrite)
+                self._open(run, overwrite, choose_rows)
         except OSError as error:
             raise OSError(error.errno, f"can't write to the folder {str(path)!r}: {error.strerror}") from error
 
-    def _open(self, run: dict, overwrite: bool) -> None:
+    def _open(self, run: dict, overwrite: bool, choose_rows: Callable[[], int]) -> None:
         files = digests_of(run["data"]["files"], self.state / "hashes.json")
         run = json.loads(json.dumps(run | {"data": run["data"] | {"files": files}}, default=str))
-        self.run = xxh3_64_hexdigest(json.dumps(run, sort_keys=True).encode())  # names it in the records
         known, busy, done = read_json(self.manifest), self.busy(), list(self.records.glob("*.json"))
+        if run["settings"]["shard_rows"] is None:
+            is_same = all(known.get(name) == run[name] for name in ("student", "data"))
+            run["settings"] = known["settings"] if is_same else {"shard_rows": choose_rows()}
+        self.shard_rows = run["settings"]["shard_rows"]
+        self.run = xxh3_64_hexdigest(json.dumps(run, sort_keys=True).encode())  # names it in the records
         if known.keys() == run.keys():
             others = differences(known, run)
         else:  # new; or the manifest was lost, and the records say to which run they belong
@@ -125,9 +132,9 @@ class ShardFolder:
         self.paths(index)[1].unlink(missing_ok=True)
 
     def write(
-        self, scored: Dataset, index: int, first_row: int, tokens: int, seconds: float, notes: Mapping[str, int]
+        self, scored: Dataset, index: int, first_row: int, counts: Mapping[str, float], notes: Mapping[str, int]
     ) -> dict:
-        """Write a shard and its record, which is returned."""
+        """Write a shard and its record, which is returned; `counts` are its tokens, those read, and the seconds."""
         self.forget(index)
         shard, record_path = self.paths(index)
         with written_whole(shard) as path, ExitStack() as bars:
@@ -138,7 +145,7 @@ class ShardFolder:
             size, digest = path.stat().st_size, digest_of(path)
         failed = [row for row, error in enumerate(scored[ERROR], first_row) if error is not None]
         record = {"run": self.run, "launch": self.launch, "process": self.process, "size": size, "digest": digest}
-        record |= {"rows": len(scored), "tokens": tokens, "seconds": seconds, "failed_rows": failed[:MAX_NAMED_ROWS]}
+        record |= {"rows": len(scored), **counts, "failed_rows": failed[:MAX_NAMED_ROWS]}
         record["notes"] = dict(notes)
         write_json(record_path, record)
         return record

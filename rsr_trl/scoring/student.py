@@ -20,9 +20,10 @@ from transformers import (
 from transformers.utils import is_peft_available
 
 from rsr_trl.rsr import RSRError
-from rsr_trl.scoring import fingerprint
-from rsr_trl.scoring.batches import HEAD_POSITIONS, MAX_BATCH_TOKENS, Layout, lay_out, plan_batches
-from rsr_trl.scoring.lm_head import LMHead, compiles, own_logits, unknown_logits
+from rsr_trl.scoring import fingerprint, prefixes
+from rsr_trl.scoring.batches import HEAD_POSITIONS, MAX_BATCH_TOKENS, Layout, lay_out
+from rsr_trl.scoring.lm_head import BrokenLogits, LMHead, compiles, own_logits, unknown_logits
+from rsr_trl.scoring.prefixes import Places, Prefix, Prefixes, Reading
 from rsr_trl.scoring.scores import ScoredTokens
 from rsr_trl.scoring.tokens import TokenizedExample
 
@@ -138,6 +139,8 @@ class Student:
         model: "PreTrainedModel | PeftModel",
         max_batch_tokens: int | None = None,
         logits_dtype: str = "float32",
+        share_prefixes: bool = True,
+        max_prefix_tokens: int | None = None,
     ):
         self.model = model
         if is_peft_available() and isinstance(model, PeftModel):
@@ -159,7 +162,8 @@ class Student:
         self.max_batch_tokens = default_batch_tokens(self.device) if max_batch_tokens is None else max_batch_tokens
         self.layout = best_layout(model, self.device)
         self._border = length_border(model)
-        self._verified = False
+        self._share_prefixes, self._max_prefix_tokens = share_prefixes, max_prefix_tokens
+        self._verified, self._cache_bytes = False, 0.0
 
     @property
     def head(self) -> LMHead:
@@ -180,7 +184,7 @@ class Student:
         with_top1: bool = False,
         with_moments: bool = False,
         first_row: int = 0,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Callable[[int, int, int], None] | None = None,
     ) -> ScoredTokens:
         """
         Rank and surprisal of every scored token, computed longest example first.
@@ -191,7 +195,7 @@ class Student:
             with_moments (`bool`, *optional*, defaults to `False`): Also entropy and sum of squared probabilities.
             first_row (`int`, *optional*, defaults to `0`): What messages call the first example.
             progress (`Callable`, *optional*): Called with the examples and the tokens that are done since the last
-                call.
+                call, and how many tokens the student has read for it.
 
         Returns:
             [`ScoredTokens`]: flat arrays in the order of `examples`; `token_ids`, `ranks` and `top1` in int32, the
@@ -199,7 +203,7 @@ class Student:
 
         Raises:
             RSRError: if a token id is beyond the student's vocabulary.
-            FloatingPointError: if the student gives NaN or infinite logits; names the rows.
+            BrokenLogits: if the student gives NaN or infinite logits; names the rows.
         """
         lengths = np.array([0 if e.error else len(e.input_ids) for e in examples], dtype=np.int64)
         counts = np.array([int(e.scored.sum()) for e in examples], dtype=np.int64)
@@ -211,7 +215,7 @@ class Student:
         flat |= {name: np.zeros(counts.sum(), np.float32) for name in names}
         compile = compiles(self.device, int(counts.sum()) * self.head.vocab_size)
         with evaluation_mode(self.model):
-            for rows, hidden, targets in self._forward_all(examples, lengths):
+            for hidden, targets, places, read in self._forward_all(examples, lengths, ends - counts):
                 stats = self.head.score(
                     hidden,
                     targets,
@@ -220,15 +224,15 @@ class Student:
                     logits_dtype=self.logits_dtype,
                     compile=compile,
                 )
-                places = np.concatenate([np.arange(ends[i] - counts[i], ends[i]) for i in rows])
                 for name, array in flat.items():
                     values = targets if name == "token_ids" else getattr(stats, name)
-                    array[places] = values.cpu().numpy()
-                broken = ~np.isfinite(flat["surprisals"][places])
-                if broken.any():
-                    raise self._broken(first_row + np.unique(np.repeat(rows, counts[rows])[broken]))
+                    array[places.target] = values.cpu().numpy()[places.source]
+                broken = places.target[~np.isfinite(flat["surprisals"][places.target])]
+                if broken.size:
+                    rows = first_row + np.unique(np.searchsorted(ends, broken, side="right"))
+                    raise BrokenLogits(rows, self._base.dtype)
                 if progress is not None:
-                    progress(len(rows), int(lengths[rows].sum()))
+                    progress(len(places.done), int(lengths[places.done].sum()), read)
         return ScoredTokens(num_tokens=counts, **flat)
 
     def _check_ids(self, examples: Sequence[TokenizedExample], lengths: np.ndarray, first_row: int) -> None:
@@ -240,51 +244,101 @@ class Student:
                     "`model.resize_token_embeddings`."
                 )
 
-    def _broken(self, rows: np.ndarray) -> FloatingPointError:
-        return FloatingPointError(
-            f"The student gives NaN or infinite logits on rows {rows[:10].tolist()}"
-            f"{' and more' if len(rows) > 10 else ''}. Its weights may be damaged, or {self._base.dtype} may be too "
-            "narrow for it: try dtype='float32'."
-        )
-
     def _forward_all(
-        self, examples: Sequence[TokenizedExample], lengths: np.ndarray
-    ) -> Iterator[tuple[np.ndarray, torch.Tensor, torch.Tensor]]:
+        self, examples: Sequence[TokenizedExample], lengths: np.ndarray, firsts: np.ndarray
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Places, int]]:
         """
-        Hidden states that predict the scored tokens, of as many batches as are worth a pass of the head: rows, hidden
-        states of shape `(N, H)` and targets of shape `(N,)`, row after row.
+        Hidden states `(N, H)` that predict scored tokens, and those `(N,)`, of as many batches as are worth a pass of
+        the head; where their results belong, given the first place of each row; and the tokens that were read.
         """
-        budget, lengths = self.max_batch_tokens, lengths.copy()
-        waiting: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]] = []
-        if lengths.any() and not self._verified:
-            self._verify(examples[np.argmax(lengths)])
-        while lengths.any():
-            for batch in plan_batches(lengths, budget, self.layout, self._border):
+        left, scored = lengths.copy(), [example.scored for example in examples]
+        waiting: list[tuple[torch.Tensor, torch.Tensor, Places, int]] = []
+        if left.any() and not self._verified:
+            self._verify(examples[np.argmax(left)])
+        while left.any():
+            plan = self.plan(examples, left)
+            kept = Prefixes(plan)
+            for number, reading in enumerate(plan):
                 try:
-                    waiting.append((batch, *self._forward([examples[i] for i in batch])))
+                    hidden, targets, prefix = self._read(reading, examples, kept.before(reading))
                 except torch.OutOfMemoryError as error:
-                    if len(batch) == 1:
+                    if reading.after is None and len(reading.pieces) == 1 and not reading.followers:
                         raise torch.OutOfMemoryError(
-                            f"One trajectory of {lengths[batch[0]]} tokens doesn't fit into the GPU's memory. Lower "
-                            "max_length, use a narrower dtype, or spread the student with device_map='auto'."
+                            f"One trajectory of {prefixes.tokens_of(reading)} tokens doesn't fit into the GPU's "
+                            "memory. Lower max_length, use a narrower dtype, or spread the student with "
+                            "device_map='auto'."
                         ) from error
                     # It stays so: the next examples would run out of memory too.
-                    budget = self.max_batch_tokens = budget // 2
-                    logger.warning("Out of GPU memory: going on with max_batch_tokens=%d. Pass it next time.", budget)
+                    self._max_prefix_tokens = self._longest_prefix(left.max()) // 2
+                    self.max_batch_tokens = max(1, self.max_batch_tokens // 2)
+                    logger.warning(
+                        "Out of GPU memory: going on with max_batch_tokens=%d. Pass it next time.",
+                        self.max_batch_tokens,
+                    )
                     break  # outside this handler: the failed batch's tensors are freed before the next try
-                lengths[batch] = 0
-                if sum(len(targets) for _, _, targets in waiting) >= HEAD_POSITIONS:
+                kept.done(number, prefix)
+                places = prefixes.places_of(reading, scored, firsts, lengths)
+                waiting.append((hidden, targets, places, prefixes.tokens_of(reading)))
+                left[places.done] = 0
+                if sum(len(targets) for _, targets, _, _ in waiting) >= HEAD_POSITIONS:
                     yield _together(waiting)
                     waiting = []
         if waiting:
             yield _together(waiting)
 
+    def tokens_to_read(self, examples: Sequence[TokenizedExample]) -> int:
+        """How many tokens the student reads to score these examples together, once it has scored some."""
+        lengths = np.array([0 if example.error else len(example.input_ids) for example in examples])
+        return sum(map(prefixes.tokens_of, self.plan(examples, lengths)))
+
+    def plan(self, examples: Sequence[TokenizedExample], lengths: np.ndarray) -> list[Reading]:
+        """The forward passes over examples of these lengths; 0 leaves one out."""
+        return prefixes.plan_readings(
+            [example.input_ids[:length] for example, length in zip(examples, lengths, strict=True)],
+            self.max_batch_tokens,
+            self.layout,
+            self._border,
+            self._longest_prefix(lengths.max(initial=0)),
+            prefixes.PASS_TOKENS.get(self.device.type, prefixes.PASS_TOKENS["cuda"]),
+        )
+
+    def _longest_prefix(self, longest_row: int) -> int:
+        """Tokens of a prefix that the cache may hold: by default, with half of what reading takes at most."""
+        if not self._cache_bytes or self.layout == "packed":
+            return 0
+        if self._max_prefix_tokens is not None:
+            return self._max_prefix_tokens
+        # Reading takes about 16 hidden states for each token (the MLP's and some more), whatever the model's depth.
+        weight = self.head.module.weight
+        half = max(self.max_batch_tokens, longest_row) * 8 * weight.shape[1] * weight.element_size()
+        return int(half / self._cache_bytes)
+
+    def _read(
+        self, reading: Reading, examples: Sequence[TokenizedExample], before: Prefix | None
+    ) -> tuple[torch.Tensor, torch.Tensor, Prefix | None]:
+        """What [`_forward`] returns of a reading's pieces."""
+        scored, pieces = [example.scored for example in examples], []
+        for piece in reading.pieces:
+            ids = examples[piece.rows[0]].input_ids[piece.start : piece.stop]
+            pieces.append(TokenizedExample(ids, prefixes.scored_in(piece, scored)))
+        return self._forward(pieces, before, keep=reading.followers > 0)
+
     @torch.no_grad()
-    def _forward(self, rows: Sequence[TokenizedExample]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Hidden states that predict the scored tokens of one batch `(N, H)`, and those tokens `(N,)`."""
+    def _forward(
+        self, rows: Sequence[TokenizedExample], before: Prefix | None = None, keep: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, Prefix | None]:
+        """
+        Hidden states that predict the scored tokens of one batch `(N, H)`, and those tokens `(N,)`; with `keep`, which
+        takes one row, also the prefix that it makes. The rows follow the prefix `before`, if there is one.
+        """
         arrays = lay_out([row.input_ids for row in rows], [row.scored for row in rows], self.layout)
         ids, scored = arrays.pop("input_ids"), arrays.pop("scored")
-        given = on_device(arrays, self.device)
+        if before is not None and "attention_mask" in arrays:
+            read = np.ones((len(rows), before.length), dtype=np.int64)
+            arrays["attention_mask"] = np.concatenate([read, arrays["attention_mask"]], axis=1)
+        given, cache = on_device(arrays, self.device), prefixes.cache_for(self._base, before, len(rows), keep)
+        if cache is not None:
+            given["past_key_values"] = cache
         hidden = self.hidden_states(torch.from_numpy(ids).to(self.device), **given)
         # The state before a token predicts it. A row's first token is never scored, so none is predicted across rows.
         #
@@ -293,16 +347,22 @@ class Student:
         #   place     0  1  2  3   4  5  6  7      of the flattened batch
         #   selected        2  3      5  6
         #   hidden       1  2      4  5            selected - 1
+        #
+        # After a prefix the first token may be scored: the prefix's last state predicts it.
         selected = torch.from_numpy(np.flatnonzero(scored))
         targets = torch.from_numpy(ids.reshape(-1))[selected].to(hidden.device)
-        return hidden.reshape(-1, hidden.shape[-1])[(selected - 1).to(hidden.device)], targets
+        predicting = hidden.reshape(-1, hidden.shape[-1])[(selected - 1).clamp(min=0).to(hidden.device)]
+        if before is not None:
+            predicting[(selected % ids.shape[1] == 0).to(hidden.device)] = before.last
+        length = ids.shape[1] + (0 if before is None else before.length)
+        return predicting, targets, Prefix(cache, hidden[0, -1].clone(), length) if keep else None
 
     def hidden_states(self, input_ids: torch.Tensor, **given: torch.Tensor) -> torch.Tensor:
         """
         Last hidden states of shape `(B, T, H)`, on the LM head's device, by the backbone alone; `given` are its
-        `attention_mask` or `position_ids`.
+        `attention_mask`, `position_ids` or `past_key_values`.
         """
-        outputs = self._base.base_model(input_ids=input_ids, use_cache=False, **given)
+        outputs = self._base.base_model(input_ids=input_ids, use_cache="past_key_values" in given, **given)
         return outputs.last_hidden_state.to(self.head.module.weight.device)
 
     @torch.no_grad()
@@ -313,18 +373,50 @@ class Student:
         """
         ids = example.input_ids[:16]
         parts = [ids, ids[: len(ids) // 2 + 1]]
-        hidden, targets = self._forward([TokenizedExample(part, np.arange(len(part)) > 0) for part in parts])
+        hidden, targets, _ = self._forward([TokenizedExample(part, np.arange(len(part)) > 0) for part in parts])
         ours = self.head.score(hidden, targets).surprisals
         whole = torch.from_numpy(ids.astype(np.int64)).to(self.device)[None]
         logits = own_logits(self._base, self._base, input_ids=whole)[0].to(ours.device)
         logits = torch.cat([logits[: len(part) - 1] for part in parts])
         own = logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0]
         # Reduced precision rounds both. NaN passes here: the error for broken weights names the rows that show it.
-        tolerance = 0.01 if torch.finfo(self._base.dtype).eps < 1e-6 else 0.1
+        tolerance = 0.01 if self._is_exact else 0.1
         if (ours - own).abs().mean() > tolerance * (1 + own.mean()):
             how = f"mean surprisal {ours.mean():.4g} in a batch, {own.mean():.4g} nats alone, on {len(ours)} tokens"
             raise unknown_logits(self._base, how)
+        self._cache_bytes = self._verify_cache(ids) if self._share_prefixes else 0.0
         self._verified = True
+
+    def _verify_cache(self, ids: np.ndarray) -> float:
+        """
+        Bytes that the student's cache takes for a token; 0 where prefixes can't be shared. Whether they can is seen
+        from the cache's classes and on a few tokens: some recurrent layers forget their state before several tokens.
+        """
+        half = len(ids) // 2
+        if half == 0 or self.layout == "packed" or not prefixes.takes_cache(self._base):
+            return 0.0
+        whole = torch.from_numpy(ids.astype(np.int64)).to(self.device)[None]
+        if not prefixes.can_share(
+            self._base.base_model(input_ids=whole[:, :half], use_cache=True).get("past_key_values")
+        ):
+            return 0.0
+        every = np.ones(len(ids), dtype=bool)
+        before = self._forward([TokenizedExample(ids[:half], ~every[:half])], keep=True)[2]
+        tails = [
+            TokenizedExample(ids[half:stop], every[half:stop]) for stop in (len(ids), len(ids) - 1) if stop > half
+        ]
+        found = self._forward(tails, before)[0].float()
+        expected = self.hidden_states(whole)[0].float()
+        expected = torch.cat([expected[half - 1 : half - 1 + len(tail.input_ids)] for tail in tails])
+        error = (found - expected).square().mean().sqrt() / expected.square().mean().sqrt()
+        return prefixes.bytes_per_token(before.cache) if error <= (0.001 if self._is_exact else 0.1) else 0.0
+
+    @property
+    def _is_exact(self) -> bool:
+        """Whether the student computes in float32 or better."""
+        kind = self.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self._base.dtype
+        return torch.finfo(dtype).eps < 1e-6
 
     def weights_fingerprint(self) -> str:
         """See [`fingerprint.weights_fingerprint`]."""
@@ -343,6 +435,6 @@ class Student:
         return *((p.data_ptr(), p._version) for p in parameters), *numbers, *fingerprint.adapters(self._base)
 
 
-def _together(waiting: list[tuple[np.ndarray, torch.Tensor, torch.Tensor]]) -> tuple:
-    batches, hidden, targets = zip(*waiting, strict=True)
-    return np.concatenate(batches), torch.cat(hidden), torch.cat(targets)
+def _together(waiting: list[tuple[torch.Tensor, torch.Tensor, Places, int]]) -> tuple:
+    hidden, targets, places, read = zip(*waiting, strict=True)
+    return torch.cat(hidden), torch.cat(targets), Places.together(places, map(len, targets)), sum(read)

@@ -17,7 +17,7 @@ from trl.chat_template_utils import get_training_chat_template, has_generation_m
 from trl.data_utils import common_prefix_length, is_conversational_from_value, maybe_convert_to_chatml
 
 from rsr_trl.rsr import RSRError
-from rsr_trl.scoring.chat_spans import ChatSpans, writes_day
+from rsr_trl.scoring.chat_spans import ChatSpans, marks_of_prompt, writes_day
 from rsr_trl.scoring.derived_spans import ChatTemplateError, Span
 from rsr_trl.scoring.nulls import without_nulls
 from rsr_trl.scoring.own_text import OwnText, is_blank
@@ -26,6 +26,7 @@ from rsr_trl.scoring.steps import split_steps
 
 ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 SECOND_BOS = "second beginning of sequence"  # what was rendered before begins with one, and the tokenizer adds its own
+NO_TEMPLATE = "no chat template"  # the student has one, and a plain prompt holds nothing that it writes
 
 
 class ExampleError(ValueError):
@@ -46,7 +47,7 @@ class TokenizedExample:
         step_starts (bool array of shape `(T,)`, *optional*): Which scored tokens begin a reasoning step
             ([`split_steps`] of each response); every run of scored tokens begins with one.
         notes (`tuple` of `str`): What the chat template leaves out of the response (of [`~rsr_trl.scoring.own_text`]'s
-            `LOST`), and `SECOND_BOS`.
+            `LOST`), `SECOND_BOS` and `NO_TEMPLATE`.
     """
 
     input_ids: np.ndarray
@@ -131,6 +132,7 @@ class ExampleTokenizer:
         # By template: `chat_template_kwargs` may bring another one, and the user may set another on the tokenizer.
         self._chats: dict[tuple, ChatSpans] = {}
         self._replacements: dict[str, str | None] = {}
+        self._marks: dict[str, tuple[str, ...]] = {}
 
     @property
     def chat_template(self) -> str | None:
@@ -329,8 +331,18 @@ class ExampleTokenizer:
             )
         steps = _step_starts(rendered, encoding, scored)[: self.max_length] if self.with_steps else None
         ids = np.array(ids, np.int32)
-        notes = () if error else (*rendered.lost, *([SECOND_BOS] if self._has_second_bos(rendered, ids) else []))
+        notes = list(rendered.lost) + [SECOND_BOS] * self._has_second_bos(rendered, ids)
+        notes = () if error else (*notes, *[NO_TEMPLATE] * self._lacks_template(rendered))
         return TokenizedExample(ids[: self.max_length], cut, len(cut) < len(ids), error, steps, notes)
+
+    def _lacks_template(self, rendered: _Rendered) -> bool:
+        """Whether a plain prompt goes to a student with a chat template without having been rendered by it before."""
+        if rendered.conversational or not rendered.prompt or not self.processing_class.chat_template:
+            return False
+        if (template := str(self.processing_class.chat_template)) not in self._marks:
+            self._marks[template] = marks_of_prompt(self.processing_class)
+        marks = self._marks[template]
+        return bool(marks) and not any(mark in rendered.prompt for mark in marks)
 
     def _has_second_bos(self, rendered: _Rendered, ids: np.ndarray) -> bool:
         """Whether the tokenizer has put a beginning-of-sequence token before the one that plain text begins with."""

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from rsr_trl.data import Columns, examples
+from rsr_trl.data import Columns, examples, find_columns
 from rsr_trl.rsr import ERROR, RSR, RSRError, share_count
 from rsr_trl.scoring.scores import direction_of
 from rsr_trl.selection.cap import least_total
@@ -78,7 +78,7 @@ class Criteria:
         given = [name for name in ways if vars(self)[name] is not None]
         if len(given) != 1:
             raise RSRError(
-                "Pass exactly one of group_column (the best of each group), keep_fraction (the best share of all) and "
+                "Pass one of group_column (the best of each problem), keep_fraction (the best fraction of all) or "
                 f"score_threshold (all at least this good); got {' and '.join(given) or 'none'}."
             )
         if isinstance(self.keep_per_group, bool) or not self.keep_per_group >= 1 or self.keep_per_group % 1:
@@ -108,6 +108,19 @@ class Criteria:
                     "max_share_per_teacher needs to know how many rows are chosen: use group_column or keep_fraction "
                     "instead of score_threshold."
                 )
+
+    @classmethod
+    def found(cls, dataset: Dataset, **options) -> "Criteria":
+        """
+        With columns that [`~rsr_trl.data.find_columns`] finds where none are named: of teachers, and of problems if
+        neither `keep_fraction` nor `score_threshold` says how to choose.
+        """
+        group = options.pop("group_column", None)
+        by_group = options.get("keep_fraction") is None and options.get("score_threshold") is None
+        asked = Columns(options.pop("teacher_column", None), "none" if group or not by_group else None, "none")
+        columns = find_columns(dataset, asked)
+        group = columns.problem if group is None else None if group == "none" else group
+        return cls(group_column=group, teacher_column=columns.teacher, **options)
 
     @property
     def sign(self) -> int:
@@ -160,15 +173,17 @@ def select_trajectories(
     """
     Choose the most suitable trajectories. RSR: **lower = more suitable**, and the default keeps those.
 
-    Give exactly one of `group_column` (the best of each problem), `keep_fraction` (the best share of all) and
-    `score_threshold` (all at least this good). Of equal scores the trajectory with fewer tokens (`rsr_num_tokens`)
+    The best of each problem (`group_column`), or with `keep_fraction` the best share of all, or with `score_threshold`
+    all at least this good. Of equal scores the trajectory with fewer tokens (`rsr_num_tokens`)
     goes first, then the one that comes first in the dataset. Rows whose score is null, NaN or infinite are never
     chosen.
 
     Args:
         dataset (`Dataset` or `DatasetDict`): Scored with [`RSRScorer`] or `rsr score`, or with a score column of your
             own. Every split of a `DatasetDict` is chosen from by itself.
-        group_column (`str`, *optional*): Column that says which trajectories answer the same problem.
+        group_column (`str`, *optional*): Column that says which trajectories answer the same problem. Where neither
+            `keep_fraction` nor `score_threshold` is given, by default `problem_id` or the like, as in
+            [`~rsr_trl.data.find_columns`].
         keep_per_group (`int`, *optional*, defaults to `1`): How many to keep of each group; smaller groups are kept
             whole.
         keep_fraction (`float`, *optional*): Share in (0, 1] of the rows that can be chosen, rounded up.
@@ -185,7 +200,7 @@ def select_trajectories(
         max_share_per_teacher (`float`, *optional*): No teacher gets more than this share of the chosen rows. Of all
             choices that keep the cap it is the one with the least total score (with `prefer="high"` the highest).
             Needs `teacher_column`, and `group_column` or `keep_fraction`.
-        teacher_column (`str`, *optional*): Column that names the teacher.
+        teacher_column (`str`, *optional*): Column that names the teacher; by default `teacher`.
 
     Returns:
         `Dataset` or `DatasetDict`: the chosen rows, in source order, with all their columns. A `UserWarning` names
@@ -200,12 +215,12 @@ def select_trajectories(
     ```python
     >>> best = select_trajectories(scored, group_column="problem_id", require="correct")
     >>> likely = select_trajectories(scored, group_column="problem_id", score="surprisal")
-    >>> mixed = select_trajectories(scored, "problem_id", max_share_per_teacher=0.3, teacher_column="teacher")
+    >>> mixed = select_trajectories(scored, group_column="problem_id", max_share_per_teacher=0.3)
     ```
     """
     options = dict(locals())
     del options["dataset"]
-    by = Criteria(**options)
+    by = Criteria.found(next(iter(dataset.values())) if isinstance(dataset, DatasetDict) else dataset, **options)
     if isinstance(dataset, DatasetDict):
         return DatasetDict({split: _select(rows, by, f" of split {split!r}") for split, rows in dataset.items()})
     return _select(dataset, by, "")

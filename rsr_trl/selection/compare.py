@@ -13,10 +13,11 @@ from datasets import Dataset
 from scipy.special import expit, logit
 from scipy.stats import rankdata, t
 
-from rsr_trl.data import Columns, examples, read_table
-from rsr_trl.rsr import ERROR, RSR, SCORE_PREFIX, RSRError
+from rsr_trl.data import Columns, counted, examples, find_columns, read_table
+from rsr_trl.rsr import ERROR, RSR, SCORE_PREFIX, RSRError, did_you_mean
 from rsr_trl.scoring.scores import SCORES, known_score
 from rsr_trl.selection.choose import Criteria, choose_rows
+from rsr_trl.selection.display import as_html, shown
 from rsr_trl.selection.failure_modes import Finding, look_at_rows, look_at_scores
 from rsr_trl.selection.table import ScoredTable, available_scores
 
@@ -57,6 +58,32 @@ class Comparison:
     num_problems: int | None  # of the rows compared
     num_shared_problems: int | None  # with all teachers, which are compared on them; None: on all that each has
 
+    @property
+    def _heading(self) -> str:
+        of = "" if self.num_problems is None else f" of {counted(self.num_problems, 'problem')}"
+        return f"{counted(len(self.scores), 'score')} of {counted(self.num_compared, 'trajectory')}{of}"
+
+    def _shown(self) -> pd.DataFrame:
+        """Scores and what each would choose, as texts."""
+        formats = {"rank_correlation": "+.2f", "overlap": ".0%", "teacher_agreement": "+.2f"}
+        formats |= {"length_correlation": "+.2f", "correct_first": ".0%", "chosen_accuracy": ".0%"}
+        formats |= {"chosen_tokens": ",.0f"}
+        names = {"score": [f"{row['name']} ({row['prefer']})" for row in self.scores]}
+        cells = {name: [shown(row[name], how) for row in self.scores] for name, how in formats.items()}
+        return pd.DataFrame(names | {name.replace("_", " "): column for name, column in cells.items()})
+
+    def __repr__(self) -> str:
+        found = examples([finding.name for finding in self.findings], show=str) or "none"
+        return f"Comparison({self._heading}; known failure modes found: {found})"
+
+    def __str__(self) -> str:
+        found = [f"{finding.name}: {finding.what} {finding.what_to_do}" for finding in self.findings]
+        return "\n".join([f"{self._heading}, compared with RSR", self._shown().T.to_string(header=False), *found])
+
+    def _repr_html_(self) -> str:
+        found = [f"{finding.name}: {finding.what} {finding.why} {finding.what_to_do}" for finding in self.findings]
+        return as_html(f"{self._heading}, compared with RSR", self._shown(), found)
+
     def to_dict(self) -> dict:
         """Everything as numbers, strings, lists and dicts that JSON can hold."""
         return asdict(self)
@@ -86,8 +113,9 @@ def compare_scores(
             `surprisal`, `rank` and `length`, which every scored dataset has, and the columns `score_<name>`.
         own_scores (mapping, *optional*): Columns with scores of your own -> the end that is more suitable, `"low"` or
             `"high"`. The name of a score turns it round: `{"length": "low"}`.
-        teacher_column, problem_column, correctness_column (`str`, *optional*): As in [`rank_teachers`]. With a problem
-            column everything is compared within problems: what makes a problem hard plays no part.
+        teacher_column, problem_column, correctness_column (`str`, *optional*): As in [`rank_teachers`], and found by
+            themselves as there. With a problem column everything is compared within problems: what makes a problem
+            hard plays no part.
         keep_per_group, keep_fraction (*optional*): What each score chooses, as in [`select_trajectories`]: of each
             problem, or a share of all (0.5 without `problem_column`).
 
@@ -98,13 +126,13 @@ def compare_scores(
     Example:
 
     ```python
-    >>> comparison = compare_scores(scored, teacher_column="teacher", problem_column="problem_id")
+    >>> comparison = compare_scores(scored)  # columns teacher, problem_id, correct
     >>> for finding in comparison.findings:
     ...     print(finding.name, finding.what)
     ```
     """
-    notes: list[str] = []
-    columns = Columns(teacher=teacher_column, problem=problem_column, correct=correctness_column)
+    columns = find_columns(dataset, Columns(teacher_column, problem_column, correctness_column))
+    notes = list(columns.notes)
     table = comparison_table(dataset, scores, own_scores, columns, notes)
     return compare_table(table, keep_per_group, keep_fraction, notes)
 
@@ -130,8 +158,8 @@ def comparison_table(
     for name in scores:
         if name not in SCORES:
             raise RSRError(
-                f"There is no score {name!r}. Scores are {', '.join(SCORES)}; name a column of your own as an own "
-                "score, with its more suitable end."
+                f"There is no score {name!r}.{did_you_mean(name, SCORES)} Scores are {', '.join(SCORES)}; name a "
+                "column of your own as an own score, with its better end."
             )
         if name not in there:
             raise RSRError(

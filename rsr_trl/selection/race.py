@@ -28,7 +28,7 @@ from datasets import Dataset, concatenate_datasets
 from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, tqdm
 from scipy.special import stdtr
 
-from rsr_trl.data import Columns, examples, read_table
+from rsr_trl.data import Columns, examples, find_columns, read_table
 from rsr_trl.rsr import DIRECTION, ERROR, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, RSRError
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.selection.table import ScoredTable, numbers
@@ -85,8 +85,8 @@ class TeacherRace:
 def race_teachers(
     dataset: Dataset,
     scorer: RSRScorer | Callable[[Dataset], Dataset],
-    teacher_column: str,
-    problem_column: str,
+    teacher_column: str | None = None,
+    problem_column: str | None = None,
     goal: Literal["best", "order"] = "best",
     certainty: float = 0.95,
     max_trajectories: int | None = None,
@@ -110,7 +110,8 @@ def race_teachers(
         dataset (`Dataset`): Trajectories, not scored yet, in any format that the scorer takes.
         scorer ([`RSRScorer`] or function): Student that scores, or a function that takes a [`~datasets.Dataset`] and
             returns it with the scores in the same order.
-        teacher_column, problem_column (`str`): As in [`rank_teachers`]. Only problems that all teachers have are used.
+        teacher_column, problem_column (`str`, *optional*): As in [`rank_teachers`], but both have to be there. Only
+            problems that all teachers have are used.
         goal (`str`, *optional*, defaults to `"best"`): `"best"` or `"order"`.
         certainty (`float`, *optional*, defaults to `0.95`): Probability in (0, 1) with which the answer is right.
         max_trajectories (`int`, *optional*): Budget: stop before scoring more.
@@ -129,7 +130,7 @@ def race_teachers(
     Example:
 
     ```python
-    >>> race = race_teachers(dataset, RSRScorer("Qwen/Qwen3-0.6B"), "teacher", "problem_id")
+    >>> race = race_teachers(dataset, RSRScorer("Qwen/Qwen3-0.6B"))  # columns teacher, problem_id
     >>> print(race)
     ```
     """
@@ -142,7 +143,8 @@ def race_teachers(
     if problems_per_round < 1:
         raise RSRError(f"problems_per_round must be 1 or more, got {problems_per_round}.")
     score = scorer.score if isinstance(scorer, RSRScorer) else scorer
-    pool = ScoredTable.read(dataset, Columns(teacher_column, problem_column), scores=(), optional=True)
+    columns = find_columns(dataset, Columns(teacher_column, problem_column, "none"), needed=["teacher", "problem"])
+    pool = ScoredTable.read(dataset, columns, scores=(), optional=True)
     place = _places(pool, seed)
     num_problems, num_teachers = int(place.max(initial=-1)) + 1, len(pool.teachers)
     if num_teachers == 1:

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 from datasets import Dataset
 
-from rsr_trl.data import Columns, counted, examples
+from rsr_trl.data import Columns, counted, examples, find_columns
 from rsr_trl.rsr import DIRECTION, ERROR, RSR, RSRError
 from rsr_trl.scoring.scores import direction_of
 from rsr_trl.selection.bootstrap import RatioDraws, probability_below, probability_best, resample_ratios
+from rsr_trl.selection.display import as_html, shown
 from rsr_trl.selection.table import ScoredTable
 
 
@@ -98,21 +99,50 @@ class TeacherRanking:
         """The table as a [`~datasets.Dataset`]."""
         return Dataset.from_list(self.table)
 
-    def __str__(self) -> str:
-        hidden = ["rsr_all", "score_all"]
-        shown = self.to_pandas().head(PAIRED_BEST).drop(columns=hidden, errors="ignore").dropna(axis=1, how="all")
+    @property
+    def _heading(self) -> str:
         on = "unmatched problems" if self.num_problems is None else counted(self.num_problems, "problem")
         by = "" if self.score == RSR else f"score: mean of {self.score}, {self.prefer}er first; "
-        lines = [f"{counted(len(self.table), 'teacher')} on {on}, most suitable first ({by}RSR: {DIRECTION})"]
-        lines.append(shown.to_string(index=False, float_format="{:.3f}".format))
-        if len(self.table) > len(shown):
-            lines.append(f"... and {len(self.table) - len(shown)} more")
-        return "\n".join([*lines, *filter(None, [self.verdict()]), *(f"Note: {note}" for note in self.notes)])
+        return f"{counted(len(self.table), 'teacher')} on {on}, most suitable first ({by}RSR: {DIRECTION})"
+
+    def _shown(self, name_length: int = 60) -> pd.DataFrame:
+        """The best 20 as texts, in at most 100 characters with names of 30."""
+        name = RSR if self.score == RSR else "score"
+
+        def cells(row: dict) -> dict:
+            low, high = (shown(row[f"{name}_{end}"], ".3f") for end in ("low", "high"))
+            teacher = str(row["teacher"])
+            return {
+                "teacher": teacher if len(teacher) <= name_length else f"{teacher[: name_length - 1]}…",
+                name: shown(row[name], ".3f"),
+                f"{self.confidence:.0%} interval": "–" if row[f"{name}_low"] is None else f"{low} to {high}",
+                "best": shown(row["probability_best"], ".0%"),
+                "rank": shown(row["mean_rank"], ".2f"),
+                "nats": shown(row["mean_surprisal"], ".2f"),
+                "tokens": shown(row["mean_tokens"], ",.0f"),
+                "correct": shown(row["accuracy"], ".0%"),
+                "rows": row["trajectories"],
+            }
+
+        table = pd.DataFrame([cells(row) for row in self.table[:PAIRED_BEST]])
+        return table.loc[:, (table != "–").any()]
+
+    def __repr__(self) -> str:
+        return f"TeacherRanking({self._heading}: {examples([row['teacher'] for row in self.table], show=str)})"
+
+    def __str__(self) -> str:
+        # Notes came as warnings when it was made.
+        more = len(self.table) - PAIRED_BEST
+        lines = [self._heading, self._shown(30).to_string(index=False), f"... and {more} more" if more > 0 else ""]
+        return "\n".join(filter(None, [*lines, self.verdict()]))
+
+    def _repr_html_(self) -> str:
+        return as_html(self._heading, self._shown(), filter(None, [self.verdict()]))
 
 
 def rank_teachers(
     dataset: Dataset,
-    teacher_column: str,
+    teacher_column: str | None = None,
     problem_column: str | None = None,
     correctness_column: str | None = None,
     confidence: float = 0.95,
@@ -126,15 +156,18 @@ def rank_teachers(
     over a teacher's trajectories). **Lower = more suitable.** With another `score`, by its mean over a teacher's
     trajectories.
 
-    With `problem_column`, teachers are compared on the problems for which all of them have a scored trajectory, and
-    the bootstrap draws whole problems, the same for all teachers, so that what makes a problem hard cancels. Without
-    it, the trajectories of each teacher are drawn by themselves: a teacher with a single one can't be judged.
+    With a column of problems, teachers are compared on those for which all of them have a scored trajectory, and the
+    bootstrap draws whole problems, the same for all teachers, so that what makes a problem hard cancels. Without
+    one, the trajectories of each teacher are drawn by themselves: a teacher with a single one can't be judged.
 
     Args:
         dataset (`Dataset`): Scored with [`RSRScorer`] or `rsr score`.
-        teacher_column (`str`): Column that names the teacher.
-        problem_column (`str`, *optional*): Column that says which trajectories answer the same problem.
-        correctness_column (`str`, *optional*): Boolean column from which to report each teacher's accuracy.
+        teacher_column (`str`, *optional*): Column that names the teacher. By default, as the next two, what
+            [`~rsr_trl.data.find_columns`] finds: `teacher`.
+        problem_column (`str`, *optional*): Column that says which trajectories answer the same problem; by default
+            `problem_id` or the like. `"none"`: no column, as for the next.
+        correctness_column (`str`, *optional*): Boolean column from which to report each teacher's accuracy; by default
+            `correct` or `is_correct`.
         confidence (`float`, *optional*, defaults to `0.95`): Level of the intervals.
         num_draws, seed (`int`, *optional*, default to `1000` and `0`): Bootstrap draws; the same rows in any order
             give the same numbers.
@@ -158,18 +191,28 @@ def rank_teachers(
     Example:
 
     ```python
-    >>> ranking = rank_teachers(scored, teacher_column="teacher", problem_column="problem_id")
+    >>> ranking = rank_teachers(scored)  # columns teacher, problem_id, correct
     >>> print(ranking)
     >>> ranking.best
     ```
     """
-    columns = Columns(teacher=teacher_column, problem=problem_column, correct=correctness_column)
-    # RSR itself comes from its two parts, so its column may be missing.
-    table = ScoredTable.read(dataset, columns, [] if score == RSR else [score], {score: prefer})
+    table, notes = read_ranked(dataset, Columns(teacher_column, problem_column, correctness_column), score, prefer)
     ranking = rank_table(table, score, confidence, num_draws, seed)
+    ranking.notes[:0] = notes
     for note in ranking.notes:
         warnings.warn(note, stacklevel=2)
     return ranking
+
+
+def read_ranked(
+    dataset: Dataset, asked: Columns, score: str = RSR, prefer: Literal["low", "high"] | None = None
+) -> tuple[ScoredTable, list[str]]:
+    """What [`rank_table`] takes, with the columns `asked` for and well-known ones; and what is to be said of these."""
+    columns = find_columns(dataset, asked, needed=["teacher"])
+    notes = list(columns.notes)
+    # RSR itself comes from its two parts, so its column may be missing.
+    table = ScoredTable.read(dataset, columns, [] if score == RSR else [score], {score: prefer})
+    return (table if asked.problem else match_if_shared(table, notes, score)), notes
 
 
 def match_if_shared(table: ScoredTable, notes: list[str], score: str = RSR) -> ScoredTable:

@@ -50,6 +50,8 @@ class RSRSFTConfig(SFTConfig):
             score's own direction (RSR: `"low"`, the most suitable); required for your own columns.
         rsr_max_batch_tokens (`int`, *optional*): Tokens per batch of a scoring pass on each device, padding
             included. By default what suits the device.
+        rsr_share_prefixes (`bool`, *optional*, defaults to `True`): Read what several examples begin with only once
+            in a scoring pass, on one process or under DDP.
 
         > Parameters that control the order and the choice
 
@@ -86,6 +88,7 @@ class RSRSFTConfig(SFTConfig):
     rsr_r_max: int = 100
     rsr_prefer: Literal["low", "high"] | None = None
     rsr_max_batch_tokens: int | None = None
+    rsr_share_prefixes: bool = True
     rsr_sampling: Sampling = "weighted"
     rsr_temperature: float = 0.2
     rsr_keep_fraction: float = 1.0

@@ -8,22 +8,24 @@ import contextlib
 import functools
 import random
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import is_compiled_module
+from accelerate.utils import DistributedType, is_compiled_module
 from datasets import Dataset
+from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from rsr_trl.rsr import trajectory_means
-from rsr_trl.scoring.batches import lay_out, plan_batches
-from rsr_trl.scoring.lm_head import LMHead, TokenStats, own_logits
+from rsr_trl.scoring.batches import WINDOW_TOKENS, lay_out, plan_batches
+from rsr_trl.scoring.lm_head import BrokenLogits, LMHead, TokenStats, own_logits
 from rsr_trl.scoring.student import (
+    Student,
     best_layout,
     check_architecture,
     default_batch_tokens,
@@ -31,10 +33,14 @@ from rsr_trl.scoring.student import (
     length_border,
     on_device,
 )
+from rsr_trl.scoring.tokens import TokenizedExample
 from rsr_trl.training.prepare import SCORED
 
 
 logger = logging.get_logger(__name__)
+
+# Every process has the whole model: a pass without its wrapper needs no other process, and nobody has to keep in step.
+WHOLE = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 Measured = tuple[np.ndarray, np.ndarray, np.ndarray]  # rows (int64), mean clipped rank, mean surprisal (float64)
 
@@ -118,10 +124,16 @@ def token_means(
 class ScoringPass:
     """
     Scores rows of a prepared dataset (`lengths`: tokens of each) with the student as it is, all processes together, in
-    batches that fit its memory. `model` is neither wrapped nor has it an adapter.
+    batches that fit its memory. `model` is neither wrapped nor is it a PEFT model around one.
+
+    Where every process has all of the model (one process, DDP), rows share prefixes as in [`Student`], each process
+    with rows of its own. FSDP and ZeRO need equally many forward passes of the wrapped model on all of them, and
+    prompt learning needs the PEFT model: there `as_wrapped` is set and each row is read alone.
     """
 
     def __init__(self, model, accelerator: Accelerator, dataset: Dataset, lengths, args, pad_token_id: int):
+        self._model, self._student = model, None
+        self.as_wrapped = accelerator.distributed_type not in WHOLE or not args.rsr_share_prefixes
         self.accelerator, self.lengths, self.args, self.pad_token_id = accelerator, lengths, args, pad_token_id
         self.max_batch_tokens = args.rsr_max_batch_tokens or default_batch_tokens(accelerator.device)
         self.layout, self._border = best_layout(model, accelerator.device), length_border(model)
@@ -131,6 +143,11 @@ class ScoringPass:
         """Score these rows; weights, modes and random numbers stay. Batches shrink until they fit the memory."""
         # Compiled for training batches, it would be compiled again for every shape of a scoring batch.
         model = model._orig_mod if is_compiled_module(model) else model
+        if not self.as_wrapped and not any(isinstance(weight, DTensor) for weight in self._model.parameters()):
+            self._student = self._student or Student(self._model, self.max_batch_tokens)
+            self._student.layout = self.layout
+            with undisturbed(model, optimizer):
+                return self.score_whole(rows)
         while True:
             plan = plan_batches(self.lengths[rows], self.max_batch_tokens, self.layout, self._border)
             batches = [rows[batch] for batch in plan]  # the same on every process
@@ -153,14 +170,35 @@ class ScoringPass:
                 "next time."
             )
 
+    def score_whole(self, rows: np.ndarray) -> Measured:
+        """Score the rows without the wrapper, each process consecutive ones of about as many tokens."""
+        world, rank = self.accelerator.num_processes, self.accelerator.process_index
+        means, ends = np.zeros((2, rows.size)), np.cumsum(self.lengths[rows])
+        windows = -(-int(ends[-1]) // (world * WINDOW_TOKENS))  # of each process
+        shares = ends[-1] * np.arange(world * windows + 1) / (world * windows)
+        borders = np.searchsorted(ends, shares, side="right")[rank * windows : (rank + 1) * windows + 1]
+        with self.accelerator.autocast(), self._bar(int(borders[-1] - borders[0])) as bar:
+            for start, stop in zip(borders, borders[1:], strict=False):
+                means[:, start:stop] = self._means_of(rows[start:stop], lambda done, *_: bar.update(done))
+        return self._of_all_processes(rows, means)
+
+    def _means_of(self, rows: np.ndarray, progress: Callable) -> np.ndarray:
+        given = self._rows[rows.tolist()]
+        examples = list(map(TokenizedExample, given["input_ids"], given[SCORED]))
+        try:
+            tokens = self._student.score(examples, progress=progress)
+        except BrokenLogits as broken:  # NaN for them: the table refuses it on all processes
+            means = np.zeros((2, rows.size))
+            means[:, broken.rows] = np.nan
+            return means
+        return np.stack(trajectory_means(tokens.ranks, tokens.surprisals, tokens.num_tokens, self.args.rsr_r_max))
+
     def score(self, model: torch.nn.Module, batches: Sequence[Sequence[int]]) -> Measured:
         """Score the rows of these batches with the model as the trainer wrapped it: the same on every process."""
         rows = np.concatenate([np.asarray(batch, dtype=np.int64) for batch in batches])
         starts, means = np.cumsum([0, *map(len, batches)]), np.zeros((2, rows.size))
         world, rank = self.accelerator.num_processes, self.accelerator.process_index
-        hidden = self.args.disable_tqdm or not self.accelerator.is_main_process
-        bar = tqdm(total=rows.size, desc="Scoring", unit=" rows", disable=hidden)
-        with torch.no_grad(), self.accelerator.autocast(), bar:
+        with torch.no_grad(), self.accelerator.autocast(), self._bar(rows.size) as bar:
             for first in range(0, len(batches), world):
                 number = first + rank
                 # A process without a batch in the last round still takes part in the forward, with the cheapest row.
@@ -174,6 +212,13 @@ class ScoringPass:
                     part = slice(starts[number], starts[number + 1])
                     means[:, part] = token_means(stats["ranks"], stats["surprisals"], num_scored, self.args.rsr_r_max)
                 bar.update(int(starts[min(first + world, len(batches))] - starts[first]))
-        if world > 1:
+        return self._of_all_processes(rows, means)
+
+    def _bar(self, num_rows: int) -> tqdm:
+        hidden = self.args.disable_tqdm or not self.accelerator.is_main_process
+        return tqdm(total=num_rows, desc="Scoring", unit=" rows", disable=hidden)
+
+    def _of_all_processes(self, rows: np.ndarray, means: np.ndarray) -> Measured:
+        if self.accelerator.num_processes > 1:
             means = self.accelerator.reduce(torch.from_numpy(means).to(self.accelerator.device), "sum").cpu().numpy()
         return rows, means[0], means[1]

@@ -108,8 +108,10 @@ class RSRSFTTrainer(SFTTrainer):
         virtual_tokens = adapted and self.model.active_peft_config.is_prompt_learning
         shared = (self.accelerator, self.train_dataset, lengths, args)
         self.scoring = ScoringPass(student, *shared, self.data_collator.pad_token_id)
-        if virtual_tokens and self.scoring.layout == "packed":  # they would belong to the first of packed rows alone
-            self.scoring.layout = "padded"
+        if virtual_tokens:
+            self.scoring.as_wrapped = True
+            if self.scoring.layout == "packed":  # they would belong to the first of packed rows alone
+                self.scoring.layout = "padded"
         self.table = self._first_table(num_scored, virtual_tokens)
         self.scores = LiveScores(self.table, *shared, measure=self._measure, log=self._log_with_next)
         self._scored_in_forward = add_rsr_head(student)

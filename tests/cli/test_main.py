@@ -30,12 +30,16 @@ def test_runs_as_a_module():
     assert done.stdout.strip() == f"rsr-trl {rsr_trl.__version__}"
 
 
-def test_unknown_command_names_the_known_ones(capsys):
+@pytest.mark.parametrize(
+    "word, said",
+    [("scoer", "'scoer'. Did you mean score?"), ("--model_name_or_path", "rsr <command> --model_name")],
+)
+def test_unknown_command_names_the_known_ones(capsys, word, said):
     with pytest.raises(SystemExit) as stop:
-        main(["scoer"])
+        main([word, "student"])
     assert stop.value.code == 2
     error = capsys.readouterr().err
-    assert "scoer" in error and all(name in error for name in COMMANDS)
+    assert said in error and all(name in error for name in COMMANDS)
 
 
 def test_an_error_of_ours_is_one_message_and_can_be_traced(rsr, monkeypatch):

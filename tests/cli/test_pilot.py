@@ -99,7 +99,7 @@ def test_people_see_the_cost_the_differences_and_what_they_are_worth(argv, capfd
 def test_a_pool_with_scores_of_this_student_is_taken_as_it_is_and_of_another_not(
     argv, tiny_student_path, tmp_path, capfd
 ):
-    with pytest.raises(ValueError, match="--dry_run needs a pool with scores"):
+    with pytest.raises(ValueError, match="--dry_run needs a scored pool"):
         run(argv("--dry_run"))
     scored, path = RSRScorer(tiny_student_path).score(Dataset.from_list(rows_of(8, 0, 3))), tmp_path / "pool.parquet"
     scored.to_parquet(path)

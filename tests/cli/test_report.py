@@ -1,6 +1,8 @@
 import pytest
 from datasets import Dataset
 
+from rsr_trl import write_report
+
 
 @pytest.fixture
 def report(rsr, scored_path, tmp_path):
@@ -21,9 +23,21 @@ def test_writes_a_page_and_says_what_it_says(report):
     assert "Wrote the report -> " in text and "report.html" in text
     assert "6 trajectories of 3 problems by 2 teachers" in text and "1 couldn't be scored" in text
     assert "RSR of long: 3.000 (lower = more suitable" in text
-    assert "Not on the page: Reading trajectories." in text and "rsr score --token_stats" in text
+    assert "Not in the report: Reading trajectories." in text and "rsr score --token_stats" in text
     page = report.output.read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") and "RSR of long: 3.000" in page
+
+
+def test_a_folder_gets_the_page_and_the_command_says_what_it_does(rsr, tmp_path, scored_path):
+    text = rsr("report", "--dataset_name", scored_path, "--output_dir", tmp_path / "page").text
+    assert "Writing a report on 6 trajectories ..." in text and (tmp_path / "page" / "report.html").is_file()
+
+
+def test_in_a_notebook(scored_path, tmp_path):
+    written = write_report(scored_path, tmp_path / "a <b>.html")
+    assert len(repr(written)) < 150
+    html = written._repr_html_()
+    assert "a &lt;b&gt;.html" in html and "3 problems" in html and "a%20%3Cb%3E.html" in html
 
 
 def test_json(report):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset, load_dataset
-from huggingface_hub import DatasetCard, HfApi
+from huggingface_hub import DatasetCard, HfApi, RepoUrl
 from huggingface_hub.utils import filter_repo_objects
 
 from rsr_trl import RSRScorer
@@ -85,7 +85,7 @@ def test_nulls_of_another_score_are_counted(score):
     values = score.rows()
     missing = [p is None and rsr is not None for p, rsr in zip(values["score_drop"], values["rsr"], strict=True)]
     assert missing == [True, True, False, False]
-    assert "score_drop is null for 2 (67%) of the scored" in text and "score_surprisal is" not in text
+    assert "score_drop is undefined (null) for 2 (67%) of the scored" in text and "score_surprisal is" not in text
 
 
 @pytest.mark.parametrize("more", [(), ("--dataset_streaming",)])
@@ -122,7 +122,7 @@ def test_summary_is_on_standard_error_and_says_what_to_do(score, tiny_student_pa
     assert "Not scored: 1 (25%)" in text and "completion is empty" in text and "rows 3" in text
     assert "have fewer than 32 scored tokens" in text
     assert f"Next: rsr select --dataset_name {score.output_dir} --group_column problem_id" in text
-    assert f"See it: rsr report --dataset_name {score.output_dir} --output {score.output_dir}-report.html" in text
+    assert f"See it: rsr report --dataset_name {score.output_dir} --output_dir {score.output_dir}-report" in text
     card = DatasetCard.load(Path(score.output_dir, "README.md"))
     assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
     for said in (score.raw, tiny_student_path, "float32", "2,048", "lower `rsr`", "2601.14249", "bibtex"):
@@ -140,6 +140,29 @@ def test_json_is_all_there_is_on_standard_output(score):
     ratios = {one["teacher"]: one["rsr"] for one in result["teachers"]}
     assert list(ratios) == sorted(["one", "two"], key=ratios.get)
     assert math.isfinite(result["rsr_median"])
+
+
+def test_plain_text_for_a_student_with_a_chat_template_is_said_once_before_the_work(score, rsr, tiny_student_path):
+    text = score().text
+    said = "3 of 4 sampled trajectories are plain text: the student's chat template isn't applied."
+    assert text.count("plain text") == 1 and text.index(said) < text.index("Scored 3 of 4")
+    assert "turn them into chats with --as_chat." in text and "Python" not in text
+    assert score("--overwrite", "--json").json["notes"] == {"no chat template": 3}  # the fourth row isn't scored
+    streamed = score("--overwrite", "--dataset_streaming").text  # which is read once
+    assert streamed.count("plain text") == 1 and "3 of 4 trajectories are plain text" in streamed
+    assert "plain text" not in score("--overwrite", "--as_chat").text
+    teachers = ("teachers", "--model_name_or_path", tiny_student_path, "--dataset_name", score.raw, "--goal", "all")
+    assert rsr(*teachers).err.count("plain text") == 1
+
+
+def test_what_an_earlier_run_scored_is_said(score):
+    assert "earlier run" not in score("--shard_rows", "2").text
+    shard, state = (Path(score.output_dir, folder) for folder in ("data/train-000001.parquet", ".rsr"))
+    shard.unlink()
+    text = score().text
+    assert "2 of 4 trajectories were scored by an earlier run. Resuming with the rest." in text
+    assert (state / "complete.json").is_file() and "Scored 3 of 4 trajectories" in text
+    assert "4 of 4 trajectories were scored by an earlier run. Nothing is left to score." in score().text
 
 
 def test_renamed_columns(score, tiny_student, tiny_tokenizer):
@@ -178,13 +201,17 @@ def test_nothing_scored_fails_but_leaves_the_reasons(score):
 @pytest.mark.parametrize(
     "more, message",
     [
-        (["--prompt_column", "question"], "'question'"),
-        (["--teacher_column", "author"], "'author'"),
+        (["--prompt_column", "question"], "--prompt_column question: "),
+        (["--teacher_column", "author"], "--teacher_column author: "),
         (["--dataset_split", "test"], "train"),
         (["--max_length", "9999"], "2048"),
         (["--as_chat", "--completion_column", "correct"], "Row 0, column 'completion'"),
-        (["--push_to_hub", "me/scored"], "hf auth login"),
-        (["--scores", "surprisal,larc"], "There is no score 'larc'. There are rsr, "),
+        (["--push_to_hub", "--hub_dataset_id", "me/scored"], "Uploading to 'me/scored' needs a login: run `hf auth"),
+        (["--push_to_hub"], "Uploading to 'scored' needs a login"),
+        (["--hub_dataset_id", "me/scored"], "--hub_dataset_id needs --push_to_hub"),
+        (["--scores", "surprisal,larc"], "There is no score 'larc'. Did you mean lark? Scores are rsr, "),
+        (["--prompt_column", "promt"], "--prompt_column promt: the dataset has no such column. Did you mean prompt?"),
+        (["--teacher_column", "techer"], "--teacher_column techer: there is no such column. Did you mean teacher?"),
         (["--scores", "provenance"], "rsr_trl.experimental.provenance.score_provenance"),
         *((["--shard=" + shard], "i/n with i from 1 to n") for shard in ("0/2", "3/2", "1", "1/0", "a/b", "-1/2")),
     ],
@@ -283,11 +310,16 @@ class TestLargeDatasets:
         assert "an unknown number of rows" in score("--dry_run", "--dataset_streaming").text
 
     def test_upload_is_of_the_card_and_the_data(self, score, monkeypatch):
+        def repo(name):
+            return RepoUrl(f"https://huggingface.co/datasets/{name if '/' in name else f'me/{name}'}")
+
         calls = {}
         monkeypatch.setattr(HfApi, "whoami", lambda self: {"name": "me"})
-        monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **how: calls.update(how) or f"hub/{repo_id}")
+        monkeypatch.setattr(HfApi, "create_repo", lambda self, repo_id, **how: calls.update(how) or repo(repo_id))
         monkeypatch.setattr(HfApi, "upload_folder", lambda self, **how: calls.update(how))
-        assert score("--push_to_hub", "me/scored", "--json").json["pushed_to"] == "hub/me/scored"
+        for options in (("--hub_dataset_id", "me/scored"), ()):  # the folder is called so too
+            assert score("--push_to_hub", *options, "--json").json["pushed_to"] == str(repo("me/scored"))
+            assert calls["repo_id"] == "me/scored"
         assert (calls["repo_type"], calls["private"], calls["folder_path"]) == ("dataset", True, score.output_dir)
         files = [path for path in Path(score.output_dir).rglob("*") if path.is_file()]
         names = [str(path.relative_to(score.output_dir)) for path in files]

@@ -41,11 +41,11 @@ def test_chooses_as_asked(select, options, expected):
 
 def test_summary_shows_before_and_after(select):
     text = select(*BY_PROBLEM).text
-    assert "Chose 3 of 6 trajectories" in text and "3 groups in 'problem_id'" in text
+    assert "Chose 3 of 6 trajectories" in text and "3 problems (column 'problem_id')" in text
     # Eq. 9 by hand: before (2 + 5 + 75 + 2 + 7) / (1 + 4/3 + 5 + 1 + 2), chosen (2 + 2 + 7) / (1 + 1 + 2).
     assert "RSR (lower = more suitable) 8.806 2.750" in text
     assert "short 10.500 3 (60%) 2 (67%)" in text  # (2 + 75 + 7) / (1 + 5 + 2)
-    assert "1 (17%) trajectories (no finite score)" in text
+    assert "1 (17%) of all trajectories (no finite score)" in text
     assert "of the chosen have fewer than 32 scored tokens" in text and "--min_tokens 32" in text
     assert f"Next: rsr sft --model_name_or_path STUDENT --dataset_name {select.output_dir} --output_dir" in text
 
@@ -74,7 +74,7 @@ def test_choices_closer_than_the_numerical_error_are_told(select, scored_rows, t
     run = select(*BY_PROBLEM, "--json", dataset_name=tmp_path / "scored")
     assert run.json["close_calls"] == calls and run.json["dtype"] == dtype
     text = select(*BY_PROBLEM, "--overwrite", dataset_name=tmp_path / "scored").text
-    said = f"In {calls} ({calls / 3:.0%}) groups the next best" if calls else None
+    said = f"For {calls} ({calls / 3:.0%}) of the problems the next best" if calls else None
     assert (said in text) if said else ("next best" not in text)
     assert ("--dtype float32" in text) == (dtype == "bfloat16")
 
@@ -84,7 +84,7 @@ def test_what_is_read_is_never_overwritten(select, scored_rows, tmp_path):
     write_scored(Dataset.from_list(scored_rows), source, "Made by `rsr score`.")
     for name in (source, source / "data"):
         done = select(*BY_PROBLEM, "--overwrite", "--output_dir", source, dataset_name=name)
-        assert done.code == 1 and "is the input and lies in output_dir" in done.err
+        assert done.code == 1 and "is the input and lies in --output_dir" in done.err
     assert len(load_dataset(str(source), split="train")) == len(scored_rows)
 
 
@@ -99,7 +99,7 @@ def test_json(select):
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["--max_tokens", "3"], "1 of 3 groups have no scored trajectory"),
+        (["--max_tokens", "3"], "1 of 3 problems have no scored trajectory"),
         (["--score", "length"], "mean length (higher first) 10.000 15.333"),  # (2+3+2+3+40) / 5, (3+3+40) / 3
     ],
 )
@@ -117,7 +117,7 @@ def test_one_teacher_for_most_is_pointed_out(select, scored_rows, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ([], "exactly one of group_column"),
+        (["--problem_column", "none"], "Pass one of --group_column (the best of each problem), --keep_fraction"),
         (["--keep_fraction", "1.5"], "keep_fraction"),
         (["--group_column", "problem"], "'problem'"),
         (["--keep_fraction", "0.5", "--score", "entropy"], "rsr score --scores entropy"),

@@ -70,7 +70,7 @@ def test_trains_on_what_rsr_select_writes(rsr, train, raw, tiny_student_path, tm
     by_problem = ["--group_column", "problem", "--output_dir", chosen]
     assert rsr("select", "--dataset_name", scored, *by_problem).code == 0
     text = train("--rsr_rescore_strategy", "no", data=("--dataset_name", chosen)).text
-    assert f"Next: rsr report --dataset_name {chosen} --run {out} --output {out}-report.html" in text
+    assert f"Next: rsr report --dataset_name {chosen} --run {out} --output_dir {out}-report" in text
     assert sorted(pd.read_parquet(f"{out}/rsr_history")["row"]) == [0, 1, 2, 3]
     # The chosen rows carry this student's scores, so nothing was scored again.
     assert os.listdir(f"{out}/rsr_history") == ["step-00000000-dataset.parquet"]
@@ -79,7 +79,7 @@ def test_trains_on_what_rsr_select_writes(rsr, train, raw, tiny_student_path, tm
 def test_summary_shows_how_the_scores_moved(train, raw):
     text = train("--rsr_keep_fraction", "0.5").text  # the trainer's logs too are for people
     assert "Trained 6 steps on 6 (50%) of 12 trajectories per epoch, mean loss " in text
-    assert "(lower = more suitable)" in text and "RSR at first" in text
+    assert "(lower = more suitable)" in text and "RSR at step 0" in text
     history = [history_of(train.out, step) for step in (0, 3)]
     first, last = (dataset_rsr(one["rsr_mean_clipped_rank"], one["rsr_mean_surprisal"]) for one in history)
     assert f"0 12 {first:.3f} {first:.3f}" in text and f"3 12 {last:.3f} {first:.3f}" in text
@@ -132,26 +132,26 @@ def test_a_second_run_does_not_mix_its_checkpoints_with_those_of_the_first(train
     monkeypatch.setattr(sft, "_load", None)  # it is said before anything is read
     for more in ((), (CHECKPOINT, "False")):
         err = train("--max_steps", "1", *more, code=1).err
-        assert re.search("out/checkpoint-1 is the last .* --resume_from_checkpoint True", err)
+        assert re.search("of an earlier run, .*out/checkpoint-1.* add --resume_from_checkpoint True", err)
     assert sorted(os.listdir(train.out)) == before
 
 
 def test_nothing_to_resume_from_is_said_before_anything_is_loaded(train, tmp_path, monkeypatch):
     monkeypatch.setattr(sft, "_load", None)
     err = train(CHECKPOINT, "True", code=1).err
-    assert re.search("no checkpoint in --output_dir .*out to resume from", err)
+    assert re.search("no checkpoint in --output_dir .*out. To start over", err)
     (tmp_path / "out" / "checkpoint-3").mkdir(parents=True)  # one that was being written when the run was killed
     for checkpoint, missing in (("nowhere", "nowhere"), ("True", "out/checkpoint-3")):
         err = train(CHECKPOINT, checkpoint, code=1).err
-        assert re.search(f"no complete checkpoint: .*{missing}/trainer_state.json is missing", err)
+        assert re.search(f"isn't a complete checkpoint: .*{missing}/trainer_state.json is missing", err)
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (("--save_steps", "2"), "at step 3. To resume from {out}/checkpoint-2, add --resume_from_checkpoint True."),
-        ((), "Stopped at step 3, and no checkpoint was saved yet (save_strategy='steps' and save_steps=500): "),
-        (("--save_strategy", "no"), "no checkpoint was saved yet (save_strategy='no'): with --save_strategy steps "),
+        ((), "Stopped at step 3, before the first checkpoint (one is saved every 500 steps). Pass --save_"),
+        (("--save_strategy", "no"), "before the first checkpoint (none is saved). Pass --save_strategy steps "),
     ],
 )
 def test_an_interrupted_training_says_how_to_go_on(train, monkeypatch, options, said):
@@ -193,7 +193,7 @@ def test_a_mixture_of_datasets(train, raw, tmp_path):
     [
         (["--model_name_or_path", "./nowhere"], {}, "no folder './nowhere'"),
         ([], {"data": ()}, "either --dataset_name, or a mixture"),
-        (["--dataset_streaming"], {}, "don't set --dataset_streaming"),
+        (["--dataset_streaming"], {}, "drop --dataset_streaming"),
         (["--dataset_name", "./nowhere.jsonl"], {}, "no file or folder"),
         (["--prompt_column", "question"], {}, "prompt_column='question'"),
         ([], {"student": ()}, "--model_name_or_path is required"),

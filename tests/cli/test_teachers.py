@@ -159,13 +159,13 @@ def test_with_a_student_it_stops_when_it_is_certain_or_scores_all(rsr, gsm8k_row
     "argv, message",
     [
         (["--json", "--csv"], "one of --json and --csv"),
-        (["--model_name_or_path", "student", *UNMATCHED], "needs --problem_column"),
+        (["--model_name_or_path", "student", *UNMATCHED], "No column of problems was found: pass --problem_column."),
         (["--model_name_or_path", "student", "--score", "rank"], "--goal all"),
         (["--max_trajectories", "9"], "is for scoring in rounds"),
         (["--goal", "order"], "--goal order is for scoring in rounds"),
         (["--certainty", "95"], r"--certainty must be in \(0, 1\), got 95: 95% is 0.95"),
         (["--teacher_column", "writer"], "no column 'writer'"),
-        (["--teacher_column", "none"], "Pass --teacher_column, one of"),
+        (["--teacher_column", "none"], "No column of teachers was found: pass --teacher_column."),
         (["--problem_column", "problem"], "no column 'problem'"),
     ],
 )

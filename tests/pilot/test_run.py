@@ -1,6 +1,7 @@
 """The pilot's arms: what they train on, that they are comparable, and that finished ones stay."""
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
 from rsr_trl.data import Columns
+from rsr_trl.pilot import held_out
 from rsr_trl.pilot import run as run_module
 from rsr_trl.pilot.config import PilotConfig
 from rsr_trl.pilot.held_out import HeldOut, same_number
@@ -200,7 +202,32 @@ def test_a_dry_run_says_the_cost_and_writes_nothing(make, tmp_path):
     pilot = make(["rsr", "rsr_rescored"], seeds=(0, 1))
     cost = pilot.run(dry_run=True)
     assert cost["arms"] == 8 and cost["steps_per_arm"] == 4 and cost["seconds"] > 0
-    assert [line.split()[0] for line in pilot.lines] == ["Estimated"] and not (tmp_path / "out").exists()
+    assert [line.split()[0] for line in pilot.lines] == ["Timing", "Estimated"] and not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_is_bounded_on_a_slow_machine(make, monkeypatch):
+    """Where a step, a few rows and a few tokens already take the time that there is, it does no more than these."""
+    pilot, done = make(["rsr"], answers=True), Counter()
+    pilot.held_out.max_new_tokens = 64
+    score_rows, generate, on_step_end = RSRScorer.score_rows, held_out.generate, run_module._Watch.on_step_end
+    monkeypatch.setattr(run_module, "TRIAL_SECONDS", 0.0)
+    monkeypatch.setattr(held_out, "PROBE_SECONDS", 0.0001)
+
+    def count_rows(self, dataset, *more):
+        done["rows"] += len(dataset)
+        return score_rows(self, dataset, *more)
+
+    def count_tokens(model, tokenizer, prompts, max_new_tokens):
+        done["tokens"] += max_new_tokens
+        return generate(model, tokenizer, prompts, max_new_tokens)
+
+    monkeypatch.setattr(RSRScorer, "score_rows", count_rows)
+    monkeypatch.setattr(held_out, "generate", count_tokens)
+    monkeypatch.setattr(
+        run_module._Watch, "on_step_end", lambda *a, **k: (done.update(steps=1), on_step_end(*a, **k))[1]
+    )
+    assert pilot.run(dry_run=True)["seconds"] > 0
+    assert done == {"steps": 1, "rows": 4, "tokens": 16}
 
 
 def test_lora(make):

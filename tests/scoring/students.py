@@ -66,13 +66,29 @@ FAMILIES = {
     "mamba": {},  # no attention at all
     "bloom": {"n_layer": 2, "n_head": 4},  # no positions
 }
+DELTA_NET = {"layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 4}
+DELTA_NET |= {"linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8}
+# Recurrent and attention layers, or layers that share theirs.
+HYBRIDS = {
+    "qwen3_next": {**MOE, **DELTA_NET, "shared_expert_intermediate_size": 16},
+    "granitemoehybrid": {**MOE, **MAMBA2, "layer_types": ["mamba", "attention"], "shared_intermediate_size": 16},
+    "bamba": {**MAMBA2, "mamba_n_groups": 1, "attn_layer_indices": [1]},
+    "jamba": {**MOE, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "mamba_dt_rank": 4},
+    "minimax": {**MOE, "layer_types": ["linear_attention", "full_attention"]},
+    "gemma3n_text": {
+        **{"num_kv_shared_layers": 1, "layer_types": ["full_attention"] * 2, "sliding_window": 8, "laurel_rank": 4},
+        **{"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": V, "altup_num_inputs": 2},
+        "activation_sparsity_pattern": [0.0, 0.0],
+    },
+}
 NOT_GPT2S = {"hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "intermediate_size"}
 
 
 def build(family: str, **config) -> PreTrainedModel:
     """A random student in fp32 and evaluation mode, always the same one."""
     model_type = family.split("-")[0]
-    settings = {**SHAPE, **FAMILIES[family], **config}
+    settings = {**SHAPE, **(FAMILIES | HYBRIDS)[family], **config}
     if model_type in ("gpt2", "gpt_bigcode"):
         settings = {name: value for name, value in settings.items() if name not in NOT_GPT2S}
     with torch.random.fork_rng():

@@ -62,6 +62,12 @@ def run(make_job):
 
 
 @pytest.fixture
+def scorer(make_scorer):
+    """Without shared prefixes a row's bits don't depend on the rows beside it in its shard."""
+    return make_scorer(share_prefixes=False)
+
+
+@pytest.fixture
 def expected(scorer, source) -> list[dict]:
     return scorer.score(data.load(str(source))).to_list()
 
@@ -311,11 +317,48 @@ def test_shards_are_measured_by_tokens_and_many(scorer):
     dataset = Dataset.from_list(ROWS)
     examples = tokenized_sample(scorer, dataset)
     mean = sum(len(example.input_ids) for example in examples) / len(ROWS)
-    assert default_shard_rows(dataset.to_iterable_dataset(), examples) == round(2**22 / mean)
+    assert default_shard_rows(scorer, dataset.to_iterable_dataset(), examples, examples) == round(2**20 / mean)
     many = {23: 2**16, 10**6: 10**6 * mean / 160, 10**7: 2**20, 10**9: 10**9 * mean / 2000}
     for num_rows, tokens in many.items():
         large = type("Many", (Dataset,), {"__len__": lambda self, num_rows=num_rows: num_rows})(dataset.data)
-        assert default_shard_rows(large, examples) == round(tokens / mean)
+        assert default_shard_rows(scorer, large, examples, examples) == round(tokens / mean)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "device", "tokens_per_second"),
+    [(135e6, "cpu", 370), (1.7e9, "cpu", 29), (8e9, "cpu", 6), (8e9, "cuda", 6000), (70e9, "cuda", 700)],
+)
+def test_a_stop_loses_minutes_whatever_the_student(parameters, device, tokens_per_second):
+    """At what devices of the kind do at least: 10^11 floating-point operations a second on a CPU, 10^14 on a GPU."""
+    for num_rows in (None, 10**4):
+        tokens = 500 * rows_of_shard([500] * 10, num_rows, int(parameters), device)
+        assert tokens / tokens_per_second < 15 * 60 and tokens <= 2**20
+
+
+def test_the_size_of_shards_is_kept_by_the_folder(make_job, run, expected, tmp_path, monkeypatch):
+    """Another device, or another sample, would choose otherwise: a run that goes on doesn't ask again."""
+    monkeypatch.setattr("rsr_trl.scoring.job.rows_of_shard", lambda *_: 9)
+    job = make_job(shard_rows=None, num_processes=2)
+    job.run(show_bar=False)
+    monkeypatch.setattr("rsr_trl.scoring.job.rows_of_shard", lambda *_: 5)
+    job = run(shard_rows=None)
+    assert job.shard_rows == 9 and sorted(written(tmp_path)) == [f"train-{i:06d}.parquet" for i in range(3)]
+    assert read(tmp_path) == expected and job.totals()["rows_found"] == 9 + 5
+    run(shard_rows=None, overwrite=True)  # the same run: what is there stays
+    with pytest.raises(RSRError, match="shard_rows: 9 -> 4"):
+        make_job()
+
+
+@pytest.mark.parametrize("per_problem", [3, 7])
+def test_shards_end_between_problems_where_all_have_as_many_rows(scorer, per_problem):
+    rows = [{"prompt": f"What is {i // per_problem}? ", "completion": str(i)} for i in range(50)]
+    dataset = Dataset.from_list(rows)
+    examples = tokenized_sample(scorer, dataset, neighbours=True)
+    found, alone = (
+        default_shard_rows(scorer, dataset, examples, near) for near in (examples, examples[::per_problem])
+    )
+    assert found % per_problem == 0 and 0 <= found - alone < per_problem
+    assert default_shard_rows(scorer, dataset, examples, examples[1:]) == alone, "uneven problems are cut anywhere"
 
 
 @pytest.mark.parametrize("world", [2, 8])

@@ -1,5 +1,6 @@
 """What a chat template leaves out of a trajectory is counted and said; the score stays that of the rest."""
 
+import copy
 import logging
 
 import pytest
@@ -7,11 +8,13 @@ from datasets import Dataset
 
 from rsr_trl import RSRScorer
 from rsr_trl.rsr import RSRError
+from rsr_trl.scoring.chat_spans import marks_of_prompt
 from rsr_trl.scoring.job import Job
 from rsr_trl.scoring.own_text import CALLS, CONTENT, EARLIER, REASONING
 from rsr_trl.scoring.rows import describe_notes
-from rsr_trl.scoring.tokens import SECOND_BOS, ExampleTokenizer
+from rsr_trl.scoring.tokens import NO_TEMPLATE, SECOND_BOS, ExampleTokenizer
 from tests.scoring.conversations import TEMPLATES, TOOLS, assistant, call, tool, user
+from tests.scoring.renderers import INST, NO_PROMPT
 
 
 THOUGHT = "<think>\nwhy that is\n</think>\n\nanswer"
@@ -134,6 +137,38 @@ def test_in_shards_and_on_error_raise(scorer, tmp_path):
     job.run(show_bar=False)
     assert job.totals()["notes"] == {REASONING: 1, CALLS: 1}
     assert describe_notes(job.totals()["notes"], 3) == [SAID]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "plain"),
+    [
+        ("What is 2 + 3?", True),
+        ("Think first.\n<think>\n", True),
+        ("<|im_start|>user\nWhat is 2 + 3?<|im_end|>\n<|im_start|>assistant\n", False),
+        ([user("What is 2 + 3?")], False),
+        ("", False),  # nothing that a template could wrap
+    ],
+)
+def test_plain_prompts_of_a_student_with_a_chat_template(qwen3, prompt, plain):
+    completion = "<think>\n2 + 3\n</think>\n5"
+    row = {"prompt": prompt, "completion": completion if isinstance(prompt, str) else [assistant(completion)]}
+    rows = [row, {"text": "Once upon a time."}, {"messages": [user("q"), assistant("a")]}]
+    notes = [(NO_TEMPLATE,) if plain else (), (), ()]
+    assert [one.notes for row in rows for one in ExampleTokenizer(qwen3)([row])] == notes
+    base = copy.deepcopy(qwen3)
+    base.chat_template = None
+    assert isinstance(prompt, list) or ExampleTokenizer(base)([row])[0].notes == ()
+
+
+@pytest.mark.parametrize(("template", "marks"), [(INST, ("[/INST]",)), (NO_PROMPT, ("<|end|>",)), ("{{ 1 / 0 }}", ())])
+def test_what_a_template_writes_behind_the_prompt(qwen3, template, marks):
+    """Where no special token stands there it is the text, and a template that breaks is no reason to warn."""
+    tokenizer = copy.deepcopy(qwen3)
+    tokenizer.chat_template = template
+    assert marks_of_prompt(tokenizer) == marks
+    row = {"prompt": "[INST] q [/INST]", "completion": "a"}
+    noted = NO_TEMPLATE in ExampleTokenizer(tokenizer)([row])[0].notes
+    assert noted == (template == NO_PROMPT)
 
 
 def test_second_beginning_of_sequence(stories260k, caplog):

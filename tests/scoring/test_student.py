@@ -34,7 +34,7 @@ def test_longest_first(monkeypatch):
     monkeypatch.setattr(student_module, "HEAD_POSITIONS", 1)
     done = []
     Student(build("llama")).score(examples_of(lengths=(5, 40, 7, 5)), progress=lambda *numbers: done.append(numbers))
-    assert done == [(1, 40), (1, 7), (2, 10)]
+    assert done == [(1, 40, 40), (1, 7, 7), (2, 10, 10)]
 
 
 @pytest.mark.parametrize(

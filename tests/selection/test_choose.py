@@ -217,11 +217,24 @@ class TestCap:
         assert select_trajectories(pool, "p", max_share_per_teacher=0.6667, teacher_column="t")["t"] == ["a", "a", "b"]
 
 
+def test_well_known_columns_are_found():
+    """Of problems where nothing else says how to choose, of teachers for the cap."""
+    for options, named in (
+        ({}, {"group_column": "problem_id"}),
+        ({"max_share_per_teacher": 0.5}, {"group_column": "problem_id", "teacher_column": "teacher"}),
+        ({"keep_fraction": 0.5, "max_share_per_teacher": 0.4}, {"teacher_column": "teacher"}),
+    ):
+        expected = select_trajectories(scored(), **options, **named)
+        assert select_trajectories(scored(), **options).to_list() == expected.to_list()
+    both = DatasetDict(train=scored(), test=scored())
+    assert select_trajectories(both)["test"].to_list() == select_trajectories(scored()).to_list()
+
+
 class TestBadInput:
     @pytest.mark.parametrize(
         "options, message",
         [
-            ({}, "exactly one of group_column.*got none"),
+            ({"group_column": "none"}, "one of group_column.*got none"),
             ({"group_column": "problem_id", "keep_fraction": 0.5}, "got group_column and keep_fraction"),
             ({"keep_fraction": 0.5, "keep_per_group": 2}, "keep_per_group=2 needs group_column"),
             ({"group_column": "problem_id", "keep_per_group": 0}, "1 or more, got 0"),
@@ -231,10 +244,10 @@ class TestBadInput:
             ({"keep_fraction": 0.5, "when_none_qualifies": "any"}, "needs require and group_column"),
             ({"keep_fraction": 0.5, "max_tokens": 0}, "max_tokens must be 1 or more"),
             ({"keep_fraction": 0.5, "min_tokens": 9, "max_tokens": 8}, "min_tokens=9 is above max_tokens=8"),
-            ({"keep_fraction": 0.5, "max_share_per_teacher": 0.3}, "needs teacher_column"),
+            (dict(keep_fraction=0.5, max_share_per_teacher=0.3, teacher_column="none"), "needs teacher_column"),
             ({"keep_fraction": 0.5, "max_share_per_teacher": 3, "teacher_column": "teacher"}, r"in \(0, 1\], got 3"),
             (dict(score_threshold=3.0, max_share_per_teacher=0.3, teacher_column="teacher"), "instead of score_thres"),
-            (dict(group_column="problem"), r"no column 'problem'; its columns are \['problem_id'.* mean 'problem_id'"),
+            (dict(group_column="problem"), r"no column 'problem'; its columns are \['problem_id'.* mean problem_id"),
             (dict(keep_fraction=0.5, score="teacher", prefer="low"), "'teacher' must hold numbers, but it is string"),
             ({"keep_fraction": 0.5, "require": "rsr"}, "'rsr' must hold true or false, but it is double"),
         ],

@@ -74,7 +74,7 @@ class TestAgainstLoops:
     def test_rank_correlation_and_length_without_problems(self, pool):
         frame, costs = usable(pool)
         truth = spearmanr(costs.assign(tokens=frame.rsr_num_tokens)).statistic
-        result = compared(pool, problem_column=None)
+        result = compared(pool, problem_column="none")
         np.testing.assert_allclose(result.rank_correlation, truth[:3, :3])
         for score, row in zip(result.scores, truth, strict=False):
             assert score["length_correlation"] == pytest.approx(-row[3])  # what has a low cost is suitable
@@ -86,7 +86,7 @@ class TestAgainstLoops:
             ({}, dict(group_column="problem_id")),
             (dict(keep_per_group=2), dict(group_column="problem_id", keep_per_group=2)),
             (dict(keep_fraction=0.3), dict(keep_fraction=0.3)),
-            (dict(problem_column=None), dict(keep_fraction=0.5)),
+            (dict(problem_column="none"), dict(keep_fraction=0.5)),
         ],
     )
     def test_choices_are_those_of_select_trajectories(self, pool, options, choice):
@@ -211,6 +211,14 @@ def test_json_can_hold_it(teachers, changes):
     assert result.scores[0]["length_correlation"] is None  # all are of one length
 
 
+def test_in_a_notebook_and_as_text(pool):
+    result = compared(pool)
+    assert len(repr(result)) < 200 and repr(result).startswith(f"Comparison(3 scores of {result.num_compared}")
+    for text in (str(result), result._repr_html_()):
+        assert "quality (high)" in text and f"{result.scores[1]['rank_correlation']:+.2f}" in text
+        assert all(finding.name in text for finding in result.findings)
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         "options, message",
@@ -224,7 +232,7 @@ class TestErrors:
             (dict(teacher_column="author"), "no column 'author'"),
             (dict(correctness_column="teacher"), "true or false"),
             (dict(keep_fraction=0.0), "keep_fraction must be in"),
-            (dict(keep_per_group=2), "needs group_column"),
+            (dict(keep_per_group=2, problem_column="none"), "needs group_column"),
         ],
     )
     def test_one_message(self, pool, options, message):

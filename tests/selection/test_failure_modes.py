@@ -121,7 +121,7 @@ class TestFewProblems:
     def test_few_in_all(self):
         few = clean_pool(problems=12)
         assert "too few problems" in findings(few)
-        assert "There are 12 problems." in findings(few, teacher_column=None)["too few problems"].what
+        assert "There are 12 problems." in findings(few, teacher_column="none")["too few problems"].what
 
     def test_few_shared_by_all_teachers(self):
         dataset = clean_pool()
@@ -135,7 +135,7 @@ class TestFewProblems:
     def test_nothing_to_choose_from(self):
         dataset = clean_pool()
         single = (np.arange(600) % 6 == 0) | (np.arange(600) < 150)
-        found = findings(dataset.select(np.flatnonzero(single)), teacher_column=None)
+        found = findings(dataset.select(np.flatnonzero(single)), teacher_column="none")
         assert list(found) == ["nothing to choose from"]
         assert "75 of 100 problems" in found["nothing to choose from"].what
         assert "--keep_fraction" in found["nothing to choose from"].what_to_do

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from datasets import Dataset
 
-from rsr_trl.data import Columns
+from rsr_trl.data import find_columns
 from rsr_trl.rsr import RSRError, dataset_rsr
 from rsr_trl.selection.table import ScoredTable
 from rsr_trl.selection.teachers import TeacherRanking, rank_table, rank_teachers
@@ -78,8 +78,14 @@ class TestTable:
         ranking = rank(pool())
         assert ranking.to_pandas()["teacher"].tolist() == ranking.to_dataset()["teacher"] == ["a", "b", "c"]
         assert "lower = more suitable" in str(ranking) and "on 60 problems" in str(ranking)
-        table = ScoredTable.read(pool(), Columns("teacher", "problem_id"), scores=())
-        assert rank_table(table) == ranking
+        assert len(repr(ranking)) < 120 and "a, b, c" in repr(ranking)
+        long = rank(pool(teachers=["<b>" + "long name " * 9, "b", "c"]))
+        assert max(map(len, str(long).split("\n")[:4])) <= 100
+        html = long._repr_html_()
+        assert "<b>long" not in html and "&lt;b&gt;long" in html and html.count("<tr") == 4
+        assert f"{long.table[0]['rsr']:.3f}" in html and f"{long.table[0]['rsr']:.3f}" in str(long)
+        table = ScoredTable.read(pool(), find_columns(pool()), scores=())
+        assert rank_table(table) == rank_teachers(pool()) == ranking  # with the columns that are found
 
 
 NOT_JUDGED = "and can't be judged. Of the others,"
@@ -176,9 +182,9 @@ class TestOddPools:
             lambda row: {"rsr_mean_clipped_rank": row["rsr_mean_clipped_rank"] / (1 + 9 * (row["teacher"] == "c"))}
         )
         with pytest.warns(UserWarning, match="1 teacher with a single trajectory can't be judged: 'c'"):
-            ranking = rank(best, problem_column=None)
+            ranking = rank(best, problem_column="none")
         with pytest.warns(UserWarning, match="like with like"):
-            without = rank(few.filter(lambda row: row["teacher"] != "c"), problem_column=None)
+            without = rank(few.filter(lambda row: row["teacher"] != "c"), problem_column="none")
         first = ranking.table[0]
         assert first["teacher"] == "c" and first["rsr_low"] is first["rsr_high"] is first["probability_best"] is None
         assert ranking.table[1:] == without.table and ranking.best == without.best

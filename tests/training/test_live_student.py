@@ -20,7 +20,7 @@ from rsr_trl.training.live_student import ScoringPass, add_rsr_head, token_means
 from tests.training.runs import leave, on_two_processes
 
 
-ARGS = SimpleNamespace(rsr_r_max=100, rsr_max_batch_tokens=None, disable_tqdm=True)
+ARGS = SimpleNamespace(rsr_r_max=100, rsr_max_batch_tokens=None, rsr_share_prefixes=True, disable_tqdm=True)
 LENGTHS = [9, 7, 7, 5, 3]
 
 
@@ -118,6 +118,41 @@ def test_a_row_with_broken_logits_is_nan_and_the_others_are_not():
     np.testing.assert_array_equal(found, [[1, np.nan, np.nan, 3], [1, np.nan, np.nan, 4]])
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_whole_models_read_a_problem_once_for_all_its_rows(tiny_student, monkeypatch, processes):
+    model, rng = tiny_student(), np.random.default_rng(0)
+    problems = [rng.integers(3, 262, 40) for _ in range(2)]
+    ids = [np.concatenate([problems[i % 2], rng.integers(3, 262, 3 + i)]) for i in range(10)]
+    rows = Dataset.from_dict({"input_ids": ids, "rsr_scored": [np.arange(len(row)) >= 40 for row in ids]})
+    scoring = ScoringPass(model, Accelerator(cpu=True), rows, np.array([*map(len, ids)]), ARGS, pad_token_id=0)
+    add_rsr_head(model)
+    read = []
+    model.base_model.register_forward_hook(
+        lambda _, __, given, ___: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    parts = []  # what each process found
+    monkeypatch.setattr(type(scoring.accelerator), "num_processes", processes)
+    monkeypatch.setattr(type(scoring.accelerator), "reduce", lambda _, means, how: means)
+    for rank in range(processes):
+        monkeypatch.setattr(type(scoring.accelerator), "process_index", rank)
+        scoring(model, Modes(), np.arange(1))  # the first pass checks the model
+        read.clear()
+        parts.append(np.stack(scoring(model, Modes(), np.arange(10))[1:]))
+        assert sum(read) == sum(map(len, ids)) - 40 * 8 if processes == 1 else sum(read) < 300
+    monkeypatch.undo()
+    scoring.as_wrapped = True
+    rows, *expected = scoring(model, Modes(), np.arange(10))
+    np.testing.assert_allclose(sum(parts)[:, rows], expected, rtol=1e-5)
+
+
+def test_broken_logits_are_nan_for_their_rows(tiny_student):
+    model = tiny_student()
+    scoring = scoring_pass(model)
+    model.model.embed_tokens.weight.data[int(scoring._rows[0]["input_ids"][3])] = torch.nan
+    _, ranks, surprisals = scoring(model, Modes(), np.arange(5))
+    assert np.isnan(ranks[0]) and np.isnan(surprisals[0])
+
+
 class Modes:
     """An optimizer that notes the mode it is in, as schedule-free ones have them."""
 
@@ -167,7 +202,7 @@ def scoring(tiny_student) -> SmallMemory:
     model = tiny_student()
     scoring = scoring_pass(model, SmallMemory)
     add_rsr_head(model)
-    scoring.model, scoring.max_batch_tokens = model, 64
+    scoring.model, scoring.max_batch_tokens, scoring.as_wrapped = model, 64, True
     return scoring
 
 

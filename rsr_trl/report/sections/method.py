@@ -55,9 +55,6 @@ def _cautions(material: Material) -> Iterator[dict]:
     if infinite := int(np.isinf(material.rsr).sum()):
         what = f"The student knows {counted(infinite, 'trajectory')} by heart: infinite RSR, not drawn, never chosen."
         yield caution("infinite", what)
-    if "bfloat16" in str(material.settings.get("dtype")):
-        what = "bfloat16 logits often tie, and ties don't count: ranks are slightly optimistic; expect about 2% error."
-        yield caution("low precision", what)
 
 
 def _facts(material: Material) -> Iterator[tuple[str, str]]:
@@ -68,6 +65,8 @@ def _facts(material: Material) -> Iterator[tuple[str, str]]:
     yield "Fingerprint of student and settings", ", ".join(map(name, table.students)) or "none"
     for key in (key for key in SETTINGS if key in settings):
         yield SETTINGS[key], name(str(settings[key]).removeprefix("torch."))
+    if "bfloat16" in str(settings.get("dtype")):
+        yield "Precision", "bfloat16 logits often tie: ranks are slightly optimistic; expect about 2% error in scores"
     if not settings:
         yield "Settings", "not recorded here; a folder written by rsr score has them"
     yield "Ranks", f"1 + number of more likely tokens (ties don't count), clipped at {material.r_max:g}"

@@ -1,0 +1,297 @@
+"""Shared prefixes: rows whose ids begin alike are planned together, and the student reads the common tokens once.
+
+    rows              a b c d e f      a b c d g      a b h i j k      (three trajectories of one problem)
+    pieces            [a b] -> [c d] -> [e f]                         what is common, what is common to two of
+                                     -> [g]                           them, and what each row has of its own
+                            -> [h i j k]
+
+A piece is read after another one: with its keys and values (or recurrent states) in the cache, and its last hidden
+state predicts the first token after it. What is shared follows from ids and settings alone. This file is the only one
+that knows how pieces lie in rows and what a cache is made of; it knows neither the LM head nor datasets.
+"""
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
+
+import numpy as np
+import torch
+from transformers import DynamicCache, PreTrainedModel
+from transformers import cache_utils as kinds
+from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
+
+from rsr_trl.scoring.batches import Layout, plan_batches
+
+
+# A forward pass costs this many tokens before it computes any: to share, a prefix has to save more. On the CPU
+# measured by `make bench`. A GPU's is estimated: it is busy with thousands of tokens while the CPU starts a pass's
+# kernels, and a group's rows are batches of their own.
+PASS_TOKENS = {"cpu": 24, "cuda": 4096}
+# A cached token takes about as much memory as a quarter of a token that is being read: its keys and values are
+# repeated for each row of the batch, in one layer at a time.
+CACHED_SHARE = 4
+# Layers whose state before a row can be handed to several rows (`_forked`).
+LAYERS = (DynamicLayer, kinds.DynamicSlidingWindowLayer, kinds.DummyLayer, LinearAttentionLayer)
+LAYERS += (kinds.LinearAttentionAndFullAttentionLayer, kinds.LinearAttentionAndSlidingWindowAttentionLayer)
+
+
+# ------------------------------------------------------------------------------------------------------- the plan
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Tokens `start` to `stop` of `rows`, which have the same ids up to there."""
+
+    rows: np.ndarray
+    start: int
+    stop: int
+
+
+@dataclass
+class Reading:
+    """One forward pass over `pieces`, which follow the tokens that the reading numbered `after` has read last."""
+
+    pieces: list[Piece]
+    after: int | None = None
+    followers: int = 0  # readings after this one, which then has one piece
+
+
+@dataclass
+class _Node:
+    """Rows `left` to `right` of the sorted ones share `depth` tokens."""
+
+    depth: int
+    left: int
+    right: int = 0
+    rows: list[int] = field(default_factory=list)  # sorted places of those that share no more with another one
+    nodes: list["_Node"] = field(default_factory=list)
+
+
+def plan_readings(
+    ids: Sequence[np.ndarray],
+    max_batch_tokens: int,
+    layout: Layout,
+    border: int | None = None,
+    max_prefix_tokens: int = 0,
+    pass_tokens: int = PASS_TOKENS["cpu"],
+) -> list[Reading]:
+    """
+    Forward passes that together read every token of every row once, or where rows share it, once for them all. A row's
+    pieces come in their order. The plan depends on the arguments alone.
+
+    Args:
+        ids (sequence of `n` integer arrays): Token ids of each row; empty ones are left out.
+        max_batch_tokens, layout, border: As [`~rsr_trl.scoring.batches.plan_batches`] takes them. Rows longer than
+            `border`, whose positions are others, share nothing.
+        max_prefix_tokens (`int`, *optional*, defaults to `0`): Longest prefix to share.
+        pass_tokens (`int`, *optional*): Tokens that a prefix has to save.
+    """
+    lengths = np.array([len(row) for row in ids], dtype=np.int64)
+    able = np.flatnonzero((lengths > 0) & (lengths <= (border or lengths.max(initial=0))))
+    order, groups = np.zeros(0, np.int64), []
+    if max_prefix_tokens > 0 and len(able) > 1:
+        order = np.array(sorted(able, key=lambda row: ids[row].astype(">u4").tobytes()))  # as ids are ordered
+        groups = _groups([ids[row] for row in order], max_prefix_tokens, pass_tokens)
+    alone = lengths.copy()
+    for group in groups:
+        alone[order[group.left : group.right]] = 0
+    plan = [
+        Reading([Piece(np.array([row]), 0, int(lengths[row])) for row in batch])
+        for batch in plan_batches(alone, max_batch_tokens, layout, border)
+    ]
+    # Longest first, as batches are.
+    waiting = [(group, None, 0) for group in sorted(groups, key=lambda g: lengths[order[g.left : g.right]].max())]
+    while waiting:
+        node, after, start = waiting.pop()
+        number = len(plan)
+        plan.append(Reading([Piece(order[node.left : node.right], start, node.depth)], after))
+        tails = lengths * 0
+        tails[order[node.rows]] = lengths[order[node.rows]] - node.depth  # 0 for a row that ends here
+        cached = np.where(tails > 0, node.depth // CACHED_SHARE, 0)
+        for batch in plan_batches(tails + cached, max_batch_tokens, layout):
+            plan.append(Reading([Piece(np.array([r]), node.depth, int(lengths[r])) for r in batch], number))
+        # The next one is read right after this one: the one with most rows last, when this one's cache may go.
+        waiting += [(child, number, node.depth) for child in sorted(node.nodes, key=lambda n: n.left - n.right)]
+    for reading in plan:
+        if reading.after is not None:
+            plan[reading.after].followers += 1
+    return plan
+
+
+def tokens_of(reading: Reading) -> int:
+    """Tokens that a reading reads."""
+    return sum(piece.stop - piece.start for piece in reading.pieces)
+
+
+def _groups(rows: list[np.ndarray], max_tokens: int, pass_tokens: int) -> list[_Node]:
+    """
+    The largest groups of rows, given in sorted order, that share a prefix worth it. The tree of all common prefixes is
+    built from those of neighbours, bottom up: a node that isn't worth a pass leaves its rows to the one above it.
+    """
+    common = [0, *(min(max_tokens, _common(a, b)) for a, b in zip(rows, rows[1:], strict=False)), 0]
+    path = [_Node(0, 0)]  # nodes that aren't complete, each within the one before it
+    for place, after in enumerate(common[1:]):
+        if after > path[-1].depth:
+            path.append(_Node(after, place))
+        path[-1].rows.append(place)
+        while path[-1].depth > after:
+            node = path.pop()
+            node.right = place + 1
+            if path[-1].depth < after:
+                path.append(_Node(after, node.left))
+            ends = any(len(rows[row]) == node.depth for row in node.rows)  # reads it anyway: no pass more
+            saved = (len(node.rows) + len(node.nodes) - 1) * (node.depth - path[-1].depth)
+            if saved > (0 if ends else pass_tokens):
+                path[-1].nodes.append(node)
+            else:
+                path[-1].rows += node.rows
+                path[-1].nodes += node.nodes
+    return path[0].nodes
+
+
+def _common(a: np.ndarray, b: np.ndarray) -> int:
+    """How many ids two rows begin with that are the same."""
+    length = min(len(a), len(b))
+    differs = a[:length] != b[:length]
+    first = int(differs.argmax())
+    return first if differs[first] else length
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the results of a reading go: `source[k]` of them to `target[k]` of the places of all scored tokens."""
+
+    source: np.ndarray
+    target: np.ndarray
+    done: np.ndarray  # rows that end here
+
+    @classmethod
+    def together(cls, places: Sequence["Places"], counts: Iterable[int]) -> "Places":
+        """Those of several readings, which have so many results each."""
+        offsets = np.cumsum([0, *counts])
+        sources = [place.source + offset for place, offset in zip(places, offsets, strict=False)]
+        return cls(*map(np.concatenate, (sources, [p.target for p in places], [p.done for p in places])))
+
+
+def scored_in(piece: Piece, scored: Sequence[np.ndarray]) -> np.ndarray:
+    """Which tokens of a piece are scored in any of its rows, given the bool arrays of all rows."""
+    return np.logical_or.reduce([scored[row][piece.start : piece.stop] for row in piece.rows])
+
+
+def places_of(reading: Reading, scored: Sequence[np.ndarray], firsts: np.ndarray, lengths: np.ndarray) -> Places:
+    """
+    Places of a reading's results, which are those of the tokens that [`scored_in`] finds, piece after piece. Row `i`'s
+    scored tokens have the places from `firsts[i]` on.
+    """
+    sources, targets, offset = [], [], 0
+    for piece in reading.pieces:
+        number = np.cumsum(either := scored_in(piece, scored)) - 1 + offset
+        for row in piece.rows:
+            here = scored[row][piece.start : piece.stop]
+            first = firsts[row] + np.count_nonzero(scored[row][: piece.start])
+            sources.append(number[here])
+            targets.append(first + np.arange(np.count_nonzero(here)))
+        offset += np.count_nonzero(either)
+    done = [row for piece in reading.pieces for row in piece.rows if lengths[row] == piece.stop]
+    return Places(np.concatenate(sources), np.concatenate(targets), np.array(done, dtype=np.int64))
+
+
+# ------------------------------------------------------------------------------------------------------ the cache
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """What is kept of `length` tokens: the cache, and the last hidden state `(H,)`, which predicts the next token."""
+
+    cache: DynamicCache
+    last: torch.Tensor
+    length: int
+
+
+def takes_cache(model: PreTrainedModel) -> bool:
+    """
+    Whether the backbone's forward has a cache to give to (state space models have another kind) and its attention is
+    transformers' own with one mask for all layers' rows: others may know no tokens before those of the batch.
+    """
+    attends = model.config._attn_implementation in ("eager", "sdpa", None)
+    return attends and "past_key_values" in signature(model.base_model.forward).parameters
+
+
+def can_share(cache: object) -> bool:
+    """Whether the cache that a model makes for itself is one that can be handed to several rows."""
+    return type(cache) is DynamicCache and all(type(layer) in LAYERS for layer in cache.layers)
+
+
+def bytes_per_token(cache: DynamicCache) -> float:
+    """Bytes that a cache, filled by some tokens, grows by with each; 0 where it doesn't grow."""
+    layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer) and layer.is_initialized]
+    parts = [(part.nbytes, part.shape[-2]) for layer in layers for part in (layer.keys, layer.values)]
+    return sum(size / max(1, tokens) for size, tokens in parts)
+
+
+def cache_for(model: PreTrainedModel, prefix: Prefix | None, rows: int, keep: bool) -> DynamicCache | None:
+    """
+    The cache with which the backbone reads `rows` rows after `prefix`: its own is never changed. With `keep` it also
+    holds what is read, so that more can follow. `None` where there is nothing to read after, nor to keep.
+    """
+    if prefix is None:
+        return DynamicCache(config=model.base_model.config) if keep else None
+    cache = copy.copy(prefix.cache)
+    cache.layers = [_forked(layer, rows, keep) for layer in cache.layers]
+    return cache
+
+
+def _forked(layer, rows: int, keep: bool):
+    """
+    A layer's state for `rows` rows after the one it was made by. Attention layers make new tensors when they grow, so
+    keys and values are the same memory; recurrent ones write into theirs, which are copied.
+    """
+    layer = copy.copy(layer)
+    if isinstance(layer, DynamicLayer) and layer.is_initialized:
+        layer.keys, layer.values = (t.expand(rows, *t.shape[1:]) for t in (layer.keys, layer.values))
+        if not keep:  # else all layers would hold all rows' keys and values until the pass ends
+            layer.update = partial(_read_only_update, layer.keys, layer.values)
+    if isinstance(layer, LinearAttentionLayer):
+        for name, states in vars(layer).items():
+            if isinstance(states, dict):  # tensors, or what is known of them, by their number
+                copies = {i: s.repeat_interleave(rows, 0) if torch.is_tensor(s) else s for i, s in states.items()}
+                setattr(layer, name, copies)
+    return layer
+
+
+def _read_only_update(keys: torch.Tensor, values: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor, *_):
+    return torch.cat([keys, new_keys], dim=-2), torch.cat([values, new_values], dim=-2)
+
+
+class Prefixes:
+    """The prefixes that readings of a plan still need, by the number of the reading that read them."""
+
+    def __init__(self, plan: Sequence[Reading]):
+        self._plan = plan
+        self._left = [reading.followers for reading in plan]
+        self._kept: dict[int, Prefix] = {}
+
+    def before(self, reading: Reading) -> Prefix | None:
+        return None if reading.after is None else self._kept[reading.after]
+
+    def done(self, number: int, prefix: Prefix | None) -> None:
+        """Reading `number` is done; `prefix` is what it leaves to its followers."""
+        if prefix is not None:
+            self._kept[number] = prefix
+        before = self._plan[number].after
+        if before is None:
+            return
+        self._left[before] -= 1
+        if not self._left[before]:
+            del self._kept[before]
+        elif prefix is not None:
+            _share_memory(self._kept[before], prefix)
+
+
+def _share_memory(shorter: Prefix, longer: Prefix) -> None:
+    """Let a prefix be the beginning of a longer one instead of a copy: nested prefixes take the memory of one."""
+    for mine, other in zip(shorter.cache.layers, longer.cache.layers, strict=True):
+        if type(mine) is DynamicLayer and mine.is_initialized:
+            mine.keys, mine.values = (t[..., : shorter.length, :] for t in (other.keys, other.values))
