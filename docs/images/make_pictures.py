@@ -1,7 +1,7 @@
 """
 Make the pictures of docs/gallery.md again, after its commands have run in this folder:
 
-    python docs/images/make_pictures.py report.html demo_scored
+    python docs/images/make_pictures.py report.html demo_output/scored
 
 It needs chromium, chromedriver, selenium (`pip install -e .[dev]`) and Pillow.
 """
@@ -55,7 +55,7 @@ def main(page: str, scored: str) -> None:
         show(browser, Path(page), PHONE, "dark")
         tops = [0, bounds(browser, "plane")[0], bounds(browser, "reading")[0]]
         save(side_by_side([shoot(browser, top, top + 1100) for top in tops]), "report_phone")
-        save(terminal(browser, "show", "--dataset_name", scored, "--row", "362"), "show")
+        save(terminal(browser, "show", "--dataset_name", scored, "--row", "1"), "show")
     finally:
         browser.quit()
 
