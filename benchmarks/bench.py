@@ -1,12 +1,14 @@
 """`make bench`, or `python -m benchmarks.bench` with options: how fast scoring is beside the reference and the floor.
 
-Three ways over the same rows, in turn, several times:
+Ways over the same rows, in turn, several times:
 
 - reference: the definition, as the paper's code computes it: padded batches in the data's order, all logits, top-100
   of each scored position;
 - rsr_trl: what `rsr score` does;
+- alone: the same without shared prefixes;
 - floor: what no way can do without: the backbone over the tokens, unpadded, and one matrix product of the scored
-  positions with the vocabulary.
+  positions with the vocabulary;
+- shared floor: the same over the pieces into which equal beginnings of the ids cut the rows, each of them once.
 """
 
 import contextlib
@@ -45,6 +47,7 @@ class BenchArguments:
         student. dataset_name (`str`, *optional*): Real rows (prompt and completion); needs `tokenizer`. Random tokens
         by default. tokenizer (`str`, *optional*): Tokenizer of the real rows; the student's own by default.
         num_rows (`int`, *optional*, defaults to `64`): Rows to measure on, evenly spread over the dataset.
+        rows_together (`int`, *optional*, defaults to `1`): Rows that are taken from each place, such as a problem's.
         lengths (`str`, *optional*): Lengths of random rows, used in turn.
         prompt_share (`float`, *optional*, defaults to `0.25`): Share of a random row that isn't scored.
         batch_size (`int`, *optional*, defaults to `4`): Rows of a batch of the reference way.
@@ -65,6 +68,7 @@ class BenchArguments:
     dataset_name: str | None = field(default=None, metadata={"help": "Real rows, as `rsr score` reads them."})
     tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer of the real rows: Hub id or folder."})
     num_rows: int = field(default=64, metadata={"help": "Rows to measure on."})
+    rows_together: int = field(default=1, metadata={"help": "Rows of one problem, which follow each other."})
     lengths: str = field(default="256,512,1024", metadata={"help": "Lengths of random rows, separated by commas."})
     prompt_share: float = field(default=0.25, metadata={"help": "Share of a random row that isn't scored."})
     batch_size: int = field(default=4, metadata={"help": "Rows per batch of the reference."})
@@ -105,14 +109,18 @@ def main(args: BenchArguments) -> int:
         with out.status(f"warming up: {name}"):
             run()
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    cpu_seconds: dict[str, list[float]] = {name: [] for name in ways}
     for i in range(args.repeats):
         for name, run in ways.items():
             with out.status(f"round {i + 1} of {args.repeats}: {name}"):
+                started = time.process_time()
                 seconds[name].append(_time(run, model.device))
+                cpu_seconds[name].append(time.process_time() - started)
     with out.status("peak memory"):
         memory = {name: peak_memory(args, name, model.device) for name in ways}
 
     tokens, scored = sum(len(row.input_ids) for row in rows), sum(int(row.scored.sum()) for row in rows)
+    compared = cpu_seconds if model.device.type == "cpu" else seconds
     result = {
         "machine": platform.processor() or platform.machine(),
         "device": torch.cuda.get_device_name()
@@ -122,13 +130,15 @@ def main(args: BenchArguments) -> int:
         "rows": len(rows),
         "tokens": tokens,
         "scored_tokens": scored,
+        "tokens_read": sum(len(row.input_ids) for row in pieces_of(rows)),
         "seconds": seconds,
+        "cpu_seconds": cpu_seconds,
         "tokens_per_second": {name: tokens / median(times) for name, times in seconds.items()},
         "peak_bytes_above_weights": memory,
-        # Ratios within a round: what slows the machine down for a while slows both.
+        # Ratios within a round: what slows the machine down for a while slows both. On the CPU, of CPU seconds.
         "time_ratio": {
-            name: sorted(ours / other for ours, other in zip(seconds["rsr_trl"], times, strict=True))
-            for name, times in seconds.items()
+            name: sorted(ours / other for ours, other in zip(compared["rsr_trl"], times, strict=True))
+            for name, times in compared.items()
             if name != "rsr_trl"
         },
         "arguments": asdict(args),
@@ -211,7 +221,10 @@ def _print(out, result: dict) -> None:
 
     seconds = result["seconds"]
     out.print(f"\n{result['device']}, torch {result['torch']}, {result['arguments']['dtype']}")
-    out.print(f"{result['rows']:,} rows, {result['tokens']:,} tokens, {result['scored_tokens']:,} of them scored")
+    out.print(
+        f"{result['rows']:,} rows, {result['tokens']:,} tokens, {result['scored_tokens']:,} of them scored; "
+        f"{result['tokens_read']:,} where what rows begin with alike counts once"
+    )
     columns = (
         Column("way", str),
         Column("seconds", lambda way: f"{median(seconds[way]):.2f}"),
@@ -221,7 +234,7 @@ def _print(out, result: dict) -> None:
         Column("rsr_trl takes", ratio),
     )
     print_table(out, list(seconds), columns)
-    out.print("Medians over the rounds; peak memory is above the weights.")
+    out.print("Medians over the rounds; peak memory is above the weights. Ratios on the CPU are of CPU seconds.")
 
 
 # ------------------------------------------------------------------------------------------------- student and rows
@@ -271,7 +284,9 @@ def load_rows(args: BenchArguments) -> list["TokenizedExample"]:
         if name is None:
             raise ValueError("Pass --tokenizer with --dataset_name: a random student has none.")
         dataset = data.load(args.dataset_name)
-        picks = np.linspace(0, len(dataset) - 1, min(args.num_rows, len(dataset))).astype(int)
+        size, num_rows = args.rows_together, min(args.num_rows, len(dataset))
+        places = np.linspace(0, len(dataset) // size - 1, -(-num_rows // size)).astype(int) * size
+        picks = (places[:, None] + np.arange(size)).flatten()[:num_rows]
         rows = ExampleTokenizer(AutoTokenizer.from_pretrained(name))([dataset[int(i)] for i in picks])
         if errors := [row.error for row in rows if row.error]:
             raise ValueError(f"{len(errors)} of the rows can't be scored, the first because {errors[0]}.")
@@ -296,10 +311,13 @@ def make_ways(
     from rsr_trl.scoring.student import Student
 
     student = Student(model, args.max_batch_tokens)
+    alone = Student(model, args.max_batch_tokens, share_prefixes=False)
     ways = {
         "reference": lambda: reference(model, rows, args.batch_size),
         "rsr_trl": lambda: student.score(rows),
+        "alone": lambda: alone.score(rows),
         "floor": lambda: floor(model, rows),
+        "shared floor": lambda: floor(model, pieces_of(rows)),
     }
     if args.skip_reference:
         del ways["reference"]
@@ -327,6 +345,20 @@ def reference(model: "PreTrainedModel", rows: Sequence["TokenizedExample"], batc
                 target = own.float().gather(1, ids[i, positions][:, None])
                 (own.float().logsumexp(-1) - target[:, 0]).cpu()
                 (1 + (own.topk(100).values.float() > target).sum(-1)).clamp(max=100).cpu()
+
+
+def pieces_of(rows: Sequence["TokenizedExample"]) -> list["TokenizedExample"]:
+    """The rows cut where they are no longer equal, each common beginning once."""
+    from rsr_trl.scoring.prefixes import plan_readings, scored_in
+    from rsr_trl.scoring.tokens import TokenizedExample
+
+    scored = [row.scored for row in rows]
+    plan = plan_readings([row.input_ids for row in rows], 1, "equal", max_prefix_tokens=2**31, pass_tokens=0)
+    return [
+        TokenizedExample(rows[piece.rows[0]].input_ids[piece.start : piece.stop], scored_in(piece, scored))
+        for reading in plan
+        for piece in reading.pieces
+    ]
 
 
 def floor(model: "PreTrainedModel", rows: Sequence["TokenizedExample"], positions_at_once: int = 512) -> None:

@@ -122,7 +122,8 @@ def choose(scored: Dataset, strategy: dict, seed: int) -> Dataset:
     if "min_tokens" in strategy:
         enough = np.flatnonzero(np.array(scored[NUM_TOKENS]) >= strategy["min_tokens"])
         scored = scored.select(enough)
-    return select_trajectories(scored, group_column="problem_id", score=score, prefer=strategy["prefer"])
+    # Its strategies say themselves which answers are too short.
+    return select_trajectories(scored, "problem_id", score=score, prefer=strategy["prefer"], min_tokens=0)
 
 
 def fine_tune(student: Path, rows: Dataset, size: Size, seed: int, folder: Path) -> LlamaForCausalLM:

@@ -26,14 +26,10 @@ dataset = RSRScorer(args.model, dtype="float32", max_length=1024).score(dataset)
 chosen = select_trajectories(dataset, group_column="problem_id")
 print(f"Kept {len(chosen)} of {len(dataset)} trajectories")
 
+# The paper's recipe: all that was chosen, in random order. These scores are used again for the log and the model card.
 trainer = RSRSFTTrainer(
     args.model,
-    args=RSRSFTConfig(
-        output_dir=args.output_dir,
-        max_steps=args.max_steps,
-        max_length=1024,
-        rsr_rescore_strategy="epoch",  # look again at the start of each epoch: the student has changed
-    ),
+    args=RSRSFTConfig(output_dir=args.output_dir, max_steps=args.max_steps, max_length=1024),
     train_dataset=chosen,
 )
 trainer.train()

@@ -1,4 +1,4 @@
-"""Choose the reasoning trajectories that suit a student, and train on them first, with the Rank-Surprisal Ratio (RSR).
+"""Choose the reasoning trajectories that suit a student, and train on them, with the Rank-Surprisal Ratio (RSR).
 
 Everywhere in this package a **lower** RSR suits the student better.
 

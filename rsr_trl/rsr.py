@@ -45,6 +45,8 @@ CITATION = """\
 DIRECTION = "lower = more suitable"  # of every RSR; said wherever one is shown
 R_MAX = 100  # the paper's clipping threshold
 NOISY_BELOW = 32  # scored tokens: the ratio of an answer in a sentence or two is decided by a word or two
+# Said wherever such trajectories are left out. The paper's authors agree: UmeanNever/RankSurprisalRatio, issue 2.
+TOO_SHORT = "RSR isn't made for bare answers: a word or two decides the ratio"
 FILTERED_SHARE = 0.3  # the paper's share of highest-surprisal tokens in the filtered average
 
 # Columns that scoring adds: the contract between scoring and its readers. A trajectory with nothing to score has null

@@ -31,9 +31,9 @@ def test_ways_ratios_and_memory(capsys):
     bench("--num_rows", "3", "--lengths", "20,30")
     measured = json.loads(capsys.readouterr().out)
     assert (measured["rows"], measured["tokens"], measured["scored_tokens"]) == (3, 20 + 30 + 20, 15 + 23 + 15)
-    assert set(measured["seconds"]) == {"reference", "rsr_trl", "floor"}
+    assert set(measured["seconds"]) == {"reference", "rsr_trl", "alone", "floor", "shared floor"}
     assert all(len(times) == 2 and min(times) > 0 for times in measured["seconds"].values())
-    first = measured["seconds"]["rsr_trl"][0] / measured["seconds"]["floor"][0]
+    first = measured["cpu_seconds"]["rsr_trl"][0] / measured["cpu_seconds"]["floor"][0]
     assert any(ratio == pytest.approx(first) for ratio in measured["time_ratio"]["floor"])
     assert set(measured["peak_bytes_above_weights"]) == set(measured["seconds"])
 

@@ -17,10 +17,11 @@ from rsr_trl.demo.teachers import make_pool
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```(?:{language})\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
 @pytest.fixture
@@ -64,6 +65,15 @@ def test_commands_of_the_readme_run_one_after_another(workspace):
         best[row["problem_id"]] = min(row["rsr"], best.get(row["problem_id"], float("inf")))
     assert {row["problem_id"]: row["rsr"] for row in selected} == best
     assert isinstance(selected, Dataset) and len(selected) == 12
+
+
+@pytest.mark.slow
+def test_the_page_on_training_runs_from_top_to_bottom(workspace):
+    (workspace / "sft.yaml").write_text(*blocks("yaml", TRAINING))
+    for block in blocks("bash|python", TRAINING):
+        is_python = "import " in block
+        output = run([sys.executable, "-c", block] if is_python else f"set -e\n{block}", workspace)
+        assert "is scored again" not in output and "No score decides" not in output, output
 
 
 def test_every_command_is_in_the_readme():

@@ -25,7 +25,9 @@ class CompareArguments(JsonArguments, ColumnArguments):
 
     _argument_group_name = "comparison"
 
-    scores: str | None = option("Scores to compare, such as surprisal,length. Default: all in the dataset.", None)
+    scores: str | None = option(
+        "Scores to compare, such as lark,ifd, or all in the dataset. Default: surprisal,rank,length,random.", None
+    )
     own_scores: str | None = option("Your own columns, each with its better end, such as quality:high,cost:low.", None)
     keep_per_group: int = option("How many trajectories each score chooses per problem.", 1)
     keep_fraction: float | None = option(
@@ -45,6 +47,7 @@ def main(data_args: DatasetArguments, args: CompareArguments) -> None:
     dataset, source = data_args.load(), data_args.dataset_name
     columns = args.columns(dataset)
     notes, scores = list(columns.notes), None if args.scores is None else _items(args.scores)
+    scores = "all" if scores == ["all"] else scores
     table = comparison_table(dataset, scores, _directions(args.own_scores), columns, notes)
     comparison = compare_table(table, args.keep_per_group, args.keep_fraction, notes)
 
@@ -65,23 +68,25 @@ def _directions(text: str | None) -> dict[str, str]:
     for item in _items(text or ""):
         column, separator, prefer = item.rpartition(":")
         if not separator:
-            raise RSRError(
-                f"--own_scores {item!r} doesn't say which end is more suitable: write {item}:low or {item}:high."
-            )
+            raise RSRError(f"--own_scores {item!r} doesn't say which end is better: write {item}:low or {item}:high.")
         directions[column] = prefer
     return directions
 
 
 def _show(out: Console, comparison) -> None:
     """Findings first, then scores, choices and teachers: a column only where there is something in it."""
+    from rsr_trl.data import counted
+    from rsr_trl.scoring.scores import SCORES
+
     scores, teachers, first = comparison.scores, comparison.teachers, comparison.scores[0]
     by_teacher, by_truth = first["teacher_agreement"] is not None, first["correct_first"] is not None
     problems, within = "", ""
     if comparison.num_problems is not None:
-        problems, within = f" of {comparison.num_problems:,} problems", " within problems"
-    say(out, bold=f"\n{len(scores)} scores of {comparison.num_compared:,} trajectories{problems}")
+        problems, within = f" of {counted(comparison.num_problems, 'problem')}", " within problems"
+    of = counted(comparison.num_compared, "trajectory")
+    say(out, bold=f"\n{counted(len(scores), 'score')} of {of}{problems}")
     _show_findings(out, comparison.findings)
-    say(out, f"\nScores and their more suitable end, compared{within}:")
+    say(out, f"\nScores and their better end, compared{within}:")
     columns = (
         Column("score", lambda row: f"{row['name']} ({row['prefer']})"),
         Column("RSR", lambda row: _signed(row["rank_correlation"])),
@@ -91,16 +96,19 @@ def _show(out: Console, comparison) -> None:
         Column("correct first", _correct_first, shown=by_truth),
     )
     print_table(out, scores, columns, limit=None)
-    say(out, "RSR, length: rank correlation with them (above 0: it agrees with RSR; it prefers long trajectories).")
-    say(out, f"choice: share of RSR's choice that it would choose too (by chance: {comparison.chance_overlap:.0%}).")
+    say(out, "RSR, length: rank correlation with RSR and with length (above 0: prefers long trajectories).")
+    say(out, f"choice: overlap with what RSR would choose (by chance: {comparison.chance_overlap:.0%}).")
     if by_teacher:
-        say(out, "teachers: rank correlation of its order of teachers with RSR's.")
+        say(out, "teachers: rank correlation of the order of teachers with RSR's.")
     if by_truth:
         say(
             out,
-            "correct first: how often it rates a correct one more suitable than an incorrect one (95% interval; by "
+            "correct first: how often a correct trajectory is rated better than an incorrect one (95% interval; by "
             "chance: 50%).",
         )
+    known = [(row["name"], SCORES[row["name"]].published) for row in scores[1:] if row["name"] in SCORES]
+    if published := [f"{name}: {source}" for name, source in known if source]:
+        say(out, f"Published as: {'; '.join(published)}.")
     say(out, f"\nWhat each would choose with {comparison.rule}:")
 
     def most_from(row: dict) -> str:
@@ -113,7 +121,7 @@ def _show(out: Console, comparison) -> None:
     print_table(out, scores, columns, limit=None)
     if len(teachers) > 1:
         shared = comparison.num_shared_problems
-        on = f", on {shared:,} problems that all have" if shared else ""
+        on = f", on {counted(shared, 'problem')} that all have" if shared else ""
         say(out, f"\nTeachers, most suitable by RSR first{on}, with their places by other scores:")
         names = sorted((row["name"] for row in scores[1:]), key=lambda name: name not in BASELINES)
         places = [Column(name, lambda row, name=name: row["places"][name], optional=True) for name in names]
@@ -127,8 +135,8 @@ def _show_findings(out: Console, findings: list) -> None:
     if not findings:
         say(
             out,
-            "None of RSR's known failure modes was found here. That doesn't show that RSR helps: only training on a "
-            "sample of its choice and on a random one can.",
+            "None of RSR's known failure modes was found here. That doesn't show that RSR helps: only training on its "
+            "choice and on a random one can (`rsr pilot`).",
         )
         return
     say(out, f"{counted(len(findings), 'known failure mode')} of RSR found here:")

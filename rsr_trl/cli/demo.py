@@ -144,11 +144,10 @@ def _show_teachers(out: Console, scored) -> None:
 def _select(out: Console, scored, path: Path):
     from rsr_trl import select_trajectories
 
-    code = f'best = select_trajectories(scored, group_column="problem_id", min_tokens={NOISY_BELOW})'
+    code = 'best = select_trajectories(scored, group_column="problem_id")'
     _headline(out, 4, "The most suitable trajectory of each problem", code)
-    of_all, best = (
-        select_trajectories(scored, group_column="problem_id", min_tokens=least) for least in (1, NOISY_BELOW)
-    )
+    # The default, given so that no warning comes between: the first column shows what it leaves out.
+    of_all, best = (select_trajectories(scored, "problem_id", min_tokens=least) for least in (0, NOISY_BELOW))
     counts = [Counter(chosen["teacher"]) for chosen in (of_all, best)]
     columns = [Column("teacher", str)]
     for heading, chosen, count in zip(("of all", f"of {NOISY_BELOW}+ tokens"), (of_all, best), counts, strict=True):
@@ -167,7 +166,7 @@ def _select(out: Console, scored, path: Path):
             out,
             f"Of the {len(of_all)} chosen of all, {short} have fewer than {NOISY_BELOW} tokens. RSR means little on "
             "short answers: a number that is one of a few likely ones has a low rank and a high surprisal. It looks "
-            "ideal and teaches nothing, so the demo leaves them out.",
+            "ideal and teaches nothing, so it is left out by default (min_tokens=0 lets it in).",
         )
     _show_example(out, scored, best[0])
     best.to_parquet(path)

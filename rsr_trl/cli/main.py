@@ -21,7 +21,7 @@ COMMANDS = {
     "score": "score every trajectory of a dataset with your student",
     "teachers": "rank the teachers of a scored dataset, with error bars; or score only as many trajectories as needed",
     "select": "choose the most suitable trajectories of a scored dataset",
-    "sft": "fine-tune your student, the most suitable trajectories first (TRL's SFT)",
+    "sft": "fine-tune your student with TRL: on a selection, or selected and ordered while training",
     "pilot": "compare selection strategies in short trainings of your student, before the full training",
     "compare": "compare RSR with other scores of the same trajectories, and check for its known failure modes",
     "report": "write a self-contained HTML report: teachers, trajectories token by token, what selection changes",

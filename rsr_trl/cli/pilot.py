@@ -32,6 +32,7 @@ from rsr_trl.pilot.strategies import DEFAULT, Pool, Strategy, parse_strategies
 from rsr_trl.pilot.verdict import METRICS
 from rsr_trl.report.format import number
 from rsr_trl.rsr import RSR, STUDENT, RSRError
+from rsr_trl.scoring.fingerprint import same_student
 from rsr_trl.scoring.job import Job
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.scores import STORED, known_score
@@ -63,6 +64,7 @@ class PilotArguments(TeacherArguments, JsonArguments):
     num_examples: int | None = option("Trajectories per training. Default: half of the problems, at most 128.", None)
     num_tokens: int | None = option("Scored tokens per training, instead of --num_examples.", None)
     group_column: str | None = option(options.PROBLEM_HELP, None, "--problem_column")
+    min_tokens: int | None = option("Leave out trajectories with fewer scored tokens. Default: 32; 0 keeps all.", None)
     answer_column: str | None = option("Column of the held-out set with the true answer. Default: `gold`.", None)
     checker: str = option(
         "How to check a response: by its last number (number) or last line (line), with math-verify (math), or with "
@@ -74,10 +76,10 @@ class PilotArguments(TeacherArguments, JsonArguments):
 
     def __post_init__(self):
         if None not in (self.num_examples, self.num_tokens):
-            raise RSRError("Pass num_examples or num_tokens, not both.")
+            raise RSRError("Pass --num_examples or --num_tokens, not both.")
         for name in ("num_seeds", "num_examples", "num_tokens", "max_new_tokens"):
             if (value := vars(self)[name]) is not None and value < 1:
-                raise RSRError(f"{name} must be at least 1, got {value}.")
+                raise RSRError(f"--{name} must be at least 1, got {value}.")
 
 
 def make_parser(prog: str | None = None) -> TrlParser:
@@ -124,7 +126,7 @@ def main(data_args: DatasetArguments, format_args, pilot_args: PilotArguments, t
         rows = data.load(str(scored))
     del scorer
     without_bars()  # of the many small steps of the arms
-    pool = Pool(rows, columns, strategies, pilot_args.num_examples, pilot_args.num_tokens)
+    pool = Pool(rows, columns, strategies, pilot_args.num_examples, pilot_args.num_tokens, pilot_args.min_tokens)
     seeds = range(training_args.seed, training_args.seed + pilot_args.num_seeds)
     speak = partial(say, console())
     pilot = Pilot(student, training_args, pool, held_out, strategies, seeds, identity, speak)
@@ -161,13 +163,17 @@ def _is_scored(pool: Dataset, scorer: RSRScorer) -> bool:
     """Whether the pool has scores; those of another student are an error."""
     if not len(pool):
         raise RSRError("The pool has no rows.")
-    if RSR in pool.column_names and (others := set(check_one_student(pool)) - {scorer.fingerprint}):
+    if RSR not in pool.column_names:
+        return False
+    for student in check_one_student(pool):
+        if same_student(student, scorer.fingerprint):
+            continue
         raise RSRError(
-            f"The pool's scores are from another student, dtype or template ({others.pop()}; this student is "
+            f"The pool's scores are from another student or template ({student}; this student is "
             f"{scorer.fingerprint}). To score the pool now, pass it without its scores. To use these scores, pass it "
             f"without the column {STUDENT!r}."
         )
-    return RSR in pool.column_names
+    return True
 
 
 def _show(out: Console, result: dict, folder: str) -> None:

@@ -71,7 +71,7 @@ def print_progress(job: Job, args: OutputArguments, is_stopped: bool = False) ->
     """How far the dataset is where it isn't complete, and how to go on."""
     result = _progress(job, args)
     of = "an unknown number of" if result["shards"] is None else f"{result['shards']:,}"
-    done = f"{result['shards_done']:,} of {of} shards are done ({result['rows_done']:,} trajectories)"
+    done = f"{result['shards_done']:,} of {of} shards are done ({counted(result['rows_done'], 'trajectory')})"
     if not is_stopped:
         others = f"processes at work: {', '.join(result['at_work'])}" if result["at_work"] else "shares (--shard i/n)"
         text = f"This share is done: {done} -> {args.output_dir}\nThe rest belongs to other {others}."
@@ -122,7 +122,7 @@ def _show(out: Console, result: dict, columns: Columns) -> None:
     say(out, f" -> {folder}", f"\nScored {scored:,} of {counted(result['trajectories'], 'trajectory')}")
     if scored:
         quantiles = [number(result[name], 3) for name in ("rsr_median", "rsr_p10", "rsr_p90")]
-        say(out, "RSR ({}): median {}, best tenth <= {}, worst tenth >= {}".format(DIRECTION, *quantiles))
+        say(out, "RSR ({}): median {}, 80% between {} and {}".format(DIRECTION, *quantiles))
         if surprisal > (blind := math.log(result["vocab_size"])):
             say(
                 out,
@@ -151,10 +151,11 @@ def _show(out: Console, result: dict, columns: Columns) -> None:
         say(out, f"Uploaded to {result['pushed_to']}")
     if scored:
         how = ["--group_column", columns.problem] if columns.problem else ["--keep_fraction", "0.5"]
-        how += ["--teacher_column", columns.teacher] if columns.teacher not in (None, "teacher") else []
-        page = ["--output_dir", beside(folder, "report")]
+        teacher = ["--teacher_column", columns.teacher] if columns.teacher not in (None, "teacher") else []
+        page, chosen = (["--output_dir", beside(folder, name)] for name in ("report", "selected"))
+        print_next(out, "rsr", "compare", "--dataset_name", folder, *teacher)
         print_next(out, "rsr", "report", "--dataset_name", folder, *page, label="See it")
-        print_next(out, "rsr", "select", "--dataset_name", folder, *how, "--output_dir", beside(folder, "selected"))
+        print_next(out, "rsr", "select", "--dataset_name", folder, *how, *teacher, *chosen, label="Then")
 
 
 def _read_once(tokens: int, tokens_read: int) -> str | None:

@@ -19,8 +19,8 @@ from rsr_trl.cli.options import (
     option_parser,
 )
 from rsr_trl.cli.tables import DATASET_CARD, Column, beside, finish, print_table, say, short_ones
-from rsr_trl.report.format import number, share
-from rsr_trl.rsr import DIRECTION, NOISY_BELOW, RSR, RSRError
+from rsr_trl.report.format import correct_text, number, share
+from rsr_trl.rsr import DIRECTION, RSR, TOO_SHORT, RSRError
 
 
 @dataclass
@@ -41,7 +41,10 @@ class SelectArguments(ScoreArguments):
     when_none_qualifies: Literal["drop", "any", "error"] = option(
         "What to do with problems for which no trajectory meets --require.", "drop"
     )
-    min_tokens: int | None = option("Leave out trajectories with fewer scored tokens, such as bare answers.", None)
+    min_tokens: int | None = option(
+        "Leave out trajectories with fewer scored tokens: by default 32, which leaves bare answers out; 0 keeps all.",
+        None,
+    )
     max_tokens: int | None = option("Leave out trajectories with more scored tokens.", None)
     max_share_per_teacher: float | None = option("Maximum share of the chosen trajectories per teacher.", None)
 
@@ -52,7 +55,7 @@ def make_parser(prog: str | None = None) -> TrlParser:
 
 def main(data_args: DatasetArguments, args: SelectArguments, output_args: OutputArguments) -> None:
     from rsr_trl import data
-    from rsr_trl.selection.choose import Criteria, choose
+    from rsr_trl.selection.choose import Criteria, choose, correctness
     from rsr_trl.selection.table import ScoredTable
 
     source, output_dir = data_args.dataset_name, output_args.output_dir
@@ -60,8 +63,13 @@ def main(data_args: DatasetArguments, args: SelectArguments, output_args: Output
     data.check_output_dir(output_dir, output_args.overwrite)
     dataset = data_args.load()
     by = Criteria.found(dataset, teacher_column=output_args.teacher_column, **asdict(args))
-    columns = data.Columns(by.teacher_column, problem=by.group_column, correct=by.require)
-    table = ScoredTable.read(dataset, columns, [by.score], {by.score: by.prefer}, optional=True)
+    found = data.find_columns(dataset, data.Columns("none", "none")).correct
+
+    def read(correct: str | None) -> ScoredTable:
+        columns = data.Columns(by.teacher_column, by.group_column, correct)
+        return ScoredTable.read(dataset, columns, [by.score], {by.score: by.prefer}, optional=True)
+
+    table = read(by.require or found)
     selection = choose(table, by)
     if not len(selection.rows):
         raise RSRError(f"Nothing was chosen of {len(table)} trajectories, so nothing is written. Loosen the choice.")
@@ -86,11 +94,13 @@ def main(data_args: DatasetArguments, args: SelectArguments, output_args: Output
         "prefer": by.prefer,
         "chosen": len(selection.rows),
         "left_out": selection.left_out,
+        "short": selection.short,
         "groups": selection.num_groups,
         "empty_groups": {reason: len(groups) for reason, groups in selection.empty_groups.items()},
         "relaxed_groups": len(selection.relaxed_groups),
         "close_calls": selection.close_calls(dtype) if by.score == RSR else None,
         "dtype": dtype,
+        "correct": correctness(read(found) if by.require else table, by, selection.rows),
         "before": _figures(table, by.score),
         "after": _figures(table.where(selection.rows), by.score),
     }
@@ -115,6 +125,8 @@ def _show(out: Console, result: dict, args: SelectArguments) -> None:
     of = f" from {counted(groups, 'problem')} (column {result['group_column']!r})" if groups is not None else ""
     chose = f"\nChose {chosen:,} of {counted(before['trajectories'], 'trajectory')}"
     say(out, f"{of} -> {result['output_dir']}", chose)
+    if result["correct"]:
+        say(out, correct_text(result["correct"]), "Correct: ")
     rows = [(f"RSR ({DIRECTION})", "rsr", 3), ("  median of its trajectories", "rsr_median", 3)]
     rows += [("mean rank", "mean_clipped_rank", 2), ("mean surprisal (nats)", "mean_surprisal", 2)]
     rows += [("mean tokens", "mean_tokens", 0)]
@@ -127,6 +139,8 @@ def _show(out: Console, result: dict, args: SelectArguments) -> None:
         _show_teachers(out, before, after)
     for reason, count in result["left_out"].items():
         say(out, f"Never chosen: {share(count, before['trajectories'])} of all trajectories ({reason}).")
+    if result["short"] and args.min_tokens is None:
+        say(out, f"{TOO_SHORT}. --min_tokens 0 lets them in.")
     for reason, count in result["empty_groups"].items():
         say(out, f"{count:,} of {counted(groups, 'problem')} {reason}: nothing was chosen for them.")
     if result["relaxed_groups"]:
@@ -137,8 +151,9 @@ def _show(out: Console, result: dict, args: SelectArguments) -> None:
         error = f"the numerical error of scores in {result['dtype']}{better}"
         say(out, f"For {share(result['close_calls'], groups)} of the problems the next best is within {error}.")
     if after["short"] > 0.1 * chosen:
-        to_do = f"look before you train, or leave them out with --min_tokens {NOISY_BELOW}"
-        say(out, short_ones(f"{share(after['short'], chosen)} of the chosen have", to_do))
+        say(
+            out, short_ones(f"{share(after['short'], chosen)} of the chosen have", "leave --min_tokens at its default")
+        )
 
 
 def _show_teachers(out: Console, before: dict, after: dict) -> None:

@@ -1,7 +1,7 @@
 """
-Fine-tune your student on the trajectories that suit it best, re-scored during training. A lower RSR suits the student
-better. Takes the options of `trl sft` and the rsr_ options. On several processes: `accelerate launch -m rsr_trl
-sft ...` with the same options.
+Fine-tune your student with TRL: by default on the whole dataset in random order, which is the paper's recipe for what
+`rsr select` wrote. The rsr_ options select, order and re-score while training. A lower RSR suits the student better.
+Takes the options of `trl sft` too. On several processes: `accelerate launch -m rsr_trl sft ...` with the same options.
 """
 
 import sys
@@ -34,6 +34,7 @@ from rsr_trl.training.live_table import HISTORY_DIR, spearman
 from rsr_trl.training.trainer import RSRSFTTrainer
 
 
+ORDERS = {"random": "in random order", "weighted": "the best mostly first", "ordered": "the best first"}
 MAX_PASSES = 8  # lines of the table of scorings; JSON has them all
 
 
@@ -76,7 +77,8 @@ def main(script_args, format_args, training_args: RSRSFTConfig, model_args, gguf
         result = _summarize(trainer, checkpoint) if trainer.is_world_process_zero() else None
         trainer.end()
     if result is not None:
-        next_words = _next_words(train_dataset, script_args, format_args, result["output_dir"])
+        has_moved = len(result["passes"]) > 1
+        next_words = _next_words(has_moved, train_dataset, script_args, format_args, result["output_dir"])
         finish(json_args.json, result, lambda out: _show(out, result), next_words)
     return 0
 
@@ -156,7 +158,8 @@ def _summarize(trainer: RSRSFTTrainer, checkpoint: str | None) -> dict:
         # By the last scores: what is past the threshold is drawn without training.
         "kept_per_epoch": round(trainer.scores.sampler.kept_share() * len(trainer.scores.table)),
         "score_threshold": trainer.args.rsr_score_threshold,
-        "history": str(history),
+        "sampling": trainer.args.rsr_sampling,
+        "history": str(history) if history.is_dir() else None,
         "direction": DIRECTION,
         "passes": passes_of(history),
     }
@@ -178,9 +181,11 @@ def passes_of(history: Path) -> list[dict]:
     return passes
 
 
-def _next_words(dataset: Dataset, args: ScriptArguments, format_args, output_dir: str) -> list[str] | None:
-    """The picture of the run where the dataset has scores to draw it over; else the trained student's own scores."""
-    if args.dataset_name is None:
+def _next_words(
+    has_moved: bool, dataset: Dataset, args: ScriptArguments, format_args, output_dir: str
+) -> list[str] | None:
+    """The picture of how the dataset's scores have moved; for a dataset without, the trained student's own scores."""
+    if args.dataset_name is None or (RSR in dataset.column_names and not has_moved):
         return None  # a mixture has no name
     options = given(DatasetArguments(args.dataset_name, args.dataset_config, args.dataset_train_split))
     if RSR in dataset.column_names:
@@ -190,9 +195,15 @@ def _next_words(dataset: Dataset, args: ScriptArguments, format_args, output_dir
 
 
 def _show(out: Console, result: dict) -> None:
-    say(out, _what_it_trained_on(result), f"\nTrained {result['steps']:,} steps")
-    show_passes(out, result["passes"])
-    say(out, f"All scores of every row: {result['history']}")
+    passes = result["passes"]
+    say(out, _what_it_trained_on(result), f"\nTrained {data.counted(result['steps'], 'step')}")
+    if len(passes) > 1:
+        show_passes(out, passes)
+    elif passes:
+        rsr, scored = number(passes[0]["rsr"], 3), data.counted(passes[0]["scored"], "scored trajectory")
+        say(out, f"RSR of the {scored} before training ({DIRECTION}): {rsr}")
+    if passes:
+        say(out, f"All scores of every row: {result['history']}")
 
 
 def show_passes(out: Console, passes: list[dict]) -> None:
@@ -209,13 +220,11 @@ def show_passes(out: Console, passes: list[dict]) -> None:
     print_table(out, passes if len(passes) <= MAX_PASSES else [passes[0], *passes[1 - MAX_PASSES :]], columns)
     if len(passes) > MAX_PASSES:
         say(out, f"The first and the last of {len(passes):,} scoring passes; --json lists them all.")
-    if len(passes) > 1:
-        say(
-            out,
-            "RSR at step 0: first scores of the same rows. rank corr.: Spearman's rank correlation with them. The "
-            "student before and after training are two different students: only your own task shows which one solves "
-            "more.",
-        )
+    say(
+        out,
+        "RSR at step 0: first scores of the same rows. rank corr.: Spearman's rank correlation with them. The student "
+        "before and after training are two different students: only your own task shows which one solves more.",
+    )
 
 
 def _what_it_trained_on(result: dict) -> str:
@@ -224,8 +233,9 @@ def _what_it_trained_on(result: dict) -> str:
     kept, total = result["kept_per_epoch"], result["trajectories"]
     part = "all" if kept == total else f"{share(kept, total)} of"
     within = f" (within --rsr_score_threshold {threshold} by their last scores)" if threshold is not None else ""
-    loss = ""
+    order, loss = ORDERS[result["sampling"]], ""
     # Steps in which nothing is within the threshold have a loss of 0, and count in the trainer's mean.
     if result["train_loss"] is not None and threshold is None:
         loss = f", mean loss {'of these ' if resumed else ''}{result['train_loss']:.3f}"
-    return f"{now} on {part} {total:,} trajectories per epoch{within}{loss} -> {result['output_dir']}"
+    of = f"{part} {data.counted(total, 'trajectory')} per epoch"
+    return f"{now} on {of}{within}, {order}{loss} -> {result['output_dir']}"

@@ -121,7 +121,7 @@ def say_notes(out: Console, notes: Sequence[str]) -> None:
         say(out, f"Note: {in_options(note)}")
 
 
-def short_ones(which: str, what_to_do: str = "look before you choose") -> str:
+def short_ones(which: str, what_to_do: str = "`rsr select` leaves them out (--min_tokens)") -> str:
     """The warning about trajectories that are too short for RSR."""
     return (
         f"Short: {which} fewer than {NOISY_BELOW} scored tokens. RSR is noisy on them, and answers without reasoning "

@@ -39,10 +39,10 @@ class PilotConfig(RSRSFTConfig):
 
     def __post_init__(self):
         if self.output_dir is None:
-            raise RSRError("output_dir is required: the folder for the results.")
+            raise RSRError("--output_dir is required: the folder for the results.")
         for name in sorted(DECIDED):
             if (value := getattr(self, name)) != self.__dataclass_fields__[name].default:
-                raise RSRError(f"{name}={value!r}: the pilot sets this for each arm. Leave it out.")
+                raise RSRError(f"--{name} {value}: the pilot sets this for each arm. Leave it out.")
         launched = [os.environ.get(f"ACCELERATE_USE_{name}", "").lower() for name in ("FSDP", "DEEPSPEED")]
         if self.deepspeed or self.fsdp or "true" in launched:
             raise RSRError("A pilot keeps a whole student on each device: run it without FSDP and DeepSpeed.")

@@ -49,8 +49,8 @@ class HeldOut:
         self.has_references = not REFERENCES.isdisjoint(names)
         if not self.has_references and answer_column is None:
             raise RSRError(
-                "The held-out set has neither references (completion or messages) nor answers (answer_column): there "
-                f"is nothing to measure. Its columns are {names}."
+                "The held-out set has neither references (completion or messages) nor answers (--answer_column): "
+                f"there is nothing to measure. Its columns are {names}."
             )
         self._problem, self.problems = np.arange(len(dataset)), list(range(len(dataset)))
         if problem_column in names:
@@ -90,7 +90,7 @@ class HeldOut:
                 self.checker("", answer)
             except ValueError as error:
                 where = f"Row {row} of the held-out set, column {column!r}"
-                raise RSRError(f"{where}: {error}. Fix it or choose another checker.") from error
+                raise RSRError(f"{where}: {error}. Fix it or choose another --checker.") from error
 
     def measure(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, autocast=nullcontext
@@ -232,11 +232,11 @@ def load_checker(name: str) -> Callable[[str, object], bool]:
     if name == "math":
         return _math_checker()
     if ":" not in name:
-        raise RSRError(f"checker must be number, line, math or module:function, got {name!r}.")
+        raise RSRError(f"--checker must be number, line, math or module:function, got {name!r}.")
     try:
         return pkgutil.resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise RSRError(f"checker {name!r}: {error}. Is the name right, and its folder on PYTHONPATH?") from error
+        raise RSRError(f"--checker {name!r}: {error}. Is the name right, and its folder on PYTHONPATH?") from error
 
 
 def same_number(response: str, answer: object) -> bool:
@@ -258,7 +258,7 @@ def _math_checker() -> Callable[[str, object], bool]:
     try:
         from math_verify import parse, verify
     except ImportError as error:
-        raise RSRError("The checker math needs math-verify: pip install 'rsr-trl[pilot]'.") from error
+        raise RSRError("--checker math needs math-verify: pip install 'rsr-trl[pilot]'.") from error
 
     def same_mathematics(response: str, answer: object) -> bool:
         text = str(answer)

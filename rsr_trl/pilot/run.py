@@ -87,6 +87,7 @@ class Pilot:
             "budget": {name: value for name, value in budget.items() if value is not None},
             "max_new_tokens": held_out.max_new_tokens,
             "group_column": pool.table.columns.problem,
+            "min_tokens": pool.min_tokens,
         }
         self.settings = json.loads(json.dumps(settings))
         self._name = xxh3_64_hexdigest(json.dumps(self.settings, sort_keys=True).encode())
@@ -122,7 +123,7 @@ class Pilot:
             lock = FileLock(self.folder / LOCK).acquire(timeout=0)
         except Timeout:
             raise RSRError(
-                f"Another pilot is running in {str(self.folder)!r}: wait, or choose another folder."
+                f"Another pilot is running in {str(self.folder)!r}: wait, or choose another --output_dir."
             ) from None
         write_json(self.folder / SETTINGS, self.settings)
         return lock
@@ -147,7 +148,12 @@ class Pilot:
             "strategies": [strategy._asdict() for strategy in self.strategies],
             "seeds": self.seeds,
             "confidence": CONFIDENCE,
-            "pool": {"trajectories": len(pool.table), "left_out": pool.left_out, "problems": pool.num_problems},
+            "pool": {
+                "trajectories": len(pool.table),
+                "left_out": pool.left_out,
+                "short": pool.short,
+                "problems": pool.num_problems,
+            },
             "cost": cost,
             "arms": [{name: value for name, value in arm.items() if name != "problems"} for arm in arms],
             "table": table,
@@ -160,9 +166,9 @@ class Pilot:
         strategy, count, epochs = arm.strategy, self.pool.num_examples, self.args.num_train_epochs
         num_epochs = self._schedule(count)[1] if count else 1
         if strategy.renewed and num_epochs < 2:
-            raise RSRError(f"{strategy.name} re-selects every epoch: raise num_train_epochs above 1.")
+            raise RSRError(f"{strategy.name} re-selects every epoch: raise --num_train_epochs above 1.")
         if strategy.renewed and self.args.max_steps <= 0 and epochs % 1:
-            raise RSRError(f"{strategy.name} needs whole epochs, got num_train_epochs={epochs}.")
+            raise RSRError(f"{strategy.name} needs whole epochs, got --num_train_epochs {epochs}.")
         return self.pool.choose(strategy, arm.seed, num_epochs)
 
     def _schedule(self, num_examples: int) -> tuple[int, int]:
@@ -214,6 +220,7 @@ class Pilot:
         if strategy.name == RESCORED:
             trainer_class, config_class, column = RSRSFTTrainer, RSRSFTConfig, self.pool.table.columns.problem
             own = {"rsr_rescore_strategy": "epoch", "rsr_sampling": "random", "rsr_group_column": column}
+            own["rsr_min_tokens"] = 0  # the pool has left them out
             own |= {} if column else {"rsr_keep_fraction": self.pool.num_examples / len(self.pool.table)}
         elif strategy.ordered:
             own = {"train_sampling_strategy": "sequential"}
@@ -227,7 +234,7 @@ class Pilot:
         if dropped := len(dataset) - len(trainer.train_dataset):
             raise RSRError(
                 f"{strategy.name}: {dropped} of {len(dataset)} chosen trajectories have no token to train on within "
-                f"max_length={args.max_length}: raise it."
+                f"{args.max_length} tokens: raise --max_length."
             )
         if strategy.renewed and trainer_class is SFTTrainer:
             trainer._get_train_sampler = lambda *dataset: _Renewed(len(rows[0]), len(rows), arm.seed)
@@ -259,7 +266,7 @@ class Pilot:
         }
         self.say(
             f"Estimated cost: {counted(len(left), 'run')} x (about {counted(cost['steps_per_arm'], 'step')} x "
-            f"{step:.3g} s + {evaluation:.3g} s evaluation), about {duration(cost['seconds'])} in all."
+            f"{step:,.1f} s + {evaluation:,.1f} s evaluation), about {duration(cost['seconds'])} in all."
         )
         return cost
 
@@ -289,13 +296,13 @@ def check_folder(path: Path, settings: dict) -> None:
     names = {file.name for file in path.iterdir()} if path.exists() else set()
     if foreign := sorted(names - {SETTINGS, RESULT, ARMS, LOCK, SCORED}):
         raise RSRError(
-            f"{str(path)!r} contains files that aren't a pilot's (first: {foreign[0]}): choose another folder."
+            f"{str(path)!r} contains files that aren't a pilot's (first: {foreign[0]}): choose another --output_dir."
         )
     known, settings = read_json(path / SETTINGS), json.loads(json.dumps(settings))
     if known and (others := differences({name: known.get(name) for name in settings}, settings)):
         raise RSRError(
             f"{str(path)!r} holds a pilot with other settings. What differs: {'; '.join(others)}. Give the same "
-            "options as before to resume, or choose another output_dir."
+            "options as before to resume, or choose another --output_dir."
         )
 
 

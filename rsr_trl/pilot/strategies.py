@@ -9,7 +9,7 @@ from datasets import Dataset
 from rsr_trl.data import Columns, examples
 from rsr_trl.rsr import ERROR, RSR, RSRError, did_you_mean
 from rsr_trl.scoring.scores import SCORES, direction_of, known_score
-from rsr_trl.selection.choose import choose_rows
+from rsr_trl.selection.choose import all_short, choose_rows, least_tokens, long_enough
 from rsr_trl.selection.table import ScoredTable
 
 
@@ -43,7 +43,7 @@ def parse_strategies(names: Sequence[str]) -> list[Strategy]:
     for name in (RANDOM, *names):
         add(name)
     if len(strategies) == 1:
-        raise RSRError("strategies: name at least one to compare with the random choice, such as rsr.")
+        raise RSRError("--strategies needs at least one to compare with the random choice, such as rsr.")
     return list(strategies.values())
 
 
@@ -67,18 +67,28 @@ def _parse(name: str) -> Strategy:
 class Pool:
     """
     Scored trajectories, and how many of them (or the fewest that hold how many scored tokens) each arm trains on: one
-    for each of some problems or, without a column of problems, of all. Rows without a score are left out.
+    for each of some problems or, without a column of problems, of all. Rows without a score are left out, and
+    those that are too short to be chosen ([`~rsr_trl.selection.choose.long_enough`]).
     """
 
     def __init__(
-        self, dataset: Dataset, columns: Columns, strategies: Sequence[Strategy], num_examples=None, num_tokens=None
+        self,
+        dataset: Dataset,
+        columns: Columns,
+        strategies: Sequence[Strategy],
+        num_examples=None,
+        num_tokens=None,
+        min_tokens=None,
     ):
         scores = {one.column: one.prefer for one in strategies if one.column is not None}
         table = ScoredTable.read(dataset, columns, scores, scores, optional=True)
-        scored = np.flatnonzero(table.tokens > 0)
-        if not scored.size:
+        has_score, is_long = table.tokens > 0, long_enough(table.tokens, min_tokens)
+        if not has_score.any():
             raise RSRError(f"None of the pool's {len(table)} rows is scored; {ERROR!r} says why.")
-        self.dataset, self.table, self.left_out = dataset.select(scored), table.where(scored), len(table) - scored.size
+        if not (scored := np.flatnonzero(has_score & is_long)).size:
+            raise RSRError(all_short(int(has_score.sum()), least_tokens(min_tokens)))
+        self.dataset, self.table, self.left_out = dataset.select(scored), table.where(scored), int((~has_score).sum())
+        self.min_tokens, self.short = least_tokens(min_tokens), int((has_score & ~is_long).sum())
         self._groups, self.num_problems, available, what = None, None, scored.size, "trajectories"
         if columns.problem is not None:
             self._problems, self._groups = np.unique(self.table.problem, return_inverse=True)
@@ -87,9 +97,9 @@ class Pool:
         if num_examples is None and num_tokens is None:
             num_examples = max(1, min(MAX_EXAMPLES, available // 2))
         if num_examples is not None and num_examples > available:
-            raise RSRError(f"num_examples={num_examples} is more than the pool has: {available} {what}.")
+            raise RSRError(f"--num_examples {num_examples} is more than the pool has: {available} {what}.")
         if num_examples is None and (renewed := [one.name for one in strategies if one.renewed]):
-            raise RSRError(f"{renewed[0]} needs a budget in examples: give num_examples.")
+            raise RSRError(f"{renewed[0]} needs a budget in examples: pass --num_examples.")
         self.num_examples, self.num_tokens = num_examples, num_tokens
 
     def choose(self, strategy: Strategy, seed: int, num_epochs: int = 1) -> list[np.ndarray]:
@@ -127,11 +137,13 @@ class Pool:
             rows = rows[np.argsort(self._draw(seed)[self._groups[rows]])]
         if self.num_examples is not None:
             if rows.size < self.num_examples:
-                raise RSRError(f"{name!r} has {rows.size} finite scores, fewer than num_examples={self.num_examples}.")
+                raise RSRError(
+                    f"{name!r} has {rows.size} finite scores, fewer than --num_examples {self.num_examples}."
+                )
             return rows[: self.num_examples]
         total = np.cumsum(tokens[rows])
         if (available := total[-1] if rows.size else 0) < self.num_tokens:
-            raise RSRError(f"num_tokens={self.num_tokens} is more than can be chosen by {name!r}: {available:.0f}.")
+            raise RSRError(f"--num_tokens {self.num_tokens} is more than can be chosen by {name!r}: {available:.0f}.")
         return rows[: int(np.searchsorted(total, self.num_tokens)) + 1]
 
     def count_teachers(self, rows: np.ndarray) -> dict[str, int] | None:

@@ -108,13 +108,13 @@ def notes(before: dict, records: dict[str, list[dict]], strategies: Sequence[Str
     if before["loss"] is not None and (after := np.mean([arm["loss"] for arm in records["random"]])) >= before["loss"]:
         lines.append(
             f"Training on random choices didn't lower the held-out loss ({before['loss']:.4f} -> {after:.4f}): train "
-            "longer, with another learning_rate, or check whether the references match the style of the pool."
+            "longer, with another --learning_rate, or check whether the references match the style of the pool."
         )
     arms = [before, *(record for name in records for record in records[name])]
     cut = [problem["cut"] for record in arms for problem in record["problems"]]
     if cut[0] is not None and np.mean(cut) > CUT_SHARE:
         lines.append(
-            f"{np.mean(cut):.0%} of the responses were truncated at max_new_tokens or the student's positions."
+            f"{np.mean(cut):.0%} of the responses were truncated at --max_new_tokens or the student's positions."
         )
     tokens = {name: [record["tokens"] for record in records[name]] for name in records}
     for strategy in strategies:
@@ -122,17 +122,20 @@ def notes(before: dict, records: dict[str, list[dict]], strategies: Sequence[Str
         factor = sum(ours) / sum(theirs) if theirs and None not in ours + theirs else 1.0
         if not 1 / UNEVEN < factor < UNEVEN:
             lines.append(
-                f"{strategy.name} trained on {factor:.1f} times the tokens of {strategy.control}: set num_tokens "
-                "instead of num_examples to give all strategies the same number."
+                f"{strategy.name} trained on {factor:.1f} times the tokens of {strategy.control}: set --num_tokens "
+                "instead of --num_examples to give all strategies the same number."
             )
         teachers = sum((Counter(record["teachers"]) for record in records[strategy.name]), Counter())
         if len(teachers) > 1 and (top := teachers.most_common(1)[0])[1] > ONE_TEACHER * teachers.total():
             share = top[1] / teachers.total()
             lines.append(f"{share:.0%} of what {strategy.name} chose comes from {top[0]}: read some of it.")
     if pool.left_out:
-        lines.append(f"{pool.left_out:,} trajectories of the pool have no score and were left out.")
+        lines.append(f"Left out of the pool, without a score: {counted(pool.left_out, 'trajectory')}.")
+    if pool.short:
+        short = f"with fewer than {pool.min_tokens} scored tokens"
+        lines.append(f"Left out of the pool, {short}: {counted(pool.short, 'trajectory')}.")
     if seeds > 1 and pool.num_problems is None:
-        lines.append("Without group_column a strategy chooses the same for all seeds: they differ only in order.")
+        lines.append("Without --group_column a strategy chooses the same for all seeds: they differ only in order.")
     elif seeds > 1 and pool.num_examples == pool.num_problems:
         lines.append("Every seed trains on all of the pool's problems: seeds differ only in order.")
     return lines

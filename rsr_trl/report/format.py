@@ -71,6 +71,16 @@ def percent(value: float | None) -> str:
     return ">99%" if 0.995 <= value < 1 else f"{value:.0%}"
 
 
+def correct_text(facts: dict) -> str:
+    """What `selection.choose.correctness` found, in a sentence or two."""
+    text = f"{percent(facts['chosen'])} of the chosen, {percent(facts['before'])} before. Chosen at random: "
+    text += percent(facts["random"])
+    if facts["random_long"] is not None:
+        text += f", without the short ones {percent(facts['random_long'])}"
+    text += f"; by lowest surprisal: {percent(facts['surprisal'])}." if facts["surprisal"] is not None else "."
+    return text
+
+
 def share(part: int, whole: int) -> str:
     """A count and what share it is: `3 (50%)`."""
     return f"{part:,} ({percent(part / whole if whole else 0.0)})"

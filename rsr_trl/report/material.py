@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rsr_trl.data import Columns, find_columns
 from rsr_trl.report.rows import TurnFinder
 from rsr_trl.rsr import ERROR, R_MAX, RSR, RSRError
-from rsr_trl.selection.choose import Criteria, Selection, choose, choose_rows
+from rsr_trl.selection.choose import Criteria, Selection, choose, choose_rows, long_enough, min_tokens_to_show
 from rsr_trl.selection.compare import KEEP_FRACTION, Comparison, compare_table, comparison_table
 from rsr_trl.selection.table import ScoredTable
 from rsr_trl.selection.teachers import TeacherRanking, match_if_shared, rank_table
@@ -91,7 +91,9 @@ class Material:
 
     def choose(self, cost: np.ndarray) -> np.ndarray:
         """What the rule of the page's choice would keep if it went by another cost."""
-        return choose_rows(cost, self.table.tokens, self.table.problem, self.by.keep_per_group, self.by.keep_fraction)
+        by, tokens = self.by, self.table.tokens
+        cost = np.where(long_enough(tokens, by.min_tokens), cost, np.nan)
+        return choose_rows(cost, tokens, self.table.problem, by.keep_per_group, by.keep_fraction)
 
     def per_teacher(self, rows: np.ndarray) -> np.ndarray:
         """How many of these rows (`...`: of all) are of each teacher."""
@@ -119,14 +121,17 @@ def read_material(dataset: Dataset, asked: Columns, prefer: Literal["low", "high
     if not len(dataset):
         raise RSRError("The dataset has no rows, so there is nothing to report.")
     columns = find_columns(dataset, asked)
-    by = Criteria(
-        group_column=columns.problem, keep_fraction=None if columns.problem else KEEP_FRACTION, prefer=prefer
-    )
     notes = list(columns.notes)
-    table = comparison_table(dataset, None, None, columns, notes)
+    table = comparison_table(dataset, "all", None, columns, notes)
     if not np.isfinite(table.values[RSR]).any():
         why = f" {ERROR!r} says why, most often: {next(iter(table.reasons))}." if table.reasons else ""
         raise RSRError(f"None of the {len(table)} rows has a finite RSR, so there is nothing to report.{why}")
+    by = Criteria(
+        columns.problem,
+        keep_fraction=None if columns.problem else KEEP_FRACTION,
+        prefer=prefer,
+        min_tokens=min_tokens_to_show(table.tokens[np.isfinite(table.values[RSR])]),
+    )
     comparison, ranking = _compare(table, notes), None
     if table.teacher is not None:
         ranking = rank_table(match_if_shared(table, notes))

@@ -69,6 +69,11 @@ class ChatSpans:
         if self._marked is not None and self._forms:
             self._probe_marked()
 
+    @property
+    def form(self) -> type:
+        """A form of content that the template writes: a string, where it can."""
+        return self._forms[-1]
+
     def render(self, messages: Sequence[Message], kwargs: Mapping, add_generation_prompt: bool = False) -> str:
         """Render a conversation to text. `kwargs` are `tools` and the template's own keyword arguments."""
         try:
@@ -87,8 +92,18 @@ class ChatSpans:
         assistant's own text in it. Messages before `first` are context: their spans are left out. `ChatTemplateError`
         if the template refuses the conversation or a turn can't be located in it.
         """
-        text = self.render(messages, kwargs)
-        self._check_contents(messages, first)
+        try:
+            text = self.render(messages, kwargs)
+        except ChatTemplateError:
+            if self._forms:
+                self._check_contents(messages, text="")
+            raise
+        if not self._forms:
+            raise ChatTemplateError(
+                "the chat template refuses a plain conversation (user, assistant, user) or leaves its contents out, "
+                "so what it writes around the assistant's text can't be learned"
+            )
+        self._check_contents(messages, text)
         derived = DerivedSpans(self, text, messages, kwargs)
         marked_text, marked = self._render_marked(messages, kwargs)
         if not marked or marked_text != text:
@@ -107,21 +122,18 @@ class ChatSpans:
         theirs = [span for turn, span in located if turn in silent]
         return [(a, b) for a, b in spans if not any(a < end and start < b for start, end in theirs)]
 
-    def _check_contents(self, messages: Sequence[Message], first: int) -> None:
-        """Raise where the template leaves the assistant's content out: the turn would be scored without its words."""
-        if not self._forms:
-            raise ChatTemplateError(
-                "the chat template refuses a plain conversation (user, assistant, user) or leaves its contents out, "
-                "so what it writes around the assistant's text can't be learned"
-            )
+    def _check_contents(self, messages: Sequence[Message], text: str) -> None:
+        """Raise where the template can't write contents of this form: turns would lose their words or questions."""
         for i, message in enumerate(messages):
             content = message.get("content")
-            if i >= first and message["role"] == "assistant" and content and type(content) not in self._forms:
-                given, taken = "a string", "a list of parts"
-                if not isinstance(content, str):
-                    given, taken = taken, given
+            if not content or type(content) in self._forms or message["role"] not in ("user", "assistant"):
+                continue
+            # Some take parts of users only.
+            said = [str(part.get("text") or "").strip() for part in content if isinstance(part, Mapping)]
+            if message["role"] == "assistant" or not said or any(_is_lost(part, text) for part in said):
+                given, taken = ("a string", "a list of parts")[:: 1 if isinstance(content, str) else -1]
                 raise ChatTemplateError(
-                    f"the chat template leaves out content that is {given} (message {i}): give {taken}"
+                    f"the content of message {i} is {given}, which this chat template can't write: give {taken}"
                 )
 
     def _render_marked(
@@ -182,7 +194,7 @@ class ChatSpans:
                 last, middle = self.render([user, answer], {}), self.render([user, answer, user], {})
             except ChatTemplateError:
                 continue
-            if mark not in last or mark not in middle:
+            if _is_lost(mark, last) or _is_lost(mark, middle):
                 continue
             self._forms.append(form)
             last_trailer = last.split(mark)[-1]
@@ -232,6 +244,11 @@ def marks_of_prompt(processing_class: PreTrainedTokenizerBase) -> tuple[str, ...
             if between:
                 return tuple(token for token in added if token in between) or (between,)
     return ()
+
+
+def _is_lost(part: str, text: str) -> bool:
+    """Whether a text isn't in another, or only as data: `[{'type': 'text', 'text': '...'}]`."""
+    return not re.search(rf"(?<!text['\"]: ['\"]){re.escape(part)}", text)
 
 
 def writes_day(chat_template: str | dict | None) -> bool:

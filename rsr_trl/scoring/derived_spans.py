@@ -28,10 +28,11 @@ class DerivedSpans:
     what the template writes before every turn (`header`, may be empty) and after a plain last one (`last_trailer`).
     """
 
-    def __init__(self, chat, text: str, messages: Sequence[Message], kwargs: Mapping):
+    def __init__(self, chat, text: str, messages: Sequence[Message], kwargs: Mapping, rendered: dict | None = None):
         self._chat, self._kwargs = chat, kwargs
         self._text, self._messages = text, messages
         self._changed: dict[int, Span] = {}
+        self._rendered = {} if rendered is None else rendered  # by the ids of the messages, which it keeps alive
 
     def spans(self, first: int = 0) -> list[Span]:
         """Spans of the assistant's own text, sorted and disjoint, without those of messages before `first`."""
@@ -46,13 +47,16 @@ class DerivedSpans:
                     f"message {turn} holds tool_responses: give them as messages of the role 'tool'"
                 )
         if together := self._between_anchors(turns):
-            located = list(zip(turns, together, strict=True))
+            located = [(turn, span) for turn, span in zip(turns, together, strict=True) if turn >= first]
         else:
-            located = [(turn, span) for turn in turns if turn >= first for span in self._locate_turn(turn)]
+            located = self._block_by_block(turns, first)
+            # Where templates look further, more slowly from variants of the whole conversation.
+            rest = [turn for turn in turns if turn >= first and turn not in dict(located)]
+            located = [(turn, span) for turn in rest for span in self._locate_turn(turn)] + located
         for (_, before), (turn, after) in pairwise(located):
             if before[1] > after[0]:
                 raise _cannot_locate(turn)
-        return [(turn, span) for turn, span in located if turn >= first]
+        return located
 
     def end_of(self, index: int) -> int:
         """Where the messages up to `messages[index]`, an assistant's among them, end."""
@@ -113,6 +117,53 @@ class DerivedSpans:
                 return None
         return variant
 
+    def _block_by_block(self, turns: Sequence[int], first: int) -> list[tuple[int, Span]]:
+        """
+        Which turn, from message `first` on, has which span, in time linear in the number of turns: each is located in
+        a small conversation of its block (the messages from it up to the next turn) and of what templates look at
+        around it. From the last one backwards, as far as the blocks, rendered so, make up the end of the text.
+        """
+        messages, chat, located, at = self._messages, self._chat, [], len(self._text)
+        user, answer = (message_of(role, role, chat.form) for role in ("user", "assistant"))
+        last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
+        small = DerivedSpans(chat, "", (), {**self._kwargs, "tools": None})
+        contexts = [[user]]  # of each turn; it may go on in the turn before, after a tool's result
+        for turn, after in pairwise(turns):
+            block = [user, *map(_as_context, messages[turn:after])]
+            contexts.append([user] if block[-1]["role"] == "user" else block)
+        called = next((i for i, turn in enumerate(turns[:-1]) if messages[turn].get("tool_calls")), len(turns))
+        for i in reversed(range(len(turns))):
+            turn, after = turns[i], [*turns, len(messages)][i + 1]
+            if turn < first:
+                break
+            # Thoughts may stay only where no user speaks behind them.
+            behind = [answer, user] if after <= last_user else [answer] if after < len(messages) else []
+            # DeepSeek opens the calls of a conversation only once.
+            earlier = [[*contexts[called + 1], answer, *contexts[i]]] if called < i else []
+            try:
+                tail = small._written_for(behind, contexts[i + 1]) if behind else ""
+                for context in [contexts[i], *earlier]:
+                    conversation = [*context, *messages[turn:after], *behind]
+                    part, start = small._render(conversation), len(small._render(context))
+                    end = len(part) - len(tail)
+                    if start < end and self._text.endswith(part[start:end], 0, at):
+                        break
+                else:
+                    raise _cannot_locate(turn)
+                alone = DerivedSpans(chat, part, conversation, small._kwargs, small._rendered)
+                spans = alone._locate_turn(len(context))
+                if not all(start <= low <= high <= end for low, high in spans):
+                    raise _cannot_locate(turn)
+            except ChatTemplateError:  # then the turn behind it isn't proven to begin where it was found
+                return [(later, span) for later, span in located if later not in turns[: i + 2]]
+            at -= end - start
+            located = [*((turn, (low + at - start, high + at - start)) for low, high in spans), *located]
+        return located
+
+    def _written_for(self, behind: Sequence[Message], context: Sequence[Message]) -> str:
+        """What the template writes for messages behind a context."""
+        return self._render([*context, *behind]).removeprefix(self._render(context))
+
     def _locate_turn(self, turn: int) -> list[Span]:
         """Spans of the assistant turn `messages[turn]`; two if its tool's result stands inside it."""
         text, messages, trailer = self._text, self._messages, self._chat.last_trailer
@@ -147,6 +198,8 @@ class DerivedSpans:
         # writes in between (an empty think block) is the assistant's. Where no header stands after the previous
         # message (Gemma 4 goes on in the same turn after a tool result), the turn starts at that character.
         changed = self._changed_region(turn)[0]
+        if messages[turn].get("tool_calls"):  # without its call a turn starts differently; but results may vanish
+            changed = min(changed, (self._region(turn, _say) or (changed,))[0])
         earlier = self._changed_region(turn - 1)[1] if turn > 0 else 0
         if changed < earlier:  # written twice, or out of order
             raise _cannot_locate(turn)
@@ -159,15 +212,13 @@ class DerivedSpans:
             region = self._region(index, _say_and_call)
             if region is None:
                 raise _cannot_locate(index)
-            # Without its call a turn starts differently, which shows where it starts; but results may vanish with it.
-            without = self._region(index, _say) if self._messages[index].get("tool_calls") else None
-            self._changed[index] = (min(region[0], without[0]), region[1]) if without else region
+            self._changed[index] = region
         return self._changed[index]
 
     def _region(self, index: int, change: Callable[[Message, str], dict]) -> Span | None:
         """Smallest span that holds all that `change` makes different; `None` if its mark isn't rendered."""
         text, messages, variants = self._text, self._messages, []
-        for mark in SENTINELS:  # two, which share neither end
+        for mark in [mark for mark in SENTINELS if mark not in text][:1] or SENTINELS:  # two share neither end
             variant = self._try_render([*messages[:index], change(messages[index], mark), *messages[index + 1 :]])
             if variant is None or mark not in variant:
                 return None
@@ -188,15 +239,29 @@ class DerivedSpans:
         lengths = range(len(closing), -1, -1)
         return next(n for n in lengths if self._text.startswith(closing[len(closing) - n :], end))
 
+    def _render(self, messages: Sequence[Message]) -> str:
+        key = tuple(map(id, messages))
+        if key not in self._rendered:
+            self._rendered[key] = self._chat.render(messages, self._kwargs), messages
+        return self._rendered[key][0]
+
     def _try_render(self, messages: Sequence[Message]) -> str | None:
         try:
-            return self._chat.render(messages, self._kwargs) if messages else None
+            return self._render(messages) if messages else None
         except ChatTemplateError:  # some templates refuse conversations that end early
             return None
 
 
 def message_of(role: str, text: str, form: type) -> dict:
     return {"role": role, "content": text if form is str else [{"type": "text", "text": text}]}
+
+
+def _as_context(message: Message) -> dict:
+    """What other turns may look at: of an assistant's message its calls alone, or a word where it has none."""
+    if message["role"] != "assistant":
+        return dict(message)
+    calls = message.get("tool_calls")
+    return {"role": "assistant", "content": "" if calls else "A", "tool_calls": calls}
 
 
 def _say(message: Message, mark: str) -> dict:

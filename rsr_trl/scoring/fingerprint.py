@@ -22,7 +22,10 @@ if is_peft_available():
     from peft.tuners.tuners_utils import BaseTunerLayer
 
 
-DEFINITION = "1"  # raise it when a change of this package changes scores by more than rounding
+DEFINITION = (
+    "2"  # raise it when a change of this package changes scores by more than rounding, or their student's name
+)
+PIECE = 1 << 24  # numbers hashed at once: a float32 copy of a whole tensor may not fit
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.json", "*.py")
 BASE_LAYER = re.compile(r"\.base_layer(?=\.)")
 LORA = re.compile(r"\.lora_(\w+)\.")
@@ -35,8 +38,9 @@ NEUTRAL_CONFIG = re.compile(
 
 def weights_fingerprint(model: PreTrainedModel) -> str:
     """
-    Hash of all that makes the student's numbers: weights (names, dtypes, shapes, bytes), config and which adapters are
-    on. The same however the student was loaded, and that of the base model while LoRA adapters add nothing to it.
+    Hash of all that makes the student's numbers: weights (names, shapes, values), config and which adapters are on.
+    The same however the student was loaded, in whatever dtype holds its weights exactly, and that of the base model
+    while LoRA adapters add nothing to it.
     """
     config = _deciding(model.config.to_dict())
     weights, active = model.state_dict(), adapters(model)
@@ -47,9 +51,12 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     for name, tensor in sorted(weights.items()):
         if not isinstance(tensor, torch.Tensor):
             continue
-        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
         for part in plain_tensors(tensor.detach()):
-            digest.update(part.cpu().contiguous().flatten().view(torch.uint8).numpy())
+            # float32 holds all numbers of fewer bits exactly.
+            dtype = torch.float32 if part.is_floating_point() and part.itemsize < 4 else part.dtype
+            digest.update(f"{name}{dtype}{tuple(part.shape)}".encode())
+            for piece in part.flatten().split(PIECE):
+                digest.update(piece.to(dtype).cpu().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
@@ -103,12 +110,26 @@ def tokenizer_fingerprint(processing_class: PreTrainedTokenizerBase) -> str:
     return _hash([rules, special, processing_class.chat_template])
 
 
-def student_fingerprint(weights: str, processing_class: PreTrainedTokenizerBase, **settings) -> str:
+def student_fingerprint(
+    weights: str, dtype: torch.dtype, processing_class: PreTrainedTokenizerBase, **settings
+) -> str:
     """
     Short name of a student and of the settings that change a score by more than rounding (`r_max`,
-    `assistant_only_loss`, `logits_dtype`): 16 hexadecimal digits, the `rsr_student` column.
+    `assistant_only_loss`, `logits_dtype`), and of the dtype that it computes in, which changes scores by rounding:
+    16 hexadecimal digits and the dtype, such as `1f0c5e7a9b3d2468-bfloat16`. The `rsr_student` column.
     """
-    return _hash([DEFINITION, weights, tokenizer_fingerprint(processing_class), sorted(settings.items())])[:16]
+    name = _hash([DEFINITION, weights, tokenizer_fingerprint(processing_class), sorted(settings.items())])[:16]
+    return f"{name}-{str(dtype)[6:]}"
+
+
+def dtype_of(fingerprint: str | None) -> str | None:
+    """The dtype that a [`student_fingerprint`] names; `None` where it names none."""
+    return (fingerprint or "").partition("-")[2] or None
+
+
+def same_student(one: str | None, other: str | None) -> bool:
+    """Whether two [`student_fingerprint`]s are of one student with the same settings, up to the dtype."""
+    return None not in (dtype_of(one), dtype_of(other)) and one.partition("-")[0] == other.partition("-")[0]
 
 
 def checkpoint_fingerprint(model_id: str, commit_hash: str | None) -> str:

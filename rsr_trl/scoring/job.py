@@ -68,6 +68,9 @@ class Job:
         overwrite: bool = False,
     ):
         scorer.check_columns(dataset.column_names)
+        # Whether a template that rows bring writes the day, shows when they are rendered.
+        if "chat_template_kwargs" in dataset.column_names:
+            tokenized_sample(scorer, dataset)
         if shard_rows is not None and shard_rows < 1:
             raise RSRError(f"shard_rows must be at least 1, got {shard_rows}.")
         self.scorer, self.dataset = scorer, dataset

@@ -79,14 +79,15 @@ class RSRScorer:
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The student's tokenizer. Required with a live model.
         revision (`str`, *optional*): Branch, tag or commit of the hub repository.
-        gguf_file (`str`, *optional*):
-            The `.gguf` file in that folder or repository that holds the student, its tokenizer and chat template.
+        gguf_file (`str`, *optional*): The `.gguf` file there that holds student, tokenizer and chat template.
         quantization_config (*optional*): As `from_pretrained` takes it.
         device_map (`str` or `dict`, *optional*): Spread the student over devices.
         max_length (`int`, *optional*):
             Longer trajectories are cut at the end and flagged. Defaults to 32,768 (the paper's), capped by the
             student's positions.
-        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`): `"auto"` takes the checkpoint's own.
+        dtype (`str` or `torch.dtype`, *optional*, defaults to `"auto"`):
+            `"auto"` takes the checkpoint's own. In bfloat16, rounding changes RSR by about 1%, and rows that share a
+            batch change it too: `map` and `score` then differ as much.
         device (`str` or `torch.device`, *optional*): By default the GPU if there is one.
         attn_implementation (`str`, *optional*): As `from_pretrained` takes it.
         r_max (`float`, *optional*, defaults to `100`): Ranks above are clipped.
@@ -140,9 +141,7 @@ class RSRScorer:
         self.model_id = None
         if isinstance(model, (str, os.PathLike)):
             self.model_id = loading.student_name(os.fspath(model), settings.pop("gguf_file", None))
-        self.config = ScoringConfig(**settings)
-        if self.config.day is None:
-            self.config = replace(self.config, day=str(date.today()))
+        self.config = ScoringConfig(**settings | {"day": settings.get("day") or str(date.today())})
         self.r_max, self.token_stats = self.config.r_max, self.config.token_stats
         self._others = OtherScores(self.config.scores)
         self.scores = self._others.names
@@ -236,7 +235,7 @@ class RSRScorer:
         """`map` has no end at which to count: the first rows with something to be said of give one warning."""
         if not self._warned and (gaps := describe_gaps(table, count_notes(examples))):
             self._warned = True
-            logger.warning("So far, %s Shown once; count the columns at the end of map.", " ".join(gaps))
+            logger.warning("So far, %s (Shown once; check rsr_error afterwards.)", " ".join(gaps))
 
     # -------------------------------------------------------------------------------------------- a whole dataset
 
@@ -348,13 +347,14 @@ class RSRScorer:
         version = self.student.weights_version() if self.model_id is None else None
         if self._weights is None or self._weights[0] != version:
             self._weights, self._fingerprint = (version, self.student.weights_fingerprint()), None
-        template = self.processing_class.chat_template
-        if self._fingerprint is None or self._fingerprint[0] != template:
+        version = (self.processing_class.chat_template, self.written_day)
+        if self._fingerprint is None or self._fingerprint[0] != version:
             settings = self.config.some(OF_THE_SCORE)
             if self.written_day is not None:
                 settings["day"] = self.written_day
-            name = student_fingerprint(self._weights[1], self.processing_class, **settings)
-            self._fingerprint = (template, name)
+            dtype = self.student.model.dtype
+            name = student_fingerprint(self._weights[1], dtype, self.processing_class, **settings)
+            self._fingerprint = (version, name)
         return self._fingerprint[1]
 
     @property

@@ -32,6 +32,7 @@ from rsr_trl.rsr import (
 
 
 REJECTED_BELOW = 0.01  # student probability below which reverse speculative decoding rejects a teacher's token
+GUESS_WORDS, GUESS_UNEVEN = (5, 20), 0.4  # what `guess_share` takes for "one of so many words, any of them"; nats
 LOCAL_STEPS = 4  # steps before a step that `lalp` lets the student see
 
 
@@ -212,6 +213,17 @@ def lark(tokens: ScoredTokens) -> np.ndarray:
     return ratio(tokens.means(brier), tokens.means_of_rsr[1])
 
 
+def guess_share(tokens: ScoredTokens) -> np.ndarray:
+    """
+    Share of the tokens at which the student expects any of a few words alike: ln 5 < H_k < ln 20 and
+    H_k + ln Q_k < 0.4 (entropy less collision entropy, which is 0 where the words are equally likely). Low. Ours:
+    random digits stand at such places; reasoning has few, also where its mean rank and surprisal are those of guesses.
+    """
+    low, high = np.log(GUESS_WORDS)
+    entropies, uneven = tokens.entropies, tokens.entropies + np.log(tokens.sum_squares)
+    return tokens.means((entropies > low) & (entropies < high) & (uneven < GUESS_UNEVEN))
+
+
 def length(tokens: ScoredTokens) -> np.ndarray:
     """
     Scored tokens, K. High: longest first. In the tables of arXiv:2601.14249 longer goes with better for all five
@@ -225,7 +237,12 @@ def random(tokens: ScoredTokens) -> np.ndarray:
     Uniform in [0, 1), from a hash of the trajectory's own tokens ([`content_hash`]): the same in every order, batch
     and process; equal rows are equal. Low (it makes no difference). The control of every comparison.
     """
-    return (tokens.content >> np.uint64(11)).astype(np.float64) / 2.0**53
+    return uniform(tokens.content)
+
+
+def uniform(content: np.ndarray) -> np.ndarray:
+    """Hashes, uint64, as numbers in [0, 1)."""
+    return (content >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
 # ------------------------------------------------------------------------------------------------ with another pass
@@ -272,6 +289,7 @@ class Score:
         needs (tuple of `str`, *optional*): Beside ranks and surprisals: `"moments"` (entropies, sums of squares),
             `"steps"`, `"content"`; `"alone"` and `"local"` (another pass each); `"teacher"`.
         stored (`str`, *optional*): Column of every scoring pass that holds it already.
+        published (`str`, *optional*): What its source calls it, and where that is; nothing for a control.
         parts (`dict`, *optional*): Columns that scoring adds instead of `score_<name>`, and what computes each.
     """
 
@@ -279,6 +297,7 @@ class Score:
     of: Callable[[ScoredTokens], np.ndarray] | None
     needs: tuple[str, ...] = ()
     stored: str | None = None
+    published: str | None = None
     parts: dict[str, Callable[[ScoredTokens], np.ndarray]] | None = None
 
     @property
@@ -287,22 +306,30 @@ class Score:
         return bool({"alone", "local", "teacher"} & set(self.needs))
 
 
+_RSR = "arXiv:2601.14249"  # the paper
 SCORES: dict[str, Score] = {
-    "rsr": Score("low", rsr, stored=RSR, parts={}),
-    "rsr_filtered": Score("low", rsr_filtered),
-    "surprisal": Score("low", surprisal, stored=MEAN_SURPRISAL),
-    "rank": Score("low", rank, stored=MEAN_CLIPPED_RANK),
+    "rsr": Score("low", rsr, stored=RSR, published=f"Rank-Surprisal Ratio, {_RSR}, Eq. 7", parts={}),
+    "rsr_filtered": Score("low", rsr_filtered, published=f"filtered token average, {_RSR}, Eq. 5"),
+    "surprisal": Score("low", surprisal, stored=MEAN_SURPRISAL, published=f"GRAPE, arXiv:2502.04194; {_RSR}"),
+    "rank": Score("low", rank, stored=MEAN_CLIPPED_RANK, published=f"average rank, {_RSR}"),
     "entropy": Score("low", entropy, ("moments",)),
-    "rank_entropy": Score("low", rank_entropy, ("moments",)),
-    "drop": Score("low", drop, ("steps",)),
-    "casl": Score("low", None, ("steps",), parts={SCORE_PREFIX + "drop": drop, STEP_SHARE: step_share}),
-    "rsd_share": Score("low", rsd_share),
-    "lark": Score("high", lark, ("moments",)),
-    "length": Score("high", length, stored=NUM_TOKENS),
+    "rank_entropy": Score("low", rank_entropy, ("moments",), published=f"an ablation of {_RSR}"),
+    "drop": Score("low", drop, ("steps",), published="ASLEC-DROP, arXiv:2604.06834"),
+    "casl": Score(
+        "low",
+        None,
+        ("steps",),
+        published="ASLEC-CASL, arXiv:2604.06834",
+        parts={SCORE_PREFIX + "drop": drop, STEP_SHARE: step_share},
+    ),
+    "rsd_share": Score("low", rsd_share, published="after reverse speculative decoding, arXiv:2509.22230"),
+    "guess_share": Score("low", guess_share, ("moments",)),
+    "lark": Score("high", lark, ("moments",), published="LARK, arXiv:2605.30651"),
+    "length": Score("high", length, stored=NUM_TOKENS, published=f"a baseline of {_RSR}"),
     "random": Score("low", random, ("content",)),
-    "ifd": Score("high", ifd, ("alone",)),
-    "lalp": Score("high", lalp, ("steps", "local")),
-    "provenance": Score("high", None, ("steps", "teacher")),
+    "ifd": Score("high", ifd, ("alone",), published="IFD, arXiv:2308.12032"),
+    "lalp": Score("high", lalp, ("steps", "local"), published="local average log-probability, arXiv:2510.03988"),
+    "provenance": Score("high", None, ("steps", "teacher"), published="after arXiv:2512.20908"),
 }
 ONE_PASS = tuple(name for name, score in SCORES.items() if not score.passes)
 STORED = {name: score.stored for name, score in SCORES.items() if score.stored}

@@ -146,8 +146,11 @@ class ExampleTokenizer:
 
     @property
     def written_day(self) -> str | None:
-        """The day that the chat template writes into every conversation; `None` for most templates."""
-        return (self.day or str(date.today())) if writes_day(self.processing_class.chat_template) else None
+        """
+        The day that the chat template, or one that a row brought so far, writes into conversations; `None` for most.
+        """
+        templates = [self.processing_class.chat_template, *(template for template, *_ in list(self._chats))]
+        return (self.day or str(date.today())) if any(map(writes_day, templates)) else None
 
     def check_columns(self, column_names: Iterable[str]) -> None:
         """Raise `RSRError` unless a dataset with these columns is in a format that can be tokenized."""

@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from rsr_trl.data import Columns, examples, find_columns
-from rsr_trl.rsr import ERROR, RSR, RSRError, share_count
+from rsr_trl.rsr import ERROR, NOISY_BELOW, NUM_TOKENS, RSR, TOO_SHORT, RSRError, share_count
 from rsr_trl.scoring.scores import direction_of
 from rsr_trl.selection.cap import least_total
 from rsr_trl.selection.table import ScoredTable, place_in_run
@@ -17,6 +17,32 @@ from rsr_trl.selection.table import ScoredTable, place_in_run
 
 # Relative error of RSR by the dtype in which the student scored: near ties of ranks, rounded logits.
 NUMERICAL_ERROR = {"float32": 0.001, "bfloat16": 0.02, "float16": 0.02}
+
+
+def long_enough(tokens: np.ndarray, min_tokens: int | None = None) -> np.ndarray:
+    """
+    Which rows may be chosen by their number of scored tokens (NaN, unknown: may be): bool array of shape `(n,)`. By
+    default those of 32 tokens or more: the one rule about bare answers, for every choice that this package makes.
+    """
+    return ~(tokens < least_tokens(min_tokens))
+
+
+def least_tokens(min_tokens: int | None) -> int:
+    """Scored tokens that a trajectory needs to be chosen, by a `min_tokens` that may be left out."""
+    return NOISY_BELOW if min_tokens is None else min_tokens
+
+
+def min_tokens_to_show(tokens: np.ndarray) -> int | None:
+    """The `min_tokens` of a comparison or page: the default, or 0 where all are short, which its findings then say."""
+    return None if long_enough(tokens).any() else 0
+
+
+def all_short(count: int, least: int = NOISY_BELOW) -> str:
+    """What is said where no trajectory is long enough to be chosen, and what to do."""
+    to_do = "Lower min_tokens."
+    if least <= NOISY_BELOW:
+        to_do = f"{TOO_SHORT}. Choose at random or by correctness, or let them in with min_tokens=0."
+    return f"All {count} trajectories with a score have fewer than {least} scored tokens. {to_do}"
 
 
 def choose_rows(
@@ -95,11 +121,12 @@ class Criteria:
             raise RSRError(f"when_none_qualifies must be 'drop', 'any' or 'error', got {self.when_none_qualifies!r}.")
         if self.when_none_qualifies != "drop" and (self.require is None or self.group_column is None):
             raise RSRError(f"when_none_qualifies={self.when_none_qualifies!r} needs require and group_column.")
-        for name in ("min_tokens", "max_tokens"):
-            if (limit := vars(self)[name]) is not None and not limit >= 1:
-                raise RSRError(f"{name} must be 1 or more, got {limit}.")
-        if None not in (self.min_tokens, self.max_tokens) and self.min_tokens > self.max_tokens:
-            raise RSRError(f"min_tokens={self.min_tokens} is above max_tokens={self.max_tokens}.")
+        for name, least in (("min_tokens", 0), ("max_tokens", 1)):
+            if (limit := vars(self)[name]) is not None and not limit >= least:
+                raise RSRError(f"{name} must be {least} or more, got {limit}.")
+        if self.max_tokens is not None and (least := least_tokens(self.min_tokens)) > self.max_tokens:
+            default = " (its default; 0 lets bare answers in)" if self.min_tokens is None else ""
+            raise RSRError(f"min_tokens={least}{default} is above max_tokens={self.max_tokens}.")
         if self.max_share_per_teacher is not None:
             if self.teacher_column is None:
                 raise RSRError("max_share_per_teacher needs teacher_column.")
@@ -141,6 +168,7 @@ class Selection:
     rows: np.ndarray  # chosen ones, in source order
     num_rows: int  # to choose from
     left_out: dict[str, int]  # reason -> rows that could not be chosen for it
+    short: int  # of them, for having too few scored tokens
     num_groups: int | None = None  # to choose from; None without group_column
     empty_groups: dict[str, list] = field(default_factory=dict)  # reason -> groups from which nothing was chosen
     relaxed_groups: list = field(default_factory=list)  # without a row that meets `require`: all rows were let in
@@ -195,20 +223,24 @@ def select_trajectories(
         require (`str`, *optional*): Boolean column (such as `correct`) that must be true. Null isn't true.
         when_none_qualifies (`str`, *optional*, defaults to `"drop"`): What to do with a group in which no scored row
             meets `require`: `"drop"` the group (with a warning), let in `"any"` of its rows, or raise an `"error"`.
-        min_tokens, max_tokens (`int`, *optional*): Leave out trajectories with fewer scored tokens (bare answers,
-            whose ratio is noisy), or with more.
+        min_tokens (`int`, *optional*): Leave out trajectories with fewer scored tokens. By default 32, whatever the
+            score: RSR isn't made for bare answers, which it would often choose. `0` lets them in. A group of nothing
+            else gives nothing. Without a column `rsr_num_tokens` the default leaves nothing out.
+        max_tokens (`int`, *optional*): Leave out trajectories with more scored tokens.
         max_share_per_teacher (`float`, *optional*): No teacher gets more than this share of the chosen rows. Of all
             choices that keep the cap it is the one with the least total score (with `prefer="high"` the highest).
             Needs `teacher_column`, and `group_column` or `keep_fraction`.
         teacher_column (`str`, *optional*): Column that names the teacher; by default `teacher`.
 
     Returns:
-        `Dataset` or `DatasetDict`: the chosen rows, in source order, with all their columns. A `UserWarning` names
-        groups from which nothing could be chosen, with the reason.
+        `Dataset` or `DatasetDict`: the chosen rows, in source order, with all their columns. A `UserWarning` counts
+        bare answers that the default of `min_tokens` leaves out, and names groups from which nothing could be chosen,
+        with the reason.
 
     Raises:
         `RSRError`: options that contradict each other, a missing column, a null group, scores of different students,
-            no row with a score, or a cap that can't be kept (the message names the smallest that can).
+            no row with a score, or none of `min_tokens`, or a cap that can't be kept (the message names the
+            smallest that can).
 
     Example:
 
@@ -229,6 +261,12 @@ def select_trajectories(
 def _select(dataset: Dataset, by: Criteria, where: str) -> Dataset:
     table = ScoredTable.read(dataset, by.columns, [by.score], {by.score: by.prefer}, optional=True)
     selection = choose(table, by)
+    if selection.short and by.min_tokens is None:
+        warnings.warn(
+            f"{selection.short} of {len(table)} trajectories{where} have fewer than {NOISY_BELOW} scored tokens and "
+            f"are left out. {TOO_SHORT}. min_tokens=0 lets them in.",
+            stacklevel=3,
+        )
     for reason, groups in selection.empty_groups.items():
         warnings.warn(
             f"{len(groups)} of {selection.num_groups} groups in {by.group_column!r}{where} {reason} and give nothing: "
@@ -259,6 +297,40 @@ def choose(table: ScoredTable, by: Criteria) -> Selection:
     return Selection(np.sort(rows), len(table), **why, margins=margins)
 
 
+def correctness(table: ScoredTable, by: Criteria, chosen: np.ndarray) -> dict | None:
+    """
+    Share of correct trajectories (of those where it is known) before and after a choice, whose rows are `chosen`; and
+    what as many of each group would have: at `random` (the expected share), at random of those that are
+    `long_enough` (`None` where all are), and by lowest `surprisal`. `None` where correctness isn't known.
+    """
+    if table.correct is None or np.isnan(table.correct[chosen]).all():
+        return None
+    group = table.problem if by.group_column else np.zeros(len(table), dtype=np.int64)
+    wanted = np.bincount(group[chosen], minlength=int(group.max()) + 1)
+    has_score, is_long = np.isfinite(table.cost(by.score)), long_enough(table.tokens, by.min_tokens or None)
+    known = ~np.isnan(table.correct) & has_score
+
+    def at_random(able: np.ndarray) -> float | None:
+        size, right = (np.bincount(group[able], x, len(wanted)) for x in (None, table.correct[able]))
+        there = size > 0
+        weight = wanted[there].sum()
+        return float((wanted[there] * right[there] / size[there]).sum() / weight) if weight else None
+
+    def mean(rows: np.ndarray) -> float | None:
+        values = table.correct[rows]
+        return None if np.isnan(values).all() else float(np.nanmean(values))
+
+    able = long_enough(table.tokens, by.min_tokens)
+    likely = choose_rows(np.where(able, table.surprisal, np.nan), table.tokens, group, wanted)
+    return {
+        "before": mean(has_score),
+        "chosen": mean(chosen),
+        "random": at_random(known),
+        "random_long": None if is_long[known].all() else at_random(known & is_long),
+        "surprisal": mean(likely) if len(likely) else None,
+    }
+
+
 def _margins(cost: np.ndarray, group: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     left = np.setdiff1d(np.flatnonzero(np.isfinite(cost)), chosen)
     worst, best = np.full((2, int(group.max(initial=-1)) + 1), np.nan)
@@ -285,10 +357,17 @@ def _eligible(table: ScoredTable, by: Criteria, cost: np.ndarray, group: np.ndar
         return np.bincount(group[rows], minlength=len(names)) > 0
 
     # Why a row can't be chosen, what no row of a group is then, and which rows are fine.
-    filters = [("no finite score", "", np.isfinite(cost))]
-    if (least := by.min_tokens) is not None:
-        what = f" of {least} or more scored tokens"
-        filters.append((f"not{what}", what, table.tokens >= least))
+    has_score, is_long, least = (
+        np.isfinite(cost),
+        long_enough(table.tokens, by.min_tokens),
+        least_tokens(by.min_tokens),
+    )
+    filters = [("no finite score", "", has_score)]
+    if (by.min_tokens or by.max_tokens) and len(table) and not np.isfinite(table.tokens).any():
+        raise RSRError(f"min_tokens and max_tokens need the column {NUM_TOKENS!r}, which scoring adds.")
+    if (short := int((has_score & ~is_long).sum())) and not (has_score & is_long).any():
+        raise RSRError(all_short(short, least))
+    filters.append((f"fewer than {least} scored tokens", f" of {least} or more scored tokens", is_long))
     if (most := by.max_tokens) is not None:
         what = f" within {most} scored tokens"
         filters.append((f"not{what}", what, table.tokens <= most))
@@ -312,5 +391,5 @@ def _eligible(table: ScoredTable, by: Criteria, cost: np.ndarray, group: np.ndar
         emptied = np.flatnonzero(groups_of(before) & ~groups_of(eligible))
         if by.group_column and len(emptied):
             empty_groups[f"have no scored trajectory{what}"] = [names[i] for i in emptied]
-    counts = {"num_groups": len(names) if by.group_column else None, "left_out": left_out}
+    counts = {"num_groups": len(names) if by.group_column else None, "left_out": left_out, "short": short}
     return eligible, counts | {"empty_groups": empty_groups, "relaxed_groups": [names[i] for i in relaxed]}

@@ -16,12 +16,13 @@ from scipy.stats import rankdata, t
 from rsr_trl.data import Columns, counted, examples, find_columns, read_table
 from rsr_trl.rsr import ERROR, RSR, SCORE_PREFIX, RSRError, did_you_mean
 from rsr_trl.scoring.scores import SCORES, known_score
-from rsr_trl.selection.choose import Criteria, choose_rows
+from rsr_trl.selection.choose import Criteria, choose_rows, long_enough, min_tokens_to_show
 from rsr_trl.selection.display import as_html, shown
 from rsr_trl.selection.failure_modes import Finding, look_at_rows, look_at_scores
 from rsr_trl.selection.table import ScoredTable, available_scores
 
 
+BESIDE_RSR = ("surprisal", "rank", "length", "random")  # what is compared where no scores are named
 KEEP_FRACTION = 0.5  # what each score chooses where no column names the problem
 
 
@@ -91,7 +92,7 @@ class Comparison:
 
 def compare_scores(
     dataset: Dataset,
-    scores: Sequence[str] | None = None,
+    scores: Sequence[str] | Literal["all"] | None = None,
     own_scores: Mapping[str, Literal["low", "high"]] | None = None,
     teacher_column: str | None = None,
     problem_column: str | None = None,
@@ -109,8 +110,9 @@ def compare_scores(
 
     Args:
         dataset (`Dataset`): Scored with [`RSRScorer`] or `rsr score`.
-        scores (sequence of `str`, *optional*): Names of scores to compare with RSR. By default all that are there:
-            `surprisal`, `rank` and `length`, which every scored dataset has, and the columns `score_<name>`.
+        scores (sequence of `str` or `"all"`, *optional*): Names of scores to compare with RSR. By default
+            `surprisal`, `rank`, `length` and `random`, as far as they are there; `"all"` adds the columns
+            `score_<name>`.
         own_scores (mapping, *optional*): Columns with scores of your own -> the end that is more suitable, `"low"` or
             `"high"`. The name of a score turns it round: `{"length": "low"}`.
         teacher_column, problem_column, correctness_column (`str`, *optional*): As in [`rank_teachers`], and found by
@@ -139,7 +141,7 @@ def compare_scores(
 
 def comparison_table(
     dataset: Dataset,
-    scores: Sequence[str] | None,
+    scores: Sequence[str] | Literal["all"] | None,
     own_scores: Mapping[str, Literal["low", "high"]] | None,
     columns: Columns | None,
     notes: list[str],
@@ -147,8 +149,11 @@ def comparison_table(
     """Read what [`compare_table`] compares, RSR first; `notes` gets a sentence about columns of unknown scores."""
     read_table(dataset, [RSR])  # its error is the right one for a dataset that isn't scored
     own_scores, there = own_scores or {}, available_scores(dataset)
-    if scores is None:
-        scores = there
+    if scores in (None, "all"):
+        others = [] if scores == "all" else [name for name in there if name not in (RSR, *BESIDE_RSR, *own_scores)]
+        scores = [name for name in there if name not in others]
+        if others:
+            notes.append(f"Not compared, but in the dataset: {', '.join(others)} (scores: all compares them too).")
         added = [column for column in dataset.column_names if column.startswith(SCORE_PREFIX)]
         if unknown := [column for column in added if known_score(column) is None and column not in own_scores]:
             notes.append(
@@ -186,19 +191,25 @@ def compare_table(
         keep_fraction = KEEP_FRACTION
     group_column = table.columns.problem if by_problem else None
     Criteria(group_column, keep_per_group, keep_fraction)  # raises where they are out of range
-    several = f" --keep_per_group {keep_per_group}" if keep_per_group > 1 else ""
+
+    def able(rows: ScoredTable) -> np.ndarray:
+        return long_enough(rows.tokens, min_tokens_to_show(rows.tokens))
 
     def choice(rows: ScoredTable, score: str) -> np.ndarray:
         """What `rsr select` would choose: bool array of shape `(rows,)`."""
         mask, groups = np.zeros(len(rows), dtype=bool), rows.problem if by_problem else None
-        mask[choose_rows(rows.cost(score), rows.tokens, groups, keep_per_group, keep_fraction)] = True
+        cost = np.where(able(rows), rows.cost(score), np.nan)
+        mask[choose_rows(cost, rows.tokens, groups, keep_per_group, keep_fraction)] = True
         return mask
 
     rows = table.where(_comparable(table, notes))
+    several = f" --keep_per_group {keep_per_group}" if keep_per_group > 1 else ""
+    several += " --min_tokens 0" if min_tokens_to_show(rows.tokens) == 0 else ""
     costs = np.column_stack([rows.cost(score) for score in rows.values])
     kept = np.column_stack([choice(rows, score) for score in rows.values])
     overlap = (kept.T.astype(np.float64) @ kept) / kept[:, 0].sum()
-    chance = chance_overlap(kept[:, 0], rows.problem if by_problem else None)
+    there = able(rows)
+    chance = chance_overlap(kept[there, 0], rows.problem[there] if by_problem else None)
     correlation = rank_correlation(np.column_stack([costs, -rows.tokens]), rows.problem)
     teachers, orders, num_shared = _teachers(rows, costs, notes)
     scores = [
@@ -224,7 +235,7 @@ def compare_table(
         teacher_agreement=[list(map(_number, row)) for row in orders],
         findings=[*look_at_rows(scored, choice(scored, RSR)), *look_at_scores(scores, chance, len(rows))],
         notes=notes,
-        rule=f"--group_column {group_column}{several}" if by_problem else f"--keep_fraction {keep_fraction:g}",
+        rule=(f"--group_column {group_column}" if by_problem else f"--keep_fraction {keep_fraction:g}") + several,
         num_rows=len(table),
         num_compared=len(rows),
         num_problems=None if rows.problem is None else len(np.unique(rows.problem)),

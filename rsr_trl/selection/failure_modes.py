@@ -1,8 +1,8 @@
 """Known ways in which RSR misleads, as a scored pool shows them: each is named, counted, and comes with a remedy.
 
-What is known is from the paper and its readers (arXiv:2601.14249). Irreducible randomness isn't among what is looked
-for: the mean rank and surprisal of guesses are also those of much good reasoning (for SmolLM2-135M-Instruct on GSM8K,
-of a quarter of all trajectories and of nine in ten that RSR chooses).
+What is known is from the paper and its readers (arXiv:2601.14249). Guesses are looked for token by token, where the
+score `guess_share` is there: their mean rank and surprisal are also those of much good reasoning. The figures beside
+the thresholds are those of `python -m benchmarks.failure_modes` with SmolLM2-135M-Instruct (docs/scores.md).
 """
 
 from collections.abc import Iterator
@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
+from scipy.stats import binom
 
 from rsr_trl.data import examples
-from rsr_trl.rsr import NOISY_BELOW
+from rsr_trl.rsr import NOISY_BELOW, TOO_SHORT
 from rsr_trl.selection.table import ScoredTable
 from rsr_trl.selection.teachers import FEW_PROBLEMS
 
@@ -22,7 +23,10 @@ MOST = 0.5  # of a teacher's trajectories: then it is the teacher's way, not an 
 COLLAPSE_SHARE = 0.5  # of the choice from one teacher; 45-77% in the paper, whose readers ask for a cap
 COLLAPSE_LIFT = 1.5  # and this many times its share of the pool: else the pool was lopsided before
 TRUNCATED_SHARE = 0.05  # the score of every twentieth row is that of a beginning: more than rounding in any ranking
+GUESSED = 0.1  # guess share of a trajectory: the largest of 165 real ones is 0.066; random digits and sums 0.2 to 0.5
 FOREIGN_RANK = 30  # mean clipped rank: a third of the tokens beyond r_max = 100. The paper's teachers have 1.4 to 5.6
+ENOUGH = 20  # trajectories from which shares, correlations and overlaps aren't chance (R^2 over 0.5: 1 in 2,000)
+BY_CHANCE = 0.01  # that one teacher has so many of the choice, by its share of the pool
 MOSTLY_LENGTH = 0.5  # R^2: more is explained by length than by all else together
 WRONG_FIRST = 0.45  # share of pairs in which the correct one is more suitable; nearer to 0.5 a filter changes little
 SAME_CHOICE = 0.9  # of the choice: what the other tenth could change, no training run of usual size would show
@@ -52,8 +56,15 @@ def look_at_rows(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
         "short responses",
         rows.tokens < NOISY_BELOW,
         have=f"have fewer than {NOISY_BELOW} scored tokens",
-        why="So few tokens make a noisy ratio, and an answer without reasoning looks suitable by chance.",
-        what_to_do=f"Filter out bare answers: `rsr select --min_tokens {NOISY_BELOW}`.",
+        why=f"{TOO_SHORT}, and an answer without reasoning looks suitable by chance.",
+        what_to_do="Leave them out, as `rsr select` does by default; `--min_tokens 0` lets them in.",
+    )
+    yield from of_rows(
+        "near guessing",
+        rows.guess_share > GUESSED,
+        have=f"have the student expect any of 5 to 20 words alike at over {GUESSED:.0%} of their tokens",
+        why="Random digits look like that: few words to choose from and nothing to tell which. RSR may like it.",
+        what_to_do="Read some (`rsr show --row`), and filter out what is guessed: `rsr select --require COLUMN`.",
     )
     foreign = rows.rank > FOREIGN_RANK
     if foreign[chosen].mean() > MOST:
@@ -83,6 +94,8 @@ def look_at_scores(scores: list[dict], chance: float, num_rows: int) -> Iterator
     Yield what the comparison with other scores, length and correctness shows of RSR: `scores` are those of a
     [`Comparison`], `chance` is its `chance_overlap`.
     """
+    if num_rows < ENOUGH:
+        return
     rsr, *others = scores
     high = rsr["correct_first_high"]
     if high is not None and high < 0.5 and rsr["correct_first"] < WRONG_FIRST:
@@ -120,7 +133,7 @@ def _of_rows(rows, chosen, name, concerned, enough=NOTABLE_SHARE, *, have, **tex
     teachers = []
     if rows.teacher is not None:
         size, count = (np.bincount(x, minlength=len(rows.teachers)) for x in (rows.teacher, rows.teacher[concerned]))
-        teachers = [rows.teachers[i] for i in np.flatnonzero(count > MOST * size)]
+        teachers = [rows.teachers[i] for i in np.flatnonzero((count > MOST * size) & (size >= ENOUGH))]
     of_all, of_chosen = concerned.mean(), concerned[chosen].mean()
     if max(of_all, of_chosen) > enough or teachers:
         some = 0 < len(teachers) < len(np.unique(rows.teacher))
@@ -143,6 +156,9 @@ def _collapse(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
     count = np.bincount(rows.teacher[chosen])
     most = int(count.argmax())
     share, before = count[most] / chosen.sum(), (rows.teacher == most).mean()
+    by_chance = binom.sf(count[most] - 1, chosen.sum(), before)
+    if chosen.sum() < ENOUGH or by_chance > BY_CHANCE:
+        return
     if share > COLLAPSE_SHARE and share > COLLAPSE_LIFT * before:
         concerned = chosen & (rows.teacher == most)
         yield Finding(

@@ -17,6 +17,7 @@ from datasets import Dataset
 from rsr_trl.data import Columns, examples, read_table
 from rsr_trl.formats import as_booleans, chats_as_text
 from rsr_trl.rsr import (
+    CONTENT,
     ERROR,
     MEAN_CLIPPED_RANK,
     MEAN_SURPRISAL,
@@ -28,7 +29,10 @@ from rsr_trl.rsr import (
     RSRError,
     reason_of,
 )
-from rsr_trl.scoring.scores import CASL_PARTS, SCORES, STORED, casl, check_name, direction_of, known_score
+from rsr_trl.scoring.scores import CASL_PARTS, SCORES, STORED, casl, check_name, direction_of, known_score, uniform
+
+
+GUESS_SHARE = SCORE_PREFIX + "guess_share"
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,7 @@ class ScoredTable:
     surprisal: np.ndarray  # mean surprisal, nats
     tokens: np.ndarray  # scored ones, as float
     truncated: np.ndarray  # bool
+    guess_share: np.ndarray  # as the score of that name
     reason: np.ndarray  # why a row has no score, without what is of that row alone; None where it has one
     teacher: np.ndarray | None  # int: which of `teachers`
     problem: np.ndarray | None  # int: which of `problems`
@@ -76,7 +81,7 @@ class ScoredTable:
         """
         columns, scores, prefer = columns or Columns(), tuple(scores), prefer or {}
         measured = (MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, TRUNCATED)
-        there = [name for name in (*measured, ERROR) if name in dataset.column_names]
+        there = [name for name in (*measured, ERROR, GUESS_SHARE) if name in dataset.column_names]
         table = read_table(dataset, [*(there if optional else (*measured, *there)), *columns.names])
         students = check_one_student(dataset) if scores or not optional else []
         sources = {name: _score_columns(dataset, name) for name in scores}
@@ -102,6 +107,7 @@ class ScoredTable:
             rank=number(MEAN_CLIPPED_RANK),
             surprisal=number(MEAN_SURPRISAL),
             tokens=number(NUM_TOKENS),
+            guess_share=number(GUESS_SHARE),
             truncated=flags(table, TRUNCATED) if TRUNCATED in table.column_names else np.zeros(n, dtype=bool),
             reason=_reasons(table),
             teacher=teacher,
@@ -188,6 +194,8 @@ def _score_columns(dataset: Dataset, score: str) -> tuple[str, ...]:
     if name == "casl" and SCORE_PREFIX + name not in present and present.issuperset(CASL_PARTS):
         return CASL_PARTS
     column = SCORE_PREFIX + name if SCORE_PREFIX + name in present else STORED.get(name)
+    if name == "random" and column is None and CONTENT in present:
+        column = CONTENT  # the hash that it is made from
     if column is None:
         raise RSRError(
             f"The dataset has no score {name!r}; its columns are {dataset.column_names}. Score it with "
@@ -198,6 +206,10 @@ def _score_columns(dataset: Dataset, score: str) -> tuple[str, ...]:
 
 def _values(table: pa.Table, columns: tuple[str, ...]) -> np.ndarray:
     """Values of the score that [`_score_columns`] says is in these columns."""
+    if columns == (CONTENT,):
+        hashes = table[CONTENT].to_pylist()
+        values = uniform(np.array([int(one, 16) if one else 0 for one in hashes], dtype=np.uint64))
+        return np.where([one is None for one in hashes], np.nan, values)
     values = [numbers(table, column) for column in columns]
     if columns == CASL_PARTS:
         return casl(*values)
@@ -207,7 +219,8 @@ def _values(table: pa.Table, columns: tuple[str, ...]) -> np.ndarray:
 def available_scores(dataset: Dataset) -> list[str]:
     """Names of all scores that [`read_score`] can read from this dataset, in their order."""
     present = set(dataset.column_names)
-    there = {name for name in SCORES if not present.isdisjoint((SCORE_PREFIX + name, STORED.get(name)))}
+    stored = STORED | {"random": CONTENT}
+    there = {name for name in SCORES if not present.isdisjoint((SCORE_PREFIX + name, stored.get(name)))}
     return [name for name in SCORES if name in there or (name == "casl" and present.issuperset(CASL_PARTS))]
 
 

@@ -1,5 +1,6 @@
 """Rank teachers by the RSR of what they wrote, with error bars, on problems that all of them solved."""
 
+import textwrap
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from rsr_trl.selection.display import as_html, shown
 from rsr_trl.selection.table import ScoredTable
 
 
+WIDTH = 100  # of a printed ranking
 PAIRED_BEST = 20  # teachers among which every pair gets a probability
 FEW_PROBLEMS = 20
 POSSIBLE = 0.05  # a teacher with this probability of being the most suitable may be it
@@ -133,8 +135,9 @@ class TeacherRanking:
     def __str__(self) -> str:
         # Notes came as warnings when it was made.
         more = len(self.table) - PAIRED_BEST
-        lines = [self._heading, self._shown(30).to_string(index=False), f"... and {more} more" if more > 0 else ""]
-        return "\n".join(filter(None, [*lines, self.verdict()]))
+        heading, verdict = (textwrap.wrap(text, WIDTH) for text in (self._heading, self.verdict()))
+        lines = [*heading, self._shown(30).to_string(index=False), f"... and {more} more" if more > 0 else ""]
+        return "\n".join(filter(None, [*lines, *verdict]))
 
     def _repr_html_(self) -> str:
         return as_html(self._heading, self._shown(), filter(None, [self.verdict()]))

@@ -147,12 +147,13 @@ def live_threshold(args: RSRSFTConfig, collator: Any) -> float | None:
     own, threshold = args.rsr_score_threshold, collator.score_threshold
     if threshold is None:
         return own
-    if (args.rsr_score, args.rsr_prefer) != (collator.score, collator.prefer) or own not in (None, threshold):
-        raise RSRError(
-            f"{collator} has a threshold of another score, direction or value than the config, with "
-            f"rsr_score_threshold={own}, rsr_score={args.rsr_score!r} and rsr_prefer={args.rsr_prefer!r}: set them in "
-            "the config alone."
-        )
+    for name in ("score", "prefer", "score_threshold"):
+        theirs, ours = getattr(collator, name), getattr(args, f"rsr_{name}")
+        if theirs != ours and ours is not None:
+            raise RSRError(
+                f"The data collator's {name} is {theirs!r}, the config's rsr_{name} {ours!r}: set it in the config "
+                "alone."
+            )
     return threshold
 
 

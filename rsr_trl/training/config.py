@@ -36,7 +36,8 @@ class RSRSFTConfig(SFTConfig):
     Configuration class for the [`RSRSFTTrainer`].
 
     Its own parameters; the others are those of [`~trl.SFTConfig`] and [`~transformers.TrainingArguments`]. RSR is
-    **lower = more suitable**.
+    **lower = more suitable**. The defaults are the paper's recipe for a dataset that was selected before: all of it,
+    in random order, without re-scoring. With `rsr_group_column` alone they select the best of each problem first.
 
     Parameters:
         > Parameters that control the score
@@ -55,9 +56,9 @@ class RSRSFTConfig(SFTConfig):
 
         > Parameters that control the order and the choice
 
-        rsr_sampling (`str`, *optional*, defaults to `"weighted"`): `"weighted"` (without replacement, probability
-            falling with the rank of the score), `"ordered"` (strictly the most suitable first: a curriculum, ties by
-            seed and epoch) or `"random"` (the order of SFTTrainer: scores then only select).
+        rsr_sampling (`str`, *optional*, defaults to `"random"`): `"random"` (the order of SFTTrainer: scores only
+            select), `"weighted"` (without replacement, probability falling with the rank of the score) or `"ordered"`
+            (strictly the most suitable first: a curriculum, ties by seed and epoch).
         rsr_temperature (`float`, *optional*, defaults to `0.2`): For `"weighted"`: share of the kept examples over
             which the probability falls by a factor e. Small is near `"ordered"`, large near `"random"`.
         rsr_keep_fraction (`float`, *optional*, defaults to `1.0`): Train each epoch on this share in (0, 1] of the
@@ -70,16 +71,20 @@ class RSRSFTConfig(SFTConfig):
             `rsr_keep_per_group` most suitable trajectories of each.
         rsr_keep_per_group (`int`, *optional*, defaults to `1`): Trajectories per group; smaller groups are kept whole.
 
+        rsr_min_tokens (`int`, *optional*): Where `rsr_group_column` or `rsr_keep_fraction` choose, leave out examples
+            with fewer scored tokens. By default 32, as in [`select_trajectories`]; `0` lets bare answers in.
+
         > Parameters that control re-scoring
 
-        rsr_rescore_strategy (`str`, *optional*, defaults to `"epoch"`): When to re-score with the current student.
-            `"no"`: never. `"epoch"` (recommended): all examples at the start of each epoch. `"steps"`: what the epoch
+        rsr_rescore_strategy (`str`, *optional*, defaults to `"no"`): When to re-score with the current student.
+            `"no"`: never. `"epoch"`: all examples at the start of each epoch. `"steps"`: what the epoch
             may still draw, every `rsr_rescore_steps`; and all at the start of an epoch, if the last pass wasn't of
             all. `"online"`: in the training steps themselves, for a small part of their time; an epoch's order then
             comes from scores of different moments of the last one, which compare only roughly.
         rsr_rescore_steps (`int` or `float`, *optional*): Steps between two scoring passes for `"steps"`. Smaller than
             1: a ratio of all training steps.
-        rsr_teacher_column (`str`, *optional*): Column with teacher names: the mean score of each teacher is logged.
+        rsr_teacher_column (`str`, *optional*): Column with teacher names: the RSR of each teacher is logged, a ratio
+            of means as in [`rank_teachers`]; of another score the mean.
 
     `bf16` defaults to `True` only where a bf16 GPU is used; elsewhere training runs in fp32.
     """
@@ -89,13 +94,14 @@ class RSRSFTConfig(SFTConfig):
     rsr_prefer: Literal["low", "high"] | None = None
     rsr_max_batch_tokens: int | None = None
     rsr_share_prefixes: bool = True
-    rsr_sampling: Sampling = "weighted"
+    rsr_sampling: Sampling = "random"
     rsr_temperature: float = 0.2
     rsr_keep_fraction: float = 1.0
     rsr_score_threshold: float | None = None
     rsr_group_column: str | None = None
     rsr_keep_per_group: int = 1
-    rsr_rescore_strategy: Rescoring = "epoch"
+    rsr_min_tokens: int | None = None
+    rsr_rescore_strategy: Rescoring = "no"
     rsr_rescore_steps: float | None = None
     rsr_teacher_column: str | None = None
 
@@ -109,7 +115,7 @@ class RSRSFTConfig(SFTConfig):
             self.dataloader_pin_memory = False
         self.rsr_prefer = direction_of(self.rsr_score, self.rsr_prefer)
         order = (self.rsr_sampling, self.rsr_temperature, self.rsr_keep_fraction, self.rsr_keep_per_group)
-        check_order(*order, grouped=self.rsr_group_column is not None, prefix="rsr_")
+        check_order(*order, self.rsr_min_tokens, grouped=self.rsr_group_column is not None, prefix="rsr_")
         for sentence in self._contradictions():
             raise RSRError(sentence)
 
@@ -118,6 +124,13 @@ class RSRSFTConfig(SFTConfig):
         """A plain SFTConfig with the default `rsr_` settings."""
         # Not `to_dict`, which hides tokens, the eos_token too.
         return cls(**{f.name: getattr(args, f.name) for f in fields(args) if f.init})
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether scores choose, order or are to be followed; else all examples come in random order, unscored."""
+        asked = {self.rsr_group_column, self.rsr_score_threshold, self.rsr_teacher_column}
+        orders = self.rsr_sampling != "random" or self.rsr_rescore_strategy != "no"
+        return asked != {None} or self.rsr_keep_fraction < 1 or orders
 
     def rescore_every(self, max_steps: int) -> int:
         """Steps between two scoring passes in a training of `max_steps` steps."""
@@ -163,6 +176,6 @@ class RSRSFTConfig(SFTConfig):
             yield "rsr_rescore_strategy='online' doesn't work with torch_compile=True: set torch_compile=False."
         if strategy != "no" and known_score(self.rsr_score) not in LIVE:
             yield (
-                f"rsr_score={self.rsr_score!r} isn't measured while training (those that are: {', '.join(LIVE)}): set "
-                "rsr_rescore_strategy='no'."
+                f"rsr_score={self.rsr_score!r} isn't measured while training (those that are: {', '.join(LIVE)}): "
+                "leave rsr_rescore_strategy at 'no'."
             )

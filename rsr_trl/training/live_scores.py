@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging
 
 from rsr_trl.rsr import RSR, SCORE_PREFIX, RSRError
-from rsr_trl.training.live_table import ScoreHistory, ScoreTable, spearman, summarize
+from rsr_trl.training.live_table import ScoreHistory, ScoreTable, spearman, summarize, summarize_teachers
 from rsr_trl.training.prepare import SOURCE_ROW, labels_of
 from rsr_trl.training.sampler import RSRSampler
 
@@ -54,7 +54,8 @@ class LiveScores(TrainerCallback):
         """The order of a call of `train()`, with batches of `batch_size` rows on each process."""
         args = self.args
         self._step_draws = batch_size * args.gradient_accumulation_steps * args.world_size
-        names = ("sampling", "temperature", "prefer", "keep_fraction", "keep_per_group", "score_threshold")
+        names = ("sampling", "temperature", "prefer", "keep_fraction", "keep_per_group", "min_tokens")
+        names += ("score_threshold",)
         self.sampler = RSRSampler(
             self.table,
             **{name: getattr(args, f"rsr_{name}") for name in names},
@@ -67,7 +68,7 @@ class LiveScores(TrainerCallback):
         return self.sampler
 
     def on_train_begin(self, args, state: TrainerState, control, train_dataloader: DataLoader, **kwargs):
-        """Score for the first time, unless the dataset or a checkpoint has brought this student's scores."""
+        """Score for the first time, unless the dataset or a checkpoint has brought scores, or none are needed."""
         if self.args.rsr_rescore_strategy == "online" and state.num_train_epochs <= 1:
             raise RSRError(
                 "rsr_rescore_strategy='online' shows its new order from the next epoch, and max_steps="
@@ -80,7 +81,7 @@ class LiveScores(TrainerCallback):
         if not self._resumed:
             if self._known or self.table.static is not None:
                 self._log_scores()
-            else:
+            elif self.args.needs_scores:
                 self.rescore(state.global_step)
             if self._known:
                 self._write_history(np.flatnonzero(self.table.num_tokens), state.global_step, "dataset")
@@ -125,17 +126,17 @@ class LiveScores(TrainerCallback):
 
     def _nothing_trains(self) -> str | None:
         """What is wrong where the score threshold lets no example through; the same on every process."""
-        prefer, threshold, scores = self.args.rsr_prefer, self.args.rsr_score_threshold, self.table.scores
+        threshold, scores = self.args.rsr_score_threshold, self.table.scores
         if threshold is None or self.sampler.kept_share() > 0:
             return None
-        low, scores, known = prefer == "low", scores[np.isfinite(scores)], "none has one"
+        low, scores, known = self.args.rsr_prefer == "low", scores[np.isfinite(scores)], "none has one"
         if scores.size:
             nearest = f"lowest is {scores.min():.4g}" if low else f"highest is {scores.max():.4g}"
             known = f"the {nearest}, the median {np.median(scores):.4g}"
         return (
             f"No example trains: rsr_score_threshold={threshold} lets scores {self.table.score!r} of {threshold} and "
-            f"{'lower' if low else 'higher'} through (rsr_prefer={prefer!r}), and of {len(self.table)} examples "
-            f"{known}. {'Raise' if low else 'Lower'} the threshold."
+            f"{'lower' if low else 'higher'} through, and of {len(self.table)} examples {known}. "
+            f"{'Raise' if low else 'Lower'} the threshold."
         )
 
     def rescore(self, step: int, rows: np.ndarray | slice = slice(None)) -> None:
@@ -190,8 +191,12 @@ class LiveScores(TrainerCallback):
 
     def summary(self) -> dict[str, float]:
         """Numbers of RSR as it is known, and of the score that the examples are ordered by."""
-        summary, name = summarize(self.table.rsr, self._teachers), self.table.score.removeprefix(SCORE_PREFIX)
-        return summary if name == RSR else summary | summarize(self.table.scores, self._teachers, name)
+        table, names = self.table, dict.fromkeys((RSR, self.table.score.removeprefix(SCORE_PREFIX)))
+        summary = {}
+        for name in names:
+            summary |= summarize(table.rsr if name == RSR else table.scores, name)
+            summary |= summarize_teachers(table, self._teachers, name) if self._teachers else {}
+        return summary
 
     def _log_scores(self, more: dict[str, float] | None = None) -> None:
         self._log(self.summary() | {"rsr/kept_share": self.sampler.kept_share()} | (more or {}))

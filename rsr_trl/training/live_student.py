@@ -131,11 +131,23 @@ class ScoringPass:
     prompt learning needs the PEFT model: there `as_wrapped` is set and each row is read alone.
     """
 
-    def __init__(self, model, accelerator: Accelerator, dataset: Dataset, lengths, args, pad_token_id: int):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        accelerator: Accelerator,
+        dataset: Dataset,
+        lengths: np.ndarray,
+        pad_token_id: int,
+        r_max: float,
+        max_batch_tokens: int | None = None,
+        share_prefixes: bool = True,
+        show_bar: bool = True,
+    ):
         self._model, self._student = model, None
-        self.as_wrapped = accelerator.distributed_type not in WHOLE or not args.rsr_share_prefixes
-        self.accelerator, self.lengths, self.args, self.pad_token_id = accelerator, lengths, args, pad_token_id
-        self.max_batch_tokens = args.rsr_max_batch_tokens or default_batch_tokens(accelerator.device)
+        self.as_wrapped = accelerator.distributed_type not in WHOLE or not share_prefixes
+        self.accelerator, self.lengths, self.pad_token_id = accelerator, lengths, pad_token_id
+        self.r_max, self._show_bar = r_max, show_bar and accelerator.is_main_process
+        self.max_batch_tokens = max_batch_tokens or default_batch_tokens(accelerator.device)
         self.layout, self._border = best_layout(model, accelerator.device), length_border(model)
         self._rows = dataset.select_columns(["input_ids", SCORED]).with_format("numpy")
 
@@ -191,7 +203,7 @@ class ScoringPass:
             means = np.zeros((2, rows.size))
             means[:, broken.rows] = np.nan
             return means
-        return np.stack(trajectory_means(tokens.ranks, tokens.surprisals, tokens.num_tokens, self.args.rsr_r_max))
+        return np.stack(trajectory_means(tokens.ranks, tokens.surprisals, tokens.num_tokens, self.r_max))
 
     def score(self, model: torch.nn.Module, batches: Sequence[Sequence[int]]) -> Measured:
         """Score the rows of these batches with the model as the trainer wrapped it: the same on every process."""
@@ -210,13 +222,12 @@ class ScoringPass:
                 if number < len(batches):
                     num_scored = [int(mask.sum()) for mask in given[SCORED]]
                     part = slice(starts[number], starts[number + 1])
-                    means[:, part] = token_means(stats["ranks"], stats["surprisals"], num_scored, self.args.rsr_r_max)
+                    means[:, part] = token_means(stats["ranks"], stats["surprisals"], num_scored, self.r_max)
                 bar.update(int(starts[min(first + world, len(batches))] - starts[first]))
         return self._of_all_processes(rows, means)
 
     def _bar(self, num_rows: int) -> tqdm:
-        hidden = self.args.disable_tqdm or not self.accelerator.is_main_process
-        return tqdm(total=num_rows, desc="Scoring", unit=" rows", disable=hidden)
+        return tqdm(total=num_rows, desc="Scoring", unit=" rows", disable=not self._show_bar)
 
     def _of_all_processes(self, rows: np.ndarray, means: np.ndarray) -> Measured:
         if self.accelerator.num_processes > 1:

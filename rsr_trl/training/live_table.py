@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 
 from rsr_trl.data import read_table
-from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, RSR, RSRError, rsr_from_means
+from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, RSR, RSRError, dataset_rsr, rsr_from_means
 from rsr_trl.scoring.scores import check_name, known_score
 from rsr_trl.selection.table import numbers, read_score
 
@@ -163,20 +163,33 @@ class ScoreTable:
         return table
 
 
-def summarize(
-    scores: np.ndarray, teachers: tuple[np.ndarray, list] | None = None, name: str = "rsr"
-) -> dict[str, float]:
-    """Mean and quantiles of the finite scores, and the mean of each teacher (number of each row, and all names)."""
+def summarize(scores: np.ndarray, name: str = RSR) -> dict[str, float]:
+    """Mean and quantiles of the finite scores."""
     finite = np.isfinite(scores)
     if not finite.any():
         return {}
     p10, median, p90 = np.quantile(scores[finite], [0.1, 0.5, 0.9])
     values = {"mean": scores[finite].mean(), "median": median, "p10": p10, "p90": p90}
-    number, names = teachers or (None, [])
-    for i, teacher in enumerate(names):
-        if (own := finite & (number == i)).any():
-            values[f"mean/{teacher}"] = scores[own].mean()
     return {f"{name}/{key}": float(value) for key, value in values.items()}
+
+
+def summarize_teachers(table: ScoreTable, teachers: tuple[np.ndarray, list], name: str = RSR) -> dict[str, float]:
+    """
+    The score of each teacher that has one, by the teacher's number in each row and all names: what `rank_teachers`
+    calls `rsr_all` or `score_all`. RSR is the ratio of means over the teacher's trajectories (Eq. 9), any other score
+    their mean.
+    """
+    values = {}
+    for i, teacher in enumerate(teachers[1]):
+        own = teachers[0] == i
+        if name == RSR:
+            value = dataset_rsr(table.mean_clipped_rank[own], table.mean_surprisal[own])
+        else:
+            scores = table.scores[own]
+            value = scores[np.isfinite(scores)].mean() if np.isfinite(scores).any() else np.nan
+        if np.isfinite(value):
+            values[f"{name}/teacher/{teacher}"] = float(value)
+    return values
 
 
 def spearman(before: np.ndarray, after: np.ndarray) -> float | None:

@@ -11,11 +11,12 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
 from rsr_trl.data import read_table
-from rsr_trl.rsr import CONTENT, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, STUDENT, RSRError
-from rsr_trl.scoring.fingerprint import DEFINITION
+from rsr_trl.rsr import CONTENT, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, STUDENT, TOO_SHORT, RSRError
+from rsr_trl.scoring.fingerprint import DEFINITION, same_student
 from rsr_trl.scoring.rows import describe_notes
 from rsr_trl.scoring.scores import ScoredTokens, check_name, content_hash, content_name, known_score, random
 from rsr_trl.scoring.tokens import ExampleTokenizer
+from rsr_trl.selection.choose import least_tokens, long_enough
 from rsr_trl.selection.table import labels, read_score
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.live_table import LIVE, ScoreTable
@@ -79,12 +80,24 @@ def _scored_of(
     return {SCORED: [example.scored for example in tokenized], NOTES: notes, SOURCE_ROW: indices}
 
 
-def describe(dataset: Dataset, num_scored: np.ndarray) -> list[str]:
+def describe(dataset: Dataset, num_scored: np.ndarray, args: RSRSFTConfig) -> list[str]:
     """What a user has to know of prepared rows with `num_scored` tokens each."""
     notes = Counter(pc.list_flatten(read_table(dataset, [NOTES])[NOTES]).to_pylist())
     lines = describe_notes(notes, len(dataset))
     if unscored := int((num_scored == 0).sum()):
         lines.append(f"{unscored} of {len(dataset)} examples have no token to score: they come last.")
+    if args.rsr_group_column is None and args.rsr_keep_fraction == 1:
+        return lines
+    is_long, least = long_enough(num_scored, args.rsr_min_tokens), least_tokens(args.rsr_min_tokens)
+    if short := int((~is_long & (num_scored > 0)).sum()):
+        lines.append(
+            f"{short} of {len(dataset)} examples have fewer than {least} scored tokens and aren't chosen. {TOO_SHORT}"
+            ". rsr_min_tokens=0 lets them in."
+        )
+        if args.rsr_group_column is not None:
+            group, names = labels_of(dataset, args.rsr_group_column)
+            if empty := len(names) - len(np.unique(group[is_long])):
+                lines.append(f"{empty} of {len(names)} groups have no longer one: nothing is chosen from them.")
     return lines
 
 
@@ -139,17 +152,19 @@ def _content(dataset: Dataset) -> np.ndarray:
 
 def take_own_scores(dataset: Dataset, table: ScoreTable, student: str) -> str | None:
     """
-    Fill the table with the dataset's scores if they are of the student so fingerprinted and of the very same tokens.
-    Returns what is wrong with them otherwise.
+    Fill the table with the dataset's scores if they are of the student so fingerprinted, computed in whatever dtype,
+    and of the very same tokens. Returns what is wrong with them otherwise.
     """
     if CONTENT not in dataset.column_names:
         return f"don't say of which tokens they are (column {CONTENT!r})"
     data = read_table(dataset, [STUDENT, CONTENT])
-    if data[STUDENT].unique().to_pylist() != [student]:
+    theirs = data[STUDENT].unique().to_pylist()
+    if len(theirs) != 1 or not same_student(theirs[0], student):
         return "aren't of this student as it is here"
     theirs, ours = data[CONTENT].to_pylist(), map(content_name, _content(dataset).tolist())
     names = (name if count else None for name, count in zip(ours, table.num_tokens, strict=True))
     if changed := sum(name != own for name, own in zip(names, theirs, strict=True)):
-        return f"are of other tokens than it trains on in {changed} of {len(theirs)} rows"
+        why = "another max_length, template or text"
+        return f"are of other tokens than it trains on in {changed} of {len(theirs)} rows ({why})"
     table.take(dataset)
     return None

@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 
 from rsr_trl.rsr import RSRError, share_count
 from rsr_trl.scoring.scores import direction_of
-from rsr_trl.selection.choose import choose_rows
+from rsr_trl.selection.choose import all_short, choose_rows, least_tokens, long_enough
 from rsr_trl.training.live_table import ScoreTable
 
 
@@ -31,7 +31,13 @@ def is_past(scores: ArrayLike, score_threshold: float | None, prefer: Literal["l
 
 
 def check_order(
-    sampling: str, temperature: float, keep_fraction: float, keep_per_group: int, grouped: bool, prefix: str = ""
+    sampling: str,
+    temperature: float,
+    keep_fraction: float,
+    keep_per_group: int,
+    min_tokens: int | None,
+    grouped: bool,
+    prefix: str = "",
 ) -> None:
     """Check the options that [`RSRSampler`] and, with the prefix `rsr_`, the trainer's config share."""
     if sampling not in get_args(Sampling):
@@ -43,6 +49,10 @@ def check_order(
         raise RSRError(f"{prefix}keep_fraction must be in (0, 1], got {keep_fraction}.")
     if not keep_per_group >= 1:
         raise RSRError(f"{prefix}keep_per_group must be 1 or more, got {keep_per_group}.")
+    if min_tokens is not None and not min_tokens >= 0:
+        raise RSRError(f"{prefix}min_tokens must be 0 or more, got {min_tokens}.")
+    if min_tokens and not grouped and keep_fraction == 1:
+        raise RSRError(f"{prefix}min_tokens={min_tokens} needs {prefix}keep_fraction or groups to choose from.")
     if grouped and keep_fraction < 1:
         raise RSRError(f"Choose by groups or by {prefix}keep_fraction, not both: set one of them.")
 
@@ -53,13 +63,15 @@ class RSRSampler(Sampler[int]):
 
     RSR is **lower = more suitable**, and the default puts the lowest first. The length is constant, however the scores
     change in between. Rows without a score (for RSR: without a scored token) come last and are never chosen by
-    `keep_fraction` or `groups`. Where `pad_to_multiple_of` or `score_threshold` is set, some draws don't train: a row
-    past the threshold is drawn as `n + row` and padding as `2 * n`, which only [`DrawnRows`] understands (a plain
-    dataset of `n` rows raises `IndexError`).
+    `keep_fraction` or `groups`, nor are, by default, those of fewer than 32 scored tokens (`min_tokens`). Where
+    `pad_to_multiple_of` or `score_threshold` is set, some draws don't train: a row past the threshold is drawn as
+    `n + row` and padding as `2 * n`, which only [`DrawnRows`] understands (a plain dataset of `n` rows raises
+    `IndexError`).
 
     Args:
         table ([`ScoreTable`]): Scores of all `n` examples.
-        sampling, temperature, prefer, keep_fraction, keep_per_group, score_threshold: `rsr_...` in [`RSRSFTConfig`].
+        sampling, temperature, prefer, keep_fraction, keep_per_group, min_tokens, score_threshold: `rsr_...` in
+            [`RSRSFTConfig`].
         groups (int array of shape `(n,)`, *optional*): Group (problem) of each example: an epoch draws the
             `keep_per_group` most suitable of each. Chosen again whenever scores change, among the groups that aren't
             done in this epoch.
@@ -87,6 +99,7 @@ class RSRSampler(Sampler[int]):
         keep_fraction: float = 1.0,
         groups: ArrayLike | None = None,
         keep_per_group: int = 1,
+        min_tokens: int | None = None,
         score_threshold: float | None = None,
         seed: int = 0,
         pad_to_multiple_of: int = 1,
@@ -96,12 +109,13 @@ class RSRSampler(Sampler[int]):
             raise TypeError(f"RSRSampler needs ScoreTable.from_dataset(dataset), got {type(table).__name__}.")
         if len(table) == 0:
             raise RSRError("The score table is empty: there is nothing to draw.")
-        check_order(sampling, temperature, keep_fraction, keep_per_group, groups is not None)
+        check_order(sampling, temperature, keep_fraction, keep_per_group, min_tokens, groups is not None)
         self.table, self.sampling, self.temperature, self.seed, self.live = table, sampling, temperature, seed, live
         self.prefer = direction_of(table.score, prefer)
         self._threshold = (score_threshold, self.prefer)
         # An epoch draws `_quota[g]` of the choosable rows of group g; without groups all rows are one.
-        self._choosable, self._groups = table.scorable, np.zeros(len(table), dtype=np.int64)
+        scorable, self._groups = table.scorable, np.zeros(len(table), dtype=np.int64)
+        self._choosable = scorable & long_enough(table.num_tokens, min_tokens)
         if groups is not None:
             _, self._groups = np.unique(np.asarray(groups), return_inverse=True)
             if self._groups.shape != (len(table),):
@@ -113,8 +127,10 @@ class RSRSampler(Sampler[int]):
             self._choosable, self._quota = np.ones(len(table), dtype=bool), np.array([len(table)])
         self._quota = self._quota.astype(np.int64)
         self.num_kept = int(self._quota.sum())  # distinct examples of an epoch
-        if self.num_kept == 0:
+        if self.num_kept == 0 and not scorable.any():
             raise RSRError("No example has a score: there is nothing to choose from.")
+        if self.num_kept == 0:
+            raise RSRError(all_short(int(scorable.sum()), least_tokens(min_tokens)))
         self._length = -(-self.num_kept // pad_to_multiple_of) * pad_to_multiple_of
         self.epoch, self._restored_epoch = 0, None
         self._begin()

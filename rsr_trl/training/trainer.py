@@ -1,4 +1,4 @@
-"""SFTTrainer that trains first on what suits the student now, and looks again as the student changes.
+"""SFTTrainer that chooses and orders its examples by live scores of the student it trains.
 
 Here is only what has to be in a subclass of SFTTrainer: loop and loss are SFTTrainer's. `live_scores.py` decides when
 to score, `live_student.py` how, `sampler.py` the order.
@@ -17,7 +17,8 @@ from transformers.utils import logging
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
-from rsr_trl.rsr import CITATION, RSRError
+from rsr_trl.rsr import CITATION, STUDENT, RSRError
+from rsr_trl.scoring.fingerprint import dtype_of
 from rsr_trl.scoring.loading import for_trainer
 from rsr_trl.scoring.nulls import as_json
 from rsr_trl.scoring.scorer import RSRScorer
@@ -32,20 +33,29 @@ from rsr_trl.training.live_table import ScoreTable
 
 logger = logging.get_logger(__name__)
 
+PAPER = "[arXiv:2601.14249](https://huggingface.co/papers/2601.14249)"
+AUTOCAST = {"bf16": "bfloat16", "fp16": "float16"}  # what accelerate calls them
+NOTHING_BY_SCORE = (
+    "No score decides anything in this training: all examples come in random order, as in SFTTrainer. To choose by "
+    "score, set rsr_group_column, rsr_keep_fraction or rsr_score_threshold, or train on a selection; to order, set "
+    "rsr_sampling."
+)
+
 
 class RSRSFTTrainer(SFTTrainer):
     """
-    [`~trl.SFTTrainer`] that trains on the trajectories which suit the student best, first or only, by their
-    Rank-Surprisal Ratio (RSR, **lower = more suitable**), and scores them again as the student changes.
+    [`~trl.SFTTrainer`] that trains on the trajectories which suit the student best, only or first, by their
+    Rank-Surprisal Ratio (RSR, **lower = more suitable**), and on request scores them again as the student changes.
 
-    It takes what [`~trl.SFTTrainer`] takes. A train dataset that carries scores of this very student over the same
-    tokens (the columns of [`RSRScorer`]; `rsr_content` of each row is compared) starts from them; any other is scored
-    once before the first step.
+    It takes what [`~trl.SFTTrainer`] takes. A train dataset that carries scores of this student over the same tokens
+    (the columns of [`RSRScorer`]; `rsr_content` of each row is compared) starts from them, in whatever dtype they were
+    computed; any other is scored once before the first step, if scores decide anything. By default they don't: all
+    examples train in random order, which is the paper's recipe on a dataset of [`select_trajectories`].
 
     Example:
 
     ```python
-    >>> args = RSRSFTConfig(output_dir="out", rsr_group_column="problem_id")  # best-of-n, chosen again each epoch
+    >>> args = RSRSFTConfig(output_dir="out", rsr_group_column="problem_id")  # the paper's recipe on a whole pool
     >>> RSRSFTTrainer("Qwen/Qwen3-0.6B", args=args, train_dataset=dataset).train()
     ```
 
@@ -62,14 +72,6 @@ class RSRSFTTrainer(SFTTrainer):
     """
 
     _tag_names = ["trl", "sft", "rsr"]
-    _name = "RSR-SFT"
-    _paper = {
-        "title": "Which Reasoning Trajectories Teach Students to Reason Better? A Simple Metric of Informative "
-        "Alignment",
-        "id": "2601.14249",
-        "citation": CITATION,
-    }
-
     _train_is_prepared = False
     _step_is_empty = False  # no process has an example that trains in this step: nothing may move
     _may_pass = None  # the optimizer that knows
@@ -101,19 +103,27 @@ class RSRSFTTrainer(SFTTrainer):
         self.data_collator = live_collator(self.data_collator, args.rsr_rescore_strategy == "online")
         vocab_size = self.model.config.get_text_config().vocab_size
         lengths, num_scored = prepare.check_prepared(self.train_dataset, vocab_size)
-        for line in prepare.describe(self.train_dataset, num_scored):
+        for line in prepare.describe(self.train_dataset, num_scored, args):
             logger.warning(line)
         adapted = is_peft_model(self.model)
         student = self.model.get_base_model() if adapted else self.model
         virtual_tokens = adapted and self.model.active_peft_config.is_prompt_learning
-        shared = (self.accelerator, self.train_dataset, lengths, args)
-        self.scoring = ScoringPass(student, *shared, self.data_collator.pad_token_id)
+        shared = (self.accelerator, self.train_dataset, lengths)
+        self.scoring = ScoringPass(
+            student,
+            *shared,
+            self.data_collator.pad_token_id,
+            args.rsr_r_max,
+            args.rsr_max_batch_tokens,
+            args.rsr_share_prefixes,
+            show_bar=not args.disable_tqdm,
+        )
         if virtual_tokens:
             self.scoring.as_wrapped = True
             if self.scoring.layout == "packed":  # they would belong to the first of packed rows alone
                 self.scoring.layout = "padded"
         self.table = self._first_table(num_scored, virtual_tokens)
-        self.scores = LiveScores(self.table, *shared, measure=self._measure, log=self._log_with_next)
+        self.scores = LiveScores(self.table, *shared, args, measure=self._measure, log=self._log_with_next)
         self._scored_in_forward = add_rsr_head(student)
         self.add_callback(self.scores)
 
@@ -127,19 +137,28 @@ class RSRSFTTrainer(SFTTrainer):
     def _first_table(self, num_scored: np.ndarray, virtual_tokens: bool) -> ScoreTable:
         """With the dataset's own scores if they are of this very student and of the same tokens."""
         table = prepare.unmeasured(self.train_dataset, self.args.rsr_score, num_scored)
-        if virtual_tokens or not prepare.OWN_SCORES.issubset(self.train_dataset.column_names):
+        needed = self.args.needs_scores and table.static is None
+        if not prepare.OWN_SCORES.issubset(self.train_dataset.column_names):
+            if not self.args.needs_scores:
+                logger.warning(NOTHING_BY_SCORE)
+            return table
+        if virtual_tokens:
             return table  # with prompt learning it is another student than its base from the start
         own = [None]
         if self.accelerator.is_main_process:  # the others may not have weights yet (FSDP)
             settings = {"r_max": self.args.rsr_r_max, "assistant_only_loss": self.args.assistant_only_loss}
             own[0] = RSRScorer(self.model, self._tokenizer, **settings).fingerprint
         broadcast_object_list(own)
+        # Who never scores in between has counted on the dataset's own.
+        say = logger.warning if self.args.rsr_rescore_strategy == "no" else logger.info
+        here = AUTOCAST.get(self.accelerator.mixed_precision, dtype_of(own[0]))
         if wrong := prepare.take_own_scores(self.train_dataset, table, own[0]):
-            # Who never scores in between has counted on the dataset's own.
-            say = logger.warning if self.args.rsr_rescore_strategy == "no" else logger.info
+            now = f"it is scored again, in {here}" if needed else "they aren't used"
+            say(f"The train dataset's scores {wrong}: {now}.")
+        elif needed and (dtype := dtype_of(self.train_dataset[0][STUDENT])) not in (dtype_of(own[0]), here):
             say(
-                f"The train dataset's scores {wrong}: it is scored again, in {str(self.model.dtype)[6:]}. "
-                "(`rsr score` takes --dtype and --max_length.)"
+                f"The train dataset's scores were computed in {dtype} and are used as they are: about 1% of rounding. "
+                f"(`rsr score --dtype {here}` avoids it.)"
             )
         return table
 
@@ -243,16 +262,23 @@ class RSRSFTTrainer(SFTTrainer):
         super().create_model_card(*args, **kwargs)
         if not self.is_world_process_zero():
             return
+        summary = self.scores.summary()
+        if not (summary or self.args.needs_scores):
+            return  # nothing was scored
         lines = [
-            "\n## How the training data was scored\n",
-            "Each trajectory has a Rank-Surprisal Ratio (RSR) of this student: clipped token ranks over surprisals. "
-            "**Lower means more suitable.**\n",
-            "| setting | value |\n|---|---|",
+            "\n## Selection by RSR\n",
+            f"The Rank-Surprisal Ratio (RSR, {PAPER}) of a trajectory for this student is the sum of clipped token "
+            "ranks over the sum of surprisals. **Lower means more suitable.**",
+            "These settings say what it decided in this training:"
+            if self.args.needs_scores
+            else "The training data came with these scores. The training itself used all of it in random order.",
+            "\n| setting | value |\n|---|---|",
             *(f"| {name} | `{value}` |" for name, value in vars(self.args).items() if name.startswith("rsr_")),
         ]
-        if summary := self.scores.summary():
+        if summary:
             lines.append("\n| score at the end of training | value (RSR: lower = more suitable) |\n|---|---|")
             lines += [f"| {name.removeprefix('rsr/')} | {value:.4g} |" for name, value in summary.items()]
+        lines.append(f"\nCite RSR as:\n\n```bibtex\n{CITATION}\n```")
         with open(os.path.join(self.args.output_dir, "README.md"), "a", encoding="utf-8") as card:
             card.write("\n".join(lines) + "\n")
 

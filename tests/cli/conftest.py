@@ -71,11 +71,13 @@ def scored_rows() -> list[dict]:
         ("a", "long"): ([2, 9, 4], [1.0, 2.0, 1.0]),
         ("b", "short"): ([50, 300], [2.0, 8.0]),
         ("b", "long"): ([1, 2, 3], [0.5, 1.0, 1.5]),
-        ("c", "short"): ([7] * 40, [2.0] * 40),
+        ("c", "short"): ([7], [2.0]),
         ("c", "long"): ([], []),
     }
+    times = {"a": 20, "b": 20, "c": 70}  # long enough to be chosen
     rows = []
     for (problem, teacher), (ranks, surprisals) in tokens.items():
+        ranks, surprisals = ranks * times[problem], surprisals * times[problem]
         rank, surprisal = (means[0] for means in trajectory_means(ranks, surprisals, [len(ranks)]))
         row = {"problem_id": problem, "teacher": teacher, "prompt": f"Solve {problem}.", "completion": teacher}
         row |= {RSR: trajectory_rsr(ranks, surprisals), MEAN_CLIPPED_RANK: rank}

@@ -18,7 +18,7 @@ from tests.pilot.test_run import rows_of, stats
 
 QUICK = [
     *("--use_cpu", "--activation_checkpointing", "False", "--num_train_epochs", "2", "--learning_rate", "1e-2"),
-    *("--per_device_train_batch_size", "2", "--max_new_tokens", "4", "--num_examples", "4"),
+    *("--per_device_train_batch_size", "2", "--max_new_tokens", "4", "--num_examples", "4", "--min_tokens", "0"),
 ]
 ONE = ("--json", "--strategies", "rsr", "--num_seeds", "1")
 RUN = (
@@ -62,7 +62,7 @@ def test_json_is_the_result_and_nothing_else_and_nothing_else_can_be_changed(arg
     result = json.loads(capfd.readouterr().out)
     assert result == result_of(tmp_path / "out")
     assert {(row["strategy"], row["metric"]) for row in result["table"]} == {("rsr", "loss"), ("rsr", "correct")}
-    assert result["pool"] == {"trajectories": 24, "left_out": 0, "problems": 8}
+    assert result["pool"] == {"trajectories": 24, "left_out": 0, "short": 0, "problems": 8}
     names = sorted(path.name for path in (tmp_path / "out").glob("[!.]*"))
     assert names == ["arms", "pilot.json", "scored", "settings.json"]
     for more, message in (
@@ -111,7 +111,7 @@ def test_a_pool_with_scores_of_this_student_is_taken_as_it_is_and_of_another_not
     assert not (tmp_path / "out" / "scored").exists()
     other = scored.map(lambda row: {"rsr_student": "another"})
     other.to_parquet(path)
-    with pytest.raises(ValueError, match="scores are from another student, dtype or template .another; this student"):
+    with pytest.raises(ValueError, match="scores are from another student or template .another; this student"):
         run(argv(*ONE, pool=str(path), output_dir="other"))
     other.remove_columns("rsr_student").to_parquet(path)
     assert run(argv(*ONE, pool=str(path), output_dir="own")) == 0
@@ -140,12 +140,12 @@ def test_it_chooses_under_the_template_that_it_trains_on(argv, tiny_student_path
     [
         (("--strategies", "rsrr"), "no strategy 'rsrr'"),
         (("--num_seeds", "0"), "num_seeds must be at least 1, got 0"),
-        (("--num_examples", "0"), "num_examples must be at least 1, got 0"),
-        (("--num_tokens", "40"), "num_examples or num_tokens, not both"),
+        (("--num_examples", "0"), "--num_examples must be at least 1, got 0"),
+        (("--num_tokens", "40"), "--num_examples or --num_tokens, not both"),
         (("--group_column", "problem"), "no column 'problem'"),
         (("--answer_column", "answer"), "no column 'answer'"),
         (("--max_new_tokens", "0"), "max_new_tokens must be at least 1"),
-        (("--checker", "exact"), "checker must be number, line, math or module:function"),
+        (("--checker", "exact"), "--checker must be number, line, math or module:function"),
     ],
 )
 def test_wrong_options_are_found_before_any_work(argv, more, message, tmp_path):
@@ -159,7 +159,7 @@ def test_problems_in_both_sets_and_a_missing_folder_are_errors(argv, files):
         run(argv(held_out=files["pool"]))
     words = argv()
     at = words.index("--output_dir")
-    with pytest.raises(ValueError, match="output_dir is required"):
+    with pytest.raises(ValueError, match="--output_dir is required"):
         run(words[:at] + words[at + 2 :])
 
 

@@ -121,7 +121,8 @@ def test_summary_is_on_standard_error_and_says_what_to_do(score, tiny_student_pa
     assert "lower = more suitable" in text
     assert "Not scored: 1 (25%)" in text and "completion is empty" in text and "rows 3" in text
     assert "have fewer than 32 scored tokens" in text
-    assert f"Next: rsr select --dataset_name {score.output_dir} --group_column problem_id" in text
+    assert f"Next: rsr compare --dataset_name {score.output_dir} See it:" in text
+    assert f"Then: rsr select --dataset_name {score.output_dir} --group_column problem_id" in text
     assert f"See it: rsr report --dataset_name {score.output_dir} --output_dir {score.output_dir}-report" in text
     card = DatasetCard.load(Path(score.output_dir, "README.md"))
     assert card.data.configs[0]["data_files"] == [{"split": "train", "path": "data/train-*.parquet"}]
@@ -308,6 +309,19 @@ class TestLargeDatasets:
         assert 2**27 < result["host_bytes"] < 2**33  # torch and a tiny student, in bytes
         assert not (tmp_path / "scored").exists()
         assert "an unknown number of rows" in score("--dry_run", "--dataset_streaming").text
+
+    def test_what_is_read_once_is_said(self, score, tiny_tokenizer):
+        rows = [{"prompt": "How many apples are left? " * 8, "completion": str(i) * 9} for i in range(4)]
+        tokens = sum(
+            len(tiny_tokenizer(row[name])["input_ids"]) for row in rows for name in row
+        )  # and four end-of-text tokens
+        found = score("--dry_run", "--json", rows=rows).json
+        share = 1 - found["sampled_neighbours_read"] / found["sampled_neighbours"]
+        assert found["sampled_neighbours"] == tokens + 4 and 0.5 < share < 0.75, "of four prompts one is read"
+        said = f"{share:.0%} of the tokens repeat the beginning of another trajectory: read once"
+        assert said in score("--dry_run", rows=rows).text and said in score(rows=rows).text
+        again = score("--overwrite", "--no_share_prefixes", rows=rows).text
+        assert "read once" not in again
 
     def test_upload_is_of_the_card_and_the_data(self, score, monkeypatch):
         def repo(name):

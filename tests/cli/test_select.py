@@ -27,8 +27,8 @@ def select(rsr, scored_path, tmp_path):
         ([*BY_PROBLEM, "--prefer", "high"], [("a", "long"), ("b", "short"), ("c", "short")]),
         (["--keep_fraction", "0.4"], [("a", "short"), ("b", "long")]),
         (["--score_threshold", "3.6"], [("a", "short"), ("b", "long"), ("c", "short")]),
-        ([*BY_PROBLEM, "--max_tokens", "2"], [("a", "short"), ("b", "short")]),
-        ([*BY_PROBLEM, "--min_tokens", "3"], [("a", "long"), ("b", "long"), ("c", "short")]),
+        ([*BY_PROBLEM, "--max_tokens", "40"], [("a", "short"), ("b", "short")]),
+        ([*BY_PROBLEM, "--min_tokens", "41"], [("a", "long"), ("b", "long"), ("c", "short")]),
         ([*BY_PROBLEM, "--score", "length"], [("a", "long"), ("b", "long"), ("c", "short")]),
         ([*BY_PROBLEM, "--score", "rank"], [("a", "short"), ("b", "long"), ("c", "short")]),
     ],
@@ -46,7 +46,6 @@ def test_summary_shows_before_and_after(select):
     assert "RSR (lower = more suitable) 8.806 2.750" in text
     assert "short 10.500 3 (60%) 2 (67%)" in text  # (2 + 75 + 7) / (1 + 5 + 2)
     assert "1 (17%) of all trajectories (no finite score)" in text
-    assert "of the chosen have fewer than 32 scored tokens" in text and "--min_tokens 32" in text
     assert f"Next: rsr sft --model_name_or_path STUDENT --dataset_name {select.output_dir} --output_dir" in text
 
 
@@ -99,12 +98,28 @@ def test_json(select):
 @pytest.mark.parametrize(
     "options, said",
     [
-        (["--max_tokens", "3"], "1 of 3 problems have no scored trajectory"),
-        (["--score", "length"], "mean length (higher first) 10.000 15.333"),  # (2+3+2+3+40) / 5, (3+3+40) / 3
+        (["--max_tokens", "60"], "1 of 3 problems have no scored trajectory"),
+        (["--score", "length"], "mean length (higher first) 54.000 63.333"),  # (40+60+40+60+70) / 5, (60+60+70) / 3
     ],
 )
 def test_what_else_is_said(select, options, said):
     assert said in select(*BY_PROBLEM, *options).text
+
+
+def test_bare_answers_and_correctness_come_first(select, scored_rows, tmp_path):
+    """Of 4 problems a bare answer with the lowest RSR, wrong; and reasoning, right but for one."""
+    rows = []
+    for i in range(4):
+        reasoning = scored_rows[1] | {"problem_id": str(i), "correct": i > 0}
+        rows += [reasoning, reasoning | {"teacher": "bare", "rsr": 0.5, "rsr_num_tokens": 5, "correct": False}]
+    Dataset.from_list(rows).to_parquet(tmp_path / "bare.parquet")
+    text = select(*BY_PROBLEM, dataset_name=tmp_path / "bare.parquet").text
+    said = "Correct: 75% of the chosen, 38% before. Chosen at random: 38%, without the short ones 75%;"
+    assert text.index(said) < text.index("RSR (lower")
+    assert "Never chosen: 4 (50%) of all trajectories (fewer than 32 scored tokens)" in text
+    assert "RSR isn't made for bare answers" in text and "--min_tokens 0 lets them in" in text
+    done = select(*BY_PROBLEM, "--min_tokens", "0", "--overwrite", dataset_name=tmp_path / "bare.parquet")
+    assert "Correct: 0% of the chosen" in done.text and "4 (100%) of the chosen have fewer than 32" in done.text
 
 
 def test_one_teacher_for_most_is_pointed_out(select, scored_rows, tmp_path):

@@ -21,6 +21,7 @@ QUICK = [
     *("--use_cpu", "--activation_checkpointing", "False", "--num_train_epochs", "2", "--learning_rate", "1e-2"),
     *("--per_device_train_batch_size", "2", "--disable_tqdm", "True", "--report_to", "none", "--logging_steps", "1"),
 ]
+BY_SCORE = ("--rsr_sampling", "weighted", "--rsr_rescore_strategy", "epoch")
 COLUMNS = ("--prompt_column", "q", "--completion_column", "a")
 CHECKPOINT = "--resume_from_checkpoint"
 
@@ -53,7 +54,7 @@ def history_of(out: str, step: int) -> pd.DataFrame:
 
 
 def test_trains_on_a_local_file_and_saves_the_student(train, tiny_student_path):
-    train("--rsr_group_column", "problem", "--rsr_sampling", "ordered")
+    train("--rsr_group_column", "problem", "--rsr_sampling", "ordered", "--rsr_rescore_strategy", "epoch")
     before, after = (load_file(f"{path}/model.safetensors") for path in (tiny_student_path, train.out))
     assert any(not before[name].equal(after[name]) for name in after)
     AutoModelForCausalLM.from_pretrained(train.out)
@@ -69,16 +70,18 @@ def test_trains_on_what_rsr_select_writes(rsr, train, raw, tiny_student_path, tm
     assert rsr("score", "--dataset_name", raw, *COLUMNS, *student, "--output_dir", scored).code == 0
     by_problem = ["--group_column", "problem", "--output_dir", chosen]
     assert rsr("select", "--dataset_name", scored, *by_problem).code == 0
-    text = train("--rsr_rescore_strategy", "no", data=("--dataset_name", chosen)).text
-    assert f"Next: rsr report --dataset_name {chosen} --run {out} --output_dir {out}-report" in text
+    text = train(data=("--dataset_name", chosen)).text
+    assert "on all 4 trajectories per epoch, in random order, mean loss " in text
+    assert "RSR of the 4 scored trajectories before training (lower = more suitable): " in text
+    assert "Next:" not in text, "there is no change to show"
     assert sorted(pd.read_parquet(f"{out}/rsr_history")["row"]) == [0, 1, 2, 3]
     # The chosen rows carry this student's scores, so nothing was scored again.
     assert os.listdir(f"{out}/rsr_history") == ["step-00000000-dataset.parquet"]
 
 
 def test_summary_shows_how_the_scores_moved(train, raw):
-    text = train("--rsr_keep_fraction", "0.5").text  # the trainer's logs too are for people
-    assert "Trained 6 steps on 6 (50%) of 12 trajectories per epoch, mean loss " in text
+    text = train("--rsr_keep_fraction", "0.5", *BY_SCORE).text  # the trainer's logs too are for people
+    assert "Trained 6 steps on 6 (50%) of 12 trajectories per epoch, the best mostly first, mean loss " in text
     assert "(lower = more suitable)" in text and "RSR at step 0" in text
     history = [history_of(train.out, step) for step in (0, 3)]
     first, last = (dataset_rsr(one["rsr_mean_clipped_rank"], one["rsr_mean_surprisal"]) for one in history)
@@ -167,12 +170,15 @@ def test_an_interrupted_training_says_how_to_go_on(train, monkeypatch, options, 
 
 
 def test_a_threshold_is_told_by_what_it_lets_through(train, raw, tmp_path):
-    static = ("--rsr_score", "length", "--rsr_rescore_strategy", "no")
+    static = ("--rsr_score", "length")
     lengths = sorted(len(row["a"]) for row in map(json.loads, open(raw)))
     within = sum(length >= lengths[8] for length in lengths)  # the score length prefers the longest
     text = train(*static, "--rsr_score_threshold", str(lengths[8]), "--max_steps", "2").text
     share = f"{within} ({within / 12:.0%}) of 12 trajectories per epoch"
-    assert f"on {share} (within --rsr_score_threshold {float(lengths[8])} by their last scores) -> " in text
+    assert (
+        f"on {share} (within --rsr_score_threshold {float(lengths[8])} by their last scores), in random order -> "
+        in text
+    )
     train.out = str(tmp_path / "none")
     err = train("--rsr_score_threshold", "0.5", code=1).err
     assert re.search("threshold=0.5 lets scores 'rsr' of 0.5 and lower.* 12 examples the lowest", err)
@@ -184,7 +190,7 @@ def test_a_mixture_of_datasets(train, raw, tmp_path):
     source = {"path": "json", "data_files": raw}
     options = {"datasets": [source, source], "test_split_size": 0.25, "eval_strategy": "epoch"}
     config.write_text(yaml.safe_dump(options))
-    train(data=("--config", config, *COLUMNS))
+    train(*BY_SCORE, data=("--config", config, *COLUMNS))
     assert pd.read_parquet(f"{train.out}/rsr_history")["row"].nunique() == 18
 
 
@@ -215,7 +221,7 @@ def test_two_processes_through_accelerate_launch(raw, tiny_student_path, tmp_pat
         *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
         *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "rsr_trl", "sft"),
         *("--model_name_or_path", tiny_student_path, "--dataset_name", raw, *COLUMNS, *QUICK),
-        *("--output_dir", str(tmp_path / "two")),
+        *("--output_dir", str(tmp_path / "two"), *BY_SCORE),
     ]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

@@ -28,7 +28,7 @@ def test_figures_against_the_equation(scored_rows):
     assert result["rsr"] == pytest.approx(ratio_of(scored), rel=1e-12)
     assert result["rsr_median"] == np.median([row["rsr"] for row in scored])
     assert result["mean_tokens"] == np.mean([row["rsr_num_tokens"] for row in scored])
-    assert (result["trajectories"], result["scored"], result["truncated"], result["short"]) == (7, 5, 2, 4)
+    assert (result["trajectories"], result["scored"], result["truncated"], result["short"]) == (7, 5, 2, 0)
     assert result["not_scored"] == {"completion is empty": 2}
     for one in result["teachers"]:
         own = [row for row in scored if row["teacher"] == one["teacher"]]

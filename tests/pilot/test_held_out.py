@@ -129,7 +129,7 @@ def test_a_pool_of_chats_and_plain_held_out_problems_are_refused():
     plain = Dataset.from_list([{"prompt": "2+2=", "completion": "4"}])
     chats = as_trl_format(Dataset.from_list([{"prompt": "3+3=", "completion": "6"}]), as_chat=True)
     for pool, held_out, chat in ((chats, plain, "pool"), (plain, chats, "held-out set")):
-        with pytest.raises(ValueError, match=f"The {chat} holds chats and the .* plain text.*Pass as_chat"):
+        with pytest.raises(ValueError, match=f"The {chat} holds chats and the .* plain text.*Pass as_chat=True"):
             check_apart(pool, held_out)
     check_apart(chats, as_trl_format(plain, as_chat=True))
 

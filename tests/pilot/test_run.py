@@ -46,7 +46,7 @@ def make(tiny_student_path, tmp_path):
     def build(names, seeds=(0,), each=3, num_examples=4, folder="out", answers=False, **settings) -> Pilot:
         lines, strategies = [], parse_strategies(names)
         rows = RSRScorer(tiny_student_path).score(Dataset.from_list(rows_of(8, 0, each)))
-        pool = Pool(rows, Columns(teacher="teacher", problem="problem_id"), strategies, num_examples)
+        pool = Pool(rows, Columns(teacher="teacher", problem="problem_id"), strategies, num_examples, min_tokens=0)
         eval_rows = Dataset.from_list(rows_of(5, 1, 1))
         held_out = HeldOut(eval_rows, "problem_id", "gold" if answers else None, same_number, max_new_tokens=4)
         args, student = PilotConfig(str(tmp_path / folder), **SETTINGS | settings), {"model": tiny_student_path}
@@ -241,11 +241,11 @@ def test_lora(make):
 @pytest.mark.parametrize(
     ("names", "options", "message"),
     [
-        (["rsr_rescored"], {"num_train_epochs": 1}, "re-selects every epoch: raise num_train_epochs above 1"),
-        (["rsr_rescored"], {"num_train_epochs": 2.5}, "whole epochs, got num_train_epochs=2.5"),
-        (["rsr"], {"rsr_sampling": "ordered"}, "rsr_sampling='ordered': the pilot sets this"),
+        (["rsr_rescored"], {"num_train_epochs": 1}, "re-selects every epoch: raise --num_train_epochs above 1"),
+        (["rsr_rescored"], {"num_train_epochs": 2.5}, "whole epochs, got --num_train_epochs 2.5"),
+        (["rsr"], {"rsr_sampling": "ordered"}, "--rsr_sampling ordered: the pilot sets this"),
         (["rsr"], {"folder": "taken"}, "contains files that aren't a pilot's .first: thesis.txt."),
-        (["rsr"], {"max_length": 8}, "no token to train on within max_length=8: raise it"),
+        (["rsr"], {"max_length": 8}, "no token to train on within 8 tokens: raise --max_length"),
     ],
 )
 def test_errors(make, names, options, message, tmp_path):

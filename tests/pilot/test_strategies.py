@@ -26,7 +26,13 @@ def choose(rows):
 
     def act(name, seed=0, num_epochs=1, grouped=True, **budget) -> list[list[dict]]:
         strategies = parse_strategies([name, "rsr"])
-        pool = Pool(Dataset.from_list(rows), Columns(problem="problem" if grouped else None), strategies, **budget)
+        pool = Pool(
+            Dataset.from_list(rows),
+            Columns(problem="problem" if grouped else None),
+            strategies,
+            min_tokens=0,
+            **budget,
+        )
         strategy = next(one for one in strategies if one.name == name)
         return [pool.dataset.select(chosen).to_list() for chosen in pool.choose(strategy, seed, num_epochs)]
 
@@ -61,7 +67,7 @@ def test_all_strategies_of_a_seed_get_the_same_problems_in_the_same_order_and_ot
 
 def test_random_is_uniform_within_a_problem_and_the_same_for_the_same_seed(rows):
     (random, _), counts = parse_strategies(["rsr"]), np.zeros(40)
-    pool = Pool(Dataset.from_list(rows), Columns(problem="problem"), [], num_examples=10)
+    pool = Pool(Dataset.from_list(rows), Columns(problem="problem"), [], num_examples=10, min_tokens=0)
     for seed in range(100):
         (chosen,) = pool.choose(random, seed)
         counts[chosen] += 1
@@ -108,7 +114,11 @@ def test_rows_without_a_score_are_left_out_for_all(choose, rows):
         row |= {"rsr": None, "rsr_mean_surprisal": None, "rsr_num_tokens": 0}
     taken = [row for seed in range(20) for row in choose("random", seed, num_examples=9)[0]]
     assert not any(row in taken for row in rows[:5])
-    assert Pool(Dataset.from_list(rows), Columns(problem="problem"), []).left_out == 5
+    pool = Pool(Dataset.from_list(rows), Columns(problem="problem"), [])  # the same rule as in selection
+    short = sum(0 < row["rsr_num_tokens"] < 32 for row in rows)
+    assert (pool.left_out, pool.short, len(pool.table)) == (5, short, 35 - short) and short > 0
+    with pytest.raises(ValueError, match="isn't made for bare answers.*min_tokens=0"):
+        Pool(Dataset.from_list([row | {"rsr_num_tokens": 9} for row in rows]), Columns(problem="problem"), [])
 
 
 def test_controls_are_added_before_what_they_control():
@@ -118,7 +128,7 @@ def test_controls_are_added_before_what_they_control():
     assert by_name["x:high_ordered"] == Strategy("x:high_ordered", "x", "high", ordered=True, control="x:high")
     assert by_name["rsr_rescored"].control == "random_renewed"
     assert by_name["random"].control is by_name["random_renewed"].control is None
-    with pytest.raises(ValueError, match="name at least one to compare"):
+    with pytest.raises(ValueError, match="--strategies needs at least one"):
         parse_strategies(["random"])
 
 

@@ -77,7 +77,7 @@ def test_below_three_seeds_it_speaks_of_these_runs(three):
 def test_what_makes_the_verdict_worth_less_is_noted(tokens, teachers, expected):
     arms = {"random": records(np.ones((2, 3)), teachers={"A": 5, "B": 5})}
     arms["rsr"] = records(np.ones((2, 3)), tokens=tokens, teachers=teachers)
-    pool = SimpleNamespace(left_out=0, num_problems=9, num_examples=4)
+    pool = SimpleNamespace(left_out=0, short=0, num_problems=9, num_examples=4)
 
     def starts(before: float, expected: list[str]) -> bool:
         lines = notes(records([[before] * 3])[0], arms, STRATEGIES[:2], pool)
@@ -90,4 +90,4 @@ def test_what_makes_the_verdict_worth_less_is_noted(tokens, teachers, expected):
     pool.left_out, pool.num_problems = 2, 4
     assert starts(0.5, [*before, *expected, "2 trajectories of the pool have no score", "Every seed trains on all of"])
     pool.num_problems = None
-    assert starts(0.5, [*before, *expected, "2 trajectories", "Without group_column a strategy chooses the same"])
+    assert starts(0.5, [*before, *expected, "2 trajectories", "Without --group_column a strategy chooses the same"])

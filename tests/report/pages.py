@@ -7,6 +7,7 @@ import numpy as np
 from datasets import Dataset
 
 from rsr_trl.rsr import ERROR, NUM_TOKENS, SCORE_COLUMNS, TOKEN_COLUMNS, score_schema, trajectory_means
+from rsr_trl.scoring.scores import content_hash, content_name
 
 
 TEACHERS = ("ann", "bob", "eve")
@@ -40,7 +41,16 @@ def token_columns(tokenizer, text: str, rng: np.random.Generator, scale: float =
     ranks = np.maximum(1, (scale * surprisals * rng.gamma(2.0, 2.0, len(ids))).astype(np.int32))
     top1 = np.where(ranks == 1, ids, rng.integers(10, 200, len(ids)))
     rank, surprisal = (float(means[0]) for means in trajectory_means(ranks, surprisals, [len(ids)]))
-    scores = [rank / surprisal, rank, surprisal, len(ids), False, None, "fingerprint0", "content0"]
+    scores = [
+        rank / surprisal,
+        rank,
+        surprisal,
+        len(ids),
+        False,
+        None,
+        "fingerprint0",
+        content_name(content_hash(ids, [True] * len(ids))),
+    ]
     tokens = [ids, ranks.tolist(), surprisals.tolist(), top1.tolist()]
     return dict(zip(score_schema(token_stats=True), scores + tokens, strict=True))
 

@@ -160,9 +160,31 @@ def test_template_that_raises(chat_of):
     assert own_texts(chat, SINGLE) == ["answer1"]
 
 
-def test_content_that_the_template_leaves_out(chat_of):
-    """Qwen3 writes nothing for content in parts; scored would be its empty think block alone."""
-    chat = chat_of(TEMPLATES["qwen3"])
-    with pytest.raises(ChatTemplateError, match=r"leaves out content that is a list of parts \(message 1\): give a"):
-        chat(as_parts(SINGLE), {})
-    assert own_texts(chat, [*as_parts(SINGLE), *SINGLE], first=2)  # what the prompt loses isn't scored anyway
+@pytest.mark.parametrize(
+    "template",
+    [
+        TEMPLATES["qwen3"],  # writes nothing for them; scored would be its empty think block alone
+        CHATML,  # writes them as Python does
+        CHATML.replace("message.content", "message.content + ''"),  # stops: can only concatenate str
+    ],
+    ids=["left out", "as data", "concatenated"],
+)
+def test_content_in_parts_that_the_template_cannot_write(template, chat_of):
+    chat = chat_of(template)
+    for messages, at in ((as_parts(SINGLE), "01"), ([*SINGLE, user("q"), *as_parts(SINGLE)[1:]], "3")):
+        with pytest.raises(ChatTemplateError, match=rf"content of message [{at}] is a list of parts.*: give a string"):
+            chat(messages, {})
+    assert own_texts(chat, [*SINGLE, *SINGLE], first=2)
+
+
+def test_parts_of_users_only(chat_of):
+    """Some templates take parts of users, and strings of the assistant; others lose the question then."""
+    messages = [*as_parts(SINGLE)[:1], SINGLE[1]]
+    takes = (
+        "{% if message.content is string %}{{ message.content }}{% elif message.role == 'user' %}"
+        "{{ message.content[0].text }}{% endif %}"
+    )
+    assert own_texts(chat_of(CHATML.replace("{{ message.content }}", takes)), messages) == ["answer1"]
+    for template in (TEMPLATES["qwen3"], CHATML):
+        with pytest.raises(ChatTemplateError, match="content of message 0 is a list of parts"):
+            chat_of(template)(messages, {})

@@ -20,6 +20,10 @@ TEMPLATE = (
 )
 
 
+PLAIN = TEMPLATE.removeprefix("{{ strftime_now('%Y-%m-%d') }}")
+BROUGHT = Dataset.from_list([{"messages": SINGLE, "chat_template_kwargs": {"chat_template": TEMPLATE}}] * 2)
+
+
 @pytest.fixture
 def scorer_of(tiny_student, tiny_tokenizer):
     """`scorer_of(**settings)`: a scorer whose template writes the day."""
@@ -47,16 +51,21 @@ def test_day_is_part_of_the_students_name(scorer_of, tiny_tokenizer):
     one, other = scorer_of(day="2025-03-31"), scorer_of(day="2025-04-01")
     assert one.fingerprint != other.fingerprint and one.identity() != other.identity()
     assert one.score(ROWS)["rsr"] == scorer_of(day="2025-03-31").score(ROWS)["rsr"]
-    tiny_tokenizer.chat_template = TEMPLATE.removeprefix("{{ strftime_now('%Y-%m-%d') }}")
+    tiny_tokenizer.chat_template = PLAIN
     assert one.fingerprint == other.fingerprint and one.identity() == other.identity()
+    # One that rows bring counts from the first of them on.
+    assert one.score(BROUGHT)["rsr_student"][0] == one.fingerprint
+    assert other.score(BROUGHT)["rsr_student"][0] == other.fingerprint != one.fingerprint
 
 
-def test_job_goes_on_with_its_day(scorer_of, tmp_path):
+@pytest.mark.parametrize("rows", [ROWS, BROUGHT], ids=["the tokenizer's", "the rows'"])
+def test_job_goes_on_with_its_day(rows, scorer_of, tiny_tokenizer, tmp_path):
     """Half of it on one day, half on the next: as if in one go."""
+    tiny_tokenizer.chat_template = TEMPLATE if rows is ROWS else PLAIN
     halves = [("2025-03-31", 0), ("2025-04-01", 1)]
     for day, process in halves:
         scorer = scorer_of(day=day)
-        Job(scorer, ROWS, tmp_path / "out", {"files": []}, 1, process, num_processes=2).run(show_bar=False)
+        Job(scorer, rows, tmp_path / "out", {"files": []}, 1, process, num_processes=2).run(show_bar=False)
         assert scorer.written_day == "2025-03-31"
     files = sorted(str(path) for path in (tmp_path / "out" / "data").glob("*.parquet"))
     scored = Dataset.from_parquet(files)

@@ -1,13 +1,15 @@
 """`rsr_student`: equal for equal students and settings, different for anything that changes a score."""
 
 import copy
+import re
+from itertools import combinations
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from rsr_trl import RSRScorer
-from rsr_trl.scoring.fingerprint import checkpoint_fingerprint, weights_fingerprint
+from rsr_trl.scoring.fingerprint import checkpoint_fingerprint, dtype_of, same_student, weights_fingerprint
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -16,7 +18,24 @@ def test_live_and_by_path(tiny_student_path, tiny_student, tiny_tokenizer, dtype
     loaded = AutoModelForCausalLM.from_pretrained(tiny_student_path, dtype=dtype)
     for model in (loaded, tiny_student().to(getattr(torch, dtype))):
         assert RSRScorer(model, tiny_tokenizer).fingerprint == by_path
-    assert len(by_path) == 16
+    assert re.fullmatch(rf"[0-9a-f]{{16}}-{dtype}", by_path)
+
+
+def test_same_student_in_another_dtype_where_that_holds_its_weights(tiny_student, tiny_tokenizer):
+    def fingerprint(*dtypes) -> str:
+        model = tiny_student()
+        for dtype in dtypes:
+            model = model.to(dtype)
+        return RSRScorer(model, tiny_tokenizer).fingerprint
+
+    own = {dtype: fingerprint(dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)}
+    assert not any(same_student(*pair) for pair in combinations(own.values(), 2)), "rounding makes another student"
+    for dtype in (torch.bfloat16, torch.float16):
+        loaded = fingerprint(dtype, torch.float32)
+        assert same_student(own[dtype], loaded) and own[dtype] != loaded
+        assert (dtype_of(own[dtype]), dtype_of(loaded)) == (str(dtype)[6:], "float32")
+    old = "0123456789abcdef"  # of an earlier version: without a dtype
+    assert not same_student(old, old) and not same_student(None, None)
 
 
 def test_differs_with_everything_that_changes_scores(tiny_student_path, tiny_student, tiny_tokenizer):

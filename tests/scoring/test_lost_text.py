@@ -125,7 +125,7 @@ def test_said_once_with_its_share(scorer, caplog):
         caplog.clear()
         dataset.map(scorer, batched=True)
     assert [record.message for record in caplog.records] == [
-        f"So far, {SAID} Shown once; count the columns at the end of map."
+        f"So far, {SAID} (Shown once; check rsr_error afterwards.)"
     ]
 
 

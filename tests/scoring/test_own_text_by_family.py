@@ -157,13 +157,13 @@ def test_templates_that_want_parts(template, chat_of):
     chat = chat_of(TEMPLATES[template])
     space = " "  # between "Assistant:" and the text, or behind "[/INST]"
     assert own_texts(chat, as_parts(talk.THINK)) == [space + text for text in VERBATIM]
-    with pytest.raises(ChatTemplateError, match=r"leaves out content that is a string|can't render it"):
+    with pytest.raises(ChatTemplateError, match=r"content of message 0 is a string"):
         chat(talk.THINK, {})
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_three_ways_agree(template, chat_of):
-    """Markers, all turns in one rendering, and turn by turn find the same spans, or say that they can't."""
+def test_ways_agree(template, chat_of):
+    """Markers, all turns in one rendering, small conversations and turn by turn: the same spans, or none found."""
     ways = [way(chat_of(TEMPLATES[template])) for way in WAYS.values()]
     conversations = [talk.SINGLE, talk.THINK, talk.REASONING]
     conversations += [talk.with_tools(), talk.with_tools('{"a": 1, "b": "two"}')]
@@ -179,7 +179,7 @@ def test_three_ways_agree(template, chat_of):
                 # Phi-3 renders no tool calls and has no header to go by.
                 assert "can't render it" in str(error) or (chat is not ways[0] and template.startswith("phi3"))
         assert all(result == found[0] for result in found)
-        agreed += len(found) == 3
+        agreed += len(found) == len(ways)
     assert agreed >= 2
 
 

@@ -123,7 +123,7 @@ class TestNulls:
         dataset.map(scorer)
         assert warnings_of(caplog) == [
             "So far, 1 of 1 rows couldn't be scored: their rsr is null, rsr_error says why (completion is empty). "
-            "Shown once; count the columns at the end of map."
+            "(Shown once; check rsr_error afterwards.)"
         ]
         scorer.score(dataset.select([1, 0, 2, 3]))
         assert warnings_of(caplog) == [

@@ -69,6 +69,12 @@ def lark(row: Row) -> float:
     return ((probabilities - one_hot) ** 2).sum(1).mean() / row.nats.mean()
 
 
+def guess_share(row: Row) -> float:
+    probabilities = row.truth.logits.softmax(1).numpy()
+    gap = row.entropy + np.log((probabilities**2).sum(1))
+    return np.mean((np.log(5) < row.entropy) & (row.entropy < np.log(20)) & (gap < 0.4))
+
+
 def ifd(row: Row) -> float:
     response = row.ids[row.num_prompt :]
     return row.nats[1:].mean() / row.of(response, range(1, len(response))).surprisals.mean()
@@ -92,6 +98,7 @@ DEFINITIONS = {
     "rank_entropy": lambda row: row.rank.sum() / row.entropy.sum(),
     "drop": lambda row: np.mean([nats for k, nats in enumerate(row.nats) if k not in row.starts]),
     "rsd_share": lambda row: np.mean(np.exp(-row.nats) < 0.01),
+    "guess_share": guess_share,
     "lark": lark,
     "length": lambda row: len(row.nats),
     "ifd": ifd,
@@ -186,6 +193,7 @@ PAIRS = {
     "rank_entropy": (tokens(ranks=[1] * 4), tokens(ranks=[50] * 4)),
     "drop": (tokens(surprisals=[9.0, 0.1, 9.0, 0.1]), tokens(surprisals=[0.1, 2.0, 0.1, 2.0])),
     "rsd_share": (tokens(surprisals=[4.0] * 4), tokens(surprisals=[4.0, 5.0, 4.0, 4.0])),  # 1% is 4.6 nats
+    "guess_share": (tokens(entropies=[0.7] * 4), tokens(entropies=[2.3] * 4, sum_squares=[0.1] * 4)),  # ten words
     "lark": (tokens(sum_squares=[0.9] * 4), tokens(sum_squares=[0.2] * 4)),  # a larger share of loss to go
     "length": (tokens(), tokens(ranks=[2], surprisals=[1.0])),
     "ifd": (tokens(surprisals_alone=[1.0] * 4), tokens(surprisals_alone=[5.0] * 4)),  # the prompt explains less
@@ -254,7 +262,7 @@ def test_asking_for_scores_changes_nothing_else(scorer, make_scorer, dataset):
     assert scored.column_names == [*plain.column_names, *(c for c in ALL_COLUMNS if c != "score_provenance")]
     assert scored.select_columns(plain.column_names).to_list() == plain.to_list()  # rsr_student too
     assert available_scores(scored) == NAMES
-    assert available_scores(plain) == ["rsr", "surprisal", "rank", "length"]
+    assert available_scores(plain) == ["rsr", "surprisal", "rank", "length", "random"]
     assert scored["score_surprisal"][:] == scored["rsr_mean_surprisal"][:]  # the very numbers
     assert scored["score_rank"][:] == scored["rsr_mean_clipped_rank"][:]
 

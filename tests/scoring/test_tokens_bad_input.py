@@ -76,7 +76,7 @@ BAD = [
     ("multiple values for keyword argument 'add_generation_prompt'", chat_with(add_generation_prompt=True)),
     ("multiple values for argument 'conversation'", chat_with(conversation=SINGLE)),
     (
-        "the chat template leaves out content that is a list of parts (message 1): give a string",
+        "the content of message 0 is a list of parts, which this chat template can't write: give a string",
         {"messages": as_parts(SINGLE), "chat_template_kwargs": {"chat_template": TEMPLATES["qwen3"]}},
     ),
 ]

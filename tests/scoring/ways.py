@@ -1,4 +1,4 @@
-"""The three ways by which `ChatSpans` finds spans, one at a time."""
+"""The four ways by which `ChatSpans` finds spans, one at a time."""
 
 from unittest.mock import patch
 
@@ -18,10 +18,22 @@ def without_markers(chat: ChatSpans) -> ChatSpans:
     return chat
 
 
-class _TurnByTurn(ChatSpans):
+class _BlockByBlock(ChatSpans):
     def __call__(self, *args):
-        with patch.object(DerivedSpans, "_between_anchors", lambda *_: None):
+        with patch.object(DerivedSpans, "_between_anchors", return_value=None):
             return super().__call__(*args)
+
+
+class _TurnByTurn(_BlockByBlock):
+    def __call__(self, *args):
+        with patch.object(DerivedSpans, "_block_by_block", return_value=[]):
+            return super().__call__(*args)
+
+
+def block_by_block(chat: ChatSpans) -> ChatSpans:
+    """Makes the spans come from small conversations, a turn each, or from variants where that isn't possible."""
+    chat.__class__ = _BlockByBlock
+    return without_markers(chat)
 
 
 def turn_by_turn(chat: ChatSpans) -> ChatSpans:
@@ -30,4 +42,9 @@ def turn_by_turn(chat: ChatSpans) -> ChatSpans:
     return without_markers(chat)
 
 
-WAYS = {"markers": lambda chat: chat, "anchors": without_markers, "turns": turn_by_turn}
+WAYS = {
+    "markers": lambda chat: chat,
+    "anchors": without_markers,
+    "blocks": block_by_block,
+    "turns": turn_by_turn,
+}

@@ -33,7 +33,7 @@ def scored(num_rows: int = 6, **changes) -> Dataset:
         "rsr": [None if r is None else r / s for r, s in zip(ranks, surprisals, strict=True)],
         "rsr_mean_clipped_rank": ranks,
         "rsr_mean_surprisal": surprisals,
-        "rsr_num_tokens": [*range(10, 10 * num_rows, 10), 0],
+        "rsr_num_tokens": [*range(110, 100 + 10 * num_rows, 10), 0],
         "rsr_truncated": [False] * num_rows,
         "rsr_student": ["s"] * num_rows,
         "problem_id": [i // 3 for i in range(num_rows)],

@@ -8,9 +8,10 @@ import pytest
 from datasets import Dataset, DatasetDict
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from rsr_trl.data import Columns
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring.scores import SCORES
-from rsr_trl.selection.choose import Criteria, Selection, choose, select_trajectories
+from rsr_trl.selection.choose import Criteria, Selection, choose, correctness, select_trajectories
 from rsr_trl.selection.table import ScoredTable
 from tests.selection import pools
 
@@ -26,7 +27,7 @@ def scored(**changes):
             "problem_id": ["p", "p", "p", "q", "q", "q"],
             "teacher": ["a", "b", "c", "a", "b", "c"],
             "rsr": [2.0, 3.0, 2.0, 5.0, None, 4.0],
-            "rsr_num_tokens": [90, 10, 80, 30, 0, 40],
+            "rsr_num_tokens": [190, 110, 180, 130, 0, 140],
             "correct": [True, True, False, None, True, False],
         }
         | changes
@@ -51,7 +52,7 @@ def random_pool(seed, problems=40, teachers=5, each=2):
             "problem_id": [f"p{i // (teachers * each)}" for i in range(number)],
             "teacher": [f"t{i // each % teachers}" for i in range(number)],
             "rsr": [None if rng.random() < 0.1 else float(x) for x in rng.integers(1, 6, number)],  # many ties
-            "rsr_num_tokens": rng.integers(1, 4, number).tolist(),
+            "rsr_num_tokens": rng.integers(101, 104, number).tolist(),
         }
     ).shuffle(seed=seed)
 
@@ -61,9 +62,9 @@ class TestGroups:
         best = select_trajectories(scored(), group_column="problem_id")
         assert best["teacher"] == ["c", "c"] and best["rsr"] == [2.0, 4.0]
         assert best.column_names == scored().column_names
-        tied = scored(rsr=[2.0] * 6, rsr_num_tokens=[7] * 6)
+        tied = scored(rsr=[2.0] * 6, rsr_num_tokens=[70] * 6)
         assert select_trajectories(tied, group_column="problem_id")["teacher"] == ["a", "a"]
-        assert select_trajectories(scored(), "problem_id", max_tokens=30)["rsr"] == [3.0, 5.0]
+        assert select_trajectories(scored(), "problem_id", max_tokens=130)["rsr"] == [3.0, 5.0]
         assert select_trajectories(scored().select([]), "problem_id").num_rows == 0
 
     @pytest.mark.parametrize("prefer, sign", [("low", 1), ("high", -1)])
@@ -92,8 +93,8 @@ class TestGroups:
             assert select_trajectories(lost, group_column="problem_id")["problem_id"] == ["p"]
 
     def test_counts(self):
-        selection = selection_of(scored(), Criteria(group_column="problem_id", require="correct", max_tokens=50))
-        assert selection.left_out == {"no finite score": 1, "not within 50 scored tokens": 2, "'correct' not true": 2}
+        selection = selection_of(scored(), Criteria(group_column="problem_id", require="correct", max_tokens=150))
+        assert selection.left_out == {"no finite score": 1, "not within 150 scored tokens": 2, "'correct' not true": 2}
         assert selection.empty_groups == {"have no scored trajectory for which 'correct' is true": ["q"]}
         assert (selection.num_rows, selection.num_groups, selection.rows.tolist()) == (6, 2, [1])
 
@@ -156,13 +157,45 @@ class TestRequireAndLength:
         with pytest.raises(RSRError, match="'correct' must hold true or false, but it is int64"):
             select_trajectories(scored(correct=[1, 2, 0, None, 1, 0]), keep_fraction=1.0, require="correct")
 
-    def test_min_tokens_leaves_bare_answers_out(self):
+    def test_bare_answers_are_left_out_unless_asked_for(self):
         rows = scored(rsr=[5.0, 4.0, 3.0, 3.0, 2.0, 1.0], rsr_num_tokens=[40, 31, 32, 3, 2, 1])
-        with pytest.warns(UserWarning, match="1 of 2 groups .* trajectory of 32 or more scored tokens .*'q'"):
-            assert select_trajectories(rows, "problem_id", min_tokens=32)["rsr"] == [3.0]
+        with pytest.warns(UserWarning) as said:
+            assert select_trajectories(rows, "problem_id")["rsr"] == [3.0]
+        counted, empty = (str(warning.message) for warning in said)
+        assert "4 of 6 trajectories have fewer than 32 scored tokens and are left out" in counted
+        assert (
+            "1 of 2 groups" in empty and "no scored trajectory of 32 or more scored tokens" in empty and "'q'" in empty
+        )
+        assert select_trajectories(rows, "problem_id", min_tokens=0)["rsr"] == [3.0, 1.0]
         selection = selection_of(rows, Criteria(keep_fraction=1.0, min_tokens=2, max_tokens=32))
-        assert selection.rows.tolist() == [1, 2, 3, 4]
-        assert selection.left_out == {"not of 2 or more scored tokens": 1, "not within 32 scored tokens": 1}
+        assert (selection.rows.tolist(), selection.short) == ([1, 2, 3, 4], 1)
+        assert selection.left_out == {"fewer than 2 scored tokens": 1, "not within 32 scored tokens": 1}
+        only_short = rows.select([1, 3, 4, 5])
+        with pytest.raises(RSRError, match="All 4 .* fewer than 32 .*isn't made for bare answers.*min_tokens=0"):
+            select_trajectories(only_short, "problem_id")
+        assert len(select_trajectories(only_short, "problem_id", min_tokens=0)) == 2
+
+    def test_unknown_lengths_are_no_reason_but_cannot_be_asked_for(self):
+        own = Dataset.from_dict({"rsr": [1.0, 2.0]})
+        assert len(select_trajectories(own, keep_fraction=1.0)) == 2
+        with pytest.raises(RSRError, match="need the column 'rsr_num_tokens'"):
+            select_trajectories(own, keep_fraction=1.0, min_tokens=40)
+
+
+def test_correctness_beside_what_chance_would_give():
+    """Against every possible random choice of one trajectory per problem."""
+    right = [True, False, False, True, True, False]
+    rows = scored(rsr=[1.0, 2.0, 3.0, 3.0, 2.0, 1.0], rsr_num_tokens=[100, 9, 80, 60, 50, 40], correct=right)
+    rows = rows.add_column("rsr_mean_surprisal", [2.0, 0.1, 1.0, 3.0, 1.0, 2.0])
+    by, columns = Criteria("problem_id"), Columns(problem="problem_id", correct="correct")
+    table = ScoredTable.read(rows, columns, optional=True)
+    by_chance = [np.mean(pair) for pair in itertools.product(right[:3], right[3:])]
+    of_long = [np.mean(pair) for pair in itertools.product([right[0], right[2]], right[3:])]
+    found = correctness(table, by, choose(table, by).rows)  # rows 0 and 5; by surprisal 2 and 4
+    assert found == pytest.approx(
+        dict(before=0.5, chosen=0.5, random=np.mean(by_chance), random_long=np.mean(of_long), surprisal=0.5)
+    )
+    assert correctness(ScoredTable.read(rows, Columns(problem="problem_id"), optional=True), by, np.array([0])) is None
 
 
 def total_under_cap(pool, share, keep=1):
@@ -244,6 +277,7 @@ class TestBadInput:
             ({"keep_fraction": 0.5, "when_none_qualifies": "any"}, "needs require and group_column"),
             ({"keep_fraction": 0.5, "max_tokens": 0}, "max_tokens must be 1 or more"),
             ({"keep_fraction": 0.5, "min_tokens": 9, "max_tokens": 8}, "min_tokens=9 is above max_tokens=8"),
+            ({"keep_fraction": 0.5, "max_tokens": 8}, r"min_tokens=32 \(its default; 0 .* above max_tokens=8"),
             (dict(keep_fraction=0.5, max_share_per_teacher=0.3, teacher_column="none"), "needs teacher_column"),
             ({"keep_fraction": 0.5, "max_share_per_teacher": 3, "teacher_column": "teacher"}, r"in \(0, 1\], got 3"),
             (dict(score_threshold=3.0, max_share_per_teacher=0.3, teacher_column="teacher"), "instead of score_thres"),

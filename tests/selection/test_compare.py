@@ -160,7 +160,9 @@ class TestWhatIsCompared:
         for name in ("score_lark", "score_drop", "rsr_step_share"):
             pool = pool.add_column(name, np.random.default_rng(0).uniform(0.1, 0.2, len(pool)))
         pool, notes = pool.add_column("length", [7] * len(pool)), []
-        table = comparison_table(pool, None, None, None, notes)
+        few = comparison_table(pool, None, None, None, notes)
+        assert list(few.values) == ["rsr", "surprisal", "rank", "length"] and "drop, casl, lark" in notes.pop()
+        table = comparison_table(pool, "all", None, None, notes)
         assert list(table.values) == ["rsr", "surprisal", "rank", "drop", "casl", "lark", "length"] and notes == []
         assert list(table.prefer.values()) == ["low"] * 5 + ["high"] * 2
         np.testing.assert_array_equal(table.cost("lark"), -column(pool, "score_lark"))

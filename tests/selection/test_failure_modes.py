@@ -6,7 +6,9 @@ import pytest
 from datasets import Dataset
 
 from rsr_trl import RSRScorer
+from rsr_trl.selection.choose import select_trajectories
 from rsr_trl.selection.compare import compare_scores
+from rsr_trl.selection.failure_modes import GUESSED
 from tests.selection.pools import clean_pool, column
 
 
@@ -17,6 +19,8 @@ def findings(dataset, **options):
 
 def planted(dataset, rows, **values):
     """The pool with other values in some of its rows."""
+    if "score_guess_share" in values:
+        dataset = dataset.add_column("score_guess_share", [0.02] * len(dataset))
     for name, value in values.items():
         changed = column(dataset, name)
         changed[rows] = value
@@ -54,12 +58,13 @@ def every(number):
             dict(rsr_num_tokens=8, rsr=50.0),
             "short responses",
             "100 trajectories (17% of all, 0% of what RSR chooses; most of what 't3' wrote)",
-            "rsr select --min_tokens 32",
+            "`rsr select` does by default",
         ),
+        (every(7), dict(score_guess_share=0.11), "near guessing", "86 trajectories (14% of all, ", "--require"),
+        (every(7), dict(score_guess_share=0.09), None, None, None),
         (every(7), dict(rsr_num_tokens=31), "short responses", "86 trajectories (14% of all, ", "--min_tokens"),
         (every(7), dict(rsr_num_tokens=32), None, None, None),
-        (every(43), dict(rsr_num_tokens=8, rsr=50.0), None, None, None),  # few, and never chosen
-        (every(43), dict(rsr_num_tokens=8, rsr=0.5), "short responses", "14 trajectories (2% of all, 14% of", "--min"),
+        (every(43), dict(rsr_num_tokens=8, rsr=0.5), None, None, None),  # left out of the choice
         (every(1), dict(rsr_mean_clipped_rank=55.0), "foreign to the student", "600 trajectories", "--as_chat"),
         (lambda dataset: of_teacher(dataset, "t1"), dict(rsr_mean_clipped_rank=55.0, rsr=9.0), None, None, None),
         (every(15), dict(rsr_truncated=True), "truncated trajectories", "40 trajectories (7% of all", "--max_length"),
@@ -87,17 +92,28 @@ def test_examples_are_rows_of_the_dataset_as_it_is():
 
 
 @pytest.mark.slow
-def test_real_reasoning_of_a_real_student_raises_no_alarm(gsm8k_rows):
+def test_a_real_student_on_easy_problems_with_a_bare_teacher_and_on_random_digits(gsm8k_rows):
+    """No bare answers in the choice, no false guesses, and true ones found."""
     if not os.environ.get("SMOLLM2"):
         pytest.skip("SMOLLM2 isn't set to a folder with SmolLM2-135M-Instruct")
-    teachers = sorted({row["teacher"] for row in gsm8k_rows})[:4]
-    rows = [row for row in gsm8k_rows if row["teacher"] in teachers][:80]
-    chat = [{"prompt": [{"role": "user", "content": row["prompt"]}], "teacher": row["teacher"]} for row in rows]
-    for row, texts in zip(rows, chat, strict=True):
-        texts["completion"] = [{"role": "assistant", "content": row["completion"]}]
-        texts |= {name: row[name] for name in ("problem_id", "correct")}
-    scored = RSRScorer(os.environ["SMOLLM2"]).score(Dataset.from_list(chat))
-    assert set(findings(scored)) <= {"one-teacher collapse"}
+    *reasoning, bare = ("DeepSeek-V2.5-0908", "Llama-3.1-8B-Instruct", "Qwen2-72B-Instruct", "gemma-2-9b-it")
+    problems, rng = list(dict.fromkeys(row["problem_id"] for row in gsm8k_rows))[:15], np.random.default_rng(0)
+
+    def chat(row: dict, answer: str) -> dict:
+        texts = {"prompt": [{"role": "user", "content": row["prompt"]}]}
+        texts["completion"] = [{"role": "assistant", "content": answer}]
+        return texts | {name: row[name] for name in ("problem_id", "teacher", "correct")}
+
+    rows = [row for row in gsm8k_rows if row["problem_id"] in problems and row["teacher"] in (*reasoning, bare)]
+    pool = [chat(row, row["gold"] if row["teacher"] == bare else row["completion"]) for row in rows]
+    digits = [chat(row, " ".join(map(str, rng.integers(0, 10, 40)))) for row in rows if row["teacher"] == bare]
+    scorer = RSRScorer(os.environ["SMOLLM2"], dtype="float32", scores=["guess_share"])
+    scored, guessed = (scorer.score(Dataset.from_list(texts)) for texts in (pool, digits))
+    with pytest.warns(UserWarning, match="15 of 60 trajectories have fewer than 32 scored tokens"):
+        assert bare not in select_trajectories(scored, "problem_id")["teacher"]
+    found = findings(scored)
+    assert "short responses" in found and not {"near guessing", "foreign to the student"} & set(found)
+    assert np.mean(column(guessed, "score_guess_share") > GUESSED) >= 0.8
 
 
 class TestCollapse:
@@ -164,6 +180,15 @@ class TestScores:
         dataset = dataset.add_column("twin", (-3 * column(dataset, "rsr")).tolist())
         assert "twin (100%)" in only(dataset, "same choice", own_scores={"twin": "high"}).what
         assert findings(dataset, own_scores={"twin": "low"}) == {}
+
+
+@pytest.mark.parametrize("problems, teachers", [(1, 4), (2, 3), (4, 4)])
+def test_a_few_rows_are_no_pattern(problems, teachers):
+    """Order by length, and one teacher's rows first: on so few rows that may be chance."""
+    dataset = clean_pool(problems=problems, teachers=teachers)
+    first = of_teacher(dataset, "t1")
+    ratio = np.where(first, 1.0, 2.0) + column(dataset, "rsr_num_tokens") / 1e4
+    assert set(findings(planted(dataset, slice(None), rsr=ratio))) <= {"too few problems"}
 
 
 def test_every_finding_says_what_why_and_what_to_do():

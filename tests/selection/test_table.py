@@ -8,7 +8,7 @@ from datasets import Dataset, Features, Json, List
 
 from rsr_trl.data import Columns, read_table
 from rsr_trl.rsr import RSRError
-from rsr_trl.scoring.scores import SCORES, casl, direction_of, known_score
+from rsr_trl.scoring.scores import SCORES, ScoredTokens, casl, content_name, direction_of, known_score, random
 from rsr_trl.selection.table import ScoredTable, available_scores, labels, read_score
 from tests.selection.pools import clean_pool, column, scored
 
@@ -38,8 +38,15 @@ class TestReadScore:
         dataset = scored()
         for name, stored in (("rsr", "rsr"), ("surprisal", "rsr_mean_surprisal"), ("rank", "rsr_mean_clipped_rank")):
             np.testing.assert_array_equal(read_score(dataset, name), np.array(dataset[stored][:], dtype=float))
-        np.testing.assert_array_equal(read_score(dataset, "length"), [10, 20, 30, 40, 50, np.nan])
+        np.testing.assert_array_equal(read_score(dataset, "length"), [110, 120, 130, 140, 150, np.nan])
         assert available_scores(dataset) == ["rsr", "surprisal", "rank", "length"]
+
+    def test_random_is_made_from_the_hash_of_the_tokens(self):
+        contents = np.array([1 << 63, 1 << 62, 2**64 - 1], dtype=np.uint64)
+        dataset = Dataset.from_dict({"rsr_content": [*map(content_name, contents.tolist()), None]})
+        truth = random(ScoredTokens(np.ones(3), None, None, content=contents))
+        np.testing.assert_array_equal(read_score(dataset, "random"), [*truth, np.nan])
+        assert truth[:2].tolist() == [0.5, 0.25] and available_scores(dataset) == ["random"]
 
     def test_a_column_in_the_datasets_order(self):
         dataset = scored(score_lark=[1.0, 2, 3, 4, 5, None], judge=[6, 5, 4, 3, 2, 1])
@@ -53,7 +60,7 @@ class TestReadScore:
         dataset = scored(length=[100, 90, 80, 70, 60, 50])
         with pytest.raises(RSRError, match="'length' may mean .* pass score='score_length'.* or rename the column"):
             read_score(dataset, "length")
-        np.testing.assert_array_equal(read_score(dataset, "score_length"), [10, 20, 30, 40, 50, np.nan])
+        np.testing.assert_array_equal(read_score(dataset, "score_length"), [110, 120, 130, 140, 150, np.nan])
 
     @pytest.mark.parametrize(
         "dataset, name, message",

@@ -87,6 +87,16 @@ class TestTable:
         table = ScoredTable.read(pool(), find_columns(pool()), scores=())
         assert rank_table(table) == rank_teachers(pool()) == ranking  # with the columns that are found
 
+    @pytest.mark.parametrize("score", ["rsr", "surprisal"])
+    def test_prints_in_100_columns_and_repeats_no_warning(self, score):
+        names = [f"some-lab/Reasoner-{size}B-Instruct-with-a-long-name-{size}" for size in "123"]
+        few = pool(teachers=names, problems=5)
+        with pytest.warns(UserWarning) as said:
+            text = str(rank_teachers(few, "teacher", "problem_id", score=score))
+        assert max(map(len, text.splitlines())) <= 100 and len(said) > 0
+        assert not any(str(warning.message) in text for warning in said)
+        assert all(f"{name[:29]}…" in text for name in names)
+
 
 NOT_JUDGED = "and can't be judged. Of the others,"
 

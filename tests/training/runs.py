@@ -37,6 +37,7 @@ DEFAULTS = {
     "save_strategy": "no",
     "disable_tqdm": True,
 }
+BY_SCORE = {"rsr_sampling": "weighted", "rsr_rescore_strategy": "epoch"}  # most tests are of what scores decide
 
 
 def examples(n: int = 19, seed: int = 0) -> list[dict[str, Any]]:
@@ -77,9 +78,12 @@ class RecordingRSRSFT(Recording, RSRSFTTrainer):
 def build(student: str, output_dir: str, rows, args, plain=False, model=None, tokenizer=None, config=None, **kwargs):
     """A recording trainer; `plain`: SFTTrainer instead of RSRSFTTrainer."""
     usual, trainer_class = (SFTConfig, RecordingSFT) if plain else (RSRSFTConfig, RecordingRSRSFT)
+    usual = config or usual
+    if issubclass(usual, RSRSFTConfig):
+        args = {"rsr_min_tokens": 0} | args  # the examples are short
     trainer = trainer_class(
         model or AutoModelForCausalLM.from_pretrained(student, dtype="float32"),
-        args=(config or usual)(output_dir, **DEFAULTS | args),
+        args=usual(output_dir, **DEFAULTS | ({} if plain or config else BY_SCORE) | args),
         train_dataset=rows if isinstance(rows, Dataset) else Dataset.from_list(rows),
         processing_class=tokenizer or AutoTokenizer.from_pretrained(student),
         **kwargs,

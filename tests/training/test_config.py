@@ -25,6 +25,17 @@ def test_the_direction_is_the_scores_own():
         assert RSRSFTConfig("out", rsr_score=score, rsr_rescore_strategy="no").rsr_prefer == prefer
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"rsr_group_column": "problem"}, {"rsr_keep_fraction": 0.5}, {"rsr_score_threshold": 0.0}),
+        *({"rsr_sampling": "weighted"}, {"rsr_rescore_strategy": "epoch"}, {"rsr_teacher_column": "teacher"}),
+    ],
+)
+def test_by_default_scores_decide_nothing(settings):
+    assert not RSRSFTConfig("out").needs_scores and RSRSFTConfig("out", **settings).needs_scores
+
+
 def test_a_plain_sft_config_keeps_all_its_settings():
     own = {"eos_token": "</s>", "hub_token": "secret", "max_length": 77, "activation_checkpointing": False}
     plain = SFTConfig("out", bf16=False, dataloader_pin_memory=False, **own)
@@ -68,12 +79,20 @@ STATIC = ("lark", "length", "random")
         ({"accelerator_config": {"dispatch_batches": True}}, "dispatch_batches"),
         ({"rsr_group_column": "p", "rsr_keep_fraction": 0.5}, "set one of them"),
         ({"rsr_keep_per_group": 2}, "needs rsr_group_column"),
+        ({"rsr_min_tokens": 40}, "rsr_min_tokens=40 needs rsr_keep_fraction or groups"),
+        ({"rsr_min_tokens": -1}, "rsr_min_tokens must be 0 or more"),
         ({"rsr_rescore_strategy": "steps"}, "needs rsr_rescore_steps"),
         ({"rsr_rescore_steps": 5}, "needs rsr_rescore_strategy='steps'"),
         ({"rsr_rescore_strategy": "online", "num_train_epochs": 1}, "there is only one"),
         ({"rsr_rescore_strategy": "online", "torch_compile": True}, "torch_compile=False"),
         ({"rsr_score": "judge", "rsr_rescore_strategy": "no"}, "Which end of the column 'judge'"),
-        *(({"rsr_score": s}, f"rsr_score='{s}' isn't measured.*: rsr, surprisal, rank") for s in STATIC),
+        *(
+            (
+                {"rsr_score": s, "rsr_rescore_strategy": "epoch"},
+                f"rsr_score='{s}' isn't measured.*: rsr, surprisal, rank",
+            )
+            for s in STATIC
+        ),
         ({"rsr_prefer": "lower"}, "prefer must be 'low' or 'high', got 'lower'"),
         ({"rsr_sampling": "best"}, "rsr_sampling must be one of"),
         ({"rsr_rescore_strategy": "epochs"}, "rsr_rescore_strategy must be one of"),

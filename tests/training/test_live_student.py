@@ -3,7 +3,6 @@
 import random
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from rsr_trl.training.live_student import ScoringPass, add_rsr_head, token_means
 from tests.training.runs import leave, on_two_processes
 
 
-ARGS = SimpleNamespace(rsr_r_max=100, rsr_max_batch_tokens=None, rsr_share_prefixes=True, disable_tqdm=True)
 LENGTHS = [9, 7, 7, 5, 3]
 
 
@@ -30,7 +28,7 @@ def scoring_pass(model, kind=ScoringPass, layout: str | None = "padded") -> Scor
     ids = [rng.integers(0, 262, length).tolist() for length in LENGTHS]
     scored = [[i > 1 for i in range(length)] for length in LENGTHS]
     rows = Dataset.from_dict({"input_ids": ids, "rsr_scored": scored})
-    scoring = kind(model, Accelerator(cpu=True), rows, np.array(LENGTHS), ARGS, pad_token_id=0)
+    scoring = kind(model, Accelerator(cpu=True), rows, np.array(LENGTHS), pad_token_id=0, r_max=100, show_bar=False)
     scoring.layout = layout or scoring.layout
     return scoring
 
@@ -124,7 +122,9 @@ def test_whole_models_read_a_problem_once_for_all_its_rows(tiny_student, monkeyp
     problems = [rng.integers(3, 262, 40) for _ in range(2)]
     ids = [np.concatenate([problems[i % 2], rng.integers(3, 262, 3 + i)]) for i in range(10)]
     rows = Dataset.from_dict({"input_ids": ids, "rsr_scored": [np.arange(len(row)) >= 40 for row in ids]})
-    scoring = ScoringPass(model, Accelerator(cpu=True), rows, np.array([*map(len, ids)]), ARGS, pad_token_id=0)
+    scoring = ScoringPass(
+        model, Accelerator(cpu=True), rows, np.array([*map(len, ids)]), pad_token_id=0, r_max=100, show_bar=False
+    )
     add_rsr_head(model)
     read = []
     model.base_model.register_forward_hook(

@@ -4,7 +4,8 @@ import pytest
 from datasets import Dataset
 from scipy import stats
 
-from rsr_trl.training.live_table import ScoreHistory, ScoreTable, spearman, summarize
+from rsr_trl.selection.teachers import rank_teachers
+from rsr_trl.training.live_table import ScoreHistory, ScoreTable, spearman, summarize, summarize_teachers
 
 
 @pytest.fixture
@@ -86,10 +87,24 @@ def test_what_is_no_score_is_refused(build, message):
 
 def test_summary_leaves_out_what_is_not_finite():
     scores = np.array([1.0, 2.0, np.nan, 4.0, np.inf])
-    teachers = np.array([0, 1, 0, 1, 2]), ["A", "B", "C"]
-    expected = {"mean": 7 / 3, "median": 2.0, "p10": 1.2, "p90": 3.6, "mean/A": 1.0, "mean/B": 3.0}
-    assert summarize(scores, teachers) == pytest.approx({f"rsr/{name}": value for name, value in expected.items()})
+    expected = {"mean": 7 / 3, "median": 2.0, "p10": 1.2, "p90": 3.6}
+    assert summarize(scores) == pytest.approx({f"rsr/{name}": value for name, value in expected.items()})
     assert summarize(np.array([np.nan])) == {}
+
+
+def test_the_score_of_a_teacher_is_that_of_rank_teachers():
+    """With a score as another table has it too: of a trajectory without surprise, of one without tokens."""
+    rows = {"rsr_mean_clipped_rank": [4.0, 2.0, 9.0, 1.0, None], "rsr_mean_surprisal": [1.0, 2.0, 3.0, 0.0, None]}
+    rows |= {"rsr_num_tokens": [3, 3, 3, 3, 0], "rsr_truncated": [False] * 5, "teacher": [*"ABAAC"]}
+    rows |= {"judge": [1.0, 2.0, 4.0, None, 3.0], "rsr": [4.0, 1.0, 3.0, None, None]}
+    dataset, teachers = Dataset.from_dict(rows), (np.array([0, 1, 0, 0, 2]), [*"ABC"])
+    found = summarize_teachers(ScoreTable.from_dataset(dataset), teachers)
+    with pytest.warns(UserWarning):
+        expected = {row["teacher"]: row["rsr_all"] for row in rank_teachers(dataset, "teacher").table}
+    assert found == pytest.approx({f"rsr/teacher/{name}": expected[name] for name in "AB"}) and expected["C"] is None
+    assert found["rsr/teacher/A"] == pytest.approx((4 + 9 + 1) / (1 + 3 + 0))
+    by_judge = summarize_teachers(ScoreTable([1] * 5, "judge", rows["judge"][:3] + [np.nan, 3]), teachers, "judge")
+    assert by_judge == {f"judge/teacher/{name}": value for name, value in zip("ABC", [2.5, 2.0, 3.0], strict=True)}
 
 
 def test_spearman_is_of_the_rows_that_have_both():

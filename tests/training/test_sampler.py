@@ -8,13 +8,14 @@ from accelerate.data_loader import BatchSamplerShard, SeedableRandomSampler
 from datasets import Dataset
 from torch.utils.data import BatchSampler, DataLoader
 
+from rsr_trl.rsr import RSRError
 from rsr_trl.training.live_table import ScoreTable
 from rsr_trl.training.sampler import RSRSampler
 
 
 def table_of(scores) -> ScoreTable:
     """A table with these ratios; NaN is a row without scored tokens."""
-    table = ScoreTable(np.where(np.isnan(scores), 0, 5))
+    table = ScoreTable(np.where(np.isnan(scores), 0, 50))
     set_scores(table, scores)
     return table
 
@@ -44,6 +45,19 @@ def test_ordered_is_the_sorted_order_with_unscored_rows_last():
     assert ordered(table) == [1, 3, 0, 2] and ordered(table, prefer="high") == [0, 3, 1, 2]
 
 
+@pytest.mark.parametrize("choice", [{"groups": [0, 0, 1, 1, 2]}, {"keep_fraction": 0.6}], ids=str)
+def test_bare_answers_are_not_chosen_unless_asked_for(choice):
+    """The same rule as in selection; group 2 has nothing else."""
+    table = ScoreTable([31, 32, 40, 50, 5])
+    set_scores(table, [1.0, 2.0, 5.0, 4.0, 3.0])
+    assert ordered(table, **choice) == [1, 3]
+    assert ordered(table, **choice, min_tokens=0) == [0, 4, 3] if "groups" in choice else [0, 1, 4]
+    assert sorted(ordered(table)) == [0, 1, 2, 3, 4]  # where nothing is chosen, nothing is left out
+    with pytest.raises(RSRError, match="All 2 .* isn't made for bare answers.*min_tokens=0"):
+        short = ScoreTable([5, 31])
+        RSRSampler(short, **{name: value if name == "keep_fraction" else [0, 1] for name, value in choice.items()})
+
+
 @pytest.mark.parametrize(
     ("score", "order"), [("rsr", [1, 2, 3, 0]), ("surprisal", [0, 2, 3, 1]), ("score_rank", [2, 1, 0, 3])]
 )
@@ -55,7 +69,7 @@ def test_the_order_follows_any_live_score(score, order):
 
 def test_the_order_follows_static_scores():
     assert ordered(ScoreTable([5] * 4, "length", [5, 9, 7, 3])) == [1, 2, 0, 3]  # longest
-    own = ScoreTable([5] * 4, "judge", [np.nan, 9, 7, 3])
+    own = ScoreTable([50] * 4, "judge", [np.nan, 9, 7, 3])
     assert ordered(own, prefer="low") == [3, 2, 1, 0]
     assert sorted(RSRSampler(own, prefer="low", keep_fraction=1 - 1e-6)) == [1, 2, 3]
     with pytest.raises(ValueError, match="Which end of the column 'judge'"):

@@ -11,10 +11,10 @@ import pytest
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback
 from trl import SFTConfig
 
-from rsr_trl.rsr import CITATION
+from rsr_trl.rsr import CITATION, dataset_rsr
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.training.collator import MASKED_ROW, RSRDataCollator
 from rsr_trl.training.config import RSRSFTConfig
@@ -337,6 +337,18 @@ def test_unscorable_rows_come_last_and_are_never_chosen(make, train, caplog):
     assert 2 not in sum(source_rows(chosen, 0), [])
 
 
+def test_bare_answers_are_counted_and_not_chosen(make, caplog):
+    rows = [
+        row | {"completion": row["completion"] + " and so on" * 10 * (i % 3 < 2)} for i, row in enumerate(examples(9))
+    ]
+    rows[3]["completion"] = rows[4]["completion"] = "4"  # problem 1 has bare answers only
+    trainer = make(rows, rsr_group_column="problem", rsr_keep_per_group=3, rsr_min_tokens=None)
+    assert "5 of 9 examples have fewer than 32 scored tokens and aren't chosen" in caplog.text
+    assert "1 of 3 groups have no longer one" in caplog.text
+    trainer.train()
+    assert [sorted(sum(source_rows(trainer, epoch), [])) for epoch in range(3)] == [[0, 1, 6, 7]] * 3
+
+
 @pytest.mark.parametrize(
     ("trainer_kwargs", "args"), [({}, {}), ({}, {"padding_free": True}), (LORA, {})], ids=["padded", "free", "lora"]
 )
@@ -381,9 +393,10 @@ def test_logs_say_what_the_table_says(train):
     log = [log for log in trainer.state.log_history if "rsr/mean" in log][-1]
     scores = history(trainer).pivot(index="row", columns="step", values="rsr")
     first, last = scores[0], scores[trainer.scores.steps_per_epoch]
+    by_b = history(trainer).query("step > 0 and row % 3 == 1")[["rsr_mean_clipped_rank", "rsr_mean_surprisal"]]
     expected = {
         **{"mean": last.mean(), "median": last.median(), "p10": last.quantile(0.1), "p90": last.quantile(0.9)},
-        **{"mean/B": last[last.index % 3 == 1].mean(), "kept_share": 1.0},
+        **{"teacher/B": dataset_rsr(*by_b.to_numpy().T), "kept_share": 1.0},
         "spearman_with_last": last.corr(first, method="spearman"),
     }
     assert {name: log[f"rsr/{name}"] for name in expected} == pytest.approx(expected)
@@ -396,9 +409,12 @@ def test_the_model_card_tells_how_the_data_was_scored_and_chosen(train):
     trainer = train(rsr_group_column="problem", rsr_teacher_column="teacher", num_train_epochs=1)
     trainer.create_model_card(model_name="out")
     card, rsr = Path(trainer.args.output_dir, "README.md").read_text(), trainer.table.rsr
-    figures = (f"| median | {np.median(rsr):.4g} |", f"| mean/B | {rsr[1::3].mean():.4g} |")
-    for text in (*figures, "| rsr_group_column | `problem` |", "Lower means more suitable", "RSR-SFT", CITATION):
+    by_b = dataset_rsr(trainer.table.mean_clipped_rank[1::3], trainer.table.mean_surprisal[1::3])
+    figures = (f"| median | {np.median(rsr):.4g} |", f"| teacher/B | {by_b:.4g} |")
+    own = ("## Selection by RSR", "| rsr_group_column | `problem` |", "Lower means more suitable", CITATION)
+    for text in (*figures, *own):
         assert text in card
+    assert "trained with SFT." in card and "introduced in" not in card
     assert {"trl", "sft", "rsr"} <= set(trainer.model.model_tags)
 
 
@@ -465,13 +481,45 @@ def test_schedule_free_optimizers_are_scored_with_their_evaluation_weights(train
 
 def test_a_plain_sft_config_and_no_config_at_all(make, tmp_path, monkeypatch, student):
     trainer = make(config=SFTConfig, num_train_epochs=1)
-    assert isinstance(trainer.args, RSRSFTConfig) and trainer.args.rsr_rescore_strategy == "epoch"
+    assert isinstance(trainer.args, RSRSFTConfig) and trainer.args.rsr_sampling == "random"
     assert trainer.args.learning_rate == DEFAULTS["learning_rate"] and trainer.args.bf16 is False
-    trainer.train()
-    assert np.isfinite(trainer.table.rsr).all()
     monkeypatch.chdir(tmp_path)
     default = RSRSFTTrainer(student, train_dataset=Dataset.from_list(examples()))
     assert default.args.output_dir == "student-RSR-SFT"
+
+
+def test_by_default_it_is_sft_trainer_and_scores_nothing(train, make, student_parts, caplog):
+    nothing = {"rsr_sampling": "random", "rsr_rescore_strategy": "no"} | ONE_STEP
+    trainer = train(None, None, *student_parts, **nothing)
+    assert np.isnan(trainer.table.rsr).all() and not os.path.isdir(f"{trainer.args.output_dir}/rsr_history")
+    assert "No score decides anything in this training" in caplog.text
+    trainer.create_model_card()
+    card = Path(trainer.args.output_dir, "README.md")
+    assert "RSR" not in card.read_text()
+    caplog.clear()
+    trainer = train(scored_by(*student_parts), None, *student_parts, **nothing)  # as selected: the paper's recipe
+    assert not caplog.text and np.isfinite(trainer.table.rsr).all()
+    trainer.create_model_card()
+    assert "used all of it in random order" in card.read_text()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_scores_of_the_same_student_in_another_dtype_are_taken_and_said(
+    make, tmp_path, tiny_student, tiny_tokenizer, caplog, dtype
+):
+    folder, tokenizer = str(tmp_path / "half"), tiny_tokenizer
+    tiny_student().to(getattr(torch, dtype)).save_pretrained(folder)
+    dataset = RSRScorer(folder, tokenizer).score(Dataset.from_list(examples()))
+    assert set(dataset["rsr_student"]) == {f"{dataset['rsr_student'][0][:16]}-{dtype}"}
+    args = {"rsr_sampling": "ordered", "rsr_rescore_strategy": "no"}
+    trainer = make(dataset, None, AutoModelForCausalLM.from_pretrained(folder, dtype="float32"), tokenizer, **args)
+    assert trainer.table.rsr.tolist() == dataset["rsr"][:]
+    assert f"scores were computed in {dtype} and are used as they are: about 1% of rounding" in caplog.text
+    caplog.clear()
+    rounded = tiny_student().to(getattr(torch, dtype))  # other weights than those of the float32 student
+    rounded = RSRScorer(rounded, tokenizer).score(Dataset.from_list(examples()))
+    trainer = make(rounded, None, tiny_student(), tokenizer, **args)
+    assert np.isnan(trainer.table.rsr).all() and "aren't of this student as it is here: it is scored" in caplog.text
 
 
 def test_a_normal_run_prints_no_warnings(make, caplog):
@@ -533,7 +581,7 @@ def test_datasets_and_collators_that_cannot_be_ordered_are_refused(make):
     with pytest.raises(ValueError, match="function.*derive the data collator from RSRDataCollator"):
         make(trainer_kwargs={"data_collator": lambda rows: rows})
     own = {"data_collator": RSRDataCollator(pad_token_id=0, score_threshold=3.0)}
-    with pytest.raises(ValueError, match="set them in the config alone"):
+    with pytest.raises(ValueError, match="set it in the config alone"):
         make(trainer_kwargs=own, rsr_score_threshold=4.0)
 
 

@@ -39,10 +39,14 @@ def _ways(material: Material) -> list[dict]:
     of = "of each problem" if by.group_column else f"{by.keep_fraction:.0%}"
     plain = f"--group_column {quote(by.group_column)}" if by.group_column else f"--keep_fraction {by.keep_fraction}"
     plain += "" if by.prefer == "low" else " --prefer high"
+    plain += "" if by.min_tokens is None else f" --min_tokens {by.min_tokens}"
     ways = [
         _way(material, "All, as they are", None, np.flatnonzero(table.scored)),
         _way(material, f"{end} suitable {of} (chosen on this page)", plain, material.selection.rows),
     ]
+    if material.selection.short:
+        options = f"{plain} --min_tokens 0"
+        ways.append(_other(material, "… bare answers too", options, min_tokens=0))
     if table.correct is not None:
         column = table.columns.correct
         ways.append(_other(material, "… of the correct ones", f"{plain} --require {quote(column)}", require=column))

@@ -1,9 +1,10 @@
 """What the page says, in a few sentences."""
 
 from rsr_trl.data import counted, is_selection
-from rsr_trl.report.format import name, number, percent
+from rsr_trl.report.format import correct_text, name, number, percent
 from rsr_trl.report.material import Material
 from rsr_trl.rsr import DIRECTION, dataset_rsr
+from rsr_trl.selection.choose import correctness
 from rsr_trl.selection.teachers import SELECTED, TeacherRanking
 
 
@@ -12,7 +13,10 @@ def view(material: Material) -> dict:
     sentences = [("Data", _counts(material))]
     if material.ranking is not None:
         sentences.append(("Teacher", SELECTED if is_selection(material.source) else best_teacher(material.ranking)))
-    return {"sentences": [*sentences, ("Selection", _choice(material))]}
+    sentences.append(("Selection", _choice(material)))
+    if facts := correctness(material.table, material.by, material.selection.rows):
+        sentences.append(("Correct", correct_text(facts)))
+    return {"sentences": sentences}
 
 
 def _counts(material: Material) -> str:

@@ -69,7 +69,7 @@ def read_history(run: Path, num_rows: int) -> tuple[list[int], np.ndarray]:
     if not files:
         raise RSRError(
             f"There is no score history in {str(run)!r}: a run of RSRSFTTrainer (`rsr sft`) leaves it in "
-            f"{HISTORY_DIR}/ of its output folder."
+            f"{HISTORY_DIR}/ of its output folder, if it used scores."
         )
     latest, history = np.full((3, num_rows), np.nan), {}
     wanted = set(np.linspace(0, len(files) - 1, min(len(files), MAX_POINTS)).round().astype(int))

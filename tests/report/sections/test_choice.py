@@ -47,6 +47,19 @@ def test_each_way_is_what_select_trajectories_chooses(write, tiny_tokenizer, sta
         assert _line(page, "Baseline: random of each problem").split()[0] == "20"
 
 
+def test_bare_answers_are_left_out_and_shown_beside(write, rows):
+    for row in rows[:2]:
+        row["rsr_num_tokens"] = 5
+    page = write(rows)
+    assert "Never chosen: 2 (fewer than 32 scored tokens)" in page.words("choice")
+    dataset = as_dataset(rows)
+    assert _figures(select_trajectories(dataset, **BY_PROBLEM, min_tokens=0)) in _line(page, "… bare answers too")
+    for row in rows:
+        row["rsr_num_tokens"] = 5
+    words = write(rows).words("choice")  # nothing else to choose from: the page shows it all the same
+    assert "--min_tokens 0" in words and "Never chosen" not in words
+
+
 def test_commands_are_safe_to_paste(write, rows):
     for row in rows:
         row["my problem; rm"] = row.pop("problem_id")

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 
 from rsr_trl.data import Columns, dataset_card
@@ -46,6 +47,8 @@ def test_counts_and_the_choice(write, rows):
     best = min(rsr, key=rsr.get)
     assert f"RSR of {best}: {rsr[best]:.3f}" in text
     chosen = [min((r for r in rows if r["problem_id"] == f"p{i}"), key=lambda r: r["rsr"]) for i in range(6)]
+    right = [np.mean([row["correct"] for row in some]) for some in (chosen, rows)]
+    assert f"Correct {right[0]:.0%} of the chosen, {right[1]:.0%} before. Chosen at random: {right[1]:.0%};" in text
     assert f"leaves 6 of 18. RSR goes from {rsr_of(rows):.2f} to {rsr_of(chosen):.2f}" in text
 
 
