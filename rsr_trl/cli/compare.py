@@ -107,8 +107,8 @@ def _show(out: Console, comparison) -> None:
             "chance: 50%).",
         )
     known = [(row["name"], SCORES[row["name"]].published) for row in scores[1:] if row["name"] in SCORES]
-    if published := [f"{name}: {source}" for name, source in known if source]:
-        say(out, f"Published as: {'; '.join(published)}.")
+    if published := [f"{name} ({source})" for name, source in known if source]:
+        say(out, f"Published as: {', '.join(published)}.")
     say(out, f"\nWhat each would choose with {comparison.rule}:")
 
     def most_from(row: dict) -> str:

@@ -264,7 +264,7 @@ def _report(out: Console, scored, chosen: dict, tokenizer, folder: Path) -> None
     data = ["--dataset_name", "scored"]
     for words in (
         ["score", "--model_name_or_path", "STUDENT", "--dataset_name", "data.jsonl", "--output_dir", "scored"],
-        ["report", *data, "--output", "report.html"],
+        ["report", *data, "--output_dir", "report"],
         ["select", *data, "--group_column", "problem_id", "--output_dir", "selected"],
     ):
         out.print(f"  rsr {' '.join(words)}", soft_wrap=True)

@@ -127,25 +127,28 @@ class DerivedSpans:
         user, answer = (message_of(role, role, chat.form) for role in ("user", "assistant"))
         last_user = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=0)
         small = DerivedSpans(chat, "", (), {**self._kwargs, "tools": None})
+        bare = {turn: _only_calls(messages[turn]) or answer for turn in turns}
         contexts = [[user]]  # of each turn; it may go on in the turn before, after a tool's result
         for turn, after in pairwise(turns):
-            block = [user, *map(_as_context, messages[turn:after])]
-            contexts.append([user] if block[-1]["role"] == "user" else block)
+            goes_on = messages[after - 1]["role"] != "user"
+            contexts.append([user, bare[turn], *messages[turn + 1 : after]] if goes_on else [user])
         called = next((i for i, turn in enumerate(turns[:-1]) if messages[turn].get("tool_calls")), len(turns))
         for i in reversed(range(len(turns))):
             turn, after = turns[i], [*turns, len(messages)][i + 1]
             if turn < first:
                 break
             # Thoughts may stay only where no user speaks behind them.
-            behind = [answer, user] if after <= last_user else [answer] if after < len(messages) else []
+            behind = [bare[after], user] if after <= last_user else [bare[after]] if after < len(messages) else []
             # DeepSeek opens the calls of a conversation only once.
-            earlier = [[*contexts[called + 1], answer, *contexts[i]]] if called < i else []
+            earlier = [[*contexts[called + 1], answer]] if called < i else []
             try:
-                tail = small._written_for(behind, contexts[i + 1]) if behind else ""
-                for context in [contexts[i], *earlier]:
+                for before in [[], *earlier]:
+                    context = [*before, *contexts[i]]
                     conversation = [*context, *messages[turn:after], *behind]
-                    part, start = small._render(conversation), len(small._render(context))
-                    end = len(part) - len(tail)
+                    part = small._render(conversation)
+                    start, end = _shared_prefix(small._render(context), part), len(part)
+                    if behind:
+                        end -= len(small._written_for(behind, [*before, *contexts[i + 1]]))
                     if start < end and self._text.endswith(part[start:end], 0, at):
                         break
                 else:
@@ -162,7 +165,8 @@ class DerivedSpans:
 
     def _written_for(self, behind: Sequence[Message], context: Sequence[Message]) -> str:
         """What the template writes for messages behind a context."""
-        return self._render([*context, *behind]).removeprefix(self._render(context))
+        text = self._render([*context, *behind])
+        return text[_shared_prefix(self._render(context), text) :]
 
     def _locate_turn(self, turn: int) -> list[Span]:
         """Spans of the assistant turn `messages[turn]`; two if its tool's result stands inside it."""
@@ -256,12 +260,10 @@ def message_of(role: str, text: str, form: type) -> dict:
     return {"role": role, "content": text if form is str else [{"type": "text", "text": text}]}
 
 
-def _as_context(message: Message) -> dict:
-    """What other turns may look at: of an assistant's message its calls alone, or a word where it has none."""
-    if message["role"] != "assistant":
-        return dict(message)
+def _only_calls(message: Message) -> dict | None:
+    """Of an assistant's message its calls alone; `None` if it has none."""
     calls = message.get("tool_calls")
-    return {"role": "assistant", "content": "" if calls else "A", "tool_calls": calls}
+    return {"role": "assistant", "content": "", "tool_calls": calls} if calls else None
 
 
 def _say(message: Message, mark: str) -> dict:

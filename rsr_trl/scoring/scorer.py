@@ -98,12 +98,9 @@ class RSRScorer:
             `["surprisal", "rank"]`, or `"all"` that the same pass gives. `"casl"` adds `score_drop` and
             `rsr_step_share`, from which selection computes it. Null where `rsr` is, or where the score is undefined.
         max_batch_tokens (`int`, *optional*): Tokens that go through the student at once, padding included.
-        share_prefixes (`bool`, *optional*, defaults to `True`):
-            Read what several trajectories begin with only once (a system prompt, a problem, common turns), where the
-            student's cache allows it and it saves time. Scores change by rounding only.
-        max_prefix_tokens (`int`, *optional*):
-            Longest prefix to share: its keys and values stay in memory. By default they take at most half of the
-            memory that reading takes anyway.
+        share_prefixes (`bool`, *optional*, defaults to `True`): Read what several trajectories begin with once.
+        max_prefix_tokens (`int`, *optional*): Longest prefix to share. By default its keys and values take at most
+            half of the memory that reading takes anyway.
         assistant_only_loss (`bool`, *optional*, defaults to `False`):
             Render conversations as SFTTrainer does under this setting (some templates differ).
         chat_template_path (`str`, *optional*):

@@ -310,7 +310,7 @@ _RSR = "arXiv:2601.14249"  # the paper
 SCORES: dict[str, Score] = {
     "rsr": Score("low", rsr, stored=RSR, published=f"Rank-Surprisal Ratio, {_RSR}, Eq. 7", parts={}),
     "rsr_filtered": Score("low", rsr_filtered, published=f"filtered token average, {_RSR}, Eq. 5"),
-    "surprisal": Score("low", surprisal, stored=MEAN_SURPRISAL, published=f"GRAPE, arXiv:2502.04194; {_RSR}"),
+    "surprisal": Score("low", surprisal, stored=MEAN_SURPRISAL, published="GRAPE, arXiv:2502.04194"),
     "rank": Score("low", rank, stored=MEAN_CLIPPED_RANK, published=f"average rank, {_RSR}"),
     "entropy": Score("low", entropy, ("moments",)),
     "rank_entropy": Score("low", rank_entropy, ("moments",), published=f"an ablation of {_RSR}"),

@@ -134,6 +134,10 @@ class ExampleTokenizer:
         self._replacements: dict[str, str | None] = {}
         self._marks: dict[str, tuple[str, ...]] = {}
 
+    def __getstate__(self) -> dict:
+        # `datasets` names its cache by the pickle: what was learnt from rows before isn't part of what decides.
+        return {**vars(self), "_chats": {}, "_replacements": {}, "_marks": {}}
+
     @property
     def chat_template(self) -> str | None:
         """Template that replaces the tokenizer's own, exactly when SFTTrainer would replace it."""

@@ -37,11 +37,11 @@ def min_tokens_to_show(tokens: np.ndarray) -> int | None:
     return None if long_enough(tokens).any() else 0
 
 
-def all_short(count: int, least: int = NOISY_BELOW) -> str:
-    """What is said where no trajectory is long enough to be chosen, and what to do."""
-    to_do = "Lower min_tokens."
+def all_short(count: int, least: int, prefix: str = "") -> str:
+    """What is said where no trajectory is long enough to be chosen; the option's name begins with `prefix`."""
+    to_do = f"Lower {prefix}min_tokens."
     if least <= NOISY_BELOW:
-        to_do = f"{TOO_SHORT}. Choose at random or by correctness, or let them in with min_tokens=0."
+        to_do = f"{TOO_SHORT}. Choose at random or by correctness, or let them in with {prefix}min_tokens=0."
     return f"All {count} trajectories with a score have fewer than {least} scored tokens. {to_do}"
 
 

@@ -153,7 +153,7 @@ def comparison_table(
         others = [] if scores == "all" else [name for name in there if name not in (RSR, *BESIDE_RSR, *own_scores)]
         scores = [name for name in there if name not in others]
         if others:
-            notes.append(f"Not compared, but in the dataset: {', '.join(others)} (scores: all compares them too).")
+            notes.append(f"Not compared, but in the dataset: {', '.join(others)} (scores='all' compares them too).")
         added = [column for column in dataset.column_names if column.startswith(SCORE_PREFIX)]
         if unknown := [column for column in added if known_score(column) is None and column not in own_scores]:
             notes.append(

@@ -16,7 +16,7 @@ from rsr_trl.scoring.fingerprint import DEFINITION, same_student
 from rsr_trl.scoring.rows import describe_notes
 from rsr_trl.scoring.scores import ScoredTokens, check_name, content_hash, content_name, known_score, random
 from rsr_trl.scoring.tokens import ExampleTokenizer
-from rsr_trl.selection.choose import least_tokens, long_enough
+from rsr_trl.selection.choose import all_short, least_tokens, long_enough
 from rsr_trl.selection.table import labels, read_score
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.live_table import LIVE, ScoreTable
@@ -90,6 +90,8 @@ def describe(dataset: Dataset, num_scored: np.ndarray, args: RSRSFTConfig) -> li
         return lines
     is_long, least = long_enough(num_scored, args.rsr_min_tokens), least_tokens(args.rsr_min_tokens)
     if short := int((~is_long & (num_scored > 0)).sum()):
+        if not is_long.any():
+            raise RSRError(all_short(short, least, "rsr_"))
         lines.append(
             f"{short} of {len(dataset)} examples have fewer than {least} scored tokens and aren't chosen. {TOO_SHORT}"
             ". rsr_min_tokens=0 lets them in."

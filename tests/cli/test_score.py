@@ -312,16 +312,13 @@ class TestLargeDatasets:
 
     def test_what_is_read_once_is_said(self, score, tiny_tokenizer):
         rows = [{"prompt": "How many apples are left? " * 8, "completion": str(i) * 9} for i in range(4)]
-        tokens = sum(
-            len(tiny_tokenizer(row[name])["input_ids"]) for row in rows for name in row
-        )  # and four end-of-text tokens
+        tokens = sum(len(tiny_tokenizer(row[name])["input_ids"]) for row in rows for name in row) + len(rows)  # ends
         found = score("--dry_run", "--json", rows=rows).json
         share = 1 - found["sampled_neighbours_read"] / found["sampled_neighbours"]
-        assert found["sampled_neighbours"] == tokens + 4 and 0.5 < share < 0.75, "of four prompts one is read"
+        assert found["sampled_neighbours"] == tokens and 0.5 < share < 0.75, "of four prompts one is read"
         said = f"{share:.0%} of the tokens repeat the beginning of another trajectory: read once"
         assert said in score("--dry_run", rows=rows).text and said in score(rows=rows).text
-        again = score("--overwrite", "--no_share_prefixes", rows=rows).text
-        assert "read once" not in again
+        assert "read once" not in score("--dry_run", "--no_share_prefixes", rows=rows).text
 
     def test_upload_is_of_the_card_and_the_data(self, score, monkeypatch):
         def repo(name):

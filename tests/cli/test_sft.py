@@ -20,6 +20,7 @@ from tests.training.runs import REPOSITORY, examples
 QUICK = [
     *("--use_cpu", "--activation_checkpointing", "False", "--num_train_epochs", "2", "--learning_rate", "1e-2"),
     *("--per_device_train_batch_size", "2", "--disable_tqdm", "True", "--report_to", "none", "--logging_steps", "1"),
+    *("--rsr_min_tokens", "0"),  # the examples are short
 ]
 BY_SCORE = ("--rsr_sampling", "weighted", "--rsr_rescore_strategy", "epoch")
 COLUMNS = ("--prompt_column", "q", "--completion_column", "a")
@@ -68,7 +69,7 @@ def test_trains_on_what_rsr_select_writes(rsr, train, raw, tiny_student_path, tm
     scored, chosen, out = tmp_path / "scored", tmp_path / "chosen", train.out
     student = ["--model_name_or_path", tiny_student_path]
     assert rsr("score", "--dataset_name", raw, *COLUMNS, *student, "--output_dir", scored).code == 0
-    by_problem = ["--group_column", "problem", "--output_dir", chosen]
+    by_problem = ["--group_column", "problem", "--output_dir", chosen, "--min_tokens", "0"]
     assert rsr("select", "--dataset_name", scored, *by_problem).code == 0
     text = train(data=("--dataset_name", chosen)).text
     assert "on all 4 trajectories per epoch, in random order, mean loss " in text
@@ -83,6 +84,7 @@ def test_summary_shows_how_the_scores_moved(train, raw):
     text = train("--rsr_keep_fraction", "0.5", *BY_SCORE).text  # the trainer's logs too are for people
     assert "Trained 6 steps on 6 (50%) of 12 trajectories per epoch, the best mostly first, mean loss " in text
     assert "(lower = more suitable)" in text and "RSR at step 0" in text
+    assert text.count("plain text: the student's chat template") == 1 and "with --as_chat." in text
     history = [history_of(train.out, step) for step in (0, 3)]
     first, last = (dataset_rsr(one["rsr_mean_clipped_rank"], one["rsr_mean_surprisal"]) for one in history)
     assert f"0 12 {first:.3f} {first:.3f}" in text and f"3 12 {last:.3f} {first:.3f}" in text
@@ -181,7 +183,7 @@ def test_a_threshold_is_told_by_what_it_lets_through(train, raw, tmp_path):
     )
     train.out = str(tmp_path / "none")
     err = train("--rsr_score_threshold", "0.5", code=1).err
-    assert re.search("threshold=0.5 lets scores 'rsr' of 0.5 and lower.* 12 examples the lowest", err)
+    assert re.search("threshold 0.5 lets scores 'rsr' of 0.5 and lower.* 12 examples the lowest", err)
     assert not os.path.exists(f"{train.out}/model.safetensors")
 
 
@@ -201,7 +203,7 @@ def test_a_mixture_of_datasets(train, raw, tmp_path):
         ([], {"data": ()}, "either --dataset_name, or a mixture"),
         (["--dataset_streaming"], {}, "drop --dataset_streaming"),
         (["--dataset_name", "./nowhere.jsonl"], {}, "no file or folder"),
-        (["--prompt_column", "question"], {}, "prompt_column='question'"),
+        (["--prompt_column", "question"], {}, "--prompt_column question: the dataset has no such column"),
         ([], {"student": ()}, "--model_name_or_path is required"),
     ],
 )

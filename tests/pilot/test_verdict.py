@@ -88,6 +88,9 @@ def test_what_makes_the_verdict_worth_less_is_noted(tokens, teachers, expected):
         arm["problems"][0]["cut"] = True
     before = ["Training on random choices didn't lower the held-out loss (0.5000 -> 1.0000)", "13% of the responses"]
     pool.left_out, pool.num_problems = 2, 4
-    assert starts(0.5, [*before, *expected, "2 trajectories of the pool have no score", "Every seed trains on all of"])
+    assert starts(0.5, [*before, *expected, "Left out of the pool, without a score: 2", "Every seed trains on all of"])
     pool.num_problems = None
-    assert starts(0.5, [*before, *expected, "2 trajectories", "Without --group_column a strategy chooses the same"])
+    assert starts(
+        0.5,
+        [*before, *expected, "Left out of the pool, without", "Without --group_column a strategy chooses the same"],
+    )

@@ -5,8 +5,8 @@ import pytest
 from rsr_trl.scoring.derived_spans import ChatTemplateError
 from tests.conftest import CHATML
 from tests.scoring import renderers
-from tests.scoring.conversations import SINGLE, TEMPLATES, Author, as_parts, assistant, call, tool, user
-from tests.scoring.ways import WAYS, own_texts
+from tests.scoring.conversations import SINGLE, TEMPLATES, TOOLS, Author, as_parts, assistant, call, tool, user
+from tests.scoring.ways import WAYS, block_by_block, own_texts
 
 
 RENDERED = {
@@ -188,3 +188,22 @@ def test_parts_of_users_only(chat_of):
     for template in (TEMPLATES["qwen3"], CHATML):
         with pytest.raises(ChatTemplateError, match="content of message 0 is a list of parts"):
             chat_of(template)(messages, {})
+
+
+@pytest.mark.parametrize("template", ["gemma4", "gemma4_v5", "deepseekv3_training", "glm4moe_training"])
+def test_time_is_linear_in_the_turns(template, chat_of):
+    """Twice as many turns, twice as many messages to render, though some are written without header."""
+    chat, rendered = block_by_block(chat_of(TEMPLATES[template])), []
+    render = chat.render
+    chat.render = lambda messages, kwargs: rendered.append(len(messages)) or render(messages, kwargs)
+    work = []
+    for exchanges in (4, 8):
+        messages = [user("q"), assistant("words"), user("q")]
+        for i in range(exchanges):
+            messages += [assistant("", tool_calls=[call({"a": i})]), tool(f"r{i}")] * 2
+            messages += [assistant(f"a{i}"), user("q")]
+        own = own_texts(chat, [*messages, assistant("end")], tools=TOOLS)
+        assert len(own) == 3 * exchanges + 2
+        work.append(sum(rendered))
+        rendered.clear()
+    assert work[1] < 2.2 * work[0]

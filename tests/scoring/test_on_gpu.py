@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from rsr_trl.scoring import prefixes
 from rsr_trl.scoring.lm_head import LMHead
 from rsr_trl.scoring.student import Student, best_layout
 from tests.scoring.students import assert_true, build, examples_of
 from tests.scoring.test_lm_head import KINDS, ROUNDING, make, truth
+from tests.scoring.test_prefixes import pool
 
 
 pytestmark = [
@@ -42,6 +44,18 @@ def test_students_equal_the_definition_in_every_layout(family, layout):
     if layout != "best":
         student.layout = layout
     tokens = student.score(examples)
+    assert_true(model.cpu(), examples, tokens)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "deepseek_v3", "falcon_h1", "qwen3_next"])
+def test_shared_prefixes_equal_the_definition(family, monkeypatch):
+    monkeypatch.setitem(prefixes.PASS_TOKENS, "cuda", 0)
+    model, examples, told = build(family), pool(), []
+    student = Student(model.to(GPU), max_batch_tokens=400, max_prefix_tokens=100)
+    tokens = student.score(examples, progress=lambda *numbers: told.append(numbers))
+    done, read = np.sum(told, axis=0)[1:]
+    assert read < done
     assert_true(model.cpu(), examples, tokens)
 
 

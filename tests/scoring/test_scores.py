@@ -271,7 +271,7 @@ def test_names():
     assert check_scores(None) == () and check_scores("all") == ONE_PASS
     assert check_scores(["rank", "surprisal", "rank"]) == ("surprisal", "rank")
     assert set(NAMES) - set(ONE_PASS) == {"ifd", "lalp"}
-    with pytest.raises(ValueError, match="There is no score 'suprisal'. There are rsr, rsr_filtered, surprisal,"):
+    with pytest.raises(ValueError, match=r"There is no score 'suprisal'. Did you mean surprisal\?"):
         RSRScorer("not loaded", scores=["suprisal"])
     with pytest.raises(RSRError, match=r"rsr_trl\.experimental\.provenance\.score_provenance"):
         RSRScorer("not loaded", scores=["provenance"])

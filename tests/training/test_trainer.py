@@ -14,6 +14,7 @@ from peft import LoraConfig
 from transformers import AutoModelForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, TrainerCallback
 from trl import SFTConfig
 
+from rsr_trl.data import as_trl_format
 from rsr_trl.rsr import CITATION, dataset_rsr
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.training.collator import MASKED_ROW, RSRDataCollator
@@ -347,6 +348,8 @@ def test_bare_answers_are_counted_and_not_chosen(make, caplog):
     assert "1 of 3 groups have no longer one" in caplog.text
     trainer.train()
     assert [sorted(sum(source_rows(trainer, epoch), [])) for epoch in range(3)] == [[0, 1, 6, 7]] * 3
+    with pytest.raises(ValueError, match="All 9 .*isn't made for bare answers.* rsr_min_tokens=0"):
+        make(examples(9), rsr_keep_fraction=0.5, rsr_min_tokens=None)
 
 
 @pytest.mark.parametrize(
@@ -498,7 +501,8 @@ def test_by_default_it_is_sft_trainer_and_scores_nothing(train, make, student_pa
     assert "RSR" not in card.read_text()
     caplog.clear()
     trainer = train(scored_by(*student_parts), None, *student_parts, **nothing)  # as selected: the paper's recipe
-    assert not caplog.text and np.isfinite(trainer.table.rsr).all()
+    assert "No score" not in caplog.text and "dataset's scores" not in caplog.text
+    assert np.isfinite(trainer.table.rsr).all()
     trainer.create_model_card()
     assert "used all of it in random order" in card.read_text()
 
@@ -523,9 +527,10 @@ def test_scores_of_the_same_student_in_another_dtype_are_taken_and_said(
 
 
 def test_a_normal_run_prints_no_warnings(make, caplog):
+    chats = as_trl_format(Dataset.from_list(examples()), as_chat=True)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        make(rsr_rescore_strategy="steps", rsr_rescore_steps=4).train()
+        make(chats, rsr_rescore_strategy="steps", rsr_rescore_steps=4).train()
     assert [str(w.message) for w in caught if "rsr" in f"{w.filename}{w.message}".lower()] == []
     # TRL's own, because the fixture's model has no eos_token_id
     assert [r for r in caplog.records if r.levelname == "WARNING" and "PAD/BOS/EOS" not in r.message] == []
