@@ -20,7 +20,7 @@ from rsr_trl.rsr import RSR, SCORE_PREFIX, RSRError
 from rsr_trl.scoring.shards import write_json
 from rsr_trl.training.live_table import ScoreHistory, ScoreTable, spearman, summarize, summarize_teachers
 from rsr_trl.training.prepare import SOURCE_ROW, labels_of
-from rsr_trl.training.resume import SETTINGS_NAME, changes, check_changes, deciding_settings, digests
+from rsr_trl.training.resume import SETTINGS_NAME, changes, check_changes, deciding_settings, digests, read_ahead
 from rsr_trl.training.sampler import RSRSampler
 
 
@@ -165,10 +165,8 @@ class LiveScores(TrainerCallback):
     def _rescore_in_epoch(self, step: int, max_steps: int) -> None:
         """Re-score what this epoch may still draw, or all rows if only the next epoch can follow the new scores."""
         args, in_epoch = self.args, step % self.steps_per_epoch
-        # Batches that are drawn before their step comes: accelerate's one, and what workers prefetch. Counted as if
-        # each were a step, so that the same steps see the new scores on any number of processes.
-        read_ahead = 1 + args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
-        draws = (in_epoch + read_ahead) * self._step_draws
+        # Counted as if each batch were a step, so that the same steps see the new scores on any number of processes.
+        draws = (in_epoch + read_ahead(args)) * self._step_draws
         if step == max_steps:
             return
         if in_epoch > 0 and draws < self.sampler.num_kept:

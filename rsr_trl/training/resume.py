@@ -50,7 +50,13 @@ def deciding_settings(args: RSRSFTConfig, batch_size: int, steps_per_epoch: int)
     if args.rsr_rescore_strategy == "steps":
         max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)
         settings["rsr_rescore_steps"] = args.rescore_every(max_steps)
+        settings["batches read ahead (by dataloader_num_workers, dataloader_prefetch_factor)"] = read_ahead(args)
     return settings
+
+
+def read_ahead(args: RSRSFTConfig) -> int:
+    """Batches that a process draws before their step comes: accelerate's one, and what workers prefetch."""
+    return 1 + args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
 
 
 def digests(dataset: Dataset, groups, table: ScoreTable) -> dict[str, str]:

@@ -61,6 +61,7 @@ def test_resumed_training_is_bitwise_the_same(
 
 
 UNSCORED = {"rsr_sampling": "random", "rsr_rescore_strategy": "no"}
+STEPS = {"rsr_rescore_strategy": "steps", "rsr_rescore_steps": 2}
 GROUPS = {"rsr_group_column": "problem"}
 # What changes, what the run was before, and what is named: name and both values.
 CHANGED = [
@@ -76,8 +77,10 @@ CHANGED = [
     ({"rsr_keep_per_group": 2}, GROUPS, {"rsr_keep_per_group": (1, 2)}),
     ({"rsr_min_tokens": 5}, GROUPS, {"rsr_min_tokens": (32, 5)}),
     ({"gradient_accumulation_steps": 4}, {}, {"examples per step": (8, 16)}),
+    ({"dataloader_num_workers": 1}, STEPS, {"batches read ahead": (1, 3)}),
     ({"rsr_sampling": "ordered"}, UNSCORED, {"rsr_sampling": ("random", "ordered")}),
     ({"seed": 1, "data_seed": 42}, {}, {}),
+    ({"dataloader_num_workers": 1}, {}, {}),
     ({"rsr_temperature": 0.5}, UNSCORED, {}),
     ({"rsr_score": "surprisal", "rsr_r_max": 50}, UNSCORED, {}),
     ({"rsr_min_tokens": 32}, GROUPS, {}),
@@ -98,7 +101,7 @@ def test_what_decides_order_and_scores_is_named_and_nothing_else(change, before,
 
     write_json(tmp_path / SETTINGS_NAME, settings(before))
     found = dict(line.split(": ") for line in changes(str(tmp_path), settings(before | change)))
-    assert {name.split(" (per")[0]: value for name, value in found.items()} == {
+    assert {name.split(" (p")[0].split(" (by")[0]: value for name, value in found.items()} == {
         name: f"{then} -> {now}" for name, (then, now) in named.items()
     }
 
