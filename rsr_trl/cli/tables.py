@@ -52,8 +52,9 @@ def print_table(
     out: Console, rows: Sequence, columns: Sequence[Column], limit: int | None = MAX_ROWS, things: str = "row"
 ) -> None:
     """
-    Print a table that fits the terminal: where it is too wide, optional columns go, the last one first; then headings
-    and names are wrapped. What isn't shown, as rows (`things`) above `limit`, is said below it.
+    Print a table that fits the terminal: where it is too wide, optional columns go, the last one first; then texts
+    lose their ends, and headings and names are wrapped. What isn't shown, as rows (`things`) above `limit`, is said
+    below it.
     """
     dropped, parts = (
         [],
@@ -66,6 +67,11 @@ def print_table(
     while _room(out, parts) < 0 and (optional := [part for part in parts if part[0].optional]):
         parts.remove(optional[-1])
         dropped.insert(0, optional[-1][0].heading)
+    for column, cells in parts[1:]:
+        if (room := _room(out, parts)) < 0 and column.justify == "left":
+            width = max(_width(*cells) + room, MIN_TEXT // 2)
+            for cell in cells:
+                cell.truncate(width, overflow="ellipsis")
     if _room(out, parts) < 0:
         parts = [(column, [_wrapped(head, _width(*cells), True), *cells]) for column, (head, *cells) in parts]
     if (room := _room(out, parts)) < 0:

@@ -21,6 +21,7 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from rsr_trl.rsr import CITATION, STUDENT, RSRError
 from rsr_trl.scoring.fingerprint import dtype_of
+from rsr_trl.scoring.loading import for_trainer
 from rsr_trl.scoring.nulls import as_json
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.tokens import ExampleTokenizer
@@ -90,7 +91,14 @@ class RSRSFTTrainer(SFTTrainer):
             args = RSRSFTConfig.from_sft_config(args)
         prepare.check_train_dataset(train_dataset, args)
         args.rsr_score_threshold = live_threshold(args, data_collator)
+        # SFTTrainer would read the tokenizer from elsewhere, and warn of settings that a loaded student doesn't need.
+        init_kwargs = args.model_init_kwargs
+        if gguf := for_trainer(model, init_kwargs, kwargs.get("quantization_config")):
+            model, args.model_init_kwargs = gguf["model"], None
+            if len(positional) < 2 and kwargs.get("processing_class") is None:
+                kwargs["processing_class"] = gguf["processing_class"]
         super().__init__(model, args, data_collator, train_dataset, *positional, **kwargs)
+        args.model_init_kwargs = init_kwargs
         parallel = self.accelerator.parallelism_config
         if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or parallel.sp_enabled):
             raise RSRError("Tensor, context and sequence parallelism aren't supported: set tp_size=cp_size=sp_size=1.")

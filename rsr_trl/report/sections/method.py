@@ -19,6 +19,7 @@ MAX_REASONS = 20
 PACKAGES = ("torch", "transformers", "datasets", "matplotlib")
 SETTINGS = {
     "dtype": "Dtype of the student",
+    "weights": "Its weights, before they were dequantized",
     "logits_dtype": "Dtype of the logits",
     "max_length": "Length limit, tokens",
     "assistant_only_loss": "assistant_only_loss",
