@@ -253,7 +253,7 @@ def rank_table(
     if num_problems == 1:
         notes.append("With one problem there are no error bars; 200 are the paper's choice.")
     elif num_problems is not None and num_problems < FEW_PROBLEMS:
-        notes.append(f"With {num_problems} problems the error bars are rough; 200 are the paper's choice.")
+        notes.append(f"With {num_problems} problems the error bars are rough; the paper uses 200.")
     resampled = _resample(compared, score, confidence, num_draws, seed)
     frame = _means(compared, score)
     frame[f"{name}_low"], frame[f"{name}_high"] = resampled.low, resampled.high

@@ -41,15 +41,15 @@ def _ways(material: Material) -> list[dict]:
     plain += "" if by.prefer == "low" else " --prefer high"
     plain += "" if by.min_tokens is None else f" --min_tokens {by.min_tokens}"
     ways = [
-        _way(material, "All, as they are", None, np.flatnonzero(table.scored)),
+        _way(material, "All", None, np.flatnonzero(table.scored)),
         _way(material, f"{end} suitable {of} (chosen on this page)", plain, material.selection.rows),
     ]
     if material.selection.short:
         options = f"{plain} --min_tokens 0"
-        ways.append(_other(material, "… bare answers too", options, min_tokens=0))
+        ways.append(_other(material, "… bare answers included", options, min_tokens=0))
     if table.correct is not None:
         column = table.columns.correct
-        ways.append(_other(material, "… of the correct ones", f"{plain} --require {quote(column)}", require=column))
+        ways.append(_other(material, "… only correct ones", f"{plain} --require {quote(column)}", require=column))
     if len(table.teachers) > 1:
         cap, column = round(max(CAP, 1.5 / len(table.teachers)), 2), table.columns.teacher
         options = f"{plain} --max_share_per_teacher {cap:g} --teacher_column {quote(column)}"

@@ -30,7 +30,7 @@ def _line(page, start: str) -> str:
     [
         ("Most suitable of each problem", BY_PROBLEM, "low", []),
         ("Least suitable of each problem", BY_PROBLEM, "high", []),
-        ("… of the correct ones", BY_PROBLEM | {"require": "correct"}, "low", []),
+        ("… only correct ones", BY_PROBLEM | {"require": "correct"}, "low", []),
         ("… at most 40% of one teacher", BY_PROBLEM | CAPPED, "low", []),
         ("Most suitable 50%", {"keep_fraction": 0.5}, "low", ["problem_id", "prompt"]),
     ],
@@ -38,7 +38,7 @@ def _line(page, start: str) -> str:
 def test_each_way_is_what_select_trajectories_chooses(write, tiny_tokenizer, start, options, prefer, without):
     dataset = as_dataset(scored_rows(tiny_tokenizer, 20, ("ann", "bob", "eve", "ida")), without)
     page = write(dataset, prefer=prefer)
-    assert _figures(dataset) in _line(page, "All, as they are")
+    assert _figures(dataset) in _line(page, "All")
     assert _figures(select_trajectories(dataset, **options, prefer=prefer)) in _line(page, start)
     assert ("reversed" in page.report.cautions) == (prefer == "high")
     if "problem_id" not in without:
@@ -53,7 +53,7 @@ def test_bare_answers_are_left_out_and_shown_beside(write, rows):
     page = write(rows)
     assert "Never chosen: 2 (fewer than 32 scored tokens)" in page.words("choice")
     dataset = as_dataset(rows)
-    assert _figures(select_trajectories(dataset, **BY_PROBLEM, min_tokens=0)) in _line(page, "… bare answers too")
+    assert _figures(select_trajectories(dataset, **BY_PROBLEM, min_tokens=0)) in _line(page, "… bare answers included")
     for row in rows:
         row["rsr_num_tokens"] = 5
     words = write(rows).words("choice")  # nothing else to choose from: the page shows it all the same
