@@ -56,9 +56,11 @@ def _ways(material: Material) -> list[dict]:
         criteria = {"max_share_per_teacher": cap, "teacher_column": column}
         ways.append(_other(material, f"… at most {cap:.0%} of one teacher", options, **criteria))
     chance = np.random.default_rng(0).random(len(table))
-    for name, cost in (("random", chance), ("shortest", table.tokens)):
+    baselines = {"random": chance, "lowest surprisal": table.surprisal, "shortest": table.tokens}
+    for name, cost in baselines.items():
         rows = material.choose(np.where(material.finite, cost, np.nan))
-        ways.append(_way(material, f"Baseline: {name} {of}", None, rows))
+        once = " (one draw)" if name == "random" else ""
+        ways.append(_way(material, f"Baseline: {name} {of}{once}", None, rows))
     return ways
 
 

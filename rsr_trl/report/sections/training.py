@@ -37,7 +37,7 @@ def view(material: Material) -> dict | Missing:
     teachers = material.table.teachers
     steps, scores = read_history(material.run, len(material.table))
     if len(steps) < 2:
-        how = "Train with --rsr_rescore_strategy epoch, steps or online."
+        how = "Train with `rsr sft --rsr_rescore_strategy epoch`, `steps` or `online`."
         return Missing("The run scored its data only once, so no change can be shown.", how)
     rsr = scores[:, 0]
     known = ~np.isnan(rsr[0])
