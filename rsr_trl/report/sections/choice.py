@@ -28,6 +28,7 @@ def view(material: Material) -> dict:
         "ways": _ways(material),
         "left_out": selection.left_out,
         "empty_groups": {reason: len(groups) for reason, groups in selection.empty_groups.items()},
+        "problems": len(table.problems),
         "has_correct": table.correct is not None,
     }
 

@@ -44,7 +44,9 @@ def test_each_way_is_what_select_trajectories_chooses(write, tiny_tokenizer, sta
     if "problem_id" not in without:
         shortest = [min(dataset["rsr_num_tokens"][i : i + 4]) for i in range(0, 80, 4)]
         assert f" {np.mean(shortest):,.0f} " in _line(page, "Baseline: shortest of each problem")
-        assert _line(page, "Baseline: random of each problem").split()[0] == "20"
+        lowest = [min(dataset["rsr_mean_surprisal"][i : i + 4]) for i in range(0, 80, 4)]
+        assert f" {np.mean(lowest):.2f} " in _line(page, "Baseline: lowest surprisal of each problem")
+        assert _line(page, "Baseline: random of each problem (one draw)").split()[0] == "20"
 
 
 def test_bare_answers_are_left_out_and_shown_beside(write, rows):
@@ -70,6 +72,6 @@ def test_what_cant_be_chosen_is_counted_and_a_cap_that_cant_be_kept_says_which_c
     for row in rows[:3]:
         row[RSR] = float("inf")
     words = write(rows).words("choice")
-    assert "Never chosen: 3 (no finite score)" in words and "1 problems have no scored trajectory" in words
+    assert "Never chosen: 3 (no finite score)" in words and " problems have no scored trajectory: nothing is chosen for them" in words
     rows = [row for row in rows if row["teacher"] == "ann" or row["problem_id"] == "p1"]
     assert "The smallest share that can be kept here is 0.8" in write(rows).words("choice")
