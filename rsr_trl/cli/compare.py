@@ -11,7 +11,7 @@ from rich.text import Text
 from trl import TrlParser
 
 from rsr_trl.cli.options import ColumnArguments, DatasetArguments, JsonArguments, option, option_parser
-from rsr_trl.cli.tables import Column, finish, harmless, print_table, say, say_notes
+from rsr_trl.cli.tables import Column, beside, finish, harmless, print_table, say, say_notes
 from rsr_trl.report.format import label, number, percent
 from rsr_trl.rsr import DIRECTION, RSRError
 
@@ -55,7 +55,8 @@ def main(data_args: DatasetArguments, args: CompareArguments) -> None:
         _show(out, comparison)
         say_notes(out, [*comparison.notes, *([SELECTED] if is_selection(source) else [])])
 
-    next_words = ["rsr", "select", "--dataset_name", source, *comparison.rule.split(), "--output_dir", "OUT"]
+    next_words = ["rsr", "select", "--dataset_name", source, *comparison.rule.split()]
+    next_words += ["--output_dir", beside(source, "selected")]
     finish(args.json, {"direction": DIRECTION, **comparison.to_dict()}, show, next_words)
 
 

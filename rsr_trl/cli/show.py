@@ -185,7 +185,8 @@ def _legend(color_by: str, in_color: bool) -> Text:
     unit = "surprisal in nats" if color_by == "surprisal" else "rank"
     if not in_color:
         first = f"{LEVELS[color_by][MARKED_LEVEL]:g}"
-        return Text(f"⟦word⟧₁₂: a token with a {unit} of {first} or more. The small number is its rank.\n")
+        least = f"a surprisal of {first} nats" if color_by == "surprisal" else f"a rank of {first}"
+        return Text(f"⟦word⟧₁₂: a token with {least} or more. The small number is its rank.\n")
     boxes = [part for level, name in enumerate(level_names(color_by)) for part in ((f" {name} ", _style(level)), " ")]
     return Text.assemble(f"Colour: {unit}  ", *boxes, "\n")
 

@@ -272,9 +272,9 @@ class RSRSFTTrainer(SFTTrainer):
             "\n## Selection by RSR\n",
             f"The Rank-Surprisal Ratio (RSR, {PAPER}) of a trajectory for this student is the sum of clipped token "
             "ranks over the sum of surprisals. **Lower means more suitable.**",
-            "These settings say what it decided in this training:"
+            "In this training, it was used with these settings:"
             if self.args.needs_scores
-            else "The training data came with these scores. The training itself used all of it in random order.",
+            else "The training data came with these scores; all of it was used, in random order.",
             "\n| setting | value |\n|---|---|",
             *(f"| {name} | `{value}` |" for name, value in vars(self.args).items() if name.startswith("rsr_")),
         ]

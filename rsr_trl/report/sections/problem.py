@@ -18,7 +18,7 @@ def view(material: Material) -> dict | Missing:
     table = material.table
     if table.problem is None:
         return Missing(
-            "No column names the problem, so it isn't known which trajectories answer the same one.",
+            "No column names the problem, so trajectories can't be grouped.",
             "Name one:",
             "rsr report --problem_column COLUMN ...",
         )
