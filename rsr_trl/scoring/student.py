@@ -399,7 +399,7 @@ class Student:
         # A short row goes on with other tokens: one of two tokens would show nothing. And what is forgotten shows most
         # right after a long prefix.
         ids = (np.resize(ids, VERIFIED) + np.arange(VERIFIED) // len(ids)) % self.vocab_size
-        half = VERIFIED - 3
+        half = VERIFIED - 2
         whole = torch.from_numpy(ids.astype(np.int64)).to(self.device)[None]
         outputs = self._base.base_model(input_ids=whole, use_cache=True)
         if not prefixes.can_share(cache := outputs.get("past_key_values")):
