@@ -1,8 +1,9 @@
-"""The picture of the README: every trajectory of the demo's pool by its mean surprisal and mean clipped rank.
+"""The picture of the README: every trajectory of a scored dataset by its mean surprisal and mean clipped rank.
 
 Both axes are logarithmic, so trajectories of equal RSR lie on one diagonal: the lower the diagonal, the more suitable.
+By default it draws what `rsr demo` has scored; any dataset with the columns `teacher` and `problem_id` does.
 
-    python examples/plot_rank_surprisal.py [--output docs/images/rank_surprisal.png]
+    python examples/plot_rank_surprisal.py --dataset_name demo_output/scored --output docs/images/rank_surprisal.png
 """
 
 import argparse
@@ -11,23 +12,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from rsr_trl import RSRScorer, select_trajectories
-from rsr_trl.demo import STUDENT_PATH
-from rsr_trl.demo.teachers import make_pool
+from rsr_trl import select_trajectories
+from rsr_trl.data import load
+from rsr_trl.rsr import NOISY_BELOW
 
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--output", default="docs/images/rank_surprisal.png")
-parser.add_argument("--num_problems", type=int, default=60)
+parser.add_argument("--dataset_name", default="demo_output/scored")
 args = parser.parse_args()
 
-scored = RSRScorer(str(STUDENT_PATH), dtype="float32", device="cpu").score(make_pool(args.num_problems, seed=0))
-chosen = select_trajectories(scored, group_column="problem_id")
+scored = load(args.dataset_name)
+chosen = select_trajectories(scored, group_column="problem_id", min_tokens=NOISY_BELOW)
 
 plt.style.use("tableau-colorblind10")
 figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-markers = "osD^vPX"  # never colour alone
-for teacher, marker in zip(sorted(set(scored["teacher"])), markers, strict=True):
+markers = "osD^vPX<>h*d"  # never colour alone
+for teacher, marker in zip(sorted(set(scored["teacher"])), markers, strict=False):
     rows = [row for row in scored if row["teacher"] == teacher]
     x, y = ([row[name] for row in rows] for name in ("rsr_mean_surprisal", "rsr_mean_clipped_rank"))
     axes.scatter(x, y, s=18, marker=marker, alpha=0.6, linewidths=0, label=teacher)
@@ -40,7 +41,7 @@ axes.scatter(
     linewidths=0.8,
     label="most suitable of its problem",
 )
-low, high, top = 0.1, 8.0, 60.0  # logarithmic: lines of equal RSR run side by side
+low, high, top = 0.6, 9.0, 100.0  # logarithmic: lines of equal RSR run side by side
 for ratio in (2, 4, 8):
     axes.plot([low, high], [ratio * low, ratio * high], color="0.6", linewidth=0.8, zorder=0)
     end = min(high, top / ratio) * 0.85
@@ -49,8 +50,8 @@ words = np.geomspace(np.exp(low), np.exp(4.5), 200)
 axes.plot(
     np.log(words), (words + 1) / 2, color="black", linestyle=":", linewidth=1, label="fair guesses among k words"
 )
-axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(0.9, top))
-for axis, ticks in ((axes.xaxis, (0.1, 0.2, 0.5, 1, 2, 5)), (axes.yaxis, (1, 2, 5, 10, 20, 50))):
+axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(1.5, top))
+for axis, ticks in ((axes.xaxis, (1, 2, 5)), (axes.yaxis, (2, 5, 10, 20, 50, 100))):
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:g}")

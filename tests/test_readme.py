@@ -26,8 +26,9 @@ def blocks(language: str, text: str = README) -> list[str]:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Path:
-    """A folder as a user has it: a student by the name that the README uses, and a file of trajectories."""
-    shutil.copytree(STUDENT_PATH, tmp_path / "Qwen" / "Qwen3-0.6B")
+    """A folder as a user has it: a small student by the names that the README uses, and a file of trajectories."""
+    for name in ("Qwen/Qwen3-0.6B", "HuggingFaceTB/SmolLM2-135M-Instruct"):
+        shutil.copytree(STUDENT_PATH, tmp_path / name)
     make_pool(num_problems=12, seed=1).to_json(tmp_path / "trajectories.jsonl")
     return tmp_path
 

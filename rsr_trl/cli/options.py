@@ -138,13 +138,30 @@ class OutputArguments(TeacherArguments, JsonArguments):
     )
 
 
+GGUF_FILE = (  # of the two classes below
+    "A .gguf file in the student's folder or repository, to read weights, tokenizer and chat template from; naming "
+    "folder/file.gguf as the student is the same.",
+    None,
+)
+
+
+@dataclass
+class GgufArguments:
+    """What `trl sft`'s options lack of [`StudentArguments`]."""
+
+    _argument_group_name = "student"
+
+    gguf_file: str | None = option(*GGUF_FILE)
+
+
 @dataclass
 class StudentArguments:
     """Which student scores, and how: the arguments of [`RSRScorer`]."""
 
     _argument_group_name = "student"
 
-    model_name_or_path: str = option("The student: Hub id or folder.")
+    model_name_or_path: str = option("The student: Hub id, folder or .gguf file.")
+    gguf_file: str | None = option(*GGUF_FILE)
     model_revision: str | None = option("Branch, tag or commit of the student.", None)
     trust_remote_code: bool = option("Run code that comes with the student.", False)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
@@ -199,7 +216,7 @@ class StudentArguments:
         check_student_exists(self.model_name_or_path)
         same = ("device_map", "max_length", "dtype", "attn_implementation", "r_max", "token_stats", "max_batch_tokens")
         same += ("assistant_only_loss", "trust_remote_code", "chat_template_path", "share_prefixes")
-        same += ("max_prefix_tokens",)
+        same += ("max_prefix_tokens", "gguf_file")
         return RSRScorer(
             self.model_name_or_path,
             revision=self.model_revision,
@@ -233,7 +250,7 @@ class StudentArguments:
         return get_quantization_config(ModelConfig(**{name: getattr(self, name) for name in same}))
 
 
-def student_to_train(model_args, training_args) -> dict:
+def student_to_train(model_args, training_args, gguf_args: GgufArguments) -> dict:
     """The student as SFTTrainer takes it, from `trl sft`'s options; what is about loading goes to `training_args`."""
     from trl import get_peft_config, get_quantization_config
 
@@ -245,6 +262,7 @@ def student_to_train(model_args, training_args) -> dict:
         "trust_remote_code": training_args.trust_remote_code,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
+        **({"gguf_file": gguf_args.gguf_file} if gguf_args.gguf_file else {}),
         **(training_args.model_init_kwargs or {}),
     }
     return {
@@ -258,6 +276,7 @@ def check_student_exists(name: str) -> None:
     """Raise for a folder that isn't there, before it is taken for a Hub id."""
     from rsr_trl.data import is_written_as_path
 
+    name = os.path.dirname(name) or "." if name.endswith(".gguf") else name
     if is_written_as_path(name) and not Path(name).exists():
         raise RSRError(f"There is no folder {name!r} (--model_name_or_path).")
 

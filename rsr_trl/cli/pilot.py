@@ -16,7 +16,14 @@ from trl import ModelConfig, TrlParser
 
 from rsr_trl import data
 from rsr_trl.cli import options, score_summary
-from rsr_trl.cli.options import DatasetArguments, FormatArguments, JsonArguments, TeacherArguments, option
+from rsr_trl.cli.options import (
+    DatasetArguments,
+    FormatArguments,
+    GgufArguments,
+    JsonArguments,
+    TeacherArguments,
+    option,
+)
 from rsr_trl.cli.tables import Column, console, finish, print_table, say, say_notes, without_bars
 from rsr_trl.pilot.config import PilotConfig
 from rsr_trl.pilot.held_out import HeldOut, check_apart, load_checker
@@ -77,12 +84,12 @@ class PilotArguments(TeacherArguments, JsonArguments):
 
 def make_parser(prog: str | None = None) -> TrlParser:
     return options.option_parser(
-        (DatasetArguments, FormatArguments, PilotArguments, PilotConfig, ModelConfig), prog, __doc__
+        (DatasetArguments, FormatArguments, PilotArguments, PilotConfig, ModelConfig, GgufArguments), prog, __doc__
     )
 
 
-def main(data_args: DatasetArguments, format_args, pilot_args: PilotArguments, training_args, model_args) -> int:
-    student = options.student_to_train(model_args, training_args)
+def main(data_args: DatasetArguments, format_args, pilot_args: PilotArguments, training_args, model_args, gguf) -> int:
+    student = options.student_to_train(model_args, training_args, gguf)
     strategies = parse_strategies(pilot_args.strategies or DEFAULT)
     check_folder(Path(training_args.output_dir), {})
     if training_args.process_index:
@@ -144,7 +151,8 @@ def _named(args: DatasetArguments) -> dict:
 def _make_scorer(model: str, args: PilotConfig, strategies: Sequence[Strategy]) -> RSRScorer:
     """The scorer that `rsr score` has by default, with the trainings' length limit and the strategies' scores."""
     scores = {known_score(one.column) for one in strategies if one.column is not None} - {None, *STORED}
-    same = {name: args.model_init_kwargs[name] for name in ("revision", "trust_remote_code", "attn_implementation")}
+    names = ("revision", "trust_remote_code", "attn_implementation", "gguf_file")
+    same = {name: args.model_init_kwargs.get(name) for name in names}
     same |= {name: getattr(args, name) for name in ("assistant_only_loss", "chat_template_path")}
     same |= {"device": str(args.device)}
     longest = RSRScorer(model, **same).max_length

@@ -84,7 +84,7 @@ def main(data_args, format_args, student_args, output_args: OutputArguments, job
         if is_main:
             score_summary.dry_run(scorer, dataset, job_args.shard_rows, num_processes, output_args.json)
         return 0
-    identity, facts = _names(data_args, format_args, student_args, scorer)
+    identity, facts = _names(data_args, format_args, scorer)
     share, overwrite = (job_args.shard_rows, process, num_processes), output_args.overwrite
     job = Job(scorer, dataset, output_args.output_dir, identity, *share, tables.DATASET_CARD, facts, overwrite)
     before, speaks = signal.signal(signal.SIGTERM, _stop), is_main and not output_args.json
@@ -125,20 +125,30 @@ def _dataset(data_args: DatasetArguments, format_args: FormatArguments, streamin
     return data.as_trl_format(dataset, **vars(format_args))
 
 
-def _names(data_args: DatasetArguments, format_args: FormatArguments, student_args: StudentArguments, scorer) -> tuple:
+def _names(data_args: DatasetArguments, format_args: FormatArguments, scorer) -> tuple:
     """What names the data, for the manifest; and what the card says of the result."""
-    from rsr_trl import __version__, data
-    from rsr_trl.scoring.scores import SCORES
-    from rsr_trl.scoring.settings import OF_THE_SCORE
+    from rsr_trl import data
 
     name, config, split = data_args.source
     identity = {"files": data.source_files(name, config, split), "config": config, "split": split}
     identity["columns"] = asdict(format_args)
+    return identity, facts_of(scorer, name)
+
+
+def facts_of(scorer, dataset_name: str) -> dict:
+    """What the card says of a dataset that this scorer has scored."""
+    from rsr_trl import __version__
+    from rsr_trl.scoring.loading import weight_bits
+    from rsr_trl.scoring.scores import SCORES
+    from rsr_trl.scoring.settings import OF_THE_SCORE
+
     settings = {"dtype": str(scorer.student.dtype)[6:], "max_length": scorer.max_length}
     settings |= {} if (template := scorer.config.chat_template_path) is None else {"chat_template_path": template}
-    facts = {"command": "score", "version": __version__, "student": student_args.model_name_or_path}
-    facts |= {"dataset": name, "settings": settings | scorer.config.some(OF_THE_SCORE)}
-    return identity, facts | {"scores": {name: SCORES[name].prefer for name in scorer.scores}}
+    bits = weight_bits(scorer.model_id, scorer.config.revision)
+    settings |= {} if bits is None else {"weights": f"{bits}-bit"}
+    facts = {"command": "score", "version": __version__, "student": scorer.model_id, "dataset": dataset_name}
+    facts |= {"settings": settings | scorer.config.some(OF_THE_SCORE)}
+    return facts | {"scores": {name: SCORES[name].prefer for name in scorer.scores}}
 
 
 def share_of(shard: str | None) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from rsr_trl.data import STATE_FOLDER, Columns, counted, duration, find_columns
 from rsr_trl.report.format import number, share
 from rsr_trl.rsr import DIRECTION, RSR, SCORE_PREFIX, TOKEN_COLUMNS, RSRError
 from rsr_trl.scoring.job import Job, default_shard_rows, tokenized_sample
+from rsr_trl.scoring.loading import weight_bits
 from rsr_trl.scoring.own_text import EARLIER, LOST
 from rsr_trl.scoring.rows import count_notes, describe_notes
 from rsr_trl.scoring.scorer import RSRScorer
@@ -57,6 +58,7 @@ def finish(job: Job, args: OutputArguments, repo_id: str | None) -> int:
     result = _progress(job, args) | figures(ScoredTable.read(scores, Columns(columns.teacher)))
     result["warned"] = [NO_TEMPLATE] if isinstance(job.dataset, Dataset) else []  # before the work
     result["vocab_size"] = job.scorer.student.vocab_size
+    result["weight_bits"] = weight_bits(job.scorer.model_id, job.scorer.config.revision)
     missing = {name: scores.data[name].null_count - scores.data[RSR].null_count for name in scores.column_names}
     result["undefined"] = {name: n for name, n in missing.items() if name.startswith(SCORE_PREFIX) and n}
     if repo_id:
@@ -131,6 +133,8 @@ def _show(out: Console, result: dict, columns: Columns) -> None:
         if "teachers" in result:
             say(out, "Teachers, most suitable first (means per trajectory; surprisal in nats):")
             print_table(out, result["teachers"], TEACHERS, things="teacher")
+    if result["weight_bits"]:
+        say(out, f"The student has {result['weight_bits']}-bit weights: at full precision it would score differently.")
     if result["day"]:
         say(out, f"The student's chat template contains the date: {result['day']} was used (part of rsr_student).")
     for line in _gaps(result):
@@ -157,7 +161,7 @@ def _show(out: Console, result: dict, columns: Columns) -> None:
 def _read_once(tokens: int, tokens_read: int) -> str | None:
     """What shared prefixes save."""
     saved = 1 - tokens_read / max(1, tokens)
-    return f"{saved:.0%} of the tokens repeat the beginning of another trajectory: read once" if saved else None
+    return f"{saved:.0%} of the tokens are shared prefixes, computed once" if saved else None
 
 
 def _gaps(result: dict) -> list[str]:

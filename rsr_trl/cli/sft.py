@@ -17,7 +17,14 @@ from transformers.trainer_utils import get_last_checkpoint
 from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser, get_dataset
 
 from rsr_trl import data
-from rsr_trl.cli.options import DatasetArguments, FormatArguments, JsonArguments, option_parser, student_to_train
+from rsr_trl.cli.options import (
+    DatasetArguments,
+    FormatArguments,
+    GgufArguments,
+    JsonArguments,
+    option_parser,
+    student_to_train,
+)
 from rsr_trl.cli.summary import finite
 from rsr_trl.cli.tables import Column, beside, finish, given, print_table, say
 from rsr_trl.report.format import number, share
@@ -33,19 +40,27 @@ MAX_PASSES = 8  # lines of the table of scorings; JSON has them all
 
 def make_parser(prog: str | None = None) -> TrlParser:
     return option_parser(
-        (ScriptArguments, FormatArguments, RSRSFTConfig, ModelConfig, DatasetMixtureConfig, JsonArguments),
+        (
+            ScriptArguments,
+            FormatArguments,
+            RSRSFTConfig,
+            ModelConfig,
+            GgufArguments,
+            DatasetMixtureConfig,
+            JsonArguments,
+        ),
         prog,
         __doc__,
     )
 
 
-def main(script_args, format_args, training_args: RSRSFTConfig, model_args, mixture_args, json_args) -> int:
+def main(script_args, format_args, training_args: RSRSFTConfig, model_args, gguf, mixture_args, json_args) -> int:
     if json_args.json:
         training_args.disable_tqdm = True
     # The trainer's progress and logs are for people, who read standard error: a pipe gets data and nothing else.
     with redirect_stdout(sys.stderr):
         checkpoint = _checkpoint(training_args)
-        student = student_to_train(model_args, training_args)
+        student = student_to_train(model_args, training_args, gguf)
         train_dataset, eval_dataset = _load(script_args, format_args, training_args, mixture_args)
         trainer = RSRSFTTrainer(args=training_args, train_dataset=train_dataset, eval_dataset=eval_dataset, **student)
         if json_args.json:
@@ -146,11 +161,11 @@ def _summarize(trainer: RSRSFTTrainer, checkpoint: str | None) -> dict:
         "sampling": trainer.args.rsr_sampling,
         "history": str(history) if history.is_dir() else None,
         "direction": DIRECTION,
-        "passes": _passes(history),
+        "passes": passes_of(history),
     }
 
 
-def _passes(history: Path) -> list[dict]:
+def passes_of(history: Path) -> list[dict]:
     """Each scoring of the run beside the first one of the same rows: a later one may be of a part of them only."""
     passes, first = [], None
     for path in sorted(history.glob("step-*.parquet")):
@@ -183,7 +198,7 @@ def _show(out: Console, result: dict) -> None:
     passes = result["passes"]
     say(out, _what_it_trained_on(result), f"\nTrained {data.counted(result['steps'], 'step')}")
     if len(passes) > 1:
-        _show_passes(out, passes)
+        show_passes(out, passes)
     elif passes:
         rsr, scored = number(passes[0]["rsr"], 3), data.counted(passes[0]["scored"], "scored trajectory")
         say(out, f"RSR of the {scored} before training ({DIRECTION}): {rsr}")
@@ -191,7 +206,8 @@ def _show(out: Console, result: dict) -> None:
         say(out, f"All scores of every row: {result['history']}")
 
 
-def _show_passes(out: Console, passes: list[dict]) -> None:
+def show_passes(out: Console, passes: list[dict]) -> None:
+    """The scorings of a run, as [`passes_of`] gives them."""
     say(out, f"RSR of the trajectories as the student changed ({DIRECTION}):")
     columns = (
         Column("step", lambda one: f"{one['step']:,}{' (while training)' if one['kind'] == 'online' else ''}"),

@@ -83,8 +83,8 @@ def main(data_args: DatasetArguments, args: ShowArguments) -> None:
         # The picture is what was asked for, so it goes to standard output, as data does.
         out = Console(highlight=False)
         _show_facts(out, facts, prompt_of(row))
-        _show_sentences(out, tokens, parts, args.color_by)
-        _show_most_surprising(out, tokens)
+        show_sentences(out, tokens, parts, args.color_by)
+        show_most_surprising(out, tokens)
         _show_extremes(out, tokens, parts)
 
     finish(args.json, facts | {name: finite(facts[name]) for name in ("rsr", "stored_rsr")} | lists, show)
@@ -123,6 +123,8 @@ def _shortened(text: str, length: int) -> str:
 
 
 def _show_facts(out: Console, facts: dict, prompt: str) -> None:
+    from rsr_trl.data import short_name
+
     title = f"\nRow {facts['row']:,}: RSR {number(facts['rsr'], 3)}"
     say(out, f" ({facts['direction']}), {facts['num_tokens']:,} tokens", title)
     say(out, "mean rank {mean_clipped_rank:,.2f} / mean surprisal {mean_surprisal:,.2f} nats".format(**facts))
@@ -130,6 +132,8 @@ def _show_facts(out: Console, facts: dict, prompt: str) -> None:
     if abs(facts["rsr"] - stored) > 1e-3 * stored:
         say(out, f"Ranks are clipped at {facts['r_max']:,} here. The dataset's own rsr is {number(stored, 3)}.")
     known = {name: facts[name] for name in ("student", "teacher", "problem", "correct") if facts[name] is not None}
+    if "student" in known:
+        known["student"] = short_name(known["student"])
     words = {name: ("no", "yes")[value] if isinstance(value, bool) else str(value) for name, value in known.items()}
     about = [f"{name}: {_shortened(text, 60)}" for name, text in words.items()]
     about += ["truncated: only the part before the cut is scored"] if facts["truncated"] else []
@@ -140,7 +144,7 @@ def _show_facts(out: Console, facts: dict, prompt: str) -> None:
     say(out)
 
 
-def _show_sentences(out: Console, tokens: list, parts: list, color_by: str) -> None:
+def show_sentences(out: Console, tokens: list, parts: list, color_by: str) -> None:
     in_color = not out.no_color and out.color_system in ("256", "truecolor")  # 16 colours can't be told apart
     out.print(_legend(color_by, in_color))
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
@@ -181,12 +185,13 @@ def _legend(color_by: str, in_color: bool) -> Text:
     unit = "surprisal in nats" if color_by == "surprisal" else "rank"
     if not in_color:
         first = f"{LEVELS[color_by][MARKED_LEVEL]:g}"
-        return Text(f"⟦word⟧₁₂: a token with a {unit} of {first} or more. The small number is its rank.\n")
+        least = f"a surprisal of {first} nats" if color_by == "surprisal" else f"a rank of {first}"
+        return Text(f"⟦word⟧₁₂: a token with {least} or more. The small number is its rank.\n")
     boxes = [part for level, name in enumerate(level_names(color_by)) for part in ((f" {name} ", _style(level)), " ")]
     return Text.assemble(f"Colour: {unit}  ", *boxes, "\n")
 
 
-def _show_most_surprising(out: Console, tokens: list) -> None:
+def show_most_surprising(out: Console, tokens: list, count: int = NUM_LISTED) -> None:
     """The tokens of highest surprisal: what stands before them, and what the student would have said."""
 
     def before(place: int) -> Text:
@@ -205,7 +210,7 @@ def _show_most_surprising(out: Console, tokens: list) -> None:
         Column("nats", lambda place: tokens[place].surprisal),
         Column("student says", lambda place: Text(_in_line(tokens[place].top1)), tokens[0].top1 is not None, "left"),
     )
-    places = sorted(range(len(tokens)), key=lambda place: -tokens[place].surprisal)[:NUM_LISTED]
+    places = sorted(range(len(tokens)), key=lambda place: -tokens[place].surprisal)[:count]
     say(out, " (␣ is a space)", f"\nThe most surprising of its {len(tokens):,} tokens")
     print_table(out, places, columns)
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rsr_trl.report.format import name, number
+from rsr_trl.report.format import name, number, visible
 from rsr_trl.rsr import NOISY_BELOW
 
 
@@ -52,13 +52,14 @@ def print_table(
     out: Console, rows: Sequence, columns: Sequence[Column], limit: int | None = MAX_ROWS, things: str = "row"
 ) -> None:
     """
-    Print a table that fits the terminal: where it is too wide, optional columns go, the last one first; then headings
-    and names are wrapped. What isn't shown, as rows (`things`) above `limit`, is said below it.
+    Print a table that fits the terminal: where it is too wide, optional columns go, the last one first; then texts
+    lose their ends, and headings and names are wrapped. What isn't shown, as rows (`things`) above `limit`, is said
+    below it.
     """
     dropped, parts = (
         [],
         [
-            (one, [Text(one.heading), *(one.cell(row, as_name=one is columns[0]) for row in rows[:limit])])
+            (one, [Text(harmless(one.heading)), *(one.cell(row, as_name=one is columns[0]) for row in rows[:limit])])
             for one in columns
             if one.shown
         ],
@@ -66,6 +67,11 @@ def print_table(
     while _room(out, parts) < 0 and (optional := [part for part in parts if part[0].optional]):
         parts.remove(optional[-1])
         dropped.insert(0, optional[-1][0].heading)
+    for column, cells in parts[1:]:
+        if (room := _room(out, parts)) < 0 and column.justify == "left":
+            width = max(_width(*cells) + room, MIN_TEXT // 2)
+            for cell in cells:
+                cell.truncate(width, overflow="ellipsis")
     if _room(out, parts) < 0:
         parts = [(column, [_wrapped(head, _width(*cells), True), *cells]) for column, (head, *cells) in parts]
     if (room := _room(out, parts)) < 0:
@@ -107,7 +113,12 @@ def console() -> Console:
 
 def say(out: Console, text: str = "", bold: str = "", **how) -> None:
     """Print a line in which nothing is markup, with `bold` words (and the line ends before them) at its beginning."""
-    out.print(Text.assemble((bold, "bold"), text), **how)
+    out.print(Text.assemble((harmless(bold), "bold"), harmless(text)), **how)
+
+
+def harmless(text: str) -> str:
+    """Lines in which no name from the dataset can move the cursor or reorder what is read."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def say_notes(out: Console, notes: Sequence[str]) -> None:

@@ -76,7 +76,7 @@ def main(data_args: DatasetArguments, format_args: FormatArguments, student_args
         result, show = _race(dataset, scorer, columns, args)
     else:
         scored = scorer.score(dataset) if with_student else dataset
-        result, show = _rank(scored, asked, args, source)
+        result, show = rank(scored, asked, args, source)
     if args.csv:
         writer = csv.DictWriter(sys.stdout, list(result["table"][0]), lineterminator="\n")
         writer.writeheader()
@@ -107,7 +107,7 @@ def _contradictions(args: TeachersArguments, with_student: bool, in_rounds: bool
         yield f"--max_trajectories {on_rounds}, --goal best or order."
 
 
-def _rank(scored, asked, args: TeachersArguments, source: str) -> tuple:
+def rank(scored, asked, args: TeachersArguments, source: str | None) -> tuple:
     """The ranking for programs, and how to show it."""
     from rsr_trl.data import is_selection
     from rsr_trl.selection.teachers import SELECTED, rank_table, read_ranked

@@ -33,6 +33,7 @@ from rsr_trl.pilot.held_out import HeldOut
 from rsr_trl.pilot.strategies import RESCORED, Pool, Strategy
 from rsr_trl.pilot.verdict import compare, notes, sentences
 from rsr_trl.rsr import RSRError
+from rsr_trl.scoring.loading import for_trainer
 from rsr_trl.scoring.shards import differences, read_json, write_json
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.trainer import RSRSFTTrainer
@@ -225,9 +226,11 @@ class Pilot:
             own = {"train_sampling_strategy": "sequential"}
         recipe = {f.name: getattr(self.args, f.name) for f in fields(config_class) if f.init}
         args = config_class(**recipe | {"output_dir": folder, "seed": arm.seed} | own | changes)
-        dataset = self.pool.dataset.select(np.concatenate(rows))
+        dataset, student = self.pool.dataset.select(np.concatenate(rows)), self.student
+        if gguf := for_trainer(student["model"], args.model_init_kwargs, student.get("quantization_config")):
+            student, args.model_init_kwargs = student | gguf, None
         set_seed(arm.seed)  # an adapter begins at random
-        trainer = trainer_class(args=args, train_dataset=dataset, **self.student)
+        trainer = trainer_class(args=args, train_dataset=dataset, **student)
         if dropped := len(dataset) - len(trainer.train_dataset):
             raise RSRError(
                 f"{strategy.name}: {dropped} of {len(dataset)} chosen trajectories have no token to train on within "

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from rsr_trl.data import card_facts, is_written_as_path, scoring_settings
 from rsr_trl.report.format import visible
 from rsr_trl.rsr import TOKEN_IDS, TOKEN_RANKS, TOKEN_SURPRISALS, TOKEN_TOP1, RSRError, trajectory_rsr
-from rsr_trl.scoring.loading import with_chat_template
+from rsr_trl.scoring.loading import find_tokenizer, with_chat_template
 from rsr_trl.scoring.steps import split_sentences
 
 
@@ -209,11 +209,11 @@ def load_tokenizer(dataset_name_or_path: str, name: str | None = None) -> PreTra
             "--tokenizer (a Hub id or folder)."
         )
     where = f"{source!r} (--tokenizer)" if name else f"the student {source!r}, named in {dataset_name_or_path!r}"
-    if is_written_as_path(source) and not Path(source).expanduser().exists():
+    if is_written_as_path(source) and not source.endswith(".gguf") and not Path(source).expanduser().exists():
         raise RSRError(f"There is no folder of {where}. Name the student's tokenizer with --tokenizer.")
     try:
-        return with_chat_template(AutoTokenizer.from_pretrained(source), template)
-    except (OSError, ValueError) as error:
+        return with_chat_template(find_tokenizer(source), template)
+    except (OSError, ValueError) as error:  # RSRError too: a GGUF file that has gone
         raise RSRError(
             f"Can't load the tokenizer of {where}: {error} Name one that can be loaded with --tokenizer."
         ) from error

@@ -135,9 +135,12 @@ def same_student(one: str | None, other: str | None) -> bool:
 def checkpoint_fingerprint(model_id: str, commit_hash: str | None) -> str:
     """
     What identifies the weights behind a model id without loading them: the hub's commit, or the bytes of a local
-    folder's files (a student retrained into the same folder is another one), with those of an adapter's base model.
+    folder's files (a student retrained into the same folder is another one), with those of an adapter's base model,
+    or of a GGUF file.
     """
     folder = Path(model_id)
+    if folder.suffix == ".gguf" and folder.is_file():
+        return _file_digest(folder, (stat := folder.stat()).st_size, stat.st_mtime_ns)
     if not folder.is_dir():
         return f"{model_id}@{commit_hash}"
     files = sorted({path for pattern in WEIGHT_FILES for path in folder.glob(pattern)})

@@ -23,13 +23,8 @@ from datasets.formatting.formatting import LazyBatch, LazyRow
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from rsr_trl.rsr import RSRError, score_schema
-from rsr_trl.scoring.fingerprint import (
-    DEFINITION,
-    checkpoint_fingerprint,
-    student_fingerprint,
-    tokenizer_fingerprint,
-)
-from rsr_trl.scoring.loading import find_config_and_tokenizer, load_model, with_chat_template
+from rsr_trl.scoring import loading
+from rsr_trl.scoring.fingerprint import DEFINITION, checkpoint_fingerprint, student_fingerprint, tokenizer_fingerprint
 from rsr_trl.scoring.passes import OtherScores
 from rsr_trl.scoring.rows import (
     TokenBar,
@@ -78,11 +73,12 @@ class RSRScorer:
 
     Args:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
-            Student: hub id or path (a PEFT adapter's too), loaded when first needed; or a live model, which is left as
-            it is (train mode, gradients, random state).
+            Student: hub id or path (a PEFT adapter's or GGUF file's too), loaded when first needed; or a live model,
+            which is left as it is (train mode, gradients, random state).
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The student's tokenizer. Required with a live model.
         revision (`str`, *optional*): Branch, tag or commit of the hub repository.
+        gguf_file (`str`, *optional*): The `.gguf` file there that holds student, tokenizer and chat template.
         quantization_config (*optional*): As `from_pretrained` takes it.
         device_map (`str` or `dict`, *optional*): Spread the student over devices.
         max_length (`int`, *optional*):
@@ -141,14 +137,14 @@ class RSRScorer:
         processing_class: PreTrainedTokenizerBase | None = None,
         **settings,
     ):
-        self.config = ScoringConfig(**settings)
-        if self.config.day is None:
-            self.config = replace(self.config, day=str(date.today()))
+        self.model_id = None
+        if isinstance(model, (str, os.PathLike)):
+            self.model_id = loading.student_name(os.fspath(model), settings.pop("gguf_file", None))
+        self.config = ScoringConfig(**settings | {"day": settings.get("day") or str(date.today())})
         self.r_max, self.token_stats = self.config.r_max, self.config.token_stats
         self._others = OtherScores(self.config.scores)
         self.scores = self._others.names
         self.schema = score_schema(self.token_stats, self._others.functions)
-        self.model_id = os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
         self._weights: tuple[object, str] | None = None  # their version and their hash
         self._fingerprint: tuple[object, str] | None = None  # the chat template and the fingerprint
         self._given_tokenizer, self._warned = processing_class, False
@@ -168,14 +164,14 @@ class RSRScorer:
         self._student: Student | None = None
         self._weights = self._fingerprint = None
         hub = self.config.some(("revision", "trust_remote_code"))
-        self._prepare(*find_config_and_tokenizer(self.model_id, self._given_tokenizer, **hub))
+        self._prepare(*loading.find_config_and_tokenizer(self.model_id, self._given_tokenizer, **hub))
 
     def _prepare(self, config: PreTrainedConfig, processing_class: PreTrainedTokenizerBase) -> None:
         if self.config.engine is not None:
             self._others.check_engine(self.config.engine)
         self.max_length = self.config.length_for(num_positions(config), self.model_id)
         self._commit_hash = getattr(config, "_commit_hash", None)
-        self.processing_class = with_chat_template(processing_class, self.config.chat_template_path)
+        self.processing_class = loading.with_chat_template(processing_class, self.config.chat_template_path)
         self.tokenize = ExampleTokenizer(
             self.processing_class,
             self.max_length,
@@ -339,7 +335,7 @@ class RSRScorer:
                 self._student = self.config.engine.open(self.model_id, self.processing_class, self._loaded, **hub)
                 return self._student
             kwargs = {name: value for name, value in self.config.some(LOADING).items() if value is not None}
-            model = load_model(self.model_id, **kwargs)
+            model = loading.load_model(self.model_id, **kwargs)
             self._student = Student(model, **self.config.some(READING))
         return self._student
 
@@ -407,12 +403,14 @@ class RSRScorer:
         self._look_again()
         identity = json.dumps(self.identity())
         if self.model_id is None:
-            return partial, (_refuse_live_model, identity)
+            return partial, (loading.refuse_live_model, identity)
         settings = vars(self.config) | {"day": self.written_day}
         return _rebuild, (identity, self.model_id, self._given_tokenizer, settings)
 
     def __repr__(self) -> str:
-        return f"RSRScorer({self.model_id or type(self._student.model)!r}, max_length={self.max_length}{self.config})"
+        bits = loading.weight_bits(self.model_id, self.config.revision)
+        student = repr(self.model_id or type(self._student.model)) + ("" if bits is None else f" ({bits}-bit weights)")
+        return f"RSRScorer({student}, max_length={self.max_length}{self.config})"
 
     def __copy__(self) -> "RSRScorer":
         return RSRScorer(self.model_id or self._student.model, self._given_tokenizer, **vars(self.config))
@@ -450,11 +448,3 @@ def _rebuild(
 ) -> RSRScorer:
     """A named student's scorer in a worker process; `identity` is there to be hashed."""
     return RSRScorer(model_id, processing_class, **settings)
-
-
-def _refuse_live_model(*args, **kwargs) -> None:
-    """A live student's scorer in a worker process: raises when called, because raising before hangs the pool."""
-    raise RSRError(
-        "A live model can't go to the worker processes of `map(num_proc=...)`. Leave `num_proc` unset, or build the "
-        "scorer from a model id or path: RSRScorer('path/to/student')."
-    )

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 MAX_LENGTH = 32_768  # the paper's
 # Kinds of settings.
 LOADING = ("revision", "quantization_config", "device_map", "dtype", "device", "attn_implementation")
-LOADING += ("trust_remote_code",)  # all of these go to `load_model`
+LOADING += ("trust_remote_code", "gguf_file")  # all of these go to `load_model`
 OF_THE_SCORE = ("r_max", "assistant_only_loss", "logits_dtype")  # change scores by more than rounding
-# Decide no column, change it by rounding only, or show in the tokenizer.
+# Decide no column, change it by rounding only, or show in the tokenizer or the weights.
 NEUTRAL = ("device", "device_map", "max_batch_tokens", "share_prefixes", "max_prefix_tokens", "overwrite", "day")
-NEUTRAL += ("chat_template_path", "engine")  # `RSRScorer.identity` names an engine where there is one
+NEUTRAL += ("chat_template_path", "gguf_file", "engine")  # `RSRScorer.identity` names an engine
 # How the student reads.
 READING = ("max_batch_tokens", "logits_dtype", "share_prefixes", "max_prefix_tokens")
 # What an engine does in its own way.
@@ -51,6 +51,7 @@ class ScoringConfig:
     """The settings of an [`RSRScorer`], which documents them."""
 
     revision: str | None = None
+    gguf_file: str | None = None
     quantization_config: object | None = None
     device_map: str | dict | None = None
     max_length: int | None = None

@@ -13,12 +13,15 @@ import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset
 from torch.utils.data import DataLoader
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from rsr_trl.rsr import CITATION, STUDENT, RSRError
 from rsr_trl.scoring.fingerprint import dtype_of
+from rsr_trl.scoring.loading import for_trainer
 from rsr_trl.scoring.nulls import as_json
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.tokens import ExampleTokenizer
@@ -88,7 +91,14 @@ class RSRSFTTrainer(SFTTrainer):
             args = RSRSFTConfig.from_sft_config(args)
         prepare.check_train_dataset(train_dataset, args)
         args.rsr_score_threshold = live_threshold(args, data_collator)
+        # SFTTrainer would read the tokenizer from elsewhere, and warn of settings that a loaded student doesn't need.
+        init_kwargs = args.model_init_kwargs
+        if gguf := for_trainer(model, init_kwargs, kwargs.get("quantization_config")):
+            model, args.model_init_kwargs = gguf["model"], None
+            if len(positional) < 2 and kwargs.get("processing_class") is None:
+                kwargs["processing_class"] = gguf["processing_class"]
         super().__init__(model, args, data_collator, train_dataset, *positional, **kwargs)
+        args.model_init_kwargs = init_kwargs
         parallel = self.accelerator.parallelism_config
         if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or parallel.sp_enabled):
             raise RSRError("Tensor, context and sequence parallelism aren't supported: set tp_size=cp_size=sp_size=1.")
@@ -248,7 +258,8 @@ class RSRSFTTrainer(SFTTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self.scores.load(checkpoint)
+            state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+            self.scores.load(checkpoint, state.global_step)
 
     def create_model_card(self, *args, **kwargs) -> None:
         super().create_model_card(*args, **kwargs)
@@ -261,9 +272,9 @@ class RSRSFTTrainer(SFTTrainer):
             "\n## Selection by RSR\n",
             f"The Rank-Surprisal Ratio (RSR, {PAPER}) of a trajectory for this student is the sum of clipped token "
             "ranks over the sum of surprisals. **Lower means more suitable.**",
-            "These settings say what it decided in this training:"
+            "In this training, it was used with these settings:"
             if self.args.needs_scores
-            else "The training data came with these scores. The training itself used all of it in random order.",
+            else "The training data came with these scores; all of it was used, in random order.",
             "\n| setting | value |\n|---|---|",
             *(f"| {name} | `{value}` |" for name, value in vars(self.args).items() if name.startswith("rsr_")),
         ]

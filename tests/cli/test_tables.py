@@ -57,6 +57,13 @@ def test_a_narrow_terminal_loses_optional_columns_and_breaks_no_word():
     assert [line.split()[0] for line in lines[-2:]] == ["Nemotron-Ultra-", "Instruct-Reasoning"]
 
 
+@pytest.mark.parametrize("width", [45, 80])
+def test_a_long_text_loses_its_end_before_a_name_is_broken(width):
+    rows = [{"teacher": "Llama-3.1-8B-Instruct", "rsr": 2.5, "text": "First add the two numbers. " * 3}]
+    lines = printed(rows, [TEACHER, Column("RSR", "rsr"), Column("response", "text", justify="left")], width=width)
+    assert lines[1].split()[:3] == ["Llama-3.1-8B-Instruct", "2.50", "First"] and lines[1].endswith("…")
+
+
 @pytest.mark.parametrize("width", [40, 80])
 def test_next_command_is_one_line_that_a_shell_reads(width):
     out = Console(file=io.StringIO(), width=width)
