@@ -11,7 +11,7 @@ from rich.text import Text
 from trl import TrlParser
 
 from rsr_trl.cli.options import ColumnArguments, DatasetArguments, JsonArguments, option, option_parser
-from rsr_trl.cli.tables import Column, beside, finish, print_table, say, say_notes
+from rsr_trl.cli.tables import Column, beside, finish, harmless, print_table, say, say_notes
 from rsr_trl.report.format import label, number, percent
 from rsr_trl.rsr import DIRECTION, RSRError
 
@@ -143,9 +143,10 @@ def _show_findings(out: Console, findings: list) -> None:
     say(out, f"{counted(len(findings), 'known failure mode')} of RSR found here:")
     for finding in findings:
         rows = f" For example rows {', '.join(map(str, finding.example_rows))}." if finding.example_rows else ""
-        text = Text.assemble((f"{finding.name}: ", "bold"), f"{finding.what}{rows} {finding.why}")
+        what = harmless(f"{finding.what}{rows} {finding.why}")
+        text = Text.assemble((f"{finding.name}: ", "bold"), what)
         out.print(Padding(text, (0, 0, 0, 2)))
-        out.print(Padding(Text(f"-> {finding.what_to_do}"), (0, 0, 0, 4)))
+        out.print(Padding(Text(harmless(f"-> {finding.what_to_do}")), (0, 0, 0, 4)))
 
 
 def _correct_first(row: dict) -> str:

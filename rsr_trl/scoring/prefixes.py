@@ -15,6 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
+from itertools import chain
 
 import numpy as np
 import torch
@@ -229,6 +230,34 @@ def bytes_per_token(cache: DynamicCache) -> float:
     layers = [layer for layer in cache.layers if isinstance(layer, DynamicLayer) and layer.is_initialized]
     parts = [(part.nbytes, part.shape[-2]) for layer in layers for part in (layer.keys, layer.values)]
     return sum(size / max(1, tokens) for size, tokens in parts)
+
+
+def difference(cache: DynamicCache, other: DynamicCache, last: int) -> float:
+    """
+    How much two caches of the same tokens differ: the largest [`relative_error`] of a layer's states, or of the keys
+    or values of its `last` tokens. Rounding adds up from layer to layer, so that of the first layers counts up to
+    three times: there a forgotten state or a wrong position shows in full, while the last hidden state may hide it.
+    """
+    errors = [
+        max(map(relative_error, _tensors(mine, last), _tensors(its, last)), default=0.0)
+        for mine, its in zip(cache.layers, other.layers, strict=True)
+    ]
+    return max(error * 3 / (1 + 2 * depth / len(errors)) for depth, error in enumerate(errors))
+
+
+def _tensors(layer, last: int) -> list[torch.Tensor]:
+    grown = [getattr(layer, name, None) for name in ("keys", "values")]
+    tensors = [tensor[..., -last:, :] for tensor in grown if tensor is not None]
+    states = [states.values() for _, states in sorted(vars(layer).items()) if isinstance(states, dict)]
+    return tensors + [state for state in chain(*states) if torch.is_tensor(state)]
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Root mean square of the difference, by that of what is expected; infinity where the shapes differ."""
+    if found.shape != expected.shape:
+        return float("inf")
+    error = (found.float() - expected.float()).square().mean().sqrt()
+    return float(error / expected.float().square().mean().sqrt().clamp(min=1e-12))
 
 
 def cache_for(model: PreTrainedModel, prefix: Prefix | None, rows: int, keep: bool) -> DynamicCache | None:

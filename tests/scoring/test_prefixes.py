@@ -102,6 +102,18 @@ def test_in_bfloat16_the_difference_is_rounding():
     assert np.median(np.abs(np.array(rsr_of(tokens)) / alone - 1)) < 0.02
 
 
+# Weights as narrow as most families' own `initializer_range` hide the state of 16 tokens from the last hidden state.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("spread", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("family", ["bamba", "jamba", "falcon_h1"])
+def test_a_state_that_is_forgotten_is_noticed_in_every_dtype(family, spread, dtype):
+    student = Student(build(family, initializer_range=spread).to(dtype))
+    for num_tokens in (1, 2, 40):  # after few tokens no state is forgotten
+        student._verified = False
+        student.score(examples_of((num_tokens,)))
+        assert bool(student._cache_bytes) == (family in SHARING)
+
+
 def test_prefixes_that_do_not_fit_are_shortened_then_given_up(caplog):
     student, examples = Student(build("llama"), 256, max_prefix_tokens=64), pool()
     expected, forward, tried = student.score(examples), student.hidden_states, []
