@@ -48,6 +48,7 @@ class BenchArguments:
         by default. tokenizer (`str`, *optional*): Tokenizer of the real rows; the student's own by default.
         num_rows (`int`, *optional*, defaults to `64`): Rows to measure on, evenly spread over the dataset.
         rows_together (`int`, *optional*, defaults to `1`): Rows that are taken from each place, such as a problem's.
+        as_chat (`bool`, *optional*, defaults to `False`): Wrap plain text into a chat, as in `rsr score`.
         lengths (`str`, *optional*): Lengths of random rows, used in turn.
         prompt_share (`float`, *optional*, defaults to `0.25`): Share of a random row that isn't scored.
         batch_size (`int`, *optional*, defaults to `4`): Rows of a batch of the reference way.
@@ -69,6 +70,7 @@ class BenchArguments:
     tokenizer: str | None = field(default=None, metadata={"help": "Tokenizer of the real rows: Hub id or folder."})
     num_rows: int = field(default=64, metadata={"help": "Rows to measure on."})
     rows_together: int = field(default=1, metadata={"help": "Rows of one problem, which follow each other."})
+    as_chat: bool = field(default=False, metadata={"help": "Wrap plain text into a chat, as `rsr score` does."})
     lengths: str = field(default="256,512,1024", metadata={"help": "Lengths of random rows, separated by commas."})
     prompt_share: float = field(default=0.25, metadata={"help": "Share of a random row that isn't scored."})
     batch_size: int = field(default=4, metadata={"help": "Rows per batch of the reference."})
@@ -287,7 +289,8 @@ def load_rows(args: BenchArguments) -> list["TokenizedExample"]:
         size, num_rows = args.rows_together, min(args.num_rows, len(dataset))
         places = np.linspace(0, len(dataset) // size - 1, -(-num_rows // size)).astype(int) * size
         picks = (places[:, None] + np.arange(size)).flatten()[:num_rows]
-        rows = ExampleTokenizer(AutoTokenizer.from_pretrained(name))([dataset[int(i)] for i in picks])
+        picked = data.as_trl_format(dataset.select(picks), as_chat=args.as_chat)
+        rows = ExampleTokenizer(AutoTokenizer.from_pretrained(name))(list(picked), picked.features)
         if errors := [row.error for row in rows if row.error]:
             raise ValueError(f"{len(errors)} of the rows can't be scored, the first because {errors[0]}.")
         return rows

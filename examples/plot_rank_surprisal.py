@@ -41,7 +41,7 @@ axes.scatter(
     linewidths=0.8,
     label="most suitable of its problem",
 )
-low, high, top = 0.1, 8.0, 60.0  # logarithmic: lines of equal RSR run side by side
+low, high, top = 0.6, 9.0, 100.0  # logarithmic: lines of equal RSR run side by side
 for ratio in (2, 4, 8):
     axes.plot([low, high], [ratio * low, ratio * high], color="0.6", linewidth=0.8, zorder=0)
     end = min(high, top / ratio) * 0.85
@@ -50,8 +50,8 @@ words = np.geomspace(np.exp(low), np.exp(4.5), 200)
 axes.plot(
     np.log(words), (words + 1) / 2, color="black", linestyle=":", linewidth=1, label="fair guesses among k words"
 )
-axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(0.9, top))
-for axis, ticks in ((axes.xaxis, (0.1, 0.2, 0.5, 1, 2, 5)), (axes.yaxis, (1, 2, 5, 10, 20, 50))):
+axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(1.5, top))
+for axis, ticks in ((axes.xaxis, (1, 2, 5)), (axes.yaxis, (2, 5, 10, 20, 50, 100))):
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter("{x:g}")

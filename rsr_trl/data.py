@@ -3,7 +3,9 @@
 This file knows no model and no tokenizer.
 """
 
+import glob
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -25,6 +27,7 @@ from datasets import (
     load_from_disk,
 )
 from datasets.exceptions import DataFilesNotFoundError, DatasetGenerationError, DatasetsError
+from filelock import FileLock, Timeout
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from rsr_trl import formats
@@ -37,6 +40,7 @@ CHAT = [{"role": Value("string"), "content": Value("string")}]
 
 DATA_FOLDER = "data"  # of a folder that `rsr score` or `rsr select` has written
 STATE_FOLDER = ".rsr"  # there: how far scoring is
+UNFINISHED = ".unfinished"  # ending of what is being written: after a kill it stays, and the next start removes it
 COMPLETE = "complete.json"  # in the state folder, once every row is there
 FACTS = "rsr_trl"  # of a dataset card's metadata: what wrote the data, with which student and settings
 
@@ -106,6 +110,11 @@ def _load(source: dict, **options) -> Dataset | IterableDataset:
 def is_written_as_path(name: str) -> bool:
     """Whether `name` can only mean a file or folder, not something on the Hub."""
     return name.startswith((".", "~", os.sep)) or name.count("/") > 1 or reader_of(name) is not None
+
+
+def short_name(student: str) -> str:
+    """What a student is called where there is little room: the path of a GGUF file without its folder."""
+    return Path(student).name if student.endswith(".gguf") else student
 
 
 def _is_saved(path: Path) -> bool:
@@ -411,8 +420,12 @@ def write_scored(
     check_output_dir(output_dir, overwrite)
     output_dir = Path(output_dir).resolve()
     output_dir.parent.mkdir(parents=True, exist_ok=True)
+    for left in output_dir.parent.glob(f".{glob.escape(output_dir.name)}-*{UNFINISHED}"):
+        with suppress(Timeout), FileLock(left / "lock", timeout=0):  # else another run is at work in it
+            shutil.rmtree(left, ignore_errors=True)
     # Beside the target, because a rename is atomic only within one file system.
-    with tempfile.TemporaryDirectory(prefix=f".{output_dir.name}-", dir=output_dir.parent) as scratch:
+    place = {"prefix": f".{output_dir.name}-", "suffix": UNFINISHED, "dir": output_dir.parent}
+    with tempfile.TemporaryDirectory(**place) as scratch, FileLock(Path(scratch, "lock")):
         made = Path(scratch, "new")
         (made / DATA_FOLDER).mkdir(parents=True)
         dataset.to_parquet(str(made / DATA_FOLDER / "train-00000-of-00001.parquet"))

@@ -1,7 +1,7 @@
 """
 Make the pictures of docs/gallery.md again, after its commands have run in this folder:
 
-    python docs/images/make_pictures.py report.html demo_output/scored
+    python docs/images/make_pictures.py report.html training.html demo_output/scored
 
 It needs chromium, chromedriver, selenium (`pip install -e .[dev]`) and Pillow.
 """
@@ -33,11 +33,10 @@ PARTS = {
     "problem": ("problem", 900),
     "choice": ("choice", 1000),
     "compare": ("compare", 500),
-    "training": ("training", 1250),
 }
 
 
-def main(page: str, scored: str) -> None:
+def main(page: str, training: str, scored: str) -> None:
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
     for flag in ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
@@ -52,6 +51,9 @@ def main(page: str, scored: str) -> None:
                 hover(browser)
             top, end = bounds(browser, part)
             save(shoot(browser, top, min(end, top + height)), f"report_{name}")
+        show(browser, Path(training), WIDTH, "light")
+        top, end = bounds(browser, "training")
+        save(shoot(browser, top, min(end, top + 1250)), "report_training")
         show(browser, Path(page), PHONE, "dark")
         tops = [0, bounds(browser, "plane")[0], bounds(browser, "reading")[0]]
         save(side_by_side([shoot(browser, top, top + 1100) for top in tops]), "report_phone")

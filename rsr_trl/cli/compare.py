@@ -11,7 +11,7 @@ from rich.text import Text
 from trl import TrlParser
 
 from rsr_trl.cli.options import ColumnArguments, DatasetArguments, JsonArguments, option, option_parser
-from rsr_trl.cli.tables import Column, finish, print_table, say, say_notes
+from rsr_trl.cli.tables import Column, beside, finish, harmless, print_table, say, say_notes
 from rsr_trl.report.format import label, number, percent
 from rsr_trl.rsr import DIRECTION, RSRError
 
@@ -55,7 +55,8 @@ def main(data_args: DatasetArguments, args: CompareArguments) -> None:
         _show(out, comparison)
         say_notes(out, [*comparison.notes, *([SELECTED] if is_selection(source) else [])])
 
-    next_words = ["rsr", "select", "--dataset_name", source, *comparison.rule.split(), "--output_dir", "OUT"]
+    next_words = ["rsr", "select", "--dataset_name", source, *comparison.rule.split()]
+    next_words += ["--output_dir", beside(source, "selected")]
     finish(args.json, {"direction": DIRECTION, **comparison.to_dict()}, show, next_words)
 
 
@@ -142,9 +143,10 @@ def _show_findings(out: Console, findings: list) -> None:
     say(out, f"{counted(len(findings), 'known failure mode')} of RSR found here:")
     for finding in findings:
         rows = f" For example rows {', '.join(map(str, finding.example_rows))}." if finding.example_rows else ""
-        text = Text.assemble((f"{finding.name}: ", "bold"), f"{finding.what}{rows} {finding.why}")
+        what = harmless(f"{finding.what}{rows} {finding.why}")
+        text = Text.assemble((f"{finding.name}: ", "bold"), what)
         out.print(Padding(text, (0, 0, 0, 2)))
-        out.print(Padding(Text(f"-> {finding.what_to_do}"), (0, 0, 0, 4)))
+        out.print(Padding(Text(harmless(f"-> {finding.what_to_do}")), (0, 0, 0, 4)))
 
 
 def _correct_first(row: dict) -> str:

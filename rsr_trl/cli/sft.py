@@ -220,13 +220,11 @@ def show_passes(out: Console, passes: list[dict]) -> None:
     print_table(out, passes if len(passes) <= MAX_PASSES else [passes[0], *passes[1 - MAX_PASSES :]], columns)
     if len(passes) > MAX_PASSES:
         say(out, f"The first and the last of {len(passes):,} scoring passes; --json lists them all.")
-    if len(passes) > 1:
-        say(
-            out,
-            "RSR at step 0: first scores of the same rows. rank corr.: Spearman's rank correlation with them. The "
-            "student before and after training are two different students: only your own task shows which one solves "
-            "more.",
-        )
+    say(
+        out,
+        "RSR at step 0: first scores of the same rows. rank corr.: Spearman's rank correlation with them. The student "
+        "before and after training are two different students: only your own task shows which one solves more.",
+    )
 
 
 def _what_it_trained_on(result: dict) -> str:

@@ -123,6 +123,8 @@ def _shortened(text: str, length: int) -> str:
 
 
 def _show_facts(out: Console, facts: dict, prompt: str) -> None:
+    from rsr_trl.data import short_name
+
     title = f"\nRow {facts['row']:,}: RSR {number(facts['rsr'], 3)}"
     say(out, f" ({facts['direction']}), {facts['num_tokens']:,} tokens", title)
     say(out, "mean rank {mean_clipped_rank:,.2f} / mean surprisal {mean_surprisal:,.2f} nats".format(**facts))
@@ -130,6 +132,8 @@ def _show_facts(out: Console, facts: dict, prompt: str) -> None:
     if abs(facts["rsr"] - stored) > 1e-3 * stored:
         say(out, f"Ranks are clipped at {facts['r_max']:,} here. The dataset's own rsr is {number(stored, 3)}.")
     known = {name: facts[name] for name in ("student", "teacher", "problem", "correct") if facts[name] is not None}
+    if "student" in known:
+        known["student"] = short_name(known["student"])
     words = {name: ("no", "yes")[value] if isinstance(value, bool) else str(value) for name, value in known.items()}
     about = [f"{name}: {_shortened(text, 60)}" for name, text in words.items()]
     about += ["truncated: only the part before the cut is scored"] if facts["truncated"] else []
@@ -181,7 +185,8 @@ def _legend(color_by: str, in_color: bool) -> Text:
     unit = "surprisal in nats" if color_by == "surprisal" else "rank"
     if not in_color:
         first = f"{LEVELS[color_by][MARKED_LEVEL]:g}"
-        return Text(f"⟦word⟧₁₂: a token with a {unit} of {first} or more. The small number is its rank.\n")
+        least = f"a surprisal of {first} nats" if color_by == "surprisal" else f"a rank of {first}"
+        return Text(f"⟦word⟧₁₂: a token with {least} or more. The small number is its rank.\n")
     boxes = [part for level, name in enumerate(level_names(color_by)) for part in ((f" {name} ", _style(level)), " ")]
     return Text.assemble(f"Colour: {unit}  ", *boxes, "\n")
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from rsr_trl.report.format import name, number
+from rsr_trl.report.format import name, number, visible
 from rsr_trl.rsr import NOISY_BELOW
 
 
@@ -59,7 +59,7 @@ def print_table(
     dropped, parts = (
         [],
         [
-            (one, [Text(one.heading), *(one.cell(row, as_name=one is columns[0]) for row in rows[:limit])])
+            (one, [Text(harmless(one.heading)), *(one.cell(row, as_name=one is columns[0]) for row in rows[:limit])])
             for one in columns
             if one.shown
         ],
@@ -113,7 +113,12 @@ def console() -> Console:
 
 def say(out: Console, text: str = "", bold: str = "", **how) -> None:
     """Print a line in which nothing is markup, with `bold` words (and the line ends before them) at its beginning."""
-    out.print(Text.assemble((bold, "bold"), text), **how)
+    out.print(Text.assemble((harmless(bold), "bold"), harmless(text)), **how)
+
+
+def harmless(text: str) -> str:
+    """Lines in which no name from the dataset can move the cursor or reorder what is read."""
+    return "\n".join(map(visible, text.split("\n")))
 
 
 def say_notes(out: Console, notes: Sequence[str]) -> None:

@@ -29,15 +29,15 @@ from rsr_trl.selection.display import as_html
 SECTIONS = {
     "headline": "In short",
     "teachers": "Which teacher suits",
-    "distribution": "How RSR is spread",
+    "distribution": "Distribution of RSR",
     "plane": "Rank and surprisal",
     "reading": "Reading trajectories",
     "problem": "One problem, all its trajectories",
     "choice": "What selection changes",
-    "compare": "RSR beside other scores",
+    "compare": "RSR and other scores",
     "training": "During training",
-    "pilot": "What a pilot found",
-    "method": "How this was measured, and what to be careful about",
+    "pilot": "Pilot results",
+    "method": "How this was measured",
 }
 MAX_ROWS = 40
 PAGE = "report.html"  # its name in a folder

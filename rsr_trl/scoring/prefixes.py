@@ -236,7 +236,7 @@ def difference(cache: DynamicCache, other: DynamicCache, last: int) -> float:
     """
     How much two caches of the same tokens differ: the largest [`relative_error`] of a layer's states, or of the keys
     or values of its `last` tokens. Rounding adds up from layer to layer, so that of the first layers counts up to
-    three times: there a forgotten state or a wrong position shows in full, which the last hidden state may hide.
+    three times: there a forgotten state or a wrong position shows in full, while the last hidden state may hide it.
     """
     errors = [
         max(map(relative_error, _tensors(mine, last), _tensors(its, last)), default=0.0)

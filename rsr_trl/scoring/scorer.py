@@ -79,8 +79,7 @@ class RSRScorer:
         processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
             The student's tokenizer. Required with a live model.
         revision (`str`, *optional*): Branch, tag or commit of the hub repository.
-        gguf_file (`str`, *optional*):
-            The `.gguf` file in that folder or repository that holds the student, its tokenizer and chat template.
+        gguf_file (`str`, *optional*): The `.gguf` file there that holds student, tokenizer and chat template.
         quantization_config (*optional*): As `from_pretrained` takes it.
         device_map (`str` or `dict`, *optional*): Spread the student over devices.
         max_length (`int`, *optional*):
@@ -139,9 +138,7 @@ class RSRScorer:
         self.model_id = None
         if isinstance(model, (str, os.PathLike)):
             self.model_id = loading.student_name(os.fspath(model), settings.pop("gguf_file", None))
-        self.config = ScoringConfig(**settings)
-        if self.config.day is None:
-            self.config = replace(self.config, day=str(date.today()))
+        self.config = ScoringConfig(**settings | {"day": settings.get("day") or str(date.today())})
         self.r_max, self.token_stats = self.config.r_max, self.config.token_stats
         self._others = OtherScores(self.config.scores)
         self.scores = self._others.names

@@ -20,7 +20,7 @@ from datasets.utils import are_progress_bars_disabled, disable_progress_bars, en
 from filelock import FileLock, Timeout
 from xxhash import xxh3_64_hexdigest
 
-from rsr_trl.data import COMPLETE, DATA_FOLDER, STATE_FOLDER, check_not_read, check_output_dir
+from rsr_trl.data import COMPLETE, DATA_FOLDER, STATE_FOLDER, UNFINISHED, check_not_read, check_output_dir
 from rsr_trl.rsr import ERROR, RSRError
 from rsr_trl.scoring.fingerprint import digest_of
 
@@ -89,7 +89,7 @@ class ShardFolder:
         self.lock.acquire(timeout=0)
         if not busy:  # the first process of a launch: what is unfinished, a killed one has left
             stale = [self.complete, *done, *self.data.glob("*.parquet")] if others or not done else []
-            stale += [file for depth in ("", "*/", "*/*/") for file in self.path.glob(f"{depth}.*.unfinished")]
+            stale += [file for depth in ("", "*/", "*/*/") for file in self.path.glob(f"{depth}.*{UNFINISHED}")]
             for file in stale:
                 file.unlink(missing_ok=True)
             write_json(self.locks / "launch.json", {"id": uuid.uuid4().hex})
@@ -202,7 +202,7 @@ def write_json(path: Path, value: dict) -> None:
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
     """A name to write to, which becomes `path` when its bytes are on the disk; after an error it is removed."""
-    unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex}.unfinished")
+    unfinished = path.with_name(f".{path.name}-{uuid.uuid4().hex}{UNFINISHED}")
     try:
         yield unfinished
         with unfinished.open("rb") as file:

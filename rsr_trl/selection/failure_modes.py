@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 from scipy.stats import binom
 
-from rsr_trl.data import examples
+from rsr_trl.data import counted, examples
 from rsr_trl.rsr import NOISY_BELOW, TOO_SHORT
 from rsr_trl.selection.table import ScoredTable
 from rsr_trl.selection.teachers import FEW_PROBLEMS
@@ -62,9 +62,9 @@ def look_at_rows(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
     yield from of_rows(
         "near guessing",
         rows.guess_share > GUESSED,
-        have=f"have the student expect any of 5 to 20 words alike at over {GUESSED:.0%} of their tokens",
-        why="Random digits look like that: few words to choose from and nothing to tell which. RSR may like it.",
-        what_to_do="Read some (`rsr show --row`), and filter out what is guessed: `rsr select --require COLUMN`.",
+        have=f"have 5 to 20 words about equally likely at over {GUESSED:.0%} of their tokens",
+        why="Random digits look like that, and RSR may prefer them.",
+        what_to_do="Read some (`rsr show --row`), and filter out guesses: `rsr select --require COLUMN`.",
     )
     foreign = rows.rank > FOREIGN_RANK
     if foreign[chosen].mean() > MOST:
@@ -80,7 +80,7 @@ def look_at_rows(rows: ScoredTable, chosen: np.ndarray) -> Iterator[Finding]:
         "truncated trajectories",
         rows.truncated,
         TRUNCATED_SHARE,
-        have="were cut at the length limit",
+        have="were truncated at the length limit",
         why="Their scores cover only the part before the cut, and training at this length stops before the answer.",
         what_to_do="Re-score with a larger `rsr score --max_length` if the student has the positions, or mark whole "
         "trajectories in a boolean column and name it in `rsr select --require`.",
@@ -112,8 +112,8 @@ def look_at_scores(scores: list[dict], chance: float, num_rows: int) -> Iterator
         yield Finding(
             "mostly length",
             what=f"Length explains {rsr['length_r2']:.0%} of RSR's order (rank R²): {ends} trajectories come first.",
-            why="Sorting by length, which costs nothing, would do nearly the same.",
-            what_to_do="Compare RSR with an arm that chooses by length in `rsr pilot`.",
+            why="Sorting by length would do nearly the same at no cost.",
+            what_to_do="Test RSR against length with `rsr pilot`.",
             rows=num_rows,
         )
     same = [score for score in others if score["overlap"] > SAME_CHOICE] if chance < MOST else []
@@ -122,8 +122,8 @@ def look_at_scores(scores: list[dict], chance: float, num_rows: int) -> Iterator
         yield Finding(
             "same choice",
             what=f"Other scores would choose nearly the same as RSR: {names}.",
-            why="No training can separate such choices.",
-            what_to_do="Take the simplest of them, or test only one of them in `rsr pilot`.",
+            why="Training can't tell such choices apart.",
+            what_to_do="Use the simplest of them, or test only one of them with `rsr pilot`.",
             rows=num_rows,
         )
 
@@ -176,10 +176,11 @@ def _of_problems(rows: ScoredTable) -> Iterator[Finding]:
     """Too few problems to compare on, and problems with a single trajectory."""
     size = np.bincount(rows.problem)
     shared = num_problems = int((size > 0).sum())
-    fewest, what = [], f"There are {num_problems:,} problems."
+    fewest, what = [], f"There {'is' if num_problems == 1 else 'are'} only {counted(num_problems, 'problem')}."
     if rows.teacher is not None:
         shared = int(rows.shared_problems().sum())
-        what = f"{shared:,} of {num_problems:,} problems have a scored trajectory of every teacher."
+        if shared < num_problems:
+            what = f"{shared:,} of {num_problems:,} problems have a scored trajectory of every teacher."
         has = rows.problems_per_teacher()
         fewest = [rows.teachers[i] for i in np.argsort(has, kind="stable") if 0 < has[i] < num_problems]
     if shared < FEW_PROBLEMS:
@@ -188,8 +189,8 @@ def _of_problems(rows: ScoredTable) -> Iterator[Finding]:
             "too few problems",
             what=what,
             why=f"On fewer than {FEW_PROBLEMS}, differences between teachers, and between scores, are mostly chance. "
-            "The paper takes 200.",
-            what_to_do=f"Score more problems{less}. `rsr teachers --problem_column` shows the intervals.",
+            "The paper uses 200.",
+            what_to_do=f"Score more problems{less}. `rsr teachers` shows the intervals.",
             rows=len(rows),
             teachers=fewest[:NUM_EXAMPLES],
         )
@@ -198,7 +199,7 @@ def _of_problems(rows: ScoredTable) -> Iterator[Finding]:
         yield Finding(
             "nothing to choose from",
             what=f"{alone.sum():,} of {num_problems:,} problems have a single scored trajectory.",
-            why="Whatever the score, the most suitable one of a problem is then the only one.",
+            why="There, every score chooses the same.",
             what_to_do="Add trajectories of other teachers, or choose among all: `rsr select --keep_fraction`.",
             rows=int(alone.sum()),
             example_rows=rows.row[alone][:NUM_EXAMPLES].tolist(),

@@ -251,9 +251,9 @@ def rank_table(
     notes = _notes_on_rows(scored)
     compared, num_problems, in_all = _matched(scored, notes)
     if num_problems == 1:
-        notes.append("With one problem there are no error bars; 200 are the paper's choice.")
+        notes.append("With one problem there are no error bars; the paper uses 200.")
     elif num_problems is not None and num_problems < FEW_PROBLEMS:
-        notes.append(f"With {num_problems} problems the error bars are rough; 200 are the paper's choice.")
+        notes.append(f"With {num_problems} problems the error bars are rough; the paper uses 200.")
     resampled = _resample(compared, score, confidence, num_draws, seed)
     frame = _means(compared, score)
     frame[f"{name}_low"], frame[f"{name}_high"] = resampled.low, resampled.high

@@ -86,6 +86,11 @@ class RSRSFTConfig(SFTConfig):
         rsr_teacher_column (`str`, *optional*): Column with teacher names: the RSR of each teacher is logged, a ratio
             of means as in [`rank_teachers`]; of another score the mean.
 
+        > Parameters that control resuming
+
+        rsr_allow_changed_resume (`bool`, *optional*, defaults to `False`): Go on from a checkpoint with other settings
+            of order and scores than it was saved with. By default that is an error, which names each difference.
+
     `bf16` defaults to `True` only where a bf16 GPU is used; elsewhere training runs in fp32.
     """
 
@@ -104,6 +109,7 @@ class RSRSFTConfig(SFTConfig):
     rsr_rescore_strategy: Rescoring = "no"
     rsr_rescore_steps: float | None = None
     rsr_teacher_column: str | None = None
+    rsr_allow_changed_resume: bool = False
 
     def __post_init__(self):
         if self.bf16 is None and not self.fp16:

@@ -8,17 +8,19 @@ do the same at the same moments, so that tables and orders stay equal.
 import math
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.utils import logging
 
 from rsr_trl.rsr import RSR, SCORE_PREFIX, RSRError
+from rsr_trl.scoring.shards import write_json
 from rsr_trl.training.live_table import ScoreHistory, ScoreTable, spearman, summarize, summarize_teachers
 from rsr_trl.training.prepare import SOURCE_ROW, labels_of
+from rsr_trl.training.resume import SETTINGS_NAME, changes, check_changes, deciding_settings, digests, read_ahead
 from rsr_trl.training.sampler import RSRSampler
 
 
@@ -40,7 +42,7 @@ class LiveScores(TrainerCallback):
     def __init__(self, table: ScoreTable, accelerator, dataset, lengths: np.ndarray, args, measure, log):
         self.table, self.lengths, self.args, self.accelerator = table, lengths, args, accelerator
         self._measure, self._log = measure, log
-        self._groups = labels_of(dataset, args.rsr_group_column)
+        self._dataset, self._groups = dataset, labels_of(dataset, args.rsr_group_column)
         self._teachers = labels_of(dataset, args.rsr_teacher_column)
         self._history = ScoreHistory(args.output_dir, np.asarray(dataset[SOURCE_ROW][:]))
         # Of the current step on this process, each of shape (rows, 3): row, mean clipped rank, mean surprisal.
@@ -48,7 +50,7 @@ class LiveScores(TrainerCallback):
         self._unwritten = np.zeros(len(table), dtype=bool)  # measured online and not yet in the history
         # Of the next call of train(): whether the table describes its first student, and goes on from a checkpoint.
         self._known, self._resumed = bool((table.step >= 0).any()), False
-        self._warned = False
+        self._warned, self._digests = False, None
 
     def start_sampler(self, batch_size: int) -> RSRSampler:
         """The order of a call of `train()`, with batches of `batch_size` rows on each process."""
@@ -65,16 +67,18 @@ class LiveScores(TrainerCallback):
             pad_to_multiple_of=1 if args.dataloader_drop_last else batch_size * args.world_size,
             live=False,
         )
+        micro_batches = len(self.sampler) // (batch_size * args.world_size)  # on each process
+        self.steps_per_epoch = max(1, math.ceil(micro_batches / args.gradient_accumulation_steps))
+        self._settings = deciding_settings(args, batch_size, self.steps_per_epoch)
         return self.sampler
 
-    def on_train_begin(self, args, state: TrainerState, control, train_dataloader: DataLoader, **kwargs):
+    def on_train_begin(self, args, state: TrainerState, control, **kwargs):
         """Score for the first time, unless the dataset or a checkpoint has brought scores, or none are needed."""
         if self.args.rsr_rescore_strategy == "online" and state.num_train_epochs <= 1:
             raise RSRError(
                 "rsr_rescore_strategy='online' shows its new order from the next epoch, and max_steps="
                 f"{self.args.max_steps} ends in the first: raise it or set rsr_rescore_strategy='steps'."
             )
-        self.steps_per_epoch = math.ceil(len(train_dataloader) / self.args.gradient_accumulation_steps)
         if self.accelerator.is_main_process:
             self._history.start(state.global_step if self._resumed else None)
         self._warned = False
@@ -87,6 +91,9 @@ class LiveScores(TrainerCallback):
                 self._write_history(np.flatnonzero(self.table.num_tokens), state.global_step, "dataset")
             if nothing := self._nothing_trains():
                 raise RSRError(nothing)
+        elif self.args.needs_scores and self.table.static is None and not (self.table.step >= 0).any():
+            self.rescore(state.global_step)  # the run of the checkpoint needed none
+            self.sampler.refresh()
         # Neither describes the student of a later call of train().
         self._known = self._resumed = False
 
@@ -158,10 +165,8 @@ class LiveScores(TrainerCallback):
     def _rescore_in_epoch(self, step: int, max_steps: int) -> None:
         """Re-score what this epoch may still draw, or all rows if only the next epoch can follow the new scores."""
         args, in_epoch = self.args, step % self.steps_per_epoch
-        # Batches that are drawn before their step comes: accelerate's one, and what workers prefetch. Counted as if
-        # each were a step, so that the same steps see the new scores on any number of processes.
-        read_ahead = 1 + args.dataloader_num_workers * (args.dataloader_prefetch_factor or 2)
-        draws = (in_epoch + read_ahead) * self._step_draws
+        # Counted as if each batch were a step, so that the same steps see the new scores on any number of processes.
+        draws = (in_epoch + read_ahead(args)) * self._step_draws
         if step == max_steps:
             return
         if in_epoch > 0 and draws < self.sampler.num_kept:
@@ -210,13 +215,23 @@ class LiveScores(TrainerCallback):
         self._write_history(np.flatnonzero(self._unwritten), step, "online")
         self._unwritten[:] = False
 
+    def _deciding(self) -> dict:
+        """What a checkpoint records of this run, and a resume compares."""
+        if self._digests is None:
+            self._digests = digests(self._dataset, self._groups, self.table)
+        return self._settings | self._digests
+
     def save(self, folder: str) -> None:
         """Write into a checkpoint all that an exact resume needs."""
         self.table.save(os.path.join(folder, SCORES_NAME))
         save_file(self.sampler.state_dict(), os.path.join(folder, ORDER_NAME))
+        write_json(Path(folder, SETTINGS_NAME), self._deciding())
 
-    def load(self, folder: str) -> None:
-        """Go on as the run that saved this checkpoint."""
+    def load(self, folder: str, step: int) -> None:
+        """
+        Go on as the run that saved this checkpoint after `step` steps. `RSRError` if it had other settings, unless
+        `rsr_allow_changed_resume` is set.
+        """
         paths = [os.path.join(folder, name) for name in (SCORES_NAME, ORDER_NAME)]
         if missing := [path for path in paths if not os.path.isfile(path)]:
             raise RSRError(
@@ -224,5 +239,15 @@ class LiveScores(TrainerCallback):
                 "checkpoint that RSRSFTTrainer saved (with save_only_model=False)."
             )
         self.table.load_state_dict(load_file(paths[0]))
-        self.sampler.load_state_dict(load_file(paths[1]))
+        found = changes(folder, self._deciding())
+        if self.args.ignore_data_skip and step % self.steps_per_epoch:
+            found.append("ignore_data_skip: False -> True, which begins the epoch again")
+        said = check_changes(found, folder, step, self.args.rsr_allow_changed_resume)
+        if said and self.accelerator.is_main_process:
+            logger.warning(said)
+        order = load_file(paths[1])
+        if not said or order["stream"].numel() <= self.sampler.num_kept:  # else the epoch is shorter now
+            self.sampler.load_state_dict(order)
+        if said:
+            self.sampler.refresh()
         self._resumed = True

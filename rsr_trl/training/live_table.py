@@ -19,6 +19,7 @@ from scipy.stats import spearmanr
 from rsr_trl.data import read_table
 from rsr_trl.rsr import MEAN_CLIPPED_RANK, MEAN_SURPRISAL, NUM_TOKENS, RSR, RSRError, dataset_rsr, rsr_from_means
 from rsr_trl.scoring.scores import check_name, known_score
+from rsr_trl.scoring.shards import UNFINISHED, written_whole
 from rsr_trl.selection.table import numbers, read_score
 
 
@@ -211,6 +212,8 @@ class ScoreHistory:
 
     def start(self, step: int | None) -> None:
         """Drop what an earlier run wrote after `step`; everything for `None`."""
+        for path in self.folder.glob(f".*{UNFINISHED}"):  # of a run that was killed
+            path.unlink()
         for path in self.folder.glob("step-*.parquet"):
             if step is None or int(path.stem.split("-")[1]) > step:
                 path.unlink()
@@ -221,6 +224,5 @@ class ScoreHistory:
         columns = {RSR: table.rsr, MEAN_CLIPPED_RANK: table.mean_clipped_rank, MEAN_SURPRISAL: table.mean_surprisal}
         columns |= {"step": table.step, "train_mode": table.train_mode}
         data = {"row": self.source_rows[rows]} | {name: values[rows] for name, values in columns.items()}
-        path = self.folder / f"step-{step:08d}-{kind}.parquet"
-        pq.write_table(pa.table(data), f"{path}.tmp")
-        os.replace(f"{path}.tmp", path)
+        with written_whole(self.folder / f"step-{step:08d}-{kind}.parquet") as path:
+            pq.write_table(pa.table(data), path)

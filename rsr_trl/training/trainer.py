@@ -13,6 +13,8 @@ import torch
 from accelerate.utils import broadcast_object_list, is_peft_model
 from datasets import Dataset
 from torch.utils.data import DataLoader
+from transformers import TrainerState
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.utils import logging
 from trl import SFTTrainer
 from trl.trainer.utils import get_config_model_id, global_then_local_main_first
@@ -256,7 +258,8 @@ class RSRSFTTrainer(SFTTrainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
-            self.scores.load(checkpoint)
+            state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
+            self.scores.load(checkpoint, state.global_step)
 
     def create_model_card(self, *args, **kwargs) -> None:
         super().create_model_card(*args, **kwargs)
@@ -269,9 +272,9 @@ class RSRSFTTrainer(SFTTrainer):
             "\n## Selection by RSR\n",
             f"The Rank-Surprisal Ratio (RSR, {PAPER}) of a trajectory for this student is the sum of clipped token "
             "ranks over the sum of surprisals. **Lower means more suitable.**",
-            "These settings say what it decided in this training:"
+            "In this training, it was used with these settings:"
             if self.args.needs_scores
-            else "The training data came with these scores. The training itself used all of it in random order.",
+            else "The training data came with these scores; all of it was used, in random order.",
             "\n| setting | value |\n|---|---|",
             *(f"| {name} | `{value}` |" for name, value in vars(self.args).items() if name.startswith("rsr_")),
         ]

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -37,7 +39,9 @@ def test_shows_what_the_comparison_finds(compare):
     best = truth.teachers[0]
     places = " ".join(str(best["places"][name]) for name in ("surprisal", "length", "rank", "quality"))
     assert f"{best['teacher']} {best['values']['rsr']:.3f} {places}" in text
-    assert f"Next: rsr select --dataset_name {compare.path} --group_column problem_id --output_dir OUT" in text
+    output = Path(compare.path).with_suffix("")
+    said = f"Next: rsr select --dataset_name {compare.path} --group_column problem_id --output_dir {output}-selected"
+    assert said in text
 
 
 def test_findings_come_first_with_what_to_do(compare):

@@ -46,7 +46,7 @@ def test_json(report):
     assert done.err == "" and result["direction"] == "lower = more suitable"
     assert result["output"] == str(report.output) and result["bytes"] == report.output.stat().st_size
     assert "3 problems" in result["headline"]["Data"] and "not scored" in result["cautions"]
-    assert set(result["missing"]) == {"Reading trajectories", "During training", "What a pilot found"}
+    assert set(result["missing"]) == {"Reading trajectories", "During training", "Pilot results"}
 
 
 def test_a_folder_of_rsr_score_tells_student_and_settings(rsr, report, tmp_path, tiny_student_path, scored_rows):
@@ -56,7 +56,7 @@ def test_a_folder_of_rsr_score_tells_student_and_settings(rsr, report, tmp_path,
     options += ["--output_dir", tmp_path / "scored", "--token_stats", "True", "--r_max", "50", "--json"]
     assert rsr("score", *options).code == 0
     result = report("--rows", "1", "4", "--json", dataset_name=tmp_path / "scored").json
-    assert set(result["missing"]) == {"During training", "What a pilot found"}
+    assert set(result["missing"]) == {"During training", "Pilot results"}
     page = report.output.read_text(encoding="utf-8")
     assert f"<bdi>{tiny_student_path}</bdi>" in page and "clipped at 50" in page and "<bdi>float32</bdi>" in page
     assert "first requested row" in page

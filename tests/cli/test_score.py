@@ -316,7 +316,7 @@ class TestLargeDatasets:
         found = score("--dry_run", "--json", rows=rows).json
         share = 1 - found["sampled_neighbours_read"] / found["sampled_neighbours"]
         assert found["sampled_neighbours"] == tokens and 0.5 < share < 0.75, "of four prompts one is read"
-        said = f"{share:.0%} of the tokens repeat the beginning of another trajectory: read once"
+        said = f"{share:.0%} of the tokens are shared prefixes, computed once"
         assert said in score("--dry_run", rows=rows).text and said in score(rows=rows).text
         assert "read once" not in score("--dry_run", "--no_share_prefixes", rows=rows).text
 

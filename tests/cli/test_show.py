@@ -90,7 +90,7 @@ def test_without_colours_surprising_tokens_have_marks(run, scored):
     text = run(scored("So 3+4=7."))
     # From 2 nats on: the eighth token, of rank 8.
     assert "So 3+4=7⟦.⟧₈" in text and text.count("⟦") == 2  # once in the legend
-    assert "\x1b" not in text and "surprisal in nats of 2 or more" in text
+    assert "\x1b" not in text and "surprisal of 2 nats or more" in text
     # Nothing is said of columns that aren't there.
     assert not any(word in text for word in ("teacher", "problem", "correct", "truncated", "student:", "clipped"))
 

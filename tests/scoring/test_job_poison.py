@@ -39,8 +39,8 @@ POISON: dict[str, tuple[dict, str | None]] = {
 }
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_good_rows_score_as_without_the_poison(make_scorer, tmp_path, streaming):
+@pytest.mark.parametrize("streaming, one_by_one", [(False, True), (True, False)])
+def test_good_rows_score_as_without_the_poison(make_scorer, tmp_path, streaming, one_by_one):
     """Nine good rows before each bad one."""
     rows = []
     for number, (row, _) in enumerate(POISON.values()):
@@ -48,16 +48,18 @@ def test_good_rows_score_as_without_the_poison(make_scorer, tmp_path, streaming)
         rows.append({**row, "id": len(rows)})
     path = tmp_path / "mixed.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows))
-    scorer, dataset = make_scorer(max_length=LIMIT), data.load(str(path), streaming=streaming)
+    alone = {"max_batch_tokens": 1, "share_prefixes": False} if one_by_one else {}
+    scorer, dataset = make_scorer(max_length=LIMIT, **alone), data.load(str(path), streaming=streaming)
     Job(scorer, dataset, tmp_path / "out", {"files": [str(path)]}, 50).run(show_bar=False)
     scored = data.load(str(tmp_path / "out")).to_list()
     assert [row["id"] for row in scored] == list(range(10 * len(POISON)))
 
     good = [row for row in scored if row["id"] % 10 != 9]
-    alone = scorer.score(Dataset.from_list(GOOD))["rsr"]
-    of_good = {str(row["messages"]): rsr for row, rsr in zip(GOOD, alone, strict=True)}
+    clean = scorer.score(Dataset.from_list(GOOD))["rsr"]
+    of_good = {str(row["messages"]): rsr for row, rsr in zip(GOOD, clean, strict=True)}
     expected = [of_good[str(row["messages"])] for row in good]
-    assert [row["rsr"] for row in good] == pytest.approx(expected, rel=1e-5)
+    # The same bits where rows share no batch; else which rows do moves the last ones.
+    assert [row["rsr"] for row in good] == (expected if one_by_one else pytest.approx(expected, rel=1e-5))
     for found, (name, (_, reason)) in zip(scored[9::10], POISON.items(), strict=True):
         assert (found["rsr"] is None) == (reason is not None), (name, found["rsr_error"])
         assert found["rsr_error"] is None if reason is None else found["rsr_error"].startswith(reason), name

@@ -137,7 +137,7 @@ class TestFewProblems:
     def test_few_in_all(self):
         few = clean_pool(problems=12)
         assert "too few problems" in findings(few)
-        assert "There are 12 problems." in findings(few, teacher_column="none")["too few problems"].what
+        assert "There are only 12 problems." in findings(few, teacher_column="none")["too few problems"].what
 
     def test_few_shared_by_all_teachers(self):
         dataset = clean_pool()

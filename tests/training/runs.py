@@ -121,16 +121,18 @@ def launch(*command: str, processes: int = 1, cwd: Path | None = None) -> str:
     return done.stdout
 
 
-def on_two_processes(script: str, folder: Path, *arguments: str) -> list[Any]:
-    """Run a script that ends in `leave` on two real processes. Returns what each of them left."""
-    launch(script, str(folder), *arguments, processes=2)
-    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
+def on_processes(script: str, folder: Path, *arguments: str, processes: int = 2) -> list[Any]:
+    """Run a script that ends in `leave` on real processes. Returns what each of them left."""
+    launch(script, str(folder), *arguments, processes=processes)
+    return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
 
 
-def run_on_two(jobs: list[dict[str, Any]], folder: Path) -> list[list[dict[str, Any]]]:
-    """`run(**job)` for one job after another on two real processes. Returns for each the result of each process."""
+def run_on(processes: int, jobs: list[dict[str, Any]], folder: Path) -> list[list[dict[str, Any]]]:
+    """`run(**job)` for one job after another on one process or several. Returns the results of each process by job."""
+    if processes == 1:
+        return [[run(**job)] for job in jobs]
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    return [list(of_job) for of_job in zip(*on_two_processes(__file__, folder), strict=True)]
+    return [list(of_job) for of_job in zip(*on_processes(__file__, folder, processes=processes), strict=True)]
 
 
 def rows_of_steps(results: list[dict[str, Any]], since: int = 0) -> dict[int, list[str]]:

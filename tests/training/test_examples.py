@@ -60,7 +60,7 @@ def test_curriculum_online_and_its_resuming(start):
 
 
 @pytest.mark.distributed
-def test_curriculum_online_on_two_processes(start):
+def test_curriculum_online_on_processes(start):
     out, _ = start("curriculum_online.py", "--use_cpu", processes=2)
     assert history(out).groupby("train_mode").size().to_dict() == {False: 12, True: 36}
 

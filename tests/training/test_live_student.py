@@ -16,7 +16,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from rsr_trl.rsr import RSRError, trajectory_means
 from rsr_trl.training.live_student import ScoringPass, add_rsr_head, token_means, undisturbed
-from tests.training.runs import leave, on_two_processes
+from tests.training.runs import leave, on_processes
 
 
 LENGTHS = [9, 7, 7, 5, 3]
@@ -250,7 +250,7 @@ def score(student: str, shard: bool) -> dict:
 
 @pytest.mark.distributed
 def test_under_fsdp2_scores_are_those_of_one_process(tmp_path, tiny_student_path):
-    found, _ = on_two_processes(__file__, tmp_path, tiny_student_path)
+    found, _ = on_processes(__file__, tmp_path, tiny_student_path)
     expected = score(tiny_student_path, shard=False)
     assert found["exact"] == expected["exact"]
     assert found["near"] == pytest.approx(expected["near"], rel=1e-5)

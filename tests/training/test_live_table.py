@@ -125,6 +125,7 @@ def test_the_history_is_one_table_of_all_files(tmp_path):
     log.write(table, np.array([0]), 7, "pass")
     found = pd.read_parquet(tmp_path / "rsr_history").sort_values(["step", "row"])
     check(found, row=[10, 10, 40, 20], rsr=[2, 2, 3, 4], step=[0, 0, 0, 6], train_mode=[False] * 3 + [True])
+    (log.folder / ".step-00000007-pass.parquet-0.unfinished").touch()  # of a run that was killed
     log.start(6)
     assert [path.name for path in log.folder.iterdir()] == ["step-00000000-pass.parquet"]
     log.start(None)

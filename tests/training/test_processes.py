@@ -1,11 +1,11 @@
-"""One training on one and on two real processes: the same steps, the same scores, and each resumed on the other."""
+"""One training on one, two and four real processes: the same steps and scores, and each resumed on another number."""
 
 import itertools
 import shutil
 
 import pytest
 
-from tests.training.runs import examples, losses_of_steps, rows_of_steps, run, run_on_two
+from tests.training.runs import examples, losses_of_steps, rows_of_steps, run, run_on
 
 
 pytestmark = pytest.mark.distributed
@@ -30,69 +30,70 @@ CASES = {
     "online-threshold": {"rsr_rescore_strategy": "online", "rsr_score_threshold": 10.5, "lr_scheduler_type": "linear"},
     "no-random": {"rsr_rescore_strategy": "no", "rsr_sampling": "random"},
 }
+# The same global batch of 4.
 ON_ONE = {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 1}
-ON_TWO = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}  # the same global batch of 4
-
+ON_TWO = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 1}
+ON_FOUR = {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 1}
+AT_ONCE = {"gradient_accumulation_steps": 1, "per_device_train_batch_size": 4}
 
 STEP = 11  # in the middle of the second of two epochs (10 steps; 8 with a fraction, 7 with groups)
-# Name of the run -> its processes, and the run from whose checkpoint it goes on.
+# Name of the run -> its processes, how they share a global batch, and the run from whose checkpoint it goes on. A run
+# comes after those it needs, and each number of processes is launched once.
 RUNS = {
-    "one": (1, None),
-    "two": (2, None),
-    "two, resumed": (2, "two"),
-    "two, begun on one": (2, "one"),
-    "one, begun on two": (1, "two"),
+    "one": (1, ON_ONE, None),
+    "two": (2, ON_TWO, None),
+    "two, resumed": (2, ON_TWO, "two"),
+    "two, begun on one": (2, ON_TWO, "one"),
+    "four": (4, ON_FOUR, None),
+    "four, begun on two": (4, ON_FOUR, "two"),
+    "one, begun on two": (1, ON_ONE, "two"),
+    "one, begun on four": (1, AT_ONCE, "four"),
 }
+LAUNCHES = [["one"], ["two", "two, resumed", "two, begun on one"], ["four", "four, begun on two"]]
+LAUNCHES += [["one, begun on two", "one, begun on four"]]
 _results: dict[str, dict[str, list]] = {}
 
 
 @pytest.fixture
 def trained(tmp_path_factory, tiny_student, tiny_tokenizer) -> dict[str, dict[str, list]]:
-    """Name of the run -> case -> result of each of its processes. Trained once, two processes in a single launch."""
+    """Name of the run -> case -> result of each of its processes. Trained once."""
     if _results:
         return _results
     folder = tmp_path_factory.mktemp("processes")
     tiny_student().save_pretrained(folder / "student")
     tiny_tokenizer.save_pretrained(folder / "student")
-
-    def jobs(name: str) -> list[dict]:
-        processes, begun = RUNS[name]
-        often = {"save_strategy": "steps", "save_steps": STEP, "num_train_epochs": 2}
-        return [
+    often = {"save_strategy": "steps", "save_steps": STEP, "num_train_epochs": 2}
+    for names in LAUNCHES:
+        jobs = [
             {
                 "student": str(folder / "student"),
                 "output_dir": f"{folder}/{name}/{case}",
                 "rows": examples(38),  # the last step of an epoch is not full: one process has fewer rows or none
-                "args": args | (ON_ONE if processes == 1 else ON_TWO) | often,
-                "resume_from": begun and f"{folder}/{begun}/{case}/checkpoint-{STEP}",
+                "args": args | RUNS[name][1] | often,
+                "resume_from": (begun := RUNS[name][2]) and f"{folder}/{begun}/{case}/checkpoint-{STEP}",
             }
-            for case, args in CASES.items()
+            for name, (case, args) in itertools.product(names, CASES.items())
         ]
-
-    def add(names: list[str], results: list) -> None:
-        for (name, case), result in zip(itertools.product(names, CASES), results, strict=True):
+        done = run_on(RUNS[names[0]][0], jobs, folder)
+        for (name, case), result in zip(itertools.product(names, CASES), done, strict=True):
             _results.setdefault(name, {})[case] = result
-
-    add(["one"], [[run(**job)] for job in jobs("one")])
-    on_two = [name for name, (processes, _) in RUNS.items() if processes == 2]
-    add(on_two, run_on_two([job for name in on_two for job in jobs(name)], folder))
-    add(["one, begun on two"], [[run(**job)] for job in jobs("one, begun on two")])
     return _results
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_train_on_the_same_examples_in_the_same_steps_with_the_same_table(case, trained):
-    one, two = trained["one"][case], trained["two"][case]
+@pytest.mark.parametrize("number", ["two", "four"])
+def test_processes_train_on_the_same_examples_in_the_same_steps_with_the_same_table(number, case, trained):
+    one, two = trained["one"][case], trained[number][case]
     assert rows_of_steps(two) == rows_of_steps(one)
     assert losses_of_steps(two) == pytest.approx(losses_of_steps(one), rel=1e-3)
-    first, second = two
+    first = two[0]
     rates = [[log["learning_rate"] for log in run["logs"] if "learning_rate" in log] for run in (first, one[0])]
     assert rates[0] == rates[1]
     empty = {step for step, rows in rows_of_steps(one).items() if not rows}
     assert bool(empty) == ("threshold" in case)
     assert all(rates[0][step] == rates[0][step - 1] for step in empty if step - 1 in empty)  # the schedule waits
-    assert first["table"] == second["table"]
-    assert first["steps_measured"] == second["steps_measured"] == one[0]["steps_measured"]
+    for other in two:
+        assert other["table"] == first["table"] and other["steps_measured"] == one[0]["steps_measured"]
     assert first["table"] == pytest.approx(one[0]["table"], rel=1e-2, nan_ok=True)
 
 
@@ -104,9 +105,9 @@ def test_resumed_on_two_processes_is_bitwise_the_same(case, trained):
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("resumed", ["two, begun on one", "one, begun on two"])
+@pytest.mark.parametrize("resumed", [name for name in RUNS if "begun" in name])
 def test_resumed_on_other_processes_the_same_examples_make_up_the_same_steps(case, resumed, trained):
-    whole, rest = trained[RUNS[resumed][1]][case], trained[resumed][case]
+    whole, rest = trained[RUNS[resumed][2]][case], trained[resumed][case]
     assert rows_of_steps(rest) == rows_of_steps(whole, since=STEP)
     assert losses_of_steps(rest) == pytest.approx(losses_of_steps(whole, since=STEP), rel=1e-3)
 
@@ -126,7 +127,7 @@ def test_under_zero3_scores_and_steps_are_those_of_one_process(strategy, tmp_pat
     job = {"student": tiny_student_path, "rows": examples()}
     one = run(output_dir=str(tmp_path / "one"), args=args | ON_ONE, **job)
     sharded = job | {"output_dir": str(tmp_path / "two"), "args": args | ON_TWO | {"deepspeed": zero3}}
-    two = run_on_two([sharded], tmp_path)[0]
+    two = run_on(2, [sharded], tmp_path)[0]
     assert two[0]["table"] == two[1]["table"]
     assert two[0]["table"] == pytest.approx(one["table"], rel=1e-4)
     assert rows_of_steps(two) == rows_of_steps([one])

@@ -28,6 +28,7 @@ def view(material: Material) -> dict:
         "ways": _ways(material),
         "left_out": selection.left_out,
         "empty_groups": {reason: len(groups) for reason, groups in selection.empty_groups.items()},
+        "problems": len(table.problems),
         "has_correct": table.correct is not None,
     }
 
@@ -41,24 +42,26 @@ def _ways(material: Material) -> list[dict]:
     plain += "" if by.prefer == "low" else " --prefer high"
     plain += "" if by.min_tokens is None else f" --min_tokens {by.min_tokens}"
     ways = [
-        _way(material, "All, as they are", None, np.flatnonzero(table.scored)),
+        _way(material, "All", None, np.flatnonzero(table.scored)),
         _way(material, f"{end} suitable {of} (chosen on this page)", plain, material.selection.rows),
     ]
     if material.selection.short:
         options = f"{plain} --min_tokens 0"
-        ways.append(_other(material, "… bare answers too", options, min_tokens=0))
+        ways.append(_other(material, "… bare answers included", options, min_tokens=0))
     if table.correct is not None:
         column = table.columns.correct
-        ways.append(_other(material, "… of the correct ones", f"{plain} --require {quote(column)}", require=column))
+        ways.append(_other(material, "… only correct ones", f"{plain} --require {quote(column)}", require=column))
     if len(table.teachers) > 1:
         cap, column = round(max(CAP, 1.5 / len(table.teachers)), 2), table.columns.teacher
         options = f"{plain} --max_share_per_teacher {cap:g} --teacher_column {quote(column)}"
         criteria = {"max_share_per_teacher": cap, "teacher_column": column}
         ways.append(_other(material, f"… at most {cap:.0%} of one teacher", options, **criteria))
     chance = np.random.default_rng(0).random(len(table))
-    for name, cost in (("random", chance), ("shortest", table.tokens)):
+    baselines = {"random": chance, "lowest surprisal": table.surprisal, "shortest": table.tokens}
+    for name, cost in baselines.items():
         rows = material.choose(np.where(material.finite, cost, np.nan))
-        ways.append(_way(material, f"Baseline: {name} {of}", None, rows))
+        once = " (one draw)" if name == "random" else ""
+        ways.append(_way(material, f"Baseline: {name} {of}{once}", None, rows))
     return ways
 
 

@@ -1,6 +1,6 @@
 """What the page says, in a few sentences."""
 
-from rsr_trl.data import counted, is_selection
+from rsr_trl.data import counted, is_selection, short_name
 from rsr_trl.report.format import correct_text, name, number, percent
 from rsr_trl.report.material import Material
 from rsr_trl.rsr import DIRECTION, dataset_rsr
@@ -23,7 +23,8 @@ def _counts(material: Material) -> str:
     table, rows = material.table, len(material.table)
     of = f" of {counted(len(table.problems), 'problem')}" if table.problems else ""
     by = f" by {counted(len(table.teachers), 'teacher')}" if table.teachers else ""
-    student = f" the student {name(material.student)}" if material.student else " its student"
+    student, bits = material.student and short_name(material.student), material.settings.get("weights")
+    student = f" the student {name(student)}{f' ({bits} weights)' if bits else ''}" if student else " its student"
     unscored = rows - int(table.scored.sum())
     rest = f", of which {unscored:,} couldn't be scored" if unscored else ""
     return f"{counted(rows, 'trajectory')}{of}{by}, scored with{student}{rest}."

@@ -19,7 +19,7 @@ MAX_REASONS = 20
 PACKAGES = ("torch", "transformers", "datasets", "matplotlib")
 SETTINGS = {
     "dtype": "Dtype of the student",
-    "weights": "Its weights, before they were dequantized",
+    "weights": "Quantized weights",
     "logits_dtype": "Dtype of the logits",
     "max_length": "Length limit, tokens",
     "assistant_only_loss": "assistant_only_loss",
@@ -44,7 +44,7 @@ def _cautions(material: Material) -> Iterator[dict]:
 
     table = material.table
     if material.by.prefer == "high":
-        what = "The choice on this page keeps the highest RSR (`--prefer high`): the least suitable."
+        what = "This page selects the highest RSR (`--prefer high`): the least suitable."
         yield caution("reversed", what)
     for finding in material.comparison.findings:
         what = prose(f"{finding.what} {finding.why}", MAX_LENGTH)
@@ -68,13 +68,13 @@ def _facts(material: Material) -> Iterator[tuple[str, str]]:
     if "bfloat16" in str(settings.get("dtype")):
         yield "Precision", "bfloat16 logits often tie: ranks are slightly optimistic; expect about 2% error in scores"
     if not settings:
-        yield "Settings", "not recorded here; a folder written by rsr score has them"
+        yield "Settings", "not recorded; folders written by rsr score have them"
     yield "Ranks", f"1 + number of more likely tokens (ties don't count), clipped at {material.r_max:g}"
     yield "Surprisal", "−ln p, in nats"
     yield "RSR", "sum of clipped ranks / sum of surprisals; of a teacher, sum of mean ranks / sum of mean surprisals"
     scored = int(table.scored.sum())
     cut = int((table.truncated & table.scored).sum())
-    yield "Cut at the length limit", f"{counted(cut, 'trajectory')} ({percent(cut / scored)} of the scored)"
+    yield "Truncated at the length limit", f"{counted(cut, 'trajectory')} ({percent(cut / scored)} of the scored)"
     yield "Without a score", counted(len(table) - scored, "trajectory")
     columns = (table.columns.teacher, table.columns.problem, table.columns.correct)
     for title, column in zip(("Teachers", "Problems", "Correctness"), columns, strict=True):

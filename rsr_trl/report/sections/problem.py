@@ -7,7 +7,7 @@ from rsr_trl.report.format import number, prose
 from rsr_trl.report.material import Material, Missing
 from rsr_trl.report.rows import prompt_of, response_of
 from rsr_trl.report.sections.reading import MAX_TOKENS, PROMPT_LENGTH, heatmap, unreadable
-from rsr_trl.selection.choose import choose_rows
+from rsr_trl.selection.choose import choose_rows, least_tokens, long_enough
 
 
 MAX_CARDS = 16
@@ -18,7 +18,7 @@ def view(material: Material) -> dict | Missing:
     table = material.table
     if table.problem is None:
         return Missing(
-            "No column names the problem, so it isn't known which trajectories answer the same one.",
+            "No column names the problem, so trajectories can't be grouped.",
             "Name one:",
             "rsr report --problem_column COLUMN ...",
         )
@@ -60,13 +60,16 @@ def _which(material: Material) -> int:
 
 def _reason(material: Material, order: np.ndarray) -> str:
     """Why the first of these rows is chosen."""
-    ratios = material.rsr[order]
+    least = material.by.min_tokens
+    able = order[long_enough(material.table.tokens[order], least)]
+    ratios = material.rsr[able]
     if not len(ratios):
-        return "None of its trajectories has a finite RSR, so none is chosen."
+        return "None of its trajectories has a finite RSR and enough tokens, so none is chosen."
     end, word = ("lowest", "most") if material.by.prefer == "low" else ("highest", "least")
-    best = f"The {end} RSR of the problem, {number(ratios[0], 3)}, is chosen: it is the {word} suitable."
+    enough = "" if len(able) == len(order) else f" with {least_tokens(least)} tokens or more"
+    best = f"The {end} RSR of the problem{enough}, {number(ratios[0], 3)}, is chosen: it is the {word} suitable."
     if len(ratios) == 1:
-        return f"{best} It is the only one with a finite score."
+        return f"{best} It is the only one that can be chosen."
     if ratios[1] == ratios[0]:
         return f"{best} The next has the same RSR, and the shorter one goes first."
     return f"{best} The next is {abs(ratios[1] / ratios[0] - 1):.0%} {'higher' if ratios[1] > ratios[0] else 'lower'}."

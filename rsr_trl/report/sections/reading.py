@@ -32,8 +32,8 @@ def view(material: Material) -> dict | Missing:
 def unreadable(material: Material) -> Missing | None:
     """Why tokens can't be read."""
     if any(name not in material.dataset.column_names for name in TOKEN_STATISTICS):
-        why = "The dataset has no rank and surprisal of every token."
-        return Missing(why, "Score it with token statistics:", "rsr score --token_stats ...")
+        why = "The dataset has no token statistics."
+        return Missing(why, "To read tokens, score it with:", "rsr score --token_stats ...")
     if material.tokenizer is None:
         return Missing(material.no_tokenizer, "Then tokens can be read.", "rsr report --tokenizer STUDENT ...")
     return None

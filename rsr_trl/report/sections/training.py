@@ -32,13 +32,13 @@ ALIKE = 0.05  # first scores that differ by more than this from the dataset's ar
 
 def view(material: Material) -> dict | Missing:
     if material.run is None:
-        how = "RSRSFTTrainer keeps its scores in its output folder. To see how they changed:"
-        return Missing("No training run was given.", how, "rsr report --run OUTPUT_DIR ...")
+        how = "Run `rsr sft` with re-scoring, then add its folder:"
+        return Missing("No training run yet.", how, "rsr report --run OUTPUT_DIR ...")
     teachers = material.table.teachers
     steps, scores = read_history(material.run, len(material.table))
     if len(steps) < 2:
-        how = "Train with --rsr_rescore_strategy epoch, steps or online."
-        return Missing("The run scored its data only once, so there is no change to show.", how)
+        how = "Train with `rsr sft --rsr_rescore_strategy epoch`, `steps` or `online`."
+        return Missing("The run scored its data only once, so no change can be shown.", how)
     rsr = scores[:, 0]
     known = ~np.isnan(rsr[0])
     chosen = [_chosen(material, np.where(known, now, np.nan)) for now in rsr]
@@ -151,5 +151,5 @@ def _note(material: Material, first: np.ndarray, known: np.ndarray) -> str | Non
         return None
     return (
         f"The run's first scores differ from the dataset's in {far.mean():.0%} of the trajectories. Rows are matched "
-        "by number: is this the dataset that the run was trained on, and the same student?"
+        "by number: check that dataset and student are those of the run."
     )

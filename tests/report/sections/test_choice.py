@@ -30,7 +30,7 @@ def _line(page, start: str) -> str:
     [
         ("Most suitable of each problem", BY_PROBLEM, "low", []),
         ("Least suitable of each problem", BY_PROBLEM, "high", []),
-        ("… of the correct ones", BY_PROBLEM | {"require": "correct"}, "low", []),
+        ("… only correct ones", BY_PROBLEM | {"require": "correct"}, "low", []),
         ("… at most 40% of one teacher", BY_PROBLEM | CAPPED, "low", []),
         ("Most suitable 50%", {"keep_fraction": 0.5}, "low", ["problem_id", "prompt"]),
     ],
@@ -38,13 +38,15 @@ def _line(page, start: str) -> str:
 def test_each_way_is_what_select_trajectories_chooses(write, tiny_tokenizer, start, options, prefer, without):
     dataset = as_dataset(scored_rows(tiny_tokenizer, 20, ("ann", "bob", "eve", "ida")), without)
     page = write(dataset, prefer=prefer)
-    assert _figures(dataset) in _line(page, "All, as they are")
+    assert _figures(dataset) in _line(page, "All")
     assert _figures(select_trajectories(dataset, **options, prefer=prefer)) in _line(page, start)
     assert ("reversed" in page.report.cautions) == (prefer == "high")
     if "problem_id" not in without:
         shortest = [min(dataset["rsr_num_tokens"][i : i + 4]) for i in range(0, 80, 4)]
         assert f" {np.mean(shortest):,.0f} " in _line(page, "Baseline: shortest of each problem")
-        assert _line(page, "Baseline: random of each problem").split()[0] == "20"
+        lowest = [min(dataset["rsr_mean_surprisal"][i : i + 4]) for i in range(0, 80, 4)]
+        assert f" {np.mean(lowest):.2f} " in _line(page, "Baseline: lowest surprisal of each problem")
+        assert _line(page, "Baseline: random of each problem (one draw)").split()[0] == "20"
 
 
 def test_bare_answers_are_left_out_and_shown_beside(write, rows):
@@ -53,7 +55,7 @@ def test_bare_answers_are_left_out_and_shown_beside(write, rows):
     page = write(rows)
     assert "Never chosen: 2 (fewer than 32 scored tokens)" in page.words("choice")
     dataset = as_dataset(rows)
-    assert _figures(select_trajectories(dataset, **BY_PROBLEM, min_tokens=0)) in _line(page, "… bare answers too")
+    assert _figures(select_trajectories(dataset, **BY_PROBLEM, min_tokens=0)) in _line(page, "… bare answers included")
     for row in rows:
         row["rsr_num_tokens"] = 5
     words = write(rows).words("choice")  # nothing else to choose from: the page shows it all the same
@@ -70,6 +72,7 @@ def test_what_cant_be_chosen_is_counted_and_a_cap_that_cant_be_kept_says_which_c
     for row in rows[:3]:
         row[RSR] = float("inf")
     words = write(rows).words("choice")
-    assert "Never chosen: 3 (no finite score)" in words and "1 problems have no scored trajectory" in words
+    assert "Never chosen: 3 (no finite score)" in words
+    assert "1 of 6 problems have no scored trajectory: nothing is chosen for them" in words
     rows = [row for row in rows if row["teacher"] == "ann" or row["problem_id"] == "p1"]
     assert "The smallest share that can be kept here is 0.8" in write(rows).words("choice")

@@ -18,7 +18,7 @@ def test_scores_move_as_they_were_logged(write, rows, run):
     problems = [range(3 * problem, 3 * problem + 3) for problem in range(6)]
     first, last = ({min(rows, key=scores.__getitem__) for rows in problems} for scores in (before, after))
     assert f"Of the first choice, {len(first & last) / 6:.0%} would be chosen again" in words
-    assert "(steps 0 to 10)" in words and "is this the dataset" not in words
+    assert "(steps 0 to 10)" in words and "check that dataset and student" not in words
 
 
 def test_the_history_keeps_the_latest_score_of_each_row(tmp_path):
@@ -46,7 +46,7 @@ def test_of_many_scorings_the_first_and_the_last_stay(tmp_path):
 
 def test_a_run_on_other_data_is_noticed_and_none_needs_teachers_or_problems(write, rows, run):
     words = write(rows, run=run(rows, 2.0, 1.0), without=["teacher", "problem_id", "prompt"]).words("training")
-    assert "is this the dataset that the run was trained on" in words and "would be chosen again" in words
+    assert "check that dataset and student are those of the run" in words and "would be chosen again" in words
     with pytest.raises(RSRError, match="scored row 117, but the dataset has 18 rows"):
         write(rows, run=run(rows, 1.0, 2.0, source=np.arange(18) + 100))
 
