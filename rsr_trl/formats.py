@@ -207,7 +207,7 @@ def with_known_names(dataset: Dataset | IterableDataset, columns: list[str]) -> 
     if "conversations" in columns:
         messages = _first_messages(dataset, "conversations")
         if any(message.get("from") in SHAREGPT for message in messages):
-            dataset = map_column(dataset, "conversations", _with_known_roles)
+            dataset = map_column(dataset, "conversations", with_known_roles)
         elif any("role" in message for message in messages) and not {"prompt", "messages", "text"} & set(columns):
             raise RSRError("`conversations` holds messages with role and content: pass messages_column=conversations.")
     if "tools" in columns and (dataset.features or {}).get("tools") == Value("string"):
@@ -221,7 +221,8 @@ def is_sharegpt(dataset: Dataset | IterableDataset, column: str) -> bool:
     return any("from" in message for message in _first_messages(dataset, column))
 
 
-def _with_known_roles(messages: list[dict]) -> list[dict]:
+def with_known_roles(messages: list[dict]) -> list[dict]:
+    """ShareGPT's names of roles (`human`, `gpt`) in messages of `{from, value}` as SFTTrainer knows them."""
     return [{**message, "from": SHAREGPT.get(message["from"], message["from"])} for message in messages]
 
 

@@ -69,7 +69,7 @@ def scored(scorer, rows) -> Dataset:
 def true_rsr(model, scorer, rows, scored) -> np.ndarray:
     """RSR of each row by definition, whose tokens' ranks and surprisals are compared on the way."""
     model64, values = in_float64(model), []
-    for row, example in zip(scored, scorer._tokenize(rows.to_list()), strict=True):
+    for row, example in zip(scored, scorer.tokenize(rows.to_list()), strict=True):
         places = np.flatnonzero(example.scored)
         truth = truth_of(model64, example.input_ids, places)
         truth.assert_ranks(row["rsr_token_ranks"], LOGIT)

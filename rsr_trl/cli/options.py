@@ -183,6 +183,13 @@ class StudentArguments:
     max_prefix_tokens: int | None = option(
         "Longest prefix to share; it stays in memory. Default: bounded by the memory that batches take.", None
     )
+    vllm_server_url: str | None = option(
+        "Ask the vLLM server at this address, such as http://localhost:8000, instead of loading the student "
+        "(docs/scale.md).",
+        None,
+    )
+    vllm_served_model_name: str | None = option("What that server calls the student, if not by its name here.", None)
+    vllm_concurrency: int = option("Requests in flight to that server.", 32)
     token_stats: bool = option("Also store the rank and surprisal of every token.", False)
     scores: str | None = option(
         "Other scores to add, such as surprisal,rank,entropy; `all` for every score available from the same pass "
@@ -203,7 +210,8 @@ class StudentArguments:
         from rsr_trl.scoring.scorer import RSRScorer
 
         device = self.device
-        if device is None and self.device_map is None and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
+        loads_here = self.device_map is None and self.vllm_server_url is None
+        if device is None and loads_here and "LOCAL_RANK" in os.environ and torch.cuda.is_available():
             device = f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"  # a GPU for each process
         check_student_exists(self.model_name_or_path)
         same = ("device_map", "max_length", "dtype", "attn_implementation", "r_max", "token_stats", "max_batch_tokens")
@@ -216,8 +224,19 @@ class StudentArguments:
             device=device,
             scores=None if self.scores is None else [name.strip() for name in self.scores.split(",")],
             overwrite=overwrite,
+            engine=self._engine(),
             **{name: getattr(self, name) for name in same},
         )
+
+    def _engine(self):
+        """The vLLM server, where one is named."""
+        if self.vllm_server_url is None:
+            if self.vllm_served_model_name is not None:
+                raise RSRError("--vllm_served_model_name needs --vllm_server_url.")
+            return None
+        from rsr_trl.integrations.vllm import VLLMServer
+
+        return VLLMServer(self.vllm_server_url, self.vllm_served_model_name, self.vllm_concurrency)
 
     def _quantization_config(self):
         """The configuration that `trl sft` would train the student with, given the same options."""

@@ -142,7 +142,7 @@ def facts_of(scorer, dataset_name: str) -> dict:
     from rsr_trl.scoring.scores import SCORES
     from rsr_trl.scoring.settings import OF_THE_SCORE
 
-    settings = {"dtype": str(scorer.student.model.dtype)[6:], "max_length": scorer.max_length}
+    settings = {"dtype": str(scorer.student.dtype)[6:], "max_length": scorer.max_length}
     settings |= {} if (template := scorer.config.chat_template_path) is None else {"chat_template_path": template}
     bits = weight_bits(scorer.model_id, scorer.config.revision)
     settings |= {} if bits is None else {"weights": f"{bits}-bit"}

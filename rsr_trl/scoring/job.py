@@ -230,7 +230,7 @@ def default_shard_rows(
     lengths = [len(example.input_ids) for example in examples or tokenized_sample(scorer, dataset)]
     num_rows = len(dataset) if isinstance(dataset, Dataset) else None
     student = scorer.student
-    rows = rows_of_shard(lengths, num_rows, student.model.num_parameters(), student.device.type)
+    rows = rows_of_shard(lengths, num_rows, student.num_parameters, student.device.type)
     if neighbours is None:
         neighbours = tokenized_sample(scorer, dataset, neighbours=True)
     prompts = [e.input_ids[: np.argmax(e.scored)].tobytes() if e.error is None else None for e in neighbours]

@@ -9,8 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 
+from rsr_trl.rsr import RSRError
 from rsr_trl.scoring.batches import WINDOW_TOKENS
 from rsr_trl.scoring.scores import LOCAL_STEPS, SCORES, ScoredTokens, check_scores, column_functions, content_hash
+from rsr_trl.scoring.settings import Engine
 from rsr_trl.scoring.student import Student
 from rsr_trl.scoring.tokens import TokenizedExample
 
@@ -29,6 +31,14 @@ class OtherScores:
         self.names = check_scores(names)
         self.functions = column_functions(self.names)
         self.needs = {need for name in self.names for need in SCORES[name].needs}
+
+    def check_engine(self, engine: Engine) -> None:
+        """Raise `RSRError` for scores that need more than ranks and log-probabilities."""
+        if missing := [name for name in self.names if "moments" in SCORES[name].needs]:
+            raise RSRError(
+                f"The scores {missing} need the student's whole distribution at each place, which {engine!r} doesn't "
+                "return. Leave them out."
+            )
 
     def scored_tokens(
         self,

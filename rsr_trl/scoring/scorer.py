@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MAX_LENGTH = 32_768  # the paper's
 # Columns of the formats that SFTTrainer takes, besides the text column.
 FORMAT_COLUMNS = ("prompt", "completion", "messages", "conversations", "tools", "chat_template_kwargs")
 BATCH_ROWS = 512  # rows of an iterable dataset that are scored together
@@ -114,6 +113,9 @@ class RSRScorer:
         day (`str`, *optional*):
             What chat templates that write today's date get, such as `"2025-03-31"`; by default the day on which the
             scorer is made. Where a template writes it, it is part of `rsr_student`.
+        engine ([`~rsr_trl.scoring.settings.Engine`], *optional*):
+            Where the named student runs, if it isn't to be loaded here: a vLLM server or engine
+            ([`rsr_trl.integrations.vllm`]).
 
     Raises:
         RSRError: for contradictory or impossible settings, such as a `max_length` beyond the student's positions.
@@ -149,9 +151,7 @@ class RSRScorer:
         if self.model_id is not None:
             self._open()
             return
-        for name, value in self.config.some(LOADING).items():
-            if value and (name, value) != ("dtype", "auto"):
-                raise RSRError(f"{name}={value!r} is for loading a student by name, but a live model was given.")
+        self.config.check_live()
         if processing_class is None:
             raise RSRError(
                 "Pass the student's tokenizer with a live model: RSRScorer(model, processing_class=tokenizer)."
@@ -167,14 +167,12 @@ class RSRScorer:
         self._prepare(*loading.find_config_and_tokenizer(self.model_id, self._given_tokenizer, **hub))
 
     def _prepare(self, config: PreTrainedConfig, processing_class: PreTrainedTokenizerBase) -> None:
-        positions = num_positions(config)
-        max_length = self.config.max_length
-        if max_length is not None and max_length > positions:
-            raise RSRError(f"max_length={max_length} is beyond the student's {positions} positions. Lower it.")
-        self.max_length = min(MAX_LENGTH, positions) if max_length is None else max_length
+        if self.config.engine is not None:
+            self._others.check_engine(self.config.engine)
+        self.max_length = self.config.length_for(num_positions(config), self.model_id)
         self._commit_hash = getattr(config, "_commit_hash", None)
         self.processing_class = loading.with_chat_template(processing_class, self.config.chat_template_path)
-        self._tokenize = ExampleTokenizer(
+        self.tokenize = ExampleTokenizer(
             self.processing_class,
             self.max_length,
             self.config.assistant_only_loss,
@@ -212,10 +210,10 @@ class RSRScorer:
             self.config = replace(self.config, device=f"cuda:{rank % torch.cuda.device_count()}")
         lazy = isinstance(examples, (LazyBatch, LazyRow))
         # Only what is needed: the other columns may hold images, and map copies what isn't looked at.
-        texts = {name: examples[name] if lazy else plain(examples[name]) for name in self._text_columns(examples)}
+        texts = {name: examples[name] if lazy else plain(examples[name]) for name in self.text_columns(examples)}
         batch = isinstance(examples, LazyBatch) if lazy else is_batch(texts, self.config.dataset_text_field)
         features = examples.formatter.features if lazy else features
-        tokenized = self._tokenize(to_rows(texts) if batch else [texts], features)
+        tokenized = self.tokenize(to_rows(texts) if batch else [texts], features)
         try:
             table = self.score_tokenized(tokenized)
         except (RSRError, FloatingPointError) as error:
@@ -299,8 +297,8 @@ class RSRScorer:
     def windows_of(self, dataset: Dataset) -> Iterator[Window]:
         """The rows, tokenized, in the windows in which they are scored."""
         check_no_transform(dataset)
-        texts = self._text_columns(dataset.column_names)
-        tokenize = partial(self._tokenize, features=dataset.features)
+        texts = self.text_columns(dataset.column_names)
+        tokenize = partial(self.tokenize, features=dataset.features)
         return windows(dataset.with_format(None).select_columns(texts), tokenize)
 
     def score_tokenized(
@@ -332,6 +330,10 @@ class RSRScorer:
         """The student, loaded when first needed."""
         if self._student is None:
             self._loaded = self._checkpoint()
+            if self.config.engine is not None:
+                hub = self.config.some(("revision", "trust_remote_code", "dtype"))
+                self._student = self.config.engine.open(self.model_id, self.processing_class, self._loaded, **hub)
+                return self._student
             kwargs = {name: value for name, value in self.config.some(LOADING).items() if value is not None}
             model = loading.load_model(self.model_id, **kwargs)
             self._student = Student(model, **self.config.some(READING))
@@ -349,20 +351,21 @@ class RSRScorer:
             settings = self.config.some(OF_THE_SCORE)
             if self.written_day is not None:
                 settings["day"] = self.written_day
-            dtype = self.student.model.dtype
-            name = student_fingerprint(self._weights[1], dtype, self.processing_class, **settings)
+            if self.config.engine is not None:
+                settings["engine"] = str(self.config.engine)
+            name = student_fingerprint(self._weights[1], self.student.dtype, self.processing_class, **settings)
             self._fingerprint = (version, name)
         return self._fingerprint[1]
 
     @property
     def written_day(self) -> str | None:
         """The day that the chat template writes into every conversation; `None` for most templates."""
-        return self._tokenize.written_day
+        return self.tokenize.written_day
 
     def set_day(self, day: str) -> None:
         """Go on with the day of an earlier scoring."""
         self.config = replace(self.config, day=day)
-        self._tokenize.day, self._fingerprint = day, None
+        self.tokenize.day, self._fingerprint = day, None
 
     def identity(self) -> dict[str, str | int | float | bool | None]:
         """
@@ -380,6 +383,7 @@ class RSRScorer:
             "max_length": self.max_length,
             "scores": ", ".join(self.scores),
             "day": self.written_day,
+            **({} if self.config.engine is None else {"engine": str(self.config.engine)}),
         }
 
     def _checkpoint(self) -> str:
@@ -417,7 +421,7 @@ class RSRScorer:
 
     # ------------------------------------------------------------------------------------------------------ checks
 
-    def _text_columns(self, column_names: Iterable[str]) -> list[str]:
+    def text_columns(self, column_names: Iterable[str]) -> list[str]:
         """Those columns that decide what is scored."""
         names = {*FORMAT_COLUMNS, self.config.dataset_text_field}
         return [name for name in column_names if name in names]
@@ -429,7 +433,7 @@ class RSRScorer:
             raise RSRError(
                 f"The dataset already has the columns {present}. Pass overwrite=True to replace them, or remove them."
             )
-        self._tokenize.check_columns(column_names)
+        self.tokenize.check_columns(column_names)
 
 
 # Editors and `help` show the settings by name.

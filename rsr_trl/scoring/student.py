@@ -177,6 +177,14 @@ class Student:
         return self._base.get_input_embeddings().weight.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self._base.dtype
+
+    @property
+    def num_parameters(self) -> int:
+        return self.model.num_parameters()
+
+    @property
     def vocab_size(self) -> int:
         return min(self._base.get_input_embeddings().weight.shape[0], self.head.vocab_size)
 

@@ -175,7 +175,7 @@ def test_second_beginning_of_sequence(stories260k, caplog):
     """Text that was rendered before begins with the token that the tokenizer adds, as in SFTTrainer."""
     scorer = RSRScorer(stories260k, dtype="float32")
     rows = [{"prompt": bos + "Once upon a time, ", "completion": "there was."} for bos in ("", "<s>")]
-    examples = scorer._tokenize(rows)
+    examples = scorer.tokenize(rows)
     assert [example.notes for example in examples] == [(), (SECOND_BOS,)]
     assert examples[1].input_ids[:2].tolist() == [scorer.processing_class.bos_token_id] * 2
     with caplog.at_level(logging.WARNING, "rsr_trl"):

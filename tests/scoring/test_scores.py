@@ -141,7 +141,7 @@ def test_real_tokens_and_a_real_student(gsm8k_rows, gsm8k_student):
     rows = gsm8k_rows[::500]
     scored = scorer.score(Dataset.from_list(rows))
     model64 = in_float64(scorer.student.model)
-    for row, example in zip(scored, scorer._tokenize(rows), strict=True):
+    for row, example in zip(scored, scorer.tokenize(rows), strict=True):
         pieces = [scorer.processing_class.decode([i]) for i in row["rsr_token_ids"]]
         text, starts = "", [0]
         for k, piece in enumerate(pieces):
@@ -230,7 +230,7 @@ def test_undefined_is_null(scorer):
 def test_conversations_begin_anew_with_every_turn(scorer, tiny_tokenizer):
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "one.\ntwo"}]
     messages += [{"role": "user", "content": "?"}, {"role": "assistant", "content": "three"}]
-    (example,) = scorer._tokenize([{"messages": messages}])
+    (example,) = scorer.tokenize([{"messages": messages}])
     places = np.flatnonzero(example.step_starts)
     letters = [tiny_tokenizer.decode([i]) for i in example.input_ids]
     assert ["".join(letters[p : p + 3]) for p in places] == ["one", "two", "thr"]

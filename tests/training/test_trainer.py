@@ -78,7 +78,7 @@ def check_against_scorer(trainer, model, tokenizer, dataset, **scorer_settings):
     assert trainer.table.step.max() == 0
     np.testing.assert_allclose(trainer.table.rsr, np.array(expected["rsr"][:], dtype=float), rtol=1e-5)
     np.testing.assert_array_equal(trainer.table.num_tokens, expected["rsr_num_tokens"])
-    ids = [example.input_ids.tolist() for example in scorer._tokenize(list(dataset))]
+    ids = [example.input_ids.tolist() for example in scorer.tokenize(list(dataset))]
     assert ids == list(trainer.train_dataset["input_ids"])
 
 
