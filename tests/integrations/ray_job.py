@@ -20,6 +20,13 @@ def kill_when_some_are_done(checkpoints: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def wait_with_the_later_rows(batch):
+    """So that there is a middle in which to be killed."""
+    if max(batch["n"].to_pylist()) >= 24:
+        time.sleep(60)
+    return batch
+
+
 if __name__ == "__main__":
     folder, student = Path(sys.argv[1]), sys.argv[2]
     ray.init(num_cpus=4, object_store_memory=2**27, include_dashboard=False, log_to_driver=False)
@@ -29,4 +36,7 @@ if __name__ == "__main__":
     if "kill" in sys.argv:
         threading.Thread(target=kill_when_some_are_done, args=[folder / "checkpoints"], daemon=True).start()
     rows = ray.data.read_parquet(str(folder / "pool"), override_num_blocks=12)
-    score(rows, student, actors=2, batch_size=4).write_parquet(str(folder / "scored"))
+    scored = score(rows, student, actors=2, batch_size=4)
+    if "kill" in sys.argv:
+        scored = scored.map_batches(wait_with_the_later_rows, batch_format="pyarrow")
+    scored.write_parquet(str(folder / "scored"))
