@@ -60,7 +60,7 @@ def test_rescore_steps_may_be_a_ratio():
 
 def test_every_option_is_explained_on_the_command_line():
     explained = {action.dest: action.help for action in TrlParser(RSRSFTConfig)._actions if "rsr_" in action.dest}
-    assert len(explained) == 15 and all(text.endswith(".") and "`" not in text for text in explained.values())
+    assert len(explained) == 16 and all(text.endswith(".") and "`" not in text for text in explained.values())
     assert explained["rsr_r_max"] == "Token ranks are clipped at this value."
 
 

@@ -17,7 +17,7 @@ def test_scores_move_as_they_were_logged(write, rows, run):
     assert f"({stats.spearmanr(before, after).statistic:.2f} at the end)" in words
     problems = [range(3 * problem, 3 * problem + 3) for problem in range(6)]
     first, last = ({min(rows, key=scores.__getitem__) for rows in problems} for scores in (before, after))
-    assert f"Of the first choice, {len(first & last) / 6:.0%} would be chosen again" in words
+    assert f"{len(first & last) / 6:.0%} of the first choice would be chosen again" in words
     assert "(steps 0 to 10)" in words and "check that dataset and student" not in words
 
 
