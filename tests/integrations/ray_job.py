@@ -30,6 +30,7 @@ def wait_with_the_later_rows(batch):
 if __name__ == "__main__":
     folder, student = Path(sys.argv[1]), sys.argv[2]
     ray.init(num_cpus=4, object_store_memory=2**27, include_dashboard=False, log_to_driver=False)
+    DataContext.get_current().target_min_block_size = 1  # few rows are written at once, not bundled
     DataContext.get_current().checkpoint_config = CheckpointConfig(
         id_column="n", checkpoint_path=str(folder / "checkpoints"), delete_checkpoint_on_success=False
     )
@@ -38,5 +39,5 @@ if __name__ == "__main__":
     rows = ray.data.read_parquet(str(folder / "pool"), override_num_blocks=12)
     scored = score(rows, student, actors=2, batch_size=4)
     if "kill" in sys.argv:
-        scored = scored.map_batches(wait_with_the_later_rows, batch_format="pyarrow")
+        scored = scored.map_batches(wait_with_the_later_rows, batch_format="pyarrow", batch_size=4)
     scored.write_parquet(str(folder / "scored"))
