@@ -53,7 +53,8 @@ def test_a_batch_keeps_its_columns_and_types():
 
 def test_two_actors_a_kill_and_a_resume_score_each_row_once(tmp_path):
     (tmp_path / "pool").mkdir()
-    pq.write_table(pa.Table.from_pylist(ROWS), tmp_path / "pool" / "rows.parquet")
+    for first in range(0, len(ROWS), 4):  # a block each, which is what a checkpoint is of
+        pq.write_table(pa.Table.from_pylist(ROWS[first : first + 4]), tmp_path / "pool" / f"{first:02}.parquet")
     command = [sys.executable, Path(__file__).parent / "ray_job.py", tmp_path, STUDENT]
     code, said = run(tmp_path, *command, "kill")
     assert code == -signal.SIGKILL, said[-2000:]
