@@ -59,7 +59,8 @@ def finish(job: Job, args: OutputArguments, repo_id: str | None) -> int:
     result = _progress(job, args) | figures(ScoredTable.read(scores, Columns(columns.teacher)))
     result["warned"] = [NO_TEMPLATE] if isinstance(job.dataset, Dataset) else []  # before the work
     # Training templates keep the reasoning of earlier turns.
-    result["training_template"] = EARLIER in result["notes"] and training_twin(job.scorer.processing_class) is not None
+    has_one = EARLIER in result["notes"] and training_twin(job.scorer.processing_class) is not None
+    result["training_template"] = has_one
     result["vocab_size"] = job.scorer.student.vocab_size
     result["weight_bits"] = weight_bits(job.scorer.model_id, job.scorer.config.revision)
     missing = {name: scores.data[name].null_count - scores.data[RSR].null_count for name in scores.column_names}
