@@ -246,7 +246,7 @@ def marks_of_prompt(processing_class: PreTrainedTokenizerBase) -> tuple[str, ...
 
 
 def training_twin(processing_class: PreTrainedTokenizerBase) -> str | None:
-    """TRL's training template for a tokenizer's own, which keeps the reasoning of earlier turns; `None` without one."""
+    """TRL's training template for a tokenizer's own, which keeps earlier turns' reasoning; `None` without one."""
     with suppress(Exception):  # TRL knows none, or the template breaks on TRL's own probes
         return get_training_chat_template(processing_class)
     return None
