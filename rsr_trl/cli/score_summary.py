@@ -20,6 +20,7 @@ from rsr_trl.cli.tables import Column, beside, print_next, print_table, say, sho
 from rsr_trl.data import STATE_FOLDER, Columns, counted, duration, find_columns
 from rsr_trl.report.format import number, share
 from rsr_trl.rsr import DIRECTION, RSR, SCORE_PREFIX, TOKEN_COLUMNS, RSRError
+from rsr_trl.scoring.chat_spans import training_twin
 from rsr_trl.scoring.job import Job, default_shard_rows, tokenized_sample
 from rsr_trl.scoring.loading import weight_bits
 from rsr_trl.scoring.own_text import EARLIER, LOST
@@ -57,6 +58,9 @@ def finish(job: Job, args: OutputArguments, repo_id: str | None) -> int:
     scores, columns = _scores(job, args.teacher_column)
     result = _progress(job, args) | figures(ScoredTable.read(scores, Columns(columns.teacher)))
     result["warned"] = [NO_TEMPLATE] if isinstance(job.dataset, Dataset) else []  # before the work
+    # Training templates keep the reasoning of earlier turns.
+    has_one = EARLIER in result["notes"] and training_twin(job.scorer.processing_class) is not None
+    result["training_template"] = has_one
     result["vocab_size"] = job.scorer.student.vocab_size
     result["weight_bits"] = weight_bits(job.scorer.model_id, job.scorer.config.revision)
     missing = {name: scores.data[name].null_count - scores.data[RSR].null_count for name in scores.column_names}
@@ -179,7 +183,7 @@ def _gaps(result: dict) -> list[str]:
     notes = {kind: count for kind, count in result["notes"].items() if kind not in result["warned"]}
     lines += map(tables.in_options, describe_notes(notes, rows))
     if any(kind in result["notes"] for kind in LOST):
-        training = ", or with TRL's training template (--assistant_only_loss)" if EARLIER in result["notes"] else ""
+        training = ", or TRL's training template (--assistant_only_loss)" if result["training_template"] else ""
         lines += [f"To keep it, score and train with another chat template (--chat_template_path){training}."]
     if result["truncated"]:
         cut = f"Truncated at {result['max_length']:,} tokens: {share(result['truncated'], rows)}."

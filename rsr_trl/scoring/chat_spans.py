@@ -56,8 +56,7 @@ class ChatSpans:
         default = template.get("default", "") if isinstance(template, dict) else template
         self._marked: str | None = default if has_generation_markers(default) else None
         if self._marked is None and chat_template is None:
-            with suppress(Exception):  # TRL knows no twin, or the template breaks on TRL's own probes
-                self._marked = get_training_chat_template(processing_class)
+            self._marked = training_twin(processing_class)
         if writes_day(template) and isinstance(template, str):
             self._template, self._marked = (text and with_day(text, day) for text in (template, self._marked))
         # Forms of content (`str`, `list`) that the template writes: some leave one of them out without a word.
@@ -244,6 +243,13 @@ def marks_of_prompt(processing_class: PreTrainedTokenizerBase) -> tuple[str, ...
             if between:
                 return tuple(token for token in added if token in between) or (between,)
     return ()
+
+
+def training_twin(processing_class: PreTrainedTokenizerBase) -> str | None:
+    """TRL's training template for a tokenizer's own, which keeps earlier turns' reasoning; `None` without one."""
+    with suppress(Exception):  # TRL knows none, or the template breaks on TRL's own probes
+        return get_training_chat_template(processing_class)
+    return None
 
 
 def _is_lost(part: str, text: str) -> bool:
