@@ -14,7 +14,7 @@ def test_the_table_says_what_compare_scores_finds(write, tiny_tokenizer, without
         agreement = f" {score['teacher_agreement']:+.2f}" if columns[0] else ""
         expected = f"{score['name']} ({score['prefer']}) {score['rank_correlation']:+.2f} {score['overlap']:.0%}"
         assert f"{expected}{agreement} {score['length_correlation']:+.2f} " in words
-    assert f"by chance {comparison.chance_overlap:.0%}" in words
+    assert f"by chance: {comparison.chance_overlap:.0%}" in words
     assert ("same order of teachers" in words.split("agrees with RSR, same")[0]) == (without != ["teacher"])
     assert ("correct first" in words) == (without != ["correct"])
 

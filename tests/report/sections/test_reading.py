@@ -78,4 +78,6 @@ def test_no_more_rows_than_there_is_room_for_and_top1_may_be_absent(write, rows)
 def test_another_r_max_is_said(write, rows):
     rows[0] |= {TOKEN_RANKS: [1000] * len(rows[0][TOKEN_IDS]), RSR: 1.0}
     page = write(rows, rows=[4, 0])
-    assert page.words("reading").count("has another r_max") == 1 and "has another r_max" not in page.words("problem")
+    assert page.words("reading").count("uses a different r_max") == 1 and "a different r_max" not in page.words(
+        "problem"
+    )
