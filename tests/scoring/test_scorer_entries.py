@@ -127,12 +127,15 @@ class TestNulls:
         ]
         scorer.score(dataset.select([1, 0, 2, 3]))
         assert warnings_of(caplog) == [
-            "2 of 4 rows couldn't be scored: their rsr is null, rsr_error says why (row 1: completion is empty)."
+            "2 of 4 rows couldn't be scored: their rsr is null, rsr_error says why (row 1: completion is empty).",
+            "2 of 4 trajectories are plain text: the student's chat template isn't applied. For an instruct student, "
+            "turn them into chats with --as_chat (in Python: rsr_trl.data.as_trl_format(dataset, as_chat=True)).",
         ]
 
-    def test_good_rows_are_silent(self, scorer, dataset, caplog, capfd, recwarn):
+    def test_good_rows_are_silent(self, scorer, caplog, capfd, recwarn):
         with caplog.at_level(logging.INFO):
-            scorer.score(dataset.select([1, 2, 4]))
+            scored = scorer.score(Dataset.from_list(SHAPES["messages"][:2]))
+        assert None not in scored["rsr"][:]
         assert not caplog.records and not recwarn
         assert capfd.readouterr() == ("", "")
 
