@@ -57,7 +57,7 @@ def test_resumed_training_is_bitwise_the_same(
     resumed = run(student, str(tmp_path / "resumed"), examples(), args, f"{tmp_path}/whole/checkpoint-{step}")
     assert resumed["record"] == [entry for entry in whole["record"] if entry[0] >= step]
     for name in ("table", "steps_measured", "weights"):
-        assert resumed[name] == whole[name]
+        assert str(resumed[name]) == str(whole[name])  # where nothing is scored, all of the table is NaN
 
 
 UNSCORED = {"rsr_sampling": "random", "rsr_rescore_strategy": "no"}
