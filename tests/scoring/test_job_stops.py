@@ -198,8 +198,8 @@ def test_ten_times_the_rows_of_a_stream_take_the_same_memory(tmp_path, tiny_stud
     tiny_tokenizer.save_pretrained(tmp_path / "student")
     peaks, log, source = [], tmp_path / "log", tmp_path / "rows.jsonl"
     argv = ["--model_name_or_path", str(tmp_path / "student"), "--dataset_name", str(source), "--json"]
-    for num_rows in (20_000, 200_000):
-        rows = ({"prompt": f"{i % 10}?", "completion": "y", "note": f"{i:0100d}"} for i in range(num_rows))
+    for num_rows in (20_000, 200_000):  # the fewer rows fill the 10 MB that `datasets` reads at once, too
+        rows = ({"prompt": f"{i % 10}?", "completion": "y", "note": f"{i:0600d}"} for i in range(num_rows))
         source.write_text("\n".join(map(json.dumps, rows)))
         more = ["--dataset_streaming", "--output_dir", str(tmp_path / f"out-{num_rows}"), "--shard_rows", "4000"]
         assert run(argv + more, logs=[log]) == [0], log.read_text()
