@@ -1,9 +1,6 @@
 import json
-import os
 import signal
-import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ from rsr_trl import RSRScorer
 from rsr_trl.data import as_trl_format
 from rsr_trl.demo import STUDENT_PATH
 from rsr_trl.rsr import RSRError
+from tests.integrations.processes import run
 
 
 pytest.importorskip("datatrove", reason="the extra [datatrove] is not installed")
@@ -37,18 +35,6 @@ def expected(rows: list[dict], **settings) -> Dataset:
 
 def documents(rows: list[dict]) -> list[Document]:
     return [Document(row.get("text") or "-", str(i), metadata=dict(row)) for i, row in enumerate(rows)]
-
-
-def run(folder: Path, *command) -> tuple[int, str]:
-    """Exit code and output. Into a file and in a session of its own: what a killed process leaves behind goes too."""
-    with (folder / "output.txt").open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            code = process.wait(timeout=240)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    return code, (folder / "output.txt").read_text()
 
 
 CHAT = [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "It is 4."}]

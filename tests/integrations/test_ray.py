@@ -1,8 +1,4 @@
-import os
-import signal
-import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +10,7 @@ from datasets import Dataset
 from rsr_trl import RSRScorer
 from rsr_trl.demo import STUDENT_PATH
 from rsr_trl.rsr import RSRError
+from tests.integrations.processes import run
 
 
 pytest.importorskip("ray", reason="the extra [ray] is not installed")
@@ -22,18 +19,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 STUDENT = str(STUDENT_PATH)
 ROWS = [{"n": i, "prompt": f"What is {i} + 3?", "completion": f" {i} + 3 is {i + 3}."} for i in range(48)]
 ROWS[7]["completion"] = ""
-
-
-def run(folder: Path, *command) -> tuple[int, str]:
-    """Exit code and output. Into a file and in a session of its own: what a killed process leaves behind goes too."""
-    with (folder / "output.txt").open("w") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-        try:
-            code = process.wait(timeout=240)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-    return code, (folder / "output.txt").read_text()
 
 
 def test_a_batch_keeps_its_columns_and_types():
