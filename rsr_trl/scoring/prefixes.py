@@ -108,11 +108,11 @@ def plan_readings(
         node, after, start = waiting.pop()
         number = len(plan)
         plan.append(Reading([Piece(order[node.left : node.right], start, node.depth)], after))
-        tails = lengths * 0
-        tails[order[node.rows]] = lengths[order[node.rows]] - node.depth  # 0 for a row that ends here
+        rows = np.sort(order[node.rows])
+        tails = lengths[rows] - node.depth  # 0 for a row that ends here
         cached = np.where(tails > 0, node.depth // CACHED_SHARE, 0)
         for batch in plan_batches(tails + cached, max_batch_tokens, layout):
-            plan.append(Reading([Piece(np.array([r]), node.depth, int(lengths[r])) for r in batch], number))
+            plan.append(Reading([Piece(np.array([r]), node.depth, int(lengths[r])) for r in rows[batch]], number))
         # The next one is read right after this one: the one with most rows last, when this one's cache may go.
         waiting += [(child, number, node.depth) for child in sorted(node.nodes, key=lambda n: n.left - n.right)]
     for reading in plan:

@@ -13,10 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_peft_available
 
 from rsr_trl.rsr import RSRError
@@ -270,7 +267,7 @@ class Student:
             kept = Prefixes(plan)
             for number, reading in enumerate(plan):
                 try:
-                    hidden, targets, prefix = self._read(reading, examples, kept.before(reading))
+                    hidden, targets, prefix = self._read(reading, examples, scored, kept.before(reading))
                 except torch.OutOfMemoryError as error:
                     if reading.after is None and len(reading.pieces) == 1 and not reading.followers:
                         raise torch.OutOfMemoryError(
@@ -324,10 +321,10 @@ class Student:
         return int(half / self._cache_bytes)
 
     def _read(
-        self, reading: Reading, examples: Sequence[TokenizedExample], before: Prefix | None
+        self, reading: Reading, examples: Sequence[TokenizedExample], scored: list, before: Prefix | None
     ) -> tuple[torch.Tensor, torch.Tensor, Prefix | None]:
         """What [`_forward`] returns of a reading's pieces."""
-        scored, pieces = [example.scored for example in examples], []
+        pieces = []
         for piece in reading.pieces:
             ids = examples[piece.rows[0]].input_ids[piece.start : piece.stop]
             pieces.append(TokenizedExample(ids, prefixes.scored_in(piece, scored)))
