@@ -112,11 +112,6 @@ def is_written_as_path(name: str) -> bool:
     return name.startswith((".", "~", os.sep)) or name.count("/") > 1 or reader_of(name) is not None
 
 
-def short_name(student: str) -> str:
-    """What a student is called where there is little room: the path of a GGUF file without its folder."""
-    return Path(student).name if student.endswith(".gguf") else student
-
-
 def _is_saved(path: Path) -> bool:
     return any((path / name).is_file() for name in ("dataset_dict.json", "state.json"))  # by `save_to_disk`
 

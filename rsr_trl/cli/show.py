@@ -123,7 +123,7 @@ def _shortened(text: str, length: int) -> str:
 
 
 def _show_facts(out: Console, facts: dict, prompt: str) -> None:
-    from rsr_trl.data import short_name
+    from rsr_trl.report.format import short_name
 
     title = f"\nRow {facts['row']:,}: RSR {number(facts['rsr'], 3)}"
     say(out, f" ({facts['direction']}), {facts['num_tokens']:,} tokens", title)

@@ -2,6 +2,7 @@
 
 import math
 import unicodedata
+from pathlib import Path
 
 
 NAME_LENGTH = 60  # characters of a name on the page
@@ -84,3 +85,8 @@ def correct_text(facts: dict) -> str:
 def share(part: int, whole: int) -> str:
     """A count and what share it is: `3 (50%)`."""
     return f"{part:,} ({percent(part / whole if whole else 0.0)})"
+
+
+def short_name(student: str) -> str:
+    """What a student is called where there is little room: the path of a GGUF file without its folder."""
+    return Path(student).name if student.endswith(".gguf") else student

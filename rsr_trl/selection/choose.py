@@ -357,11 +357,8 @@ def _eligible(table: ScoredTable, by: Criteria, cost: np.ndarray, group: np.ndar
         return np.bincount(group[rows], minlength=len(names)) > 0
 
     # Why a row can't be chosen, what no row of a group is then, and which rows are fine.
-    has_score, is_long, least = (
-        np.isfinite(cost),
-        long_enough(table.tokens, by.min_tokens),
-        least_tokens(by.min_tokens),
-    )
+    has_score, is_long = np.isfinite(cost), long_enough(table.tokens, by.min_tokens)
+    least = least_tokens(by.min_tokens)
     filters = [("no finite score", "", has_score)]
     if (by.min_tokens or by.max_tokens) and len(table) and not np.isfinite(table.tokens).any():
         raise RSRError(f"min_tokens and max_tokens need the column {NUM_TOKENS!r}, which scoring adds.")

@@ -132,11 +132,15 @@ class RSRSFTConfig(SFTConfig):
         return cls(**{f.name: getattr(args, f.name) for f in fields(args) if f.init})
 
     @property
+    def chooses(self) -> bool:
+        """Whether only some of the examples train: the best of each group, or of all."""
+        return self.rsr_group_column is not None or self.rsr_keep_fraction < 1
+
+    @property
     def needs_scores(self) -> bool:
         """Whether scores choose, order or are to be followed; else all examples come in random order, unscored."""
-        asked = {self.rsr_group_column, self.rsr_score_threshold, self.rsr_teacher_column}
         orders = self.rsr_sampling != "random" or self.rsr_rescore_strategy != "no"
-        return asked != {None} or self.rsr_keep_fraction < 1 or orders
+        return self.chooses or orders or {self.rsr_score_threshold, self.rsr_teacher_column} != {None}
 
     def rescore_every(self, max_steps: int) -> int:
         """Steps between two scoring passes in a training of `max_steps` steps."""

@@ -86,7 +86,7 @@ def describe(dataset: Dataset, num_scored: np.ndarray, args: RSRSFTConfig) -> li
     lines = describe_notes(notes, len(dataset))
     if unscored := int((num_scored == 0).sum()):
         lines.append(f"{unscored} of {len(dataset)} examples have no token to score: they come last.")
-    if args.rsr_group_column is None and args.rsr_keep_fraction == 1:
+    if not args.chooses:
         return lines
     is_long, least = long_enough(num_scored, args.rsr_min_tokens), least_tokens(args.rsr_min_tokens)
     if short := int((~is_long & (num_scored > 0)).sum()):

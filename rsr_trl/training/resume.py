@@ -34,8 +34,7 @@ def deciding_settings(args: RSRSFTConfig, batch_size: int, steps_per_epoch: int)
         "steps per epoch": steps_per_epoch,
     }
     names = ["sampling", "keep_fraction", "score_threshold", "group_column", "rescore_strategy"]
-    chooses = args.rsr_group_column is not None or args.rsr_keep_fraction < 1
-    by_score = chooses or args.rsr_sampling != "random" or args.rsr_score_threshold is not None
+    by_score = args.chooses or args.rsr_sampling != "random" or args.rsr_score_threshold is not None
     if by_score:
         names += ["score", "prefer"]
     if args.rsr_rescore_strategy != "no" or (by_score and known_score(args.rsr_score) in LIVE):
@@ -45,7 +44,7 @@ def deciding_settings(args: RSRSFTConfig, batch_size: int, steps_per_epoch: int)
     if args.rsr_group_column is not None:
         names.append("keep_per_group")
     settings |= {f"rsr_{name}": getattr(args, f"rsr_{name}") for name in names}
-    if chooses:
+    if args.chooses:
         settings["rsr_min_tokens"] = least_tokens(args.rsr_min_tokens)
     if args.rsr_rescore_strategy == "steps":
         max_steps = args.max_steps if args.max_steps > 0 else math.ceil(args.num_train_epochs * steps_per_epoch)

@@ -1,7 +1,7 @@
 """What the page says, in a few sentences."""
 
-from rsr_trl.data import counted, is_selection, short_name
-from rsr_trl.report.format import correct_text, name, number, percent
+from rsr_trl.data import counted, is_selection
+from rsr_trl.report.format import correct_text, name, number, percent, short_name
 from rsr_trl.report.material import Material
 from rsr_trl.rsr import DIRECTION, dataset_rsr
 from rsr_trl.selection.choose import correctness
