@@ -20,7 +20,7 @@ demo: $(STAMP) ## run everything end to end on a real student, offline, in a few
 	@$(BIN)/rsr demo
 
 test: $(STAMP) ## run the tests, without the slow ones
-	@$(BIN)/python -m pytest -m "not slow and not distributed and not gpu"
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not distributed and not gpu"
 
 test-all: $(STAMP) ## run the slow and multi-process tests too (and those that need a GPU, where there is one)
 	@$(BIN)/python -m pytest

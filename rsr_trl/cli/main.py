@@ -118,12 +118,15 @@ def _run(name: str, argv: Sequence[str]) -> int:
     warnings = logging.StreamHandler()
     warnings.format = lambda record: tables.harmless(tables.in_options(record.getMessage()))
     logging.getLogger("rsr_trl").addHandler(warnings)
+    scoring = logging.getLogger("rsr_trl.scoring")  # commands that tell its counts themselves make it quiet
+    level = scoring.level
     try:
         return command.main(*parse(parser, argv)) or 0
     except RSRError as error:
         error.args = (tables.in_options(str(error)),)
         raise
     finally:
+        scoring.setLevel(level)
         logging.getLogger("rsr_trl").removeHandler(warnings)
 
 

@@ -1,7 +1,6 @@
 """What the tests of the command line share: running a command, scored data, and a process that stays as it was."""
 
 import json
-import logging
 from dataclasses import dataclass
 
 import datasets
@@ -24,11 +23,10 @@ from rsr_trl.rsr import (
 
 @pytest.fixture(autouse=True)
 def _undo_quiet():
-    """A command switches bars and warnings off for its process; the tests run many commands in one."""
+    """A command switches bars off for its process; the tests run many commands in one."""
     yield
     datasets.enable_progress_bars()
     transformers_logging.enable_progress_bar()
-    logging.getLogger("rsr_trl.scoring").setLevel(logging.NOTSET)
 
 
 @dataclass
