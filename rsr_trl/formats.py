@@ -29,6 +29,7 @@ READERS |= {".csv": ("csv", {}), ".tsv": ("csv", {"sep": "\t"}), ".parquet": ("p
 COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".lz4", ".zip")
 ALL_LINES = 10**9
 
+IMAGES = ("image", "images")  # columns in which SFTTrainer looks for images: one of each row, or a list
 SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}  # names of roles
 FIRST_ROWS = 100  # of a dataset, which show how its messages look
 

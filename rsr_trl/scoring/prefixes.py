@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
-from itertools import chain
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from transformers import cache_utils as kinds
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
 from rsr_trl.scoring.batches import Layout, plan_batches
+from rsr_trl.scoring.pictures import Pictures
 
 
 # A forward pass costs this many tokens before it computes any: to share, a prefix has to save more. On the CPU
@@ -77,6 +78,8 @@ def plan_readings(
     border: int | None = None,
     max_prefix_tokens: int = 0,
     pass_tokens: int = PASS_TOKENS["cpu"],
+    pictures: Sequence[Pictures | None] | None = None,
+    share_images: bool = True,
 ) -> list[Reading]:
     """
     Forward passes that together read every token of every row once, or where rows share it, once for them all. A row's
@@ -88,19 +91,27 @@ def plan_readings(
             `border`, whose positions are others, share nothing.
         max_prefix_tokens (`int`, *optional*, defaults to `0`): Longest prefix to share.
         pass_tokens (`int`, *optional*): Tokens that a prefix has to save.
+        pictures (*optional*): Images of the rows that have some. Such a row shares a prefix that holds all of them, or
+            none (as without `share_images`), and a batch with images of one kind.
     """
+    pictures = pictures or [None] * len(ids)
     lengths = np.array([len(row) for row in ids], dtype=np.int64)
     able = np.flatnonzero((lengths > 0) & (lengths <= (border or lengths.max(initial=0))))
     order, groups = np.zeros(0, np.int64), []
     if max_prefix_tokens > 0 and len(able) > 1:
-        order = np.array(sorted(able, key=lambda row: ids[row].astype(">u4").tobytes()))  # as ids are ordered
-        groups = _groups([ids[row] for row in order], max_prefix_tokens, pass_tokens)
+        # As ids are ordered; rows with the same images lie together.
+        order = np.array(sorted(able, key=lambda row: (_digest(pictures[row]), ids[row].astype(">u4").tobytes())))
+        common = [min(max_prefix_tokens, _common(ids[a], ids[b])) for a, b in pairwise(order)]
+        for place, (a, b) in enumerate(pairwise(order)):
+            if not (pictures[a] is pictures[b] is None or (share_images and _all_shared(common[place], pictures[a], pictures[b]))):
+                common[place] = 0
+        groups = _groups([len(ids[row]) for row in order], common, pass_tokens)
     alone = lengths.copy()
     for group in groups:
         alone[order[group.left : group.right]] = 0
     plan = [
         Reading([Piece(np.array([row]), 0, int(lengths[row])) for row in batch])
-        for batch in plan_batches(alone, max_batch_tokens, layout, border)
+        for batch in _batches_by_kind(alone, pictures, max_batch_tokens, layout, border)
     ]
     # Longest first, as batches are.
     waiting = [(group, None, 0) for group in sorted(groups, key=lambda g: lengths[order[g.left : g.right]].max())]
@@ -126,14 +137,40 @@ def tokens_of(reading: Reading) -> int:
     return sum(piece.stop - piece.start for piece in reading.pieces)
 
 
-def _groups(rows: list[np.ndarray], max_tokens: int, pass_tokens: int) -> list[_Node]:
+def _digest(pictures: Pictures | None) -> int:
+    return 0 if pictures is None else pictures.digest
+
+
+def _all_shared(common: int, one: Pictures | None, other: Pictures | None) -> bool:
+    """Whether two rows that have `common` tokens of the same ids have all of their images in them, the same ones."""
+    return None not in (one, other) and one.digest == other.digest and common >= one.end == other.end
+
+
+def _batches_by_kind(
+    lengths: np.ndarray, pictures: Sequence[Pictures | None], max_batch_tokens: int, layout: Layout, border: int | None
+) -> list[np.ndarray]:
+    """Batches of rows whose images have the same shapes, with no more patches than `max_batch_tokens`."""
+    if not any(pictures):
+        return plan_batches(lengths, max_batch_tokens, layout, border)
+    kinds = [None if one is None else one.kind for one in pictures]
+    batches = []
+    for kind in dict.fromkeys(kinds):
+        own = np.where([other == kind for other in kinds], lengths, 0)
+        for batch in plan_batches(own, max_batch_tokens, layout, border):
+            patches = np.cumsum([0 if kind is None else pictures[row].num_patches for row in batch])
+            full = patches[:-1] // max_batch_tokens  # with those of the rows before
+            batches += np.split(batch, np.flatnonzero(np.diff(full)) + 1)
+    return batches
+
+
+def _groups(lengths: list[int], common: list[int], pass_tokens: int) -> list[_Node]:
     """
-    The largest groups of rows, given in sorted order, that share a prefix worth it. The tree of all common prefixes is
-    built from those of neighbours, bottom up: a node that isn't worth a pass leaves its rows to the one above it.
+    The largest groups of rows, given in sorted order, that share a prefix worth it: `lengths` of the rows, and what
+    neighbours have in `common`. The tree of all common prefixes is built bottom up: a node that isn't worth a pass
+    leaves its rows to the one above it.
     """
-    common = [0, *(min(max_tokens, _common(a, b)) for a, b in zip(rows, rows[1:], strict=False)), 0]
     path = [_Node(0, 0)]  # nodes that aren't complete, each within the one before it
-    for place, after in enumerate(common[1:]):
+    for place, after in enumerate([*common, 0]):
         if after > path[-1].depth:
             path.append(_Node(after, place))
         path[-1].rows.append(place)
@@ -142,7 +179,7 @@ def _groups(rows: list[np.ndarray], max_tokens: int, pass_tokens: int) -> list[_
             node.right = place + 1
             if path[-1].depth < after:
                 path.append(_Node(after, node.left))
-            ends = any(len(rows[row]) == node.depth for row in node.rows)  # reads it anyway: no pass more
+            ends = any(lengths[row] == node.depth for row in node.rows)  # reads it anyway: no pass more
             saved = (len(node.rows) + len(node.nodes) - 1) * (node.depth - path[-1].depth)
             if saved > (0 if ends else pass_tokens):
                 path[-1].nodes.append(node)
@@ -204,11 +241,15 @@ def places_of(reading: Reading, scored: Sequence[np.ndarray], firsts: np.ndarray
 
 @dataclass(frozen=True)
 class Prefix:
-    """What is kept of `length` tokens: the cache, and the last hidden state `(H,)`, which predicts the next token."""
+    """
+    What is kept of `length` tokens: the cache, the last hidden state `(H,)`, which predicts the next token, and by how
+    much positions go on behind images in another place than tokens (Qwen-VL's `rope_deltas`), where they do.
+    """
 
     cache: DynamicCache
     last: torch.Tensor
     length: int
+    deltas: torch.Tensor | None = None
 
 
 def takes_cache(model: PreTrainedModel) -> bool:

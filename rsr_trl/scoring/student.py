@@ -20,6 +20,7 @@ from rsr_trl.rsr import RSRError
 from rsr_trl.scoring import fingerprint, prefixes
 from rsr_trl.scoring.batches import HEAD_POSITIONS, MAX_BATCH_TOKENS, Layout, lay_out
 from rsr_trl.scoring.lm_head import BrokenLogits, LMHead, compiles, own_logits, unknown_logits
+from rsr_trl.scoring.pictures import Pictures, stack
 from rsr_trl.scoring.prefixes import Places, Prefix, Prefixes, Reading
 from rsr_trl.scoring.scores import ScoredTokens
 from rsr_trl.scoring.tokens import TokenizedExample
@@ -54,7 +55,8 @@ def best_layout(model: PreTrainedModel, device: torch.device) -> Layout:
     flash = "flash" in (model.config._attn_implementation or "")
     # Only a forward with **kwargs passes on where rows begin.
     passes_on = any(p.kind is p.VAR_KEYWORD for p in signature(model.base_model.forward).parameters.values())
-    attends = not model._is_stateful and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
+    # A model that sees counts positions by itself.
+    attends = not model._is_stateful and not sees(model.config) and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
     return "packed" if flash and passes_on and attends else "padded"
 
 
@@ -89,6 +91,11 @@ def length_border(model: PreTrainedModel) -> int | None:
     return None
 
 
+def sees(config: PreTrainedConfig) -> bool:
+    """Whether a student takes images."""
+    return getattr(config, "vision_config", None) is not None
+
+
 def check_architecture(model: PreTrainedModel) -> None:
     """Raise `RSRError` for a model whose scores can't be computed, before any work."""
     LMHead.of(model)
@@ -116,12 +123,10 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
                 module.training = training
 
 
-def on_device(arrays: dict[str, np.ndarray | int], device: torch.device) -> dict[str, torch.Tensor | int]:
-    """What [`lay_out`] returns, as models take it."""
-    return {
-        name: torch.from_numpy(array).to(device) if isinstance(array, np.ndarray) else array
-        for name, array in arrays.items()
-    }
+def on_device(arrays: dict[str, np.ndarray | torch.Tensor | int], device: torch.device) -> dict:
+    """What [`lay_out`] and [`stack`] return, as models take it."""
+    tensors = {name: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for name, a in arrays.items()}
+    return {name: t.to(device) if isinstance(t, torch.Tensor) else t for name, t in tensors.items()}
 
 
 # --------------------------------------------------------------------------------------------------------- scoring
@@ -163,6 +168,7 @@ class Student:
         self._border = length_border(model)
         self._share_prefixes, self._max_prefix_tokens = share_prefixes, max_prefix_tokens
         self._verified, self._cache_bytes = False, 0.0
+        self._sees_verified, self._shares_images = False, False
 
     @property
     def head(self) -> LMHead:
@@ -221,7 +227,7 @@ class Student:
         names = ["surprisals", *["entropies", "sum_squares"] * with_moments]
         flat |= {name: np.zeros(counts.sum(), np.float32) for name in names}
         compile = compiles(self.device, int(counts.sum()) * self.head.vocab_size)
-        with evaluation_mode(self.model):
+        with evaluation_mode(self.model), self._positions_kept():
             for hidden, targets, places, read in self._forward_all(examples, lengths, ends - counts):
                 stats = self.head.score(
                     hidden,
@@ -262,6 +268,8 @@ class Student:
         waiting: list[tuple[torch.Tensor, torch.Tensor, Places, int]] = []
         if left.any() and not self._verified:
             self._verify(examples[np.argmax(left)])
+        if not self._sees_verified and (seen := [e for e in examples if e.pictures is not None and not e.error]):
+            self._verify_images(min(seen, key=lambda example: len(example.input_ids)))
         while left.any():
             plan = self.plan(examples, left)
             kept = Prefixes(plan)
@@ -307,6 +315,8 @@ class Student:
             self._border,
             self._longest_prefix(lengths.max(initial=0)),
             prefixes.PASS_TOKENS.get(self.device.type, prefixes.PASS_TOKENS["cuda"]),
+            [example.pictures for example in examples],
+            self._shares_images,
         )
 
     def _longest_prefix(self, longest_row: int) -> int:
@@ -326,8 +336,10 @@ class Student:
         """What [`_forward`] returns of a reading's pieces."""
         pieces = []
         for piece in reading.pieces:
-            ids = examples[piece.rows[0]].input_ids[piece.start : piece.stop]
-            pieces.append(TokenizedExample(ids, prefixes.scored_in(piece, scored)))
+            first = examples[piece.rows[0]]
+            pictures = first.pictures and first.pictures.cut(piece.stop) if piece.start == 0 else None
+            ids = first.input_ids[piece.start : piece.stop]
+            pieces.append(TokenizedExample(ids, prefixes.scored_in(piece, scored), pictures=pictures))
         return self._forward(pieces, before, keep=reading.followers > 0)
 
     @torch.no_grad()
@@ -340,12 +352,20 @@ class Student:
         """
         arrays = lay_out([row.input_ids for row in rows], [row.scored for row in rows], self.layout)
         ids, scored = arrays.pop("input_ids"), arrays.pop("scored")
+        if rows[0].pictures is not None:
+            arrays |= stack([row.pictures for row in rows], ids.shape[1])
         if before is not None and "attention_mask" in arrays:
             read = np.ones((len(rows), before.length), dtype=np.int64)
             arrays["attention_mask"] = np.concatenate([read, arrays["attention_mask"]], axis=1)
         given, cache = on_device(arrays, self.device), prefixes.cache_for(self._base, before, len(rows), keep)
         if cache is not None:
             given["past_key_values"] = cache
+        deltas = None if before is None else before.deltas
+        if deltas is not None:
+            places = torch.arange(before.length, before.length + ids.shape[1], device=self.device) + deltas
+            given["position_ids"] = places.expand(3, len(rows), -1)
+        if self._counts_positions:  # what it knows of another row would move this one's positions
+            self._base.base_model.rope_deltas = None
         hidden = self.hidden_states(torch.from_numpy(ids).to(self.device), **given)
         # The state before a token predicts it. A row's first token is never scored, so none is predicted across rows.
         #
@@ -362,7 +382,26 @@ class Student:
         if before is not None:
             predicting[(selected % ids.shape[1] == 0).to(hidden.device)] = before.last
         length = ids.shape[1] + (0 if before is None else before.length)
-        return predicting, targets, Prefix(cache, hidden[0, -1].clone(), length) if keep else None
+        if not keep:
+            return predicting, targets, None
+        deltas = self._base.base_model.rope_deltas if self._counts_positions and deltas is None else deltas
+        return predicting, targets, Prefix(cache, hidden[0, -1].clone(), length, deltas)
+
+    @property
+    def _counts_positions(self) -> bool:
+        """Whether the backbone notes where positions go on behind images, as Qwen-VL and its kin do."""
+        return hasattr(self._base.base_model, "rope_deltas")
+
+    @contextmanager
+    def _positions_kept(self) -> Iterator[None]:
+        """Such a note of an unfinished generation comes back."""
+        backbone = self._base.base_model
+        kept = getattr(backbone, "rope_deltas", None)
+        try:
+            yield
+        finally:
+            if self._counts_positions:
+                backbone.rope_deltas = kept
 
     def hidden_states(self, input_ids: torch.Tensor, **given: torch.Tensor) -> torch.Tensor:
         """
@@ -393,6 +432,49 @@ class Student:
             raise unknown_logits(self._base, how)
         self._cache_bytes = self._verify_cache(ids) if self._share_prefixes else 0.0
         self._verified = True
+
+    @torch.no_grad()
+    def _verify_images(self, example: TokenizedExample) -> None:
+        """
+        Compare once, on one row up to some tokens behind its images: what the model's own forward gives to its head,
+        with that row twice in a batch, and with what follows a shared prefix that holds the images.
+        """
+        end = example.pictures.end  # at least 1: an image has a token
+        ids = example.input_ids[: end + VERIFIED]
+        pictures, places = example.pictures.cut(len(ids)), np.arange(len(ids))
+        expected = self._own_states(ids, pictures)[-(len(ids) - end) - 1 : -1]  # that predict the tokens behind them
+        stops = (len(ids), max(end + 1, len(ids) - 2))
+        rows = [TokenizedExample(ids[:stop], places[:stop] >= end, pictures=pictures.cut(stop)) for stop in stops]
+        found = self._forward(rows)[0]
+        error = prefixes.relative_error(found, torch.cat([expected[: stop - end] for stop in stops]).to(found.device))
+        if not error <= (0.001 if self._is_exact else 0.1) and torch.isfinite(expected).all():
+            raise RSRError(
+                f"{type(self._base).__name__} gives other hidden states for a row with images in a batch than alone "
+                f"({error:.2%} apart). This student's images aren't supported; please report the architecture."
+            )
+        self._sees_verified, self._shares_images = True, bool(self._cache_bytes) and self._can_share_images(rows, expected)
+
+    def _can_share_images(self, rows: list[TokenizedExample], expected: torch.Tensor) -> bool:
+        """Whether what follows a prefix with images comes out as `expected` of the first row, behind its images."""
+        stop = rows[0].pictures.end
+        prefix = TokenizedExample(rows[0].input_ids[:stop], np.zeros(stop, bool), pictures=rows[0].pictures.cut(stop))
+        tails = [TokenizedExample(row.input_ids[stop:], row.scored[stop:]) for row in rows]
+        try:
+            before = self._forward([prefix], keep=True)[2]
+            found = self._forward(tails, before)[0]
+        except (RuntimeError, ValueError, IndexError):  # some count places behind images in their own way
+            return False
+        expected = torch.cat([expected[: len(tail.input_ids)] for tail in tails]).to(found.device)
+        return prefixes.relative_error(found, expected) <= (0.001 if self._is_exact else 0.1)
+
+    def _own_states(self, ids: np.ndarray, pictures: Pictures) -> torch.Tensor:
+        """The states `(T, H)` of one row that the model's own forward gives to its LM head; only the last ones for some."""
+        seen = []
+        inputs = {"input_ids": ids[None].astype(np.int64), **stack([pictures], len(ids))}
+        few = {"logits_to_keep": 2 * VERIFIED} if "logits_to_keep" in signature(self._base.forward).parameters else {}
+        with self._base.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0])):
+            self._base(**on_device(inputs, self.device), use_cache=False, **few)
+        return seen[0][0]
 
     def _verify_cache(self, ids: np.ndarray) -> float:
         """

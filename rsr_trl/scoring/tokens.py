@@ -21,6 +21,7 @@ from rsr_trl.scoring.chat_spans import ChatSpans, marks_of_prompt, writes_day
 from rsr_trl.scoring.derived_spans import ChatTemplateError, Span
 from rsr_trl.scoring.nulls import without_nulls
 from rsr_trl.scoring.own_text import OwnText, is_blank
+from rsr_trl.scoring.pictures import Pictures
 from rsr_trl.scoring.steps import split_steps
 
 
@@ -56,6 +57,7 @@ class TokenizedExample:
     error: str | None = None
     step_starts: np.ndarray | None = None
     notes: tuple[str, ...] = ()
+    pictures: Pictures | None = None
 
     @classmethod
     def failed(cls, error: str) -> "TokenizedExample":
@@ -68,7 +70,9 @@ class TokenizedExample:
 
 
 @dataclass
-class _Rendered:
+class Rendered:
+    """The text of one example, and where in it is what is scored."""
+
     text: str
     spans: list[Span]  # character spans of the text to score
     prompt: str | None  # prompt alone: tokens in its common prefix with the text aren't scored
@@ -183,7 +187,7 @@ class ExampleTokenizer:
         returned with its `error` and without tokens. `features`, the columns' types, tell nulls that Arrow added
         inside messages from a user's own.
         """
-        rendered: dict[int, _Rendered] = {}
+        rendered: dict[int, Rendered] = {}
         errors: dict[int, str] = {}
         for i, example in enumerate(examples):
             try:
@@ -202,7 +206,7 @@ class ExampleTokenizer:
 
     # ------------------------------------------------------------------------------------------ example -> text
 
-    def _render(self, example: Mapping) -> _Rendered:
+    def _render(self, example: Mapping) -> Rendered:
         """Text of one example as SFTTrainer would tokenize it, with the spans to score."""
         self.check_columns(example)
         if is_conversational_from_value({"conversations": example.get("conversations") or None}):
@@ -215,23 +219,23 @@ class ExampleTokenizer:
         if "prompt" in example:
             return self._render_completion(example)
         if "messages" in example:
-            _check_messages(example["messages"], "messages")
+            check_messages(example["messages"], "messages")
             return self._render_chat(example["messages"], example, num_prompt_messages=None)
         text = example[self.dataset_text_field]
         if not isinstance(text, str):
-            raise ExampleError(f"{self.dataset_text_field} is {_kind(text)}, expected a string")
+            raise ExampleError(f"{self.dataset_text_field} is {kind_of(text)}, expected a string")
         if not text:
             raise ExampleError(f"{self.dataset_text_field} is empty")
         return self._render_plain(self._with_eos(text), None)
 
-    def _render_completion(self, example: Mapping) -> _Rendered:
+    def _render_completion(self, example: Mapping) -> Rendered:
         prompt, completion = example["prompt"], example["completion"]
         for name, value in (("prompt", prompt), ("completion", completion)):
             if not isinstance(value, (str, list)):
-                raise ExampleError(f"{name} is {_kind(value)}, expected a string or a list of messages")
+                raise ExampleError(f"{name} is {kind_of(value)}, expected a string or a list of messages")
         if isinstance(prompt, list) and isinstance(completion, list):
-            _check_messages(prompt, "prompt")
-            _check_messages(completion, "completion")
+            check_messages(prompt, "prompt")
+            check_messages(completion, "completion")
             return self._render_chat([*prompt, *completion], example, num_prompt_messages=len(prompt))
         if isinstance(prompt, list) or isinstance(completion, list):
             raise ExampleError("prompt and completion must both be strings or both be lists of messages")
@@ -242,13 +246,13 @@ class ExampleTokenizer:
         takes_eos = isinstance(text, str) and not text.endswith(self._eos_token)
         return self._render_plain(prompt + (completion if takes_eos else self._with_eos(completion)), prompt)
 
-    def _render_plain(self, text: str, prompt: str | None) -> _Rendered:
-        return _Rendered(text, [(0, len(text.removesuffix(self._eos_token)))], prompt, conversational=False)
+    def _render_plain(self, text: str, prompt: str | None) -> Rendered:
+        return Rendered(text, [(0, len(text.removesuffix(self._eos_token)))], prompt, conversational=False)
 
     def _with_eos(self, text: str) -> str:
         return text if text.endswith(self._eos_token) else text + self._eos_token
 
-    def _render_chat(self, messages: list[Mapping], example: Mapping, num_prompt_messages: int | None) -> _Rendered:
+    def _render_chat(self, messages: list[Mapping], example: Mapping, num_prompt_messages: int | None) -> Rendered:
         first = num_prompt_messages or 0
         if not any(message["role"] == "assistant" for message in messages[first:]):
             raise ExampleError("no assistant message to score")
@@ -260,11 +264,11 @@ class ExampleTokenizer:
                 raise ExampleError(f"tools is not valid JSON: {error}") from error
         kwargs = example.get("chat_template_kwargs", {})
         if not isinstance(kwargs, Mapping):  # SFTTrainer can't unpack them either
-            raise ExampleError(f"chat_template_kwargs is {_kind(kwargs)}, expected a mapping (an empty one for none)")
+            raise ExampleError(f"chat_template_kwargs is {kind_of(kwargs)}, expected a mapping (an empty one for none)")
         kwargs = {"chat_template": self.chat_template, "tools": tools, **kwargs}
         template = kwargs["chat_template"]
         if not isinstance(template, (str, type(None))):
-            raise ExampleError(f"chat_template is {_kind(template)}, expected a string")
+            raise ExampleError(f"chat_template is {kind_of(template)}, expected a string")
         own = self.processing_class
         in_force = (template, str(own.chat_template), str(own.special_tokens_map), self.day)
         if in_force not in self._chats:
@@ -283,7 +287,7 @@ class ExampleTokenizer:
         prompt = None
         if num_prompt_messages is not None:
             prompt = chat.render(messages[:first], kwargs, add_generation_prompt=True)
-        return _Rendered(text, spans, prompt, conversational=True, lost=tuple(sorted(lost)))
+        return Rendered(text, spans, prompt, conversational=True, lost=tuple(sorted(lost)))
 
     @property
     def _eos_token(self) -> str:
@@ -316,14 +320,8 @@ class ExampleTokenizer:
             return {}
         return dict(zip(texts, encoded.encodings, strict=True))
 
-    def _finish(self, rendered: _Rendered, encoding: Encoding, prompt: Encoding | None) -> TokenizedExample:
-        ids = encoding.ids
-        scored = np.zeros(len(ids), dtype=bool)
-        for start, end in rendered.spans:
-            first, last = _tokens_of(encoding, start, end, len(rendered.text))
-            scored[first:last] = True
-        if not rendered.conversational:  # beginning- and end-of-sequence tokens that the tokenizer itself adds
-            scored &= ~np.asarray(encoding.special_tokens_mask, dtype=bool)
+    def _finish(self, rendered: Rendered, encoding: Encoding, prompt: Encoding | None) -> TokenizedExample:
+        ids, scored = encoding.ids, scored_tokens(rendered, encoding)
         if prompt is not None:
             scored[: common_prefix_length(prompt.ids, ids)] = False
         scored[:1] = False
@@ -336,13 +334,13 @@ class ExampleTokenizer:
                 f"cut off: the text before the response alone fills max_length={self.max_length} (whole: {len(ids)} "
                 "tokens)"
             )
-        steps = _step_starts(rendered, encoding, scored)[: self.max_length] if self.with_steps else None
+        steps = step_starts(rendered, encoding, scored)[: self.max_length] if self.with_steps else None
         ids = np.array(ids, np.int32)
         notes = list(rendered.lost) + [SECOND_BOS] * self._has_second_bos(rendered, ids)
         notes = () if error else (*notes, *[NO_TEMPLATE] * self._lacks_template(rendered))
         return TokenizedExample(ids[: self.max_length], cut, len(cut) < len(ids), error, steps, notes)
 
-    def _lacks_template(self, rendered: _Rendered) -> bool:
+    def _lacks_template(self, rendered: Rendered) -> bool:
         """Whether a plain prompt goes to a student with a chat template without having been rendered by it before."""
         if rendered.conversational or not rendered.prompt or not self.processing_class.chat_template:
             return False
@@ -351,16 +349,16 @@ class ExampleTokenizer:
         marks = self._marks[template]
         return bool(marks) and not any(mark in rendered.prompt for mark in marks)
 
-    def _has_second_bos(self, rendered: _Rendered, ids: np.ndarray) -> bool:
+    def _has_second_bos(self, rendered: Rendered, ids: np.ndarray) -> bool:
         """Whether the tokenizer has put a beginning-of-sequence token before the one that plain text begins with."""
         bos, id_of_bos = self.processing_class.bos_token, self.processing_class.bos_token_id
         begins = not rendered.conversational and bool(bos) and rendered.text.lstrip().startswith(bos)
         return begins and ids[:2].tolist() == [id_of_bos] * 2
 
 
-def _check_messages(messages: object, column: str) -> None:
+def check_messages(messages: object, column: str) -> None:
     if not isinstance(messages, list):
-        raise ExampleError(f"{column} is {_kind(messages)}, expected a list of messages")
+        raise ExampleError(f"{column} is {kind_of(messages)}, expected a list of messages")
     if not messages:
         raise ExampleError(f"{column} is empty")
     for i, message in enumerate(messages):
@@ -371,13 +369,24 @@ def _check_messages(messages: object, column: str) -> None:
                 f"{column}[{i}] has the unknown role {message['role']!r}, expected one of {', '.join(ROLES)}"
             )
         if not isinstance(message.get("content"), (str, list, type(None))):
-            raise ExampleError(f"{column}[{i}] has {_kind(message['content'])} as content, expected a string")
+            raise ExampleError(f"{column}[{i}] has {kind_of(message['content'])} as content, expected a string")
         calls = message.get("tool_calls") or []
         if not isinstance(calls, list) or not all(isinstance(call, Mapping) for call in calls):
             raise ExampleError(f"{column}[{i}] has tool_calls that are not a list of calls")
 
 
-def _step_starts(rendered: _Rendered, encoding: Encoding, scored: np.ndarray) -> np.ndarray:
+def scored_tokens(rendered: Rendered, encoding: Encoding) -> np.ndarray:
+    """Which tokens of a text lie in its spans: bool of shape `(T,)`."""
+    scored = np.zeros(len(encoding.ids), dtype=bool)
+    for start, end in rendered.spans:
+        first, last = tokens_of(encoding, start, end, len(rendered.text))
+        scored[first:last] = True
+    if not rendered.conversational:  # beginning- and end-of-sequence tokens that the tokenizer itself adds
+        scored &= ~np.asarray(encoding.special_tokens_mask, dtype=bool)
+    return scored
+
+
+def step_starts(rendered: Rendered, encoding: Encoding, scored: np.ndarray) -> np.ndarray:
     """Which scored tokens begin a step: bool of shape `(T,)`. The first of a run always does."""
     starts = np.zeros(len(scored) + 1, dtype=bool)
     for begin, end in rendered.responses:
@@ -390,7 +399,7 @@ def _step_starts(rendered: _Rendered, encoding: Encoding, scored: np.ndarray) ->
     return scored & (starts[:-1] | np.diff(scored, prepend=False))
 
 
-def _tokens_of(encoding: Encoding, start: int, end: int, length: int) -> tuple[int, int]:
+def tokens_of(encoding: Encoding, start: int, end: int, length: int) -> tuple[int, int]:
     """Range of tokens that hold any character of `[start, end)`; tokens across an edge are in."""
     if start >= end:
         return 0, 0
@@ -412,5 +421,5 @@ def _token_at(encoding: Encoding, position: int, length: int) -> int:
     return len(encoding)
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
     return "null" if value is None else type(value).__name__
