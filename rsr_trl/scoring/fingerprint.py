@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.utils import is_peft_available
 from xxhash import xxh3_128
 
@@ -34,6 +34,8 @@ NEUTRAL_CONFIG = re.compile(
     r"_name_or_path|transformers_version|architectures|dtype|use_cache|.*_token_id|.*dropout.*|quantization_config|"
     r"output_attentions|output_hidden_states|output_router_logits|router_aux_loss_coef"
 )
+# What wrote a processor's file.
+NEUTRAL_PROCESSOR = re.compile("_name_or_path|transformers_version|.*processor_(class|type)")
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:
@@ -42,7 +44,7 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     The same however the student was loaded, in whatever dtype holds its weights exactly, and that of the base model
     while LoRA adapters add nothing to it.
     """
-    config = _deciding(model.config.to_dict())
+    config = _without(model.config.to_dict(), NEUTRAL_CONFIG)
     weights, active = model.state_dict(), adapters(model)
     if active and _adds_nothing(model, weights):
         weights = {BASE_LAYER.sub("", name): tensor for name, tensor in weights.items() if not LORA.search(name)}
@@ -60,12 +62,12 @@ def weights_fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def _deciding(config: dict) -> dict:
+def _without(config: dict, neutral: re.Pattern) -> dict:
     """The entries of a config, and of those inside it, that can change a score."""
     return {
-        name: _deciding(value) if isinstance(value, dict) else value
+        name: _without(value, neutral) if isinstance(value, dict) else value
         for name, value in config.items()
-        if not NEUTRAL_CONFIG.fullmatch(str(name))
+        if not neutral.fullmatch(str(name))
     }
 
 
@@ -108,6 +110,11 @@ def tokenizer_fingerprint(processing_class: PreTrainedTokenizerBase) -> str:
     rules.pop("truncation", None)
     special = {name: str(token) for name, token in processing_class.special_tokens_map.items() if name != "pad_token"}
     return _hash([rules, special, processing_class.chat_template])
+
+
+def processor_fingerprint(processor: ProcessorMixin) -> str:
+    """Hash of what decides the tensors of images: the settings of the processor and of what it is made of."""
+    return _hash(_without(processor.to_dict(), NEUTRAL_PROCESSOR))
 
 
 def student_fingerprint(

@@ -7,6 +7,7 @@ for datasets with images alone.
 """
 
 import copy
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from datasets import Dataset, Features, Image, LargeList, List
-from datasets.features.features import require_decoding
+from PIL import UnidentifiedImageError
 from PIL.Image import Image as Opened
 from tokenizers import Encoding
 from transformers import BatchFeature, ProcessorMixin
@@ -76,11 +77,13 @@ class SeeingTokenizer(ExampleTokenizer):
     def check_columns(self, column_names: Iterable[str]) -> None:
         columns = set(column_names)
         if len(columns & set(IMAGES)) > 1:
-            raise RSRError("The dataset has both columns `image` and `images`, of which SFTTrainer reads one. Remove one.")
+            raise RSRError(
+                "The dataset has both columns `image` and `images`, of which SFTTrainer reads one. Remove one."
+            )
         if extra := sorted(columns & {"tools", "chat_template_kwargs"}):
             raise RSRError(
-                f"The dataset has images and the column {extra[0]!r}, which SFTTrainer leaves out for rows with images. "
-                "Remove the column, or the images."
+                f"The dataset has images and the column {extra[0]!r}, which SFTTrainer doesn't read then. Remove the "
+                "one or the other."
             )
         formats = ("messages" in columns) + ("prompt" in columns and "completion" in columns)
         if formats != 1:
@@ -103,14 +106,15 @@ class SeeingTokenizer(ExampleTokenizer):
         try:
             images = _opened(example, features)
             example = without_nulls({k: v for k, v in example.items() if k not in IMAGES}, features)
-            tokenized = self._from_messages(example, images) if "messages" in example else self._from_prompt(example, images)
+            from_row = self._from_messages if "messages" in example else self._from_prompt
+            tokenized = from_row(example, images)
             tokenized.scored[:1] = False
             if not tokenized.scored.any():
                 raise ExampleError("no token to score")
             if self.max_length is not None and (length := len(tokenized.input_ids)) > self.max_length:
                 raise ExampleError(
-                    f"with its images it has {length} tokens, more than max_length={self.max_length}, and an image "
-                    "can't be cut"
+                    f"with its images it is longer than max_length={self.max_length} and can't be cut (whole: "
+                    f"{length} tokens)"
                 )
         except (ExampleError, ChatTemplateError) as error:
             return TokenizedExample.failed(str(error))
@@ -198,8 +202,8 @@ class SeeingTokenizer(ExampleTokenizer):
         kinds = {name: outputs.pop(name)[0].numpy() for name in KINDS if name in outputs}
         if others := [name for name, value in outputs.items() if not torch.is_tensor(value)]:
             raise RSRError(
-                f"{type(self.processor).__name__} gives the model {others[0]!r}, which isn't one tensor. This student's "
-                "images aren't supported."
+                f"{type(self.processor).__name__} gives the model {others[0]!r}, which isn't one tensor. Images "
+                "aren't supported for this student."
             )
         digest = digest_of(outputs)
         tensors = self._tensors.setdefault(digest, dict(outputs))  # rows of one problem hold the same ones
@@ -221,10 +225,9 @@ class _Seen:
 
     def moved(self, span: Span) -> Span:
         """Where a span of the text before lies now."""
-        start, end = (
-            place + sum(m["new_span"][1] - m["new_span"][0] - m["span"][1] + m["span"][0] for m in self.moves if m["span"][1] <= place)
-            for place in span
-        )
+        ends = [move["span"][1] for move in self.moves]
+        gained = [0, *(move["new_span"][1] - move["span"][1] for move in self.moves)]
+        start, end = (place + gained[bisect_right(ends, place)] for place in span)
         return start, end
 
 
@@ -280,15 +283,22 @@ def _opened(example: Mapping, features: Mapping | None) -> list[Opened]:
         if value is None:
             raise ExampleError(f"{which} is missing (null)")
         with _as_reason(f"{which} can't be read"):
-            if isinstance(value, str):
-                value = load_image(value)
-            elif isinstance(value, Mapping):
-                value = Image(mode=mode).decode_example({"bytes": None, "path": None, **value})
-            if not isinstance(value, Opened):
-                raise ValueError(f"expected an image, got {type(value).__name__}")
-            value.load()
-        images.append(value)
+            images.append(_open(value, mode))
     return images
+
+
+def _open(value: object, mode: str | None) -> Opened:
+    try:
+        if isinstance(value, str):
+            value = load_image(value)
+        elif isinstance(value, Mapping):
+            value = Image(mode=mode).decode_example({"bytes": None, "path": None, **value})
+        if not isinstance(value, Opened):
+            raise ValueError(f"expected an image, got {type(value).__name__}")
+        value.load()
+        return value
+    except UnidentifiedImageError:  # it says nothing but an address in memory
+        raise ValueError("it isn't in a format that Pillow knows") from None
 
 
 def _with_images(messages: object, column: str, images: list) -> list[dict]:
@@ -306,10 +316,14 @@ def _with_images(messages: object, column: str, images: list) -> list[dict]:
     try:
         prepared = prepare_multimodal_messages(messages, images=images)
     except ValueError as error:
-        raise ExampleError(str(error).rstrip(".")) from error
+        differ = "there are more or fewer images than places for them in the messages"
+        what = differ if "placeholders" in str(error) else "SFTTrainer can't prepare it"
+        raise ExampleError(f"{what} ({error})") from error
     # The template only has to see that there is an image.
     return [
-        {**m, "content": [{k: v for k, v in p.items() if k != "image"} for p in m["content"]]} if m.get("content") else m
+        {**m, "content": [{k: v for k, v in p.items() if k != "image"} for p in m["content"]]}
+        if m.get("content")
+        else m
         for m in prepared
     ]
 
@@ -319,28 +333,24 @@ def _with_images(messages: object, column: str, images: list) -> list[dict]:
 
 def undecoded(dataset: Dataset) -> Dataset:
     """The dataset with its images as they are stored: opened one by one, a broken one fails alone."""
-    stored = {name: _stored(kind) for name, kind in dataset.features.items() if require_decoding(kind)}
-    return dataset.cast(Features({**dataset.features, **stored})) if stored else dataset
+    features = with_decoding(dataset.features, False)
+    return dataset if features == dataset.features else of_types(dataset, features)
 
 
-def _stored(kind):
+def of_types(dataset: Dataset, features: Features) -> Dataset:
+    """The dataset with types that are stored alike: what [`Dataset.cast`] does, without reading every row."""
+    info = dataset.info.copy()
+    info.features = features
+    table = dataset.data.cast(features.arrow_schema)
+    return Dataset(table, info=info, split=dataset.split, indices_table=dataset._indices)
+
+
+def with_decoding(features: Features, decode: bool) -> Features:
+    """The types with all images of the columns that SFTTrainer reads opened when they are read, or not."""
+    return Features({name: _of_images(kind, decode) if name in IMAGES else kind for name, kind in features.items()})
+
+
+def _of_images(kind, decode: bool):
     if isinstance(kind, Image):
-        return replace(kind, decode=False)
-    if isinstance(kind, (List, LargeList)):
-        return replace(kind, feature=_stored(kind.feature))
-    if isinstance(kind, dict):
-        return {name: _stored(part) for name, part in kind.items()}
-    return kind
-
-
-def processor_settings(processor: ProcessorMixin) -> dict:
-    """What decides what a processor makes of images."""
-    return _plain_settings(processor.to_dict())
-
-
-def _plain_settings(settings: dict) -> dict:
-    return {
-        name: _plain_settings(value) if isinstance(value, dict) else value
-        for name, value in settings.items()
-        if name not in ("transformers_version", "_name_or_path", "processor_class", "image_processor_type")
-    }
+        return replace(kind, decode=decode)
+    return replace(kind, feature=_of_images(kind.feature, decode)) if isinstance(kind, (List, LargeList)) else kind

@@ -12,6 +12,7 @@ import errno
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -214,7 +215,8 @@ def tokenized_sample(
         rows = dataset.select(range(0, len(dataset), step)[:SAMPLE_ROWS])
     else:
         rows = Dataset.from_list(next_rows(iter(dataset), SAMPLE_ROWS), features=dataset.features)
-    return [example for window in scorer.windows_of(rows) for example in window.examples]
+    examples = (example for window in scorer.windows_of(rows) for example in window.examples)
+    return [replace(e, pictures=e.pictures.without_numbers()) if e.pictures else e for e in examples]
 
 
 def default_shard_rows(

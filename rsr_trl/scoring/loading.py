@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
 from transformers.integrations.gguf import GgufHeader
 from transformers.utils import cached_file, find_adapter_config_file, is_gguf_available, is_peft_available
@@ -84,6 +85,32 @@ def find_tokenizer(name: str, **hub) -> PreTrainedTokenizerBase:
     """The tokenizer in a folder, Hub repository or GGUF file."""
     name, gguf = split_gguf(name)
     return AutoTokenizer.from_pretrained(name, **hub, **gguf)
+
+
+def find_processor(model_id: str, **hub) -> ProcessorMixin:
+    """The processor of a student that sees; an adapter has that of its base model."""
+    base, _ = find_config(model_id, **hub)
+    name, gguf = split_gguf(base)
+    if gguf:
+        raise RSRError(f"{base!r} is a GGUF file, which holds no processor for images. Score the student's own files.")
+    from transformers import AutoProcessor  # with all kinds of processors
+
+    try:
+        processor = AutoProcessor.from_pretrained(name, **hub)
+    except (OSError, ValueError, ImportError, AttributeError) as error:  # some need torchvision, and say it so or so
+        raise RSRError(f"Can't load the processor of the student {name!r}, which its images need: {error}") from error
+    if not isinstance(processor, ProcessorMixin):
+        raise RSRError(f"The student {name!r} comes without a processor for images. Pass one as processing_class.")
+    return processor
+
+
+def tokenizer_of(processor: ProcessorMixin) -> PreTrainedTokenizerBase:
+    """A processor's tokenizer, with the processor's chat template."""
+    if processor.chat_template in (None, processor.tokenizer.chat_template):
+        return processor.tokenizer
+    tokenizer = copy.copy(processor.tokenizer)
+    tokenizer.chat_template = processor.chat_template
+    return tokenizer
 
 
 def find_config_and_tokenizer(

@@ -11,7 +11,7 @@ import numpy as np
 
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring.batches import WINDOW_TOKENS
-from rsr_trl.scoring.scores import LOCAL_STEPS, SCORES, ScoredTokens, check_scores, column_functions, content_hash
+from rsr_trl.scoring.scores import LOCAL_STEPS, SCORES, ScoredTokens, check_scores, column_functions, content_of
 from rsr_trl.scoring.settings import Engine
 from rsr_trl.scoring.student import Student
 from rsr_trl.scoring.tokens import TokenizedExample
@@ -57,7 +57,7 @@ class OtherScores:
         if "steps" in self.needs:
             more["step_starts"] = _joined([e.step_starts[e.scored] for e in examples if e.error is None], bool)
         if "content" in self.needs:
-            more["content"] = np.array([content_hash(e.input_ids, e.scored) for e in examples], dtype=np.uint64)
+            more["content"] = np.array([content_of(e) for e in examples], dtype=np.uint64)
         if "alone" in self.needs:
             more["surprisals_alone"] = surprisals_alone(student, examples, bos_token_id, first_row)
         if "local" in self.needs:

@@ -48,6 +48,10 @@ class Pictures:
         """Those of the first `stop` tokens, which hold all images."""
         return replace(self, token_kinds={name: kinds[:stop] for name, kinds in self.token_kinds.items()})
 
+    def without_numbers(self) -> "Pictures":
+        """Their shapes alone, to plan with."""
+        return replace(self, tensors={name: tensor.to("meta") for name, tensor in self.tensors.items()})
+
 
 def digest_of(tensors: Mapping[str, torch.Tensor]) -> int:
     """64-bit hash of tensors, by name."""
@@ -72,7 +76,7 @@ def stack(pictures: Sequence[Pictures], width: int) -> dict[str, torch.Tensor]:
     return inputs
 
 
-def window_tokens(pictures: Sequence[Pictures | None]) -> int:
+def tokens_of_images(pictures: Sequence[Pictures | None]) -> int:
     """What images add to the tokens of a window of rows; tensors that rows share count once."""
     tensors = {id(tensor): tensor.nbytes for one in pictures if one for tensor in one.tensors.values()}
     return sum(tensors.values()) // BYTES

@@ -103,7 +103,10 @@ def plan_readings(
         order = np.array(sorted(able, key=lambda row: (_digest(pictures[row]), ids[row].astype(">u4").tobytes())))
         common = [min(max_prefix_tokens, _common(ids[a], ids[b])) for a, b in pairwise(order)]
         for place, (a, b) in enumerate(pairwise(order)):
-            if not (pictures[a] is pictures[b] is None or (share_images and _all_shared(common[place], pictures[a], pictures[b]))):
+            if not (
+                pictures[a] is pictures[b] is None
+                or (share_images and _all_shared(common[place], pictures[a], pictures[b]))
+            ):
                 common[place] = 0
         groups = _groups([len(ids[row]) for row in order], common, pass_tokens)
     alone = lengths.copy()

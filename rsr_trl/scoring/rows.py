@@ -16,8 +16,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 from datasets import Dataset, Features, IterableDataset
+from datasets.formatting.formatting import LazyBatch, LazyRow
 from datasets.utils import tqdm
 
+from rsr_trl.formats import IMAGES
 from rsr_trl.rsr import (
     CONTENT,
     ERROR,
@@ -37,7 +39,8 @@ from rsr_trl.rsr import (
 )
 from rsr_trl.scoring.batches import TOKENIZED_ROWS, WINDOW_TOKENS
 from rsr_trl.scoring.own_text import LOST
-from rsr_trl.scoring.scores import ALL_COLUMNS, ScoredTokens, content_hash, content_name
+from rsr_trl.scoring.pictures import tokens_of_images
+from rsr_trl.scoring.scores import ALL_COLUMNS, ScoredTokens, content_name, content_of
 from rsr_trl.scoring.tokens import NO_TEMPLATE, SECOND_BOS, TokenizedExample
 
 
@@ -102,14 +105,15 @@ def windows(
     dataset: Dataset,
     tokenize: Callable[[Sequence[dict]], list[TokenizedExample]],
     window_tokens: int = WINDOW_TOKENS,
+    rows_at_once: int = TOKENIZED_ROWS,
 ) -> Iterator[Window]:
     """
     Tokenize a dataset that has no columns but those that `tokenize` reads, window by window, in source order. While
-    one window is looked at, the next is tokenized in a background thread. The call of `tokenize` that reaches
-    `window_tokens` ends a window.
+    one window is looked at, the next is tokenized in a background thread. The call of `tokenize`, with `rows_at_once`,
+    that reaches `window_tokens` ends a window.
     """
     stopped = Event()
-    tokenized = _tokenized(dataset, tokenize, window_tokens, stopped)
+    tokenized = _tokenized(dataset, tokenize, window_tokens, rows_at_once, stopped)
     with ThreadPoolExecutor(1, "rsr-tokenize") as background:
         try:
             ahead = background.submit(next, tokenized, None)
@@ -120,17 +124,18 @@ def windows(
             stopped.set()
 
 
-def _tokenized(dataset: Dataset, tokenize: Callable, window_tokens: int, stopped: Event) -> Iterator[Window]:
-    first, examples, tokens = 0, [], 0
-    for start in range(0, len(dataset), TOKENIZED_ROWS):
+def _tokenized(
+    dataset: Dataset, tokenize: Callable, window_tokens: int, rows_at_once: int, stopped: Event
+) -> Iterator[Window]:
+    first, examples = 0, []
+    for start in range(0, len(dataset), rows_at_once):
         if stopped.is_set():  # nobody waits for the rest
             return
-        more = tokenize(to_rows(dataset[start : start + TOKENIZED_ROWS]))
-        examples += more
-        tokens += sum(len(example.input_ids) for example in more)
-        if tokens >= window_tokens:
+        examples += tokenize(to_rows(dataset[start : start + rows_at_once]))
+        tokens = sum(len(example.input_ids) for example in examples)
+        if tokens + tokens_of_images([example.pictures for example in examples]) >= window_tokens:
             yield Window(first, examples)
-            first, examples, tokens = first + len(examples), [], 0
+            first, examples = first + len(examples), []
     if examples:
         yield Window(first, examples)
 
@@ -148,6 +153,14 @@ def check_no_transform(dataset: Dataset) -> None:
 def to_rows(batch: Mapping[str, Sequence]) -> list[dict]:
     """Columns to rows."""
     return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def stored(row_or_batch: LazyRow | LazyBatch, name: str) -> object:
+    """A column of what `map` passes; images as they are stored: one that can't be opened would break them all."""
+    if name not in IMAGES or name not in row_or_batch.keys_to_format:
+        return row_or_batch[name]
+    values = row_or_batch.pa_table[name].to_pylist()
+    return values if isinstance(row_or_batch, LazyBatch) else values[0]
 
 
 def plain(value: object) -> object:
@@ -278,7 +291,7 @@ def to_table(
 
 
 def _content(example: TokenizedExample) -> str | None:
-    return None if example.error is not None else content_name(content_hash(example.input_ids, example.scored))
+    return None if example.error is not None else content_name(content_of(example))
 
 
 def typed(table: dict[str, pa.Array]) -> dict[str, list]:

@@ -20,11 +20,19 @@ import pyarrow as pa
 import torch
 from datasets import Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict
 from datasets.formatting.formatting import LazyBatch, LazyRow
-from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMixin
 
+from rsr_trl.formats import IMAGES
 from rsr_trl.rsr import RSRError, score_schema
 from rsr_trl.scoring import loading
-from rsr_trl.scoring.fingerprint import DEFINITION, checkpoint_fingerprint, student_fingerprint, tokenizer_fingerprint
+from rsr_trl.scoring.batches import ROWS_WITH_IMAGES
+from rsr_trl.scoring.fingerprint import (
+    DEFINITION,
+    checkpoint_fingerprint,
+    processor_fingerprint,
+    student_fingerprint,
+    tokenizer_fingerprint,
+)
 from rsr_trl.scoring.passes import OtherScores
 from rsr_trl.scoring.rows import (
     TokenBar,
@@ -36,14 +44,16 @@ from rsr_trl.scoring.rows import (
     is_batch,
     plain,
     scores_among,
+    stored,
     to_rows,
     to_table,
     typed,
     windows,
     without_scores,
 )
+from rsr_trl.scoring.scores import SCORES
 from rsr_trl.scoring.settings import LOADING, NEUTRAL, OF_THE_SCORE, READING, ScoringConfig
-from rsr_trl.scoring.student import Student, num_positions
+from rsr_trl.scoring.student import Student, num_positions, sees
 from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 
 
@@ -75,8 +85,8 @@ class RSRScorer:
         model (`str` or [`~transformers.PreTrainedModel`] or [`~peft.PeftModel`]):
             Student: hub id or path (a PEFT adapter's or GGUF file's too), loaded when first needed; or a live model,
             which is left as it is (train mode, gradients, random state).
-        processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*):
-            The student's tokenizer. Required with a live model.
+        processing_class ([`~transformers.PreTrainedTokenizerBase`] or [`~transformers.ProcessorMixin`], *optional*):
+            The student's tokenizer, or its processor for a dataset with images. Required with a live model.
         revision (`str`, *optional*): Branch, tag or commit of the hub repository.
         gguf_file (`str`, *optional*): The `.gguf` file there that holds student, tokenizer and chat template.
         quantization_config (*optional*): As `from_pretrained` takes it.
@@ -134,7 +144,7 @@ class RSRScorer:
     def __init__(
         self,
         model: "str | os.PathLike | PreTrainedModel | PeftModel",
-        processing_class: PreTrainedTokenizerBase | None = None,
+        processing_class: PreTrainedTokenizerBase | ProcessorMixin | None = None,
         **settings,
     ):
         self.model_id = None
@@ -166,20 +176,57 @@ class RSRScorer:
         hub = self.config.some(("revision", "trust_remote_code"))
         self._prepare(*loading.find_config_and_tokenizer(self.model_id, self._given_tokenizer, **hub))
 
-    def _prepare(self, config: PreTrainedConfig, processing_class: PreTrainedTokenizerBase) -> None:
+    def _prepare(self, config: PreTrainedConfig, processing_class: PreTrainedTokenizerBase | ProcessorMixin) -> None:
         if self.config.engine is not None:
             self._others.check_engine(self.config.engine)
         self.max_length = self.config.length_for(num_positions(config), self.model_id)
         self._commit_hash = getattr(config, "_commit_hash", None)
+        self._sees, self._processor = sees(config), None
+        if isinstance(processing_class, ProcessorMixin):
+            self._processor, processing_class = processing_class, loading.tokenizer_of(processing_class)
         self.processing_class = loading.with_chat_template(processing_class, self.config.chat_template_path)
-        self.tokenize = ExampleTokenizer(
-            self.processing_class,
-            self.max_length,
-            self.config.assistant_only_loss,
-            self.config.dataset_text_field,
-            with_steps="steps" in self._others.needs,
-            day=self.config.day,
+        self._of_text, self._of_images = ExampleTokenizer(self.processing_class, **self._tokenizing), None
+        self.tokenize = self._of_text
+
+    @property
+    def _tokenizing(self) -> dict:
+        """Settings of an [`ExampleTokenizer`]."""
+        settings = self.config.some(("assistant_only_loss", "dataset_text_field", "day"))
+        return settings | {"max_length": self.max_length, "with_steps": "steps" in self._others.needs}
+
+    def _tokenize_as(self, column_names: Iterable[str]) -> None:
+        """Tokenize rows with images by the student's processor, others by its tokenizer."""
+        self.tokenize = self._of_text
+        if images := [name for name in column_names if name in IMAGES]:
+            if self._of_images is None:
+                self._of_images = self._seeing_tokenizer(images[0])
+            self.tokenize, self._of_images.day = self._of_images, self._of_text.day
+        self.processing_class = self.tokenize.processing_class
+
+    def _seeing_tokenizer(self, column: str) -> ExampleTokenizer:
+        what = f"The dataset has images (column {column!r}), "
+        if not self._sees:
+            raise RSRError(
+                f"{what}which this student can't see. Remove the column, as SFTTrainer asks too: "
+                f"dataset.remove_columns({column!r})."
+            )
+        if self.config.engine is not None:
+            raise RSRError(f"{what}and {self.config.engine!r} scores text alone. Load the student here.")
+        if blind := [name for name in self.scores if {"alone", "local"} & set(SCORES[name].needs)]:
+            raise RSRError(f"{what}and the scores {blind} read parts of a trajectory, without them. Leave them out.")
+        if self._processor is None:
+            if self.model_id is None:
+                raise RSRError(f"{what}so pass the student's processor: RSRScorer(model, processing_class=processor).")
+            self._processor = loading.find_processor(
+                self.model_id, **self.config.some(("revision", "trust_remote_code"))
+            )
+        from rsr_trl.scoring.images import SeeingTokenizer  # with libraries that text doesn't need
+
+        own = (
+            loading.tokenizer_of(self._processor) if self._given_tokenizer is None else self._of_text.processing_class
         )
+        tokenizer = loading.with_chat_template(own, self.config.chat_template_path)
+        return SeeingTokenizer(self._processor, tokenizer, **self._tokenizing)
 
     # ------------------------------------------------------------------------------------------- as a map function
 
@@ -210,7 +257,7 @@ class RSRScorer:
             self.config = replace(self.config, device=f"cuda:{rank % torch.cuda.device_count()}")
         lazy = isinstance(examples, (LazyBatch, LazyRow))
         # Only what is needed: the other columns may hold images, and map copies what isn't looked at.
-        texts = {name: examples[name] if lazy else plain(examples[name]) for name in self.text_columns(examples)}
+        texts = {n: stored(examples, n) if lazy else plain(examples[n]) for n in self.text_columns(examples)}
         batch = isinstance(examples, LazyBatch) if lazy else is_batch(texts, self.config.dataset_text_field)
         features = examples.formatter.features if lazy else features
         tokenized = self.tokenize(to_rows(texts) if batch else [texts], features)
@@ -298,8 +345,15 @@ class RSRScorer:
         """The rows, tokenized, in the windows in which they are scored."""
         check_no_transform(dataset)
         texts = self.text_columns(dataset.column_names)
-        tokenize = partial(self.tokenize, features=dataset.features)
-        return windows(dataset.with_format(None).select_columns(texts), tokenize)
+        dataset, tokenize = (
+            dataset.with_format(None).select_columns(texts),
+            partial(self.tokenize, features=dataset.features),
+        )
+        if self.tokenize is not self._of_images:
+            return windows(dataset, tokenize)
+        from rsr_trl.scoring.images import undecoded
+
+        return windows(undecoded(dataset), tokenize, rows_at_once=ROWS_WITH_IMAGES)
 
     def score_tokenized(
         self, examples: Sequence[TokenizedExample], bar: TokenBar | None = None, first_row: int = 0
@@ -346,11 +400,13 @@ class RSRScorer:
         version = self.student.weights_version() if self.model_id is None else None
         if self._weights is None or self._weights[0] != version:
             self._weights, self._fingerprint = (version, self.student.weights_fingerprint()), None
-        version = (self.processing_class.chat_template, self.written_day)
+        version = (self.processing_class.chat_template, self.written_day, self.tokenize is self._of_images)
         if self._fingerprint is None or self._fingerprint[0] != version:
             settings = self.config.some(OF_THE_SCORE)
             if self.written_day is not None:
                 settings["day"] = self.written_day
+            if self.tokenize is self._of_images:
+                settings["processor"] = processor_fingerprint(self._processor)
             if self.config.engine is not None:
                 settings["engine"] = str(self.config.engine)
             name = student_fingerprint(self._weights[1], self.student.dtype, self.processing_class, **settings)
@@ -365,7 +421,8 @@ class RSRScorer:
     def set_day(self, day: str) -> None:
         """Go on with the day of an earlier scoring."""
         self.config = replace(self.config, day=day)
-        self.tokenize.day, self._fingerprint = day, None
+        self.tokenize.day = self._of_text.day = day
+        self._fingerprint = None
 
     def identity(self) -> dict[str, str | int | float | bool | None]:
         """
@@ -379,12 +436,18 @@ class RSRScorer:
             **{name: value if isinstance(value, plain_types) else str(value) for name, value in settings.items()},
             "definition": DEFINITION,
             "weights": self.fingerprint if self.model_id is None else self._checkpoint(),
-            "tokenizer": tokenizer_fingerprint(self.processing_class),
+            "tokenizer": tokenizer_fingerprint(self._of_text.processing_class),
             "max_length": self.max_length,
             "scores": ", ".join(self.scores),
             "day": self.written_day,
             **({} if self.config.engine is None else {"engine": str(self.config.engine)}),
+            # One that isn't given lies beside the weights.
+            **({"processor": processor_fingerprint(self._given_tokenizer)} if self._was_given_processor else {}),
         }
+
+    @property
+    def _was_given_processor(self) -> bool:
+        return isinstance(self._given_tokenizer, ProcessorMixin)
 
     def _checkpoint(self) -> str:
         return checkpoint_fingerprint(self.model_id, self._commit_hash)
@@ -401,6 +464,7 @@ class RSRScorer:
         # What `datasets` hashes to find cached results, in this and in other processes, and what goes to workers: the
         # identity, and no weights.
         self._look_again()
+        self._tokenize_as(())  # the same before the first rows with images and after them
         identity = json.dumps(self.identity())
         if self.model_id is None:
             return partial, (loading.refuse_live_model, identity)
@@ -423,7 +487,7 @@ class RSRScorer:
 
     def text_columns(self, column_names: Iterable[str]) -> list[str]:
         """Those columns that decide what is scored."""
-        names = {*FORMAT_COLUMNS, self.config.dataset_text_field}
+        names = {*FORMAT_COLUMNS, *IMAGES, self.config.dataset_text_field}
         return [name for name in column_names if name in names]
 
     def check_columns(self, column_names: Iterable[str]) -> None:
@@ -433,6 +497,7 @@ class RSRScorer:
             raise RSRError(
                 f"The dataset already has the columns {present}. Pass overwrite=True to replace them, or remove them."
             )
+        self._tokenize_as(column_names)
         self.tokenize.check_columns(column_names)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cached_property
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -29,6 +29,10 @@ from rsr_trl.rsr import (
     filtered_token_rsr,
     trajectory_means,
 )
+
+
+if TYPE_CHECKING:
+    from rsr_trl.scoring.tokens import TokenizedExample
 
 
 REJECTED_BELOW = 0.01  # student probability below which reverse speculative decoding rejects a teacher's token
@@ -102,9 +106,16 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
         return np.divide(numerators, denominators)
 
 
-def content_hash(input_ids: np.ndarray, scored: np.ndarray) -> int:
-    """64-bit hash of a trajectory: its token ids, and which of them are scored."""
-    return xxh3_64_intdigest(np.asarray(input_ids, np.int32).tobytes() + np.asarray(scored, np.bool_).tobytes())
+def content_hash(input_ids: np.ndarray, scored: np.ndarray, images: int = 0) -> int:
+    """64-bit hash of a trajectory: its token ids, which of them are scored, and the digest of its images, if any."""
+    parts = np.asarray(input_ids, np.int32).tobytes() + np.asarray(scored, np.bool_).tobytes()
+    return xxh3_64_intdigest(parts + (images.to_bytes(8, "little") if images else b""))
+
+
+def content_of(example: "TokenizedExample") -> int:
+    """[`content_hash`] of an example."""
+    images = 0 if example.pictures is None else example.pictures.digest
+    return content_hash(example.input_ids, example.scored, images)
 
 
 def content_name(content: int) -> str:

@@ -55,9 +55,9 @@ def best_layout(model: PreTrainedModel, device: torch.device) -> Layout:
     flash = "flash" in (model.config._attn_implementation or "")
     # Only a forward with **kwargs passes on where rows begin.
     passes_on = any(p.kind is p.VAR_KEYWORD for p in signature(model.base_model.forward).parameters.values())
-    # A model that sees counts positions by itself.
-    attends = not model._is_stateful and not sees(model.config) and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
-    return "packed" if flash and passes_on and attends else "padded"
+    attends = not model._is_stateful and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
+    apart = attends and not sees(model.config)  # models that see count positions by themselves
+    return "packed" if flash and passes_on and apart else "padded"
 
 
 def _rope_parameters(config: PreTrainedConfig) -> list[dict]:
@@ -452,7 +452,10 @@ class Student:
                 f"{type(self._base).__name__} gives other hidden states for a row with images in a batch than alone "
                 f"({error:.2%} apart). This student's images aren't supported; please report the architecture."
             )
-        self._sees_verified, self._shares_images = True, bool(self._cache_bytes) and self._can_share_images(rows, expected)
+        self._sees_verified, self._shares_images = (
+            True,
+            bool(self._cache_bytes) and self._can_share_images(rows, expected),
+        )
 
     def _can_share_images(self, rows: list[TokenizedExample], expected: torch.Tensor) -> bool:
         """Whether what follows a prefix with images comes out as `expected` of the first row, behind its images."""
@@ -468,7 +471,7 @@ class Student:
         return prefixes.relative_error(found, expected) <= (0.001 if self._is_exact else 0.1)
 
     def _own_states(self, ids: np.ndarray, pictures: Pictures) -> torch.Tensor:
-        """The states `(T, H)` of one row that the model's own forward gives to its LM head; only the last ones for some."""
+        """The states `(T, H)` of one row, or its last ones, that the model's own forward gives to its LM head."""
         seen = []
         inputs = {"input_ids": ids[None].astype(np.int64), **stack([pictures], len(ids))}
         few = {"logits_to_keep": 2 * VERIFIED} if "logits_to_keep" in signature(self._base.forward).parameters else {}

@@ -117,8 +117,8 @@ class ExampleTokenizer:
     ):
         if not isinstance(processing_class, PreTrainedTokenizerBase):
             raise TypeError(
-                f"processing_class must be a tokenizer, got {type(processing_class).__name__}. For a vision-language "
-                "student pass `processor.tokenizer`: only text is scored."
+                f"processing_class must be a tokenizer, got {type(processing_class).__name__}. Of a vision-language "
+                "student's processor, take `processor.tokenizer`."
             )
         if not processing_class.is_fast:
             raise TypeError(
@@ -264,7 +264,9 @@ class ExampleTokenizer:
                 raise ExampleError(f"tools is not valid JSON: {error}") from error
         kwargs = example.get("chat_template_kwargs", {})
         if not isinstance(kwargs, Mapping):  # SFTTrainer can't unpack them either
-            raise ExampleError(f"chat_template_kwargs is {kind_of(kwargs)}, expected a mapping (an empty one for none)")
+            raise ExampleError(
+                f"chat_template_kwargs is {kind_of(kwargs)}, expected a mapping (an empty one for none)"
+            )
         kwargs = {"chat_template": self.chat_template, "tools": tools, **kwargs}
         template = kwargs["chat_template"]
         if not isinstance(template, (str, type(None))):

@@ -24,7 +24,13 @@ TEXT = {
     "eos_token_id": 2,
 }
 LAYERS = ["sliding_attention", "full_attention"]
-VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "patch_size": 14}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "patch_size": 14,
+}
 
 
 def _template(image: str) -> str:
@@ -32,7 +38,8 @@ def _template(image: str) -> str:
     return (
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
         "{% for part in m.content %}{% if part.type == 'image' %}" + image + "{% else %}{{ part.text }}{% endif %}"
-        "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+        "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
 
 
@@ -65,7 +72,9 @@ def qwen():
     tokenizer = _tokenizer("".join(pad[:3]), *pad)
     images = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=28 * 28 * 9)
     processor = Processor(images, tokenizer, None, chat_template=tokenizer.chat_template)
-    ids = dict(zip(("vision_start", "image", "vision_end", "video"), tokenizer.convert_tokens_to_ids(pad), strict=True))
+    ids = dict(
+        zip(("vision_start", "image", "vision_end", "video"), tokenizer.convert_tokens_to_ids(pad), strict=True)
+    )
     config = transformers.Qwen2_5_VLConfig(
         text_config={
             **TEXT,
@@ -92,7 +101,9 @@ def idefics():
     from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
 
     tiles = [f"<row_{i}_col_{j}>" for i in range(1, 7) for j in range(1, 7)]
-    tokenizer = _tokenizer("<image>", "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *tiles)
+    tokenizer = _tokenizer(
+        "<image>", "<image>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", *tiles
+    )
     images = Idefics3ImageProcessorPil(size={"longest_edge": 56}, max_image_size={"longest_edge": 28})
     processor = transformers.Idefics3Processor(
         images, tokenizer, image_seq_len=1, chat_template=tokenizer.chat_template
@@ -118,7 +129,13 @@ def gemma():
         images, tokenizer, image_seq_length=4, chat_template=tokenizer.chat_template
     )
     config = transformers.Gemma3Config(
-        text_config={**TEXT, "vocab_size": len(tokenizer), "sliding_window": 16, "layer_types": LAYERS, "query_pre_attn_scalar": 8},
+        text_config={
+            **TEXT,
+            "vocab_size": len(tokenizer),
+            "sliding_window": 16,
+            "layer_types": LAYERS,
+            "query_pre_attn_scalar": 8,
+        },
         vision_config={**VISION, "image_size": 28, "vision_use_head": False},
         mm_tokens_per_image=4,
         boi_token_index=tokenizer.convert_tokens_to_ids("<start_of_image>"),
