@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, Image, LargeList, List
+from datasets import Image
 from PIL import UnidentifiedImageError
 from PIL.Image import Image as Opened
 from tokenizers import Encoding
@@ -326,31 +326,3 @@ def _with_images(messages: object, column: str, images: list) -> list[dict]:
         else m
         for m in prepared
     ]
-
-
-# ---------------------------------------------------------------------------------------------------------- datasets
-
-
-def undecoded(dataset: Dataset) -> Dataset:
-    """The dataset with its images as they are stored: opened one by one, a broken one fails alone."""
-    features = with_decoding(dataset.features, False)
-    return dataset if features == dataset.features else of_types(dataset, features)
-
-
-def of_types(dataset: Dataset, features: Features) -> Dataset:
-    """The dataset with types that are stored alike: what [`Dataset.cast`] does, without reading every row."""
-    info = dataset.info.copy()
-    info.features = features
-    table = dataset.data.cast(features.arrow_schema)
-    return Dataset(table, info=info, split=dataset.split, indices_table=dataset._indices)
-
-
-def with_decoding(features: Features, decode: bool) -> Features:
-    """The types with all images of the columns that SFTTrainer reads opened when they are read, or not."""
-    return Features({name: _of_images(kind, decode) if name in IMAGES else kind for name, kind in features.items()})
-
-
-def _of_images(kind, decode: bool):
-    if isinstance(kind, Image):
-        return replace(kind, decode=decode)
-    return replace(kind, feature=_of_images(kind.feature, decode)) if isinstance(kind, (List, LargeList)) else kind

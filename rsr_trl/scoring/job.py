@@ -18,14 +18,22 @@ from itertools import groupby
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset
 from xxhash import xxh3_64_hexdigest
 
 from rsr_trl.data import STATE_FOLDER, dataset_card
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring.batches import rows_of_shard
 from rsr_trl.scoring.own_text import LOST
-from rsr_trl.scoring.rows import TokenBar, add_columns, next_rows, typed_rows, without_scores
+from rsr_trl.scoring.rows import (
+    TokenBar,
+    add_columns,
+    next_rows,
+    of_types,
+    typed_rows,
+    undecoded,
+    without_scores,
+)
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.shards import ShardFolder, read_json, write_json, written_whole
 from rsr_trl.scoring.tokens import TokenizedExample
@@ -74,7 +82,9 @@ class Job:
             tokenized_sample(scorer, dataset)
         if shard_rows is not None and shard_rows < 1:
             raise RSRError(f"shard_rows must be at least 1, got {shard_rows}.")
-        self.scorer, self.dataset = scorer, dataset
+        self.scorer, self.dataset, self._types = scorer, dataset, dataset.features
+        if isinstance(dataset, IterableDataset):
+            self.dataset = undecoded(dataset)
         self.process, self.num_processes, self._card, self._facts = process, num_processes, card, facts
         if day := read_json(Path(output_dir) / STATE_FOLDER / "manifest.json").get("student", {}).get("day"):
             scorer.set_day(day)  # a chat template writes it: the rest has to be of the same text as what is done
@@ -159,6 +169,7 @@ class Job:
         scored = add_columns(rows, self.scorer.score_rows(rows, bar, first_row, notes=(notes := Counter())))
         counts = {"tokens": bar.tokens - tokens, "tokens_read": bar.tokens_read - read}
         counts["seconds"] = time.perf_counter() - start
+        scored = of_types(scored, Features({**scored.features, **{n: self._types[n] for n in rows.column_names}}))
         return self.folder.write(scored, index, first_row, counts, notes)
 
     def _complete(self) -> bool:

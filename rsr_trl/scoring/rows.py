@@ -8,14 +8,14 @@ tokens alone. Out: flat arrays become typed columns. This file knows no student.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, product
 from threading import Event
 
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import Dataset, Features, IterableDataset
+from datasets import Dataset, Features, Image, IterableDataset, LargeList, List
 from datasets.formatting.formatting import LazyBatch, LazyRow
 from datasets.utils import tqdm
 
@@ -148,6 +148,33 @@ def check_no_transform(dataset: Dataset) -> None:
             "than the rows show. Apply it first with dataset.map(transform, batched=True), or take it off with "
             "dataset.with_format(None)."
         )
+
+
+def undecoded(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+    """
+    The dataset with its images as they are stored: opened one by one, a broken one fails alone; and what was opened
+    would be written in another quality.
+    """
+    features = Features({name: _undecoded(kind) for name, kind in dataset.features.items()})
+    if features == dataset.features:
+        return dataset
+    return of_types(dataset, features) if isinstance(dataset, Dataset) else dataset.cast(features)
+
+
+def _undecoded(kind):
+    if isinstance(kind, Image):
+        return replace(kind, decode=False)
+    return replace(kind, feature=_undecoded(kind.feature)) if isinstance(kind, (List, LargeList)) else kind
+
+
+def of_types(dataset: Dataset, features: Features) -> Dataset:
+    """The dataset with types that are stored alike: what [`Dataset.cast`] does, without reading every row."""
+    if features == dataset.features:
+        return dataset
+    info = dataset.info.copy()
+    info.features = features
+    table = dataset.data.cast(features.arrow_schema)
+    return Dataset(table, info=info, split=dataset.split, indices_table=dataset._indices)
 
 
 def to_rows(batch: Mapping[str, Sequence]) -> list[dict]:

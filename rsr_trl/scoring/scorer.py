@@ -48,6 +48,7 @@ from rsr_trl.scoring.rows import (
     to_rows,
     to_table,
     typed,
+    undecoded,
     windows,
     without_scores,
 )
@@ -344,15 +345,10 @@ class RSRScorer:
     def windows_of(self, dataset: Dataset) -> Iterator[Window]:
         """The rows, tokenized, in the windows in which they are scored."""
         check_no_transform(dataset)
-        texts = self.text_columns(dataset.column_names)
-        dataset, tokenize = (
-            dataset.with_format(None).select_columns(texts),
-            partial(self.tokenize, features=dataset.features),
-        )
+        dataset = dataset.with_format(None).select_columns(self.text_columns(dataset.column_names))
+        tokenize = partial(self.tokenize, features=dataset.features)
         if self.tokenize is not self._of_images:
             return windows(dataset, tokenize)
-        from rsr_trl.scoring.images import undecoded
-
         return windows(undecoded(dataset), tokenize, rows_at_once=ROWS_WITH_IMAGES)
 
     def score_tokenized(
