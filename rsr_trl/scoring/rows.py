@@ -105,6 +105,7 @@ def windows(
     dataset: Dataset,
     tokenize: Callable[[Sequence[dict]], list[TokenizedExample]],
     window_tokens: int = WINDOW_TOKENS,
+    *,
     rows_at_once: int = TOKENIZED_ROWS,
 ) -> Iterator[Window]:
     """

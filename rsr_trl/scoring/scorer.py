@@ -195,7 +195,7 @@ class RSRScorer:
         settings = self.config.some(("assistant_only_loss", "dataset_text_field", "day"))
         return settings | {"max_length": self.max_length, "with_steps": "steps" in self._others.needs}
 
-    def _tokenize_as(self, column_names: Iterable[str]) -> None:
+    def tokenize_as(self, column_names: Iterable[str]) -> None:
         """Tokenize rows with images by the student's processor, others by its tokenizer."""
         self.tokenize = self._of_text
         if images := [name for name in column_names if name in IMAGES]:
@@ -460,7 +460,7 @@ class RSRScorer:
         # What `datasets` hashes to find cached results, in this and in other processes, and what goes to workers: the
         # identity, and no weights.
         self._look_again()
-        self._tokenize_as(())  # the same before the first rows with images and after them
+        self.tokenize_as(())  # the same before the first rows with images and after them
         identity = json.dumps(self.identity())
         if self.model_id is None:
             return partial, (loading.refuse_live_model, identity)
@@ -493,7 +493,7 @@ class RSRScorer:
             raise RSRError(
                 f"The dataset already has the columns {present}. Pass overwrite=True to replace them, or remove them."
             )
-        self._tokenize_as(column_names)
+        self.tokenize_as(column_names)
         self.tokenize.check_columns(column_names)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from datasets import Dataset
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling, DataCollatorForVisionLanguageModeling
 
 from rsr_trl.rsr import RSR, RSRError
 from rsr_trl.scoring.scores import columns_of, direction_of
@@ -105,22 +105,8 @@ class RSRDataCollator(DataCollatorForLanguageModeling):
         rows = kept or [MASKED_ROW]
         batch = super().torch_call(rows)
         if self.with_scored and ROW in rows[0]:  # evaluation rows have none
-            batch |= self._scored_columns(rows, batch["input_ids"].shape)
+            batch |= _scored_columns(rows, batch["input_ids"].shape, self.padding_free)
         return batch
-
-    def _scored_columns(self, rows: list[dict[str, Any]], shape: torch.Size) -> dict[str, torch.Tensor]:
-        """Row numbers and scored tokens of each row, `(rows,)`, and which tokens are scored, in the ids' shape."""
-        mask, start = torch.zeros(shape, dtype=torch.bool), 0
-        for i, row in enumerate(rows):
-            scored = torch.tensor(row[SCORED], dtype=torch.bool)  # empty where the row can't be scored
-            line, first = (0, start) if self.padding_free else (i, 0)
-            mask[line, first : first + len(scored)] = scored
-            start += len(row["input_ids"])
-        return {
-            ROW: torch.tensor([row[ROW] for row in rows]),
-            NUM_SCORED: torch.tensor([sum(row[SCORED]) for row in rows]),
-            SCORED: mask,
-        }
 
     def _trains(self, example: dict[str, Any]) -> bool:
         if example.get(ROW, 0) < 0:
@@ -137,9 +123,50 @@ class RSRDataCollator(DataCollatorForLanguageModeling):
         return not is_past(example[column], self.score_threshold, self.prefer)
 
 
+@dataclass
+class RSRVisionDataCollator(DataCollatorForVisionLanguageModeling):
+    """
+    TRL's collator for rows with images, which leaves out rows that [`DrawnRows`] masks, as [`RSRDataCollator`] does.
+    [`RSRSFTTrainer`] sets it.
+
+    Args:
+        with_scored (`bool`, *optional*): Pass on which tokens are scored.
+    """
+
+    with_scored: bool = False
+
+    def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        rows = [dict(example) for example in examples if example.get(ROW, 0) >= 0]  # it takes columns out of them
+        if rows:
+            batch = super().torch_call(list(map(dict, rows)))
+        else:
+            rows, batch = [MASKED_ROW], {name: torch.tensor([MASKED_ROW[name]]) for name in ("input_ids", "labels")}
+            batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        if self.with_scored and ROW in rows[0]:
+            batch |= _scored_columns(rows, batch["input_ids"].shape)
+        return batch
+
+
+def _scored_columns(
+    rows: list[dict[str, Any]], shape: torch.Size, padding_free: bool = False
+) -> dict[str, torch.Tensor]:
+    """Row numbers and scored tokens of each row, `(rows,)`, and which tokens are scored, in the ids' shape."""
+    mask, start = torch.zeros(shape, dtype=torch.bool), 0
+    for i, row in enumerate(rows):
+        scored = torch.tensor(row[SCORED], dtype=torch.bool)  # empty where the row can't be scored
+        line, first = (0, start) if padding_free else (i, 0)
+        mask[line, first : first + len(scored)] = scored
+        start += len(row["input_ids"]) if padding_free else 0
+    return {
+        ROW: torch.tensor([row[ROW] for row in rows]),
+        NUM_SCORED: torch.tensor([sum(row[SCORED]) for row in rows]),
+        SCORED: mask,
+    }
+
+
 def live_threshold(args: RSRSFTConfig, collator: Any) -> float | None:
     """Score threshold of the config or of the user's collator."""
-    if collator is None or type(collator) is DataCollatorForLanguageModeling:
+    if type(collator) in (type(None), DataCollatorForLanguageModeling, DataCollatorForVisionLanguageModeling):
         return args.rsr_score_threshold
     if not isinstance(collator, RSRDataCollator):
         name = type(collator).__name__
@@ -157,8 +184,15 @@ def live_threshold(args: RSRSFTConfig, collator: Any) -> float | None:
     return threshold
 
 
-def live_collator(collator: DataCollatorForLanguageModeling, online: bool) -> RSRDataCollator:
+def live_collator(
+    collator: DataCollatorForLanguageModeling | DataCollatorForVisionLanguageModeling, online: bool
+) -> RSRDataCollator | RSRVisionDataCollator:
     """The collator with its scores left to the sampler."""
+    if isinstance(collator, DataCollatorForVisionLanguageModeling):
+        return RSRVisionDataCollator(
+            **{f.name: getattr(collator, f.name) for f in fields(DataCollatorForVisionLanguageModeling)},
+            with_scored=online,
+        )
     if isinstance(collator, RSRDataCollator):
         return replace(collator, score_threshold=None, with_scored=online)
     return RSRDataCollator(**{f.name: getattr(collator, f.name) for f in fields(collator)}, with_scored=online)

@@ -21,9 +21,10 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
-from rsr_trl.rsr import trajectory_means
-from rsr_trl.scoring.batches import WINDOW_TOKENS, lay_out, plan_batches
+from rsr_trl.rsr import RSRError, trajectory_means
+from rsr_trl.scoring.batches import ROWS_WITH_IMAGES, WINDOW_TOKENS, lay_out, plan_batches
 from rsr_trl.scoring.lm_head import BrokenLogits, LMHead, TokenStats, own_logits
+from rsr_trl.scoring.rows import undecoded, windows
 from rsr_trl.scoring.student import (
     Student,
     best_layout,
@@ -129,6 +130,9 @@ class ScoringPass:
     Where every process has all of the model (one process, DDP), rows share prefixes as in [`Student`], each process
     with rows of its own. FSDP and ZeRO need equally many forward passes of the wrapped model on all of them, and
     prompt learning needs the PEFT model: there `as_wrapped` is set and each row is read alone.
+
+    `tokenize` makes [`TokenizedExample`]s of rows with images, each time anew; only where a process has all of the
+    model.
     """
 
     def __init__(
@@ -142,24 +146,33 @@ class ScoringPass:
         max_batch_tokens: int | None = None,
         share_prefixes: bool = True,
         show_bar: bool = True,
+        tokenize: Callable | None = None,
     ):
-        self._model, self._student = model, None
-        self.as_wrapped = accelerator.distributed_type not in WHOLE or not share_prefixes
+        self._model, self._student, self._share_prefixes, self._tokenize = model, None, share_prefixes, tokenize
+        self.as_wrapped = accelerator.distributed_type not in WHOLE or not (share_prefixes or tokenize)
         self.accelerator, self.lengths, self.pad_token_id = accelerator, lengths, pad_token_id
         self.r_max, self._show_bar = r_max, show_bar and accelerator.is_main_process
         self.max_batch_tokens = max_batch_tokens or default_batch_tokens(accelerator.device)
         self.layout, self._border = best_layout(model, accelerator.device), length_border(model)
-        self._rows = dataset.select_columns(["input_ids", SCORED]).with_format("numpy")
+        self._rows = (
+            undecoded(dataset) if tokenize else dataset.select_columns(["input_ids", SCORED]).with_format("numpy")
+        )
 
     def __call__(self, model: torch.nn.Module, optimizer: AcceleratedOptimizer, rows: np.ndarray) -> Measured:
         """Score these rows; weights, modes and random numbers stay. Batches shrink until they fit the memory."""
         # Compiled for training batches, it would be compiled again for every shape of a scoring batch.
         model = model._orig_mod if is_compiled_module(model) else model
         if not self.as_wrapped and not any(isinstance(weight, DTensor) for weight in self._model.parameters()):
-            self._student = self._student or Student(self._model, self.max_batch_tokens)
+            settings = {"max_batch_tokens": self.max_batch_tokens, "share_prefixes": self._share_prefixes}
+            self._student = self._student or Student(self._model, **settings)
             self._student.layout = self.layout
             with undisturbed(model, optimizer):
                 return self.score_whole(rows)
+        if self._tokenize:
+            raise RSRError(
+                "Scoring rows with images in training needs all of the student in every process, without FSDP, ZeRO-3 "
+                "and prompt learning. Score the dataset before (rsr score) and leave rsr_rescore_strategy at 'no'."
+            )
         while True:
             plan = plan_batches(self.lengths[rows], self.max_batch_tokens, self.layout, self._border)
             batches = [rows[batch] for batch in plan]  # the same on every process
@@ -195,12 +208,17 @@ class ScoringPass:
         return self._of_all_processes(rows, means)
 
     def _means_of(self, rows: np.ndarray, progress: Callable) -> np.ndarray:
-        given = self._rows[rows.tolist()]
-        examples = list(map(TokenizedExample, given["input_ids"], given[SCORED]))
+        if not self._tokenize:
+            given = self._rows[rows.tolist()]
+            return self._means(list(map(TokenizedExample, given["input_ids"], given[SCORED])), progress)
+        seen = windows(self._rows.select(rows), self._tokenize, rows_at_once=ROWS_WITH_IMAGES)
+        return np.concatenate([np.zeros((2, 0)), *(self._means(window.examples, progress) for window in seen)], axis=1)
+
+    def _means(self, examples: list[TokenizedExample], progress: Callable) -> np.ndarray:
         try:
             tokens = self._student.score(examples, progress=progress)
         except BrokenLogits as broken:  # NaN for them: the table refuses it on all processes
-            means = np.zeros((2, rows.size))
+            means = np.zeros((2, len(examples)))
             means[:, broken.rows] = np.nan
             return means
         return np.stack(trajectory_means(tokens.ranks, tokens.surprisals, tokens.num_tokens, self.r_max))

@@ -4,16 +4,20 @@ SFTTrainer's preparation filters rows out and may shuffle them, so what belongs 
 """
 
 from collections import Counter
-from typing import Any
+from itertools import repeat
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
+from datasets.formatting.formatting import LazyBatch
 
 from rsr_trl.data import read_table
+from rsr_trl.formats import IMAGES
 from rsr_trl.rsr import CONTENT, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, STUDENT, TOO_SHORT, RSRError
+from rsr_trl.scoring.batches import ROWS_WITH_IMAGES
 from rsr_trl.scoring.fingerprint import DEFINITION, same_student
-from rsr_trl.scoring.rows import describe_notes
+from rsr_trl.scoring.rows import describe_notes, stored, to_rows
 from rsr_trl.scoring.scores import ScoredTokens, check_name, content_hash, content_name, known_score, random
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from rsr_trl.selection.choose import all_short, least_tokens, long_enough
@@ -22,9 +26,14 @@ from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.live_table import LIVE, ScoreTable
 
 
+if TYPE_CHECKING:
+    from rsr_trl.scoring.images import SeeingTokenizer
+
+
 SCORED = "rsr_scored"  # bool per token: whether it is scored
 NOTES = "rsr_notes"  # what is to be said of the row, as in TokenizedExample
 SOURCE_ROW = "rsr_source_row"  # number of the row in the dataset that the user passed
+DIGEST = "rsr_images"  # of a row's images, 0 without
 OWN_SCORES = {STUDENT, MEAN_CLIPPED_RANK, MEAN_SURPRISAL}  # columns of a dataset that brings its scores
 OF_TOKENS = ("length", "random")  # scores that a row's own tokens give
 
@@ -36,8 +45,6 @@ def check_train_dataset(dataset: Any, args: RSRSFTConfig) -> None:
         raise TypeError(f"train_dataset is {kind}: pass a datasets.Dataset, loaded without streaming.")
     if len(dataset) == 0:
         raise RSRError("train_dataset is empty.")
-    if images := {"image", "images"} & set(dataset.column_names):
-        raise RSRError(f"train_dataset has the column {images.pop()!r}: only text is scored. Remove the column.")
     check_name(args.rsr_score, dataset.column_names)
     if known_score(args.rsr_score) not in (*LIVE, *OF_TOKENS):
         read_score(dataset, args.rsr_score)
@@ -78,6 +85,46 @@ def _scored_of(
     tokenized = tokenizer(examples, features)
     notes = [list(example.notes) for example in tokenized]
     return {SCORED: [example.scored for example in tokenized], NOTES: notes, SOURCE_ROW: indices}
+
+
+def add_image_columns(dataset: Dataset, tokenizer: "SeeingTokenizer", num_proc: int | None) -> Dataset:
+    """
+    What [`add_scored_column`] adds, for rows with images, which SFTTrainer doesn't prepare: also `input_ids`, and the
+    digest of the images. `RSRError` for a row that it couldn't train on.
+    """
+    tokenizer.check_columns(dataset.column_names)
+    added = {SCORED: List(Value("bool")), NOTES: List(Value("string")), SOURCE_ROW: Value("int64")}
+    added |= {"input_ids": List(Value("int32")), DIGEST: Value("int64")}
+    return dataset.map(
+        _seen_of,
+        batched=True,
+        batch_size=ROWS_WITH_IMAGES,
+        with_indices=True,
+        fn_kwargs={"tokenizer": tokenizer, "features": dataset.features, "definition": DEFINITION},
+        features=Features({**dataset.features, **added}),
+        num_proc=num_proc,
+        desc="Finding the scored tokens of train dataset",
+    )
+
+
+def _seen_of(
+    batch: LazyBatch, indices: list[int], tokenizer: "SeeingTokenizer", features: Features, definition: str
+) -> dict[str, list]:
+    read = [name for name in ("prompt", "completion", "messages", *IMAGES) if name in batch]
+    examples = tokenizer(to_rows({name: stored(batch, name) for name in read}), features)
+    for row, example in zip(indices, examples, strict=True):
+        if example.error:
+            raise RSRError(
+                f"Row {row} of the train dataset can't be trained on: {example.error}. Leave it out "
+                f"(dataset.select), or fix it. RSRScorer says it of every row, in rsr_error."
+            )
+    return {
+        SCORED: [example.scored for example in examples],
+        NOTES: [list(example.notes) for example in examples],
+        SOURCE_ROW: indices,
+        "input_ids": [example.input_ids for example in examples],
+        DIGEST: [0 if example.pictures is None else example.pictures.digest for example in examples],
+    }
 
 
 def describe(dataset: Dataset, num_scored: np.ndarray, args: RSRSFTConfig) -> list[str]:
@@ -146,9 +193,9 @@ def unmeasured(dataset: Dataset, score: str, num_scored: np.ndarray) -> ScoreTab
 
 def _content(dataset: Dataset) -> np.ndarray:
     """[`content_hash`] of each prepared row: uint64 of shape `(n,)`."""
-    hashes = []
-    for batch in dataset.select_columns(["input_ids", SCORED]).with_format("numpy").iter(1000):
-        hashes += map(content_hash, batch["input_ids"], batch[SCORED])
+    hashes, names = [], [name for name in ("input_ids", SCORED, DIGEST) if name in dataset.column_names]
+    for batch in dataset.select_columns(names).with_format("numpy").iter(1000):
+        hashes += map(content_hash, batch["input_ids"], batch[SCORED], map(int, batch.get(DIGEST, repeat(0))))
     return np.array(hashes, dtype=np.uint64)
 
 

@@ -7,6 +7,7 @@ to score, `live_student.py` how, `sampler.py` the order.
 import functools
 import os
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from trl.trainer.utils import get_config_model_id, global_then_local_main_first
 
 from rsr_trl.rsr import CITATION, STUDENT, RSRError
 from rsr_trl.scoring.fingerprint import dtype_of
-from rsr_trl.scoring.loading import for_trainer
+from rsr_trl.scoring.loading import for_trainer, tokenizer_of
 from rsr_trl.scoring.nulls import as_json
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.tokens import ExampleTokenizer
@@ -103,6 +104,7 @@ class RSRSFTTrainer(SFTTrainer):
         if parallel is not None and (parallel.tp_enabled or parallel.cp_enabled or parallel.sp_enabled):
             raise RSRError("Tensor, context and sequence parallelism aren't supported: set tp_size=cp_size=sp_size=1.")
         self.data_collator = live_collator(self.data_collator, args.rsr_rescore_strategy == "online")
+        tokenize = self._prepare_images() if self._is_vision_dataset else None
         vocab_size = self.model.config.get_text_config().vocab_size
         lengths, num_scored = prepare.check_prepared(self.train_dataset, vocab_size)
         for line in prepare.describe(self.train_dataset, num_scored, args):
@@ -114,11 +116,12 @@ class RSRSFTTrainer(SFTTrainer):
         self.scoring = ScoringPass(
             student,
             *shared,
-            self.data_collator.pad_token_id,
+            self._tokenizer.pad_token_id,
             args.rsr_r_max,
             args.rsr_max_batch_tokens,
             args.rsr_share_prefixes,
             show_bar=not args.disable_tqdm,
+            tokenize=tokenize,
         )
         if virtual_tokens:
             self.scoring.as_wrapped = True
@@ -149,7 +152,9 @@ class RSRSFTTrainer(SFTTrainer):
         own = [None]
         if self.accelerator.is_main_process:  # the others may not have weights yet (FSDP)
             settings = {"r_max": self.args.rsr_r_max, "assistant_only_loss": self.args.assistant_only_loss}
-            own[0] = RSRScorer(self.model, self._tokenizer, **settings).fingerprint
+            scorer = RSRScorer(self.model, self.processing_class, **settings)
+            scorer.tokenize_as(self.train_dataset.column_names)
+            own[0] = scorer.fingerprint
         broadcast_object_list(own)
         # Who never scores in between has counted on the dataset's own.
         say = logger.warning if self.args.rsr_rescore_strategy == "no" else logger.info
@@ -171,8 +176,9 @@ class RSRSFTTrainer(SFTTrainer):
         # By the order of calls, because an evaluation set may be called "train" too.
         if not self._train_is_prepared:
             self._train_is_prepared = True
+            own = tokenizer_of(processing_class) if self._is_vlm else processing_class
             tokenizer = ExampleTokenizer(
-                processing_class, args.max_length, args.assistant_only_loss, dataset_text_field=args.dataset_text_field
+                own, args.max_length, args.assistant_only_loss, dataset_text_field=args.dataset_text_field
             )
             with global_then_local_main_first():
                 if (to_text := formatting_func) is not None:  # before scoring sees the rows, and not a second time
@@ -180,6 +186,17 @@ class RSRSFTTrainer(SFTTrainer):
                     formatting_func = None
                 dataset = prepare.add_scored_column(dataset, tokenizer, args.dataset_num_proc)
         return super()._prepare_dataset(dataset, processing_class, args, packing, formatting_func, dataset_name)
+
+    def _prepare_images(self) -> Callable:
+        """Prepare rows with images, which SFTTrainer leaves to its collator; returns what tokenizes them."""
+        from rsr_trl.scoring.images import SeeingTokenizer  # with libraries that text doesn't need
+
+        args, own = self.args, tokenizer_of(self.processing_class)
+        tokenizer = SeeingTokenizer(self.processing_class, own, args.max_length, args.assistant_only_loss)
+        with global_then_local_main_first():
+            dataset = as_json(self.train_dataset, args.dataset_num_proc)
+            self.train_dataset = prepare.add_image_columns(dataset, tokenizer, args.dataset_num_proc)
+        return functools.partial(tokenizer, features=dataset.features)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
