@@ -223,7 +223,8 @@ def find_columns(dataset: Dataset, asked: Columns | None = None, needed: Iterabl
             notes.append(f"Column {name!r} holds {kind.dtype}, no booleans, so it isn't used: {how}.")
         return False
 
-    problems = ("problem_id", "question_id", "prompt_id", "problem", "question", "prompt")
+    problems = ("problem_id", "question_id", "prompt_id")  # the same words may be asked of several images
+    problems += () if {*formats.IMAGES} & {*dataset.column_names} else ("problem", "question", "prompt")
     found = Columns(
         teacher=find("teacher_column", asked.teacher, ("teacher",), names_groups),
         problem=find("problem_column", asked.problem, problems, names_problems),

@@ -54,14 +54,16 @@ def make_parser(prog: str | None = None) -> TrlParser:
 def main(data_args: DatasetArguments, args: ShowArguments) -> None:
     from rsr_trl.cli.summary import finite
     from rsr_trl.data import card_facts
+    from rsr_trl.report.images import images_of
     from rsr_trl.report.rows import TurnFinder, prompt_of
     from rsr_trl.report.tokens import check_token_columns, load_tokenizer, read_tokens, sentences
+    from rsr_trl.scoring.rows import undecoded
 
     without_bars()
     dataset, source = data_args.load(), data_args.dataset_name
     if not 0 <= args.row < len(dataset):
         raise RSRError(f"There is no row {args.row}: {source!r} has {len(dataset):,} rows, counted from 0.")
-    row = dataset[args.row]
+    row = undecoded(dataset)[args.row]
     if RSR not in row:
         raise RSRError("The dataset has no scores. Score it first with `rsr score --token_stats`.")
     if row[RSR] is None:
@@ -79,10 +81,13 @@ def main(data_args: DatasetArguments, args: ShowArguments) -> None:
         "sentences": [{**vars(part), "rsr": finite(part.rsr), "text": _text(tokens, part)} for part in parts],
     }
 
+    images = [image.text for image in images_of(row)]
+    lists |= {"images": images} if images else {}
+
     def show(_) -> None:
         # The picture is what was asked for, so it goes to standard output, as data does.
         out = Console(highlight=False)
-        _show_facts(out, facts, prompt_of(row))
+        _show_facts(out, facts, prompt_of(row), images)
         show_sentences(out, tokens, parts, args.color_by)
         show_most_surprising(out, tokens)
         _show_extremes(out, tokens, parts)
@@ -122,7 +127,7 @@ def _shortened(text: str, length: int) -> str:
 # --------------------------------------------------------------------------------------------------------- drawing
 
 
-def _show_facts(out: Console, facts: dict, prompt: str) -> None:
+def _show_facts(out: Console, facts: dict, prompt: str, images: list[str]) -> None:
     from rsr_trl.report.format import short_name
 
     title = f"\nRow {facts['row']:,}: RSR {number(facts['rsr'], 3)}"
@@ -141,6 +146,8 @@ def _show_facts(out: Console, facts: dict, prompt: str) -> None:
         say(out, "; ".join(about))
     if prompt:
         say(out, _shortened(prompt, PROMPT_CHARACTERS), "Prompt: ")
+    for place, image in enumerate(images, start=1):
+        say(out, image, f"Image {place}: ")
     say(out)
 
 

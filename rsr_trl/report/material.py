@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from rsr_trl.data import Columns, find_columns
 from rsr_trl.report.rows import TurnFinder
 from rsr_trl.rsr import ERROR, R_MAX, RSR, RSRError
+from rsr_trl.scoring.rows import undecoded
 from rsr_trl.selection.choose import Criteria, Selection, choose, choose_rows, long_enough, min_tokens_to_show
 from rsr_trl.selection.compare import KEEP_FRACTION, Comparison, compare_table, comparison_table
 from rsr_trl.selection.table import ScoredTable
@@ -98,6 +99,10 @@ class Material:
     def per_teacher(self, rows: np.ndarray) -> np.ndarray:
         """How many of these rows (`...`: of all) are of each teacher."""
         return np.bincount(self.table.teacher[rows], minlength=len(self.table.teachers))
+
+    def values(self, row: int) -> dict:
+        """The row itself, its images as they are stored."""
+        return undecoded(self.dataset.with_format(None))[row]
 
     def row(self, row: int) -> dict:
         """What the table says of a row."""

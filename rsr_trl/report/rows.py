@@ -84,9 +84,18 @@ def _text(value: object) -> str:
         return value
     if not isinstance(value, list):
         return _json(value)
+    value = [{**turn, "content": _joined(turn["content"])} if "content" in turn else turn for turn in value]
     if len(value) == 1 and isinstance(value[0].get("content"), str) and not value[0].get("tool_calls"):
         return value[0]["content"]
     return "\n\n".join(_turn(turn) for turn in value)
+
+
+def _joined(content: object) -> object:
+    """Parts of text and images as one text; any other content as it is."""
+    kinds = {part.get("type") for part in content} if isinstance(content, list) else set()
+    if not kinds or not kinds <= {"text", "image"}:
+        return content
+    return " ".join("[image]" if part["type"] == "image" else part.get("text") or "" for part in content)
 
 
 def _turn(turn: Mapping) -> str:

@@ -115,8 +115,8 @@ def _seen_of(
     for row, example in zip(indices, examples, strict=True):
         if example.error:
             raise RSRError(
-                f"Row {row} of the train dataset can't be trained on: {example.error}. Leave it out "
-                f"(dataset.select), or fix it. RSRScorer says it of every row, in rsr_error."
+                f"Row {row} of the train dataset can't be trained on: {example.error}. Fix it, leave it out, or raise "
+                "max_length where it is too long. RSRScorer says of every such row what is wrong, in rsr_error."
             )
     return {
         SCORED: [example.scored for example in examples],

@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 
 from rsr_trl.report.format import number, prose
+from rsr_trl.report.images import images_of
 from rsr_trl.report.material import Material, Missing
 from rsr_trl.report.rows import prompt_of, response_of
 from rsr_trl.report.sections.reading import MAX_TOKENS, PROMPT_LENGTH, heatmap, unreadable
@@ -29,11 +30,12 @@ def view(material: Material) -> dict | Missing:
     rows = [*order.tolist(), *np.setdiff1d(own, order).tolist()]
     shown = rows[:MAX_CARDS]
     limit = MAX_TOKENS // 3 // len(shown) if unreadable(material) is None else None
-    values = {row: material.dataset.with_format(None)[row] for row in shown}
+    values = {row: material.values(row) for row in shown}
     return {
         "name": table.problems[which],
         "asked": bool(material.rows),
         "prompt": prose(prompt_of(values[shown[0]]), PROMPT_LENGTH),
+        "images": images_of(values[shown[0]], thumbnails=True),
         "candidates": [
             material.row(row)
             | {

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from rsr_trl.report.format import prose, visible
+from rsr_trl.report.images import images_of
 from rsr_trl.report.material import Material, Missing
 from rsr_trl.report.rows import prompt_of
 from rsr_trl.report.tokens import TOKEN_STATISTICS, Token, level_names, read_tokens, rsr_of, sentences
@@ -50,10 +51,11 @@ def _rows(material: Material) -> dict[int, str]:
 
 
 def _trajectory(material: Material, row: int, why: str, limit: int) -> dict:
-    values = material.dataset.with_format(None)[row]
+    values = material.values(row)
     return material.row(row) | {
         "why": why,
         "prompt": prose(prompt_of(values), PROMPT_LENGTH),
+        "images": images_of(values, thumbnails=True),
         "heatmap": heatmap(material, values, limit),
         "error": values.get(ERROR),
     }
