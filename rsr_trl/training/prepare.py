@@ -45,6 +45,10 @@ def check_train_dataset(dataset: Any, args: RSRSFTConfig) -> None:
         raise TypeError(f"train_dataset is {kind}: pass a datasets.Dataset, loaded without streaming.")
     if len(dataset) == 0:
         raise RSRError("train_dataset is empty.")
+    try:
+        dataset[0]  # SFTTrainer looks at it
+    except (OSError, ValueError, SyntaxError) as error:  # an image's
+        raise RSRError(f"Row 0 of the train dataset can't be trained on: it can't be read ({error}).") from error
     check_name(args.rsr_score, dataset.column_names)
     if known_score(args.rsr_score) not in (*LIVE, *OF_TOKENS):
         read_score(dataset, args.rsr_score)

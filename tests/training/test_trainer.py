@@ -570,7 +570,7 @@ def with_changes(i: int, **values) -> list[dict]:
         (examples(), {"rsr_group_column": "task"}, "no column 'task'"),
         (examples(), {"rsr_teacher_column": "who"}, "no column 'who'"),
         ([{"prompt": row["prompt"]} for row in examples()], {}, "no `completion`"),
-        (with_changes(-1, image="x.png"), {}, "only text is scored"),
+        (with_changes(-1, image="x.png"), {}, "appears to be vision-related"),
         ([{"input_ids": [1, 2, 3], "labels": [1, 2, 3]}], {}, "already tokenized"),
     ],
 )
