@@ -55,7 +55,7 @@ def fork(layer: DynamicLayer, keep: bool) -> None:
 @contextmanager
 def used_by(model: PreTrainedModel) -> Iterator[None]:
     """Let the model attend by [`attend`] for a while. transformers builds no mask for a name it has no mask for."""
-    config = model.config
+    config = model.config.get_text_config()  # the vision tower keeps its own
     own, config._attn_implementation = config._attn_implementation, NAME
     try:
         yield

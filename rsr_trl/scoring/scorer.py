@@ -26,14 +26,9 @@ from rsr_trl.formats import IMAGES
 from rsr_trl.rsr import RSRError, score_schema
 from rsr_trl.scoring import loading
 from rsr_trl.scoring.batches import ROWS_WITH_IMAGES
-from rsr_trl.scoring.fingerprint import (
-    DEFINITION,
-    checkpoint_fingerprint,
-    processor_fingerprint,
-    student_fingerprint,
-    tokenizer_fingerprint,
-)
+from rsr_trl.scoring.fingerprint import DEFINITION, checkpoint_fingerprint, student_fingerprint
 from rsr_trl.scoring.passes import OtherScores
+from rsr_trl.scoring.readers import FORMAT_COLUMNS, Readers
 from rsr_trl.scoring.rows import (
     TokenBar,
     Window,
@@ -52,10 +47,9 @@ from rsr_trl.scoring.rows import (
     windows,
     without_scores,
 )
-from rsr_trl.scoring.scores import SCORES
 from rsr_trl.scoring.settings import LOADING, NEUTRAL, OF_THE_SCORE, READING, ScoringConfig
-from rsr_trl.scoring.student import Student, num_positions, sees
-from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
+from rsr_trl.scoring.student import Student, num_positions
+from rsr_trl.scoring.tokens import TokenizedExample
 
 
 if TYPE_CHECKING:
@@ -65,8 +59,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Columns of the formats that SFTTrainer takes, besides the text column.
-FORMAT_COLUMNS = ("prompt", "completion", "messages", "conversations", "tools", "chat_template_kwargs")
 BATCH_ROWS = 512  # rows of an iterable dataset that are scored together
 
 
@@ -182,52 +174,18 @@ class RSRScorer:
             self._others.check_engine(self.config.engine)
         self.max_length = self.config.length_for(num_positions(config), self.model_id)
         self._commit_hash = getattr(config, "_commit_hash", None)
-        self._sees, self._processor = sees(config), None
-        if isinstance(processing_class, ProcessorMixin):
-            self._processor, processing_class = processing_class, loading.tokenizer_of(processing_class)
-        self.processing_class = loading.with_chat_template(processing_class, self.config.chat_template_path)
-        self._of_text, self._of_images = ExampleTokenizer(self.processing_class, **self._tokenizing), None
-        self.tokenize = self._of_text
+        is_own, parts = self._given_tokenizer is None, (config, self.model_id, processing_class)
+        self._readers = Readers(self.config, *parts, is_own, self.max_length, self.scores)
+        self.tokenize = self._readers.text
 
     @property
-    def _tokenizing(self) -> dict:
-        """Settings of an [`ExampleTokenizer`]."""
-        settings = self.config.some(("assistant_only_loss", "dataset_text_field", "day"))
-        return settings | {"max_length": self.max_length, "with_steps": "steps" in self._others.needs}
+    def processing_class(self) -> PreTrainedTokenizerBase:
+        """The student's tokenizer."""
+        return self.tokenize.processing_class
 
     def tokenize_as(self, column_names: Iterable[str]) -> None:
-        """Tokenize rows with images by the student's processor, others by its tokenizer."""
-        self.tokenize = self._of_text
-        if images := [name for name in column_names if name in IMAGES]:
-            if self._of_images is None:
-                self._of_images = self._seeing_tokenizer(images[0])
-            self.tokenize, self._of_images.day = self._of_images, self._of_text.day
-        self.processing_class = self.tokenize.processing_class
-
-    def _seeing_tokenizer(self, column: str) -> ExampleTokenizer:
-        what = f"The dataset has images (column {column!r}), "
-        if not self._sees:
-            raise RSRError(
-                f"{what}which this student can't see. Remove the column, as SFTTrainer asks too: "
-                f"dataset.remove_columns({column!r})."
-            )
-        if self.config.engine is not None:
-            raise RSRError(f"{what}and {self.config.engine!r} scores text alone. Load the student here.")
-        if blind := [name for name in self.scores if {"alone", "local"} & set(SCORES[name].needs)]:
-            raise RSRError(f"{what}and the scores {blind} read parts of a trajectory, without them. Leave them out.")
-        if self._processor is None:
-            if self.model_id is None:
-                raise RSRError(f"{what}so pass the student's processor: RSRScorer(model, processing_class=processor).")
-            self._processor = loading.find_processor(
-                self.model_id, **self.config.some(("revision", "trust_remote_code"))
-            )
-        from rsr_trl.scoring.images import SeeingTokenizer  # with libraries that text doesn't need
-
-        own = (
-            loading.tokenizer_of(self._processor) if self._given_tokenizer is None else self._of_text.processing_class
-        )
-        tokenizer = loading.with_chat_template(own, self.config.chat_template_path)
-        return SeeingTokenizer(self._processor, tokenizer, **self._tokenizing)
+        """Tokenize rows of a dataset with these columns: those with images by the student's processor."""
+        self.tokenize = self._readers.of(column_names)
 
     # ------------------------------------------------------------------------------------------- as a map function
 
@@ -347,7 +305,7 @@ class RSRScorer:
         check_no_transform(dataset)
         dataset = dataset.with_format(None).select_columns(self.text_columns(dataset.column_names))
         tokenize = partial(self.tokenize, features=dataset.features)
-        if self.tokenize is not self._of_images:
+        if self.tokenize is self._readers.text:
             return windows(dataset, tokenize)
         return windows(undecoded(dataset), tokenize, rows_at_once=ROWS_WITH_IMAGES)
 
@@ -396,13 +354,11 @@ class RSRScorer:
         version = self.student.weights_version() if self.model_id is None else None
         if self._weights is None or self._weights[0] != version:
             self._weights, self._fingerprint = (version, self.student.weights_fingerprint()), None
-        version = (self.processing_class.chat_template, self.written_day, self.tokenize is self._of_images)
+        version = (self.processing_class.chat_template, self.written_day, self.tokenize)
         if self._fingerprint is None or self._fingerprint[0] != version:
-            settings = self.config.some(OF_THE_SCORE)
+            settings = self.config.some(OF_THE_SCORE) | self._readers.fingerprint(self.tokenize)
             if self.written_day is not None:
                 settings["day"] = self.written_day
-            if self.tokenize is self._of_images:
-                settings["processor"] = processor_fingerprint(self._processor)
             if self.config.engine is not None:
                 settings["engine"] = str(self.config.engine)
             name = student_fingerprint(self._weights[1], self.student.dtype, self.processing_class, **settings)
@@ -417,7 +373,7 @@ class RSRScorer:
     def set_day(self, day: str) -> None:
         """Go on with the day of an earlier scoring."""
         self.config = replace(self.config, day=day)
-        self.tokenize.day = self._of_text.day = day
+        self._readers.set_day(day)
         self._fingerprint = None
 
     def identity(self) -> dict[str, str | int | float | bool | None]:
@@ -432,18 +388,12 @@ class RSRScorer:
             **{name: value if isinstance(value, plain_types) else str(value) for name, value in settings.items()},
             "definition": DEFINITION,
             "weights": self.fingerprint if self.model_id is None else self._checkpoint(),
-            "tokenizer": tokenizer_fingerprint(self._of_text.processing_class),
+            **self._readers.identity(),
             "max_length": self.max_length,
             "scores": ", ".join(self.scores),
             "day": self.written_day,
             **({} if self.config.engine is None else {"engine": str(self.config.engine)}),
-            # One that isn't given lies beside the weights.
-            **({"processor": processor_fingerprint(self._given_tokenizer)} if self._was_given_processor else {}),
         }
-
-    @property
-    def _was_given_processor(self) -> bool:
-        return isinstance(self._given_tokenizer, ProcessorMixin)
 
     def _checkpoint(self) -> str:
         return checkpoint_fingerprint(self.model_id, self._commit_hash)

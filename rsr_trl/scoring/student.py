@@ -17,10 +17,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_peft_available
 
 from rsr_trl.rsr import RSRError
-from rsr_trl.scoring import fingerprint, prefix_attention, prefixes
+from rsr_trl.scoring import fingerprint, prefix_attention, prefixes, seeing
 from rsr_trl.scoring.batches import HEAD_POSITIONS, MAX_BATCH_TOKENS, Layout, lay_out
 from rsr_trl.scoring.lm_head import BrokenLogits, LMHead, compiles, own_logits, unknown_logits
-from rsr_trl.scoring.pictures import Pictures, stack
+from rsr_trl.scoring.pictures import stack
 from rsr_trl.scoring.prefixes import Places, Prefix, Prefixes, Reading
 from rsr_trl.scoring.scores import ScoredTokens
 from rsr_trl.scoring.tokens import TokenizedExample
@@ -56,7 +56,7 @@ def best_layout(model: PreTrainedModel, device: torch.device) -> Layout:
     # Only a forward with **kwargs passes on where rows begin.
     passes_on = any(p.kind is p.VAR_KEYWORD for p in signature(model.base_model.forward).parameters.values())
     attends = not model._is_stateful and kinds <= {"full_attention", "sliding_attention", "chunked_attention"}
-    apart = attends and not sees(model.config)  # models that see count positions by themselves
+    apart = attends and not seeing.sees(model.config)  # models that see count positions by themselves
     return "packed" if flash and passes_on and apart else "padded"
 
 
@@ -89,11 +89,6 @@ def length_border(model: PreTrainedModel) -> int | None:
         if rope.get("rope_type") == "longrope":
             return rope["original_max_position_embeddings"]
     return None
-
-
-def sees(config: PreTrainedConfig) -> bool:
-    """Whether a student takes images."""
-    return getattr(config, "vision_config", None) is not None
 
 
 def check_architecture(model: PreTrainedModel) -> None:
@@ -227,7 +222,7 @@ class Student:
         names = ["surprisals", *["entropies", "sum_squares"] * with_moments]
         flat |= {name: np.zeros(counts.sum(), np.float32) for name in names}
         compile = compiles(self.device, int(counts.sum()) * self.head.vocab_size)
-        with evaluation_mode(self.model), self._positions_kept():
+        with evaluation_mode(self.model), seeing.positions_kept(self._base.base_model):
             for hidden, targets, places, read in self._forward_all(examples, lengths, ends - counts):
                 stats = self.head.score(
                     hidden,
@@ -268,8 +263,11 @@ class Student:
         waiting: list[tuple[torch.Tensor, torch.Tensor, Places, int]] = []
         if left.any() and not self._verified:
             self._verify(examples[np.argmax(left)])
-        if not self._sees_verified and (seen := [e for e in examples if e.pictures is not None and not e.error]):
-            self._verify_images(min(seen, key=lambda example: len(example.input_ids)))
+        if not self._sees_verified and (
+            seen := [e for e in examples if e.pictures and len(e.input_ids) > e.pictures.end]
+        ):
+            self._shares_images = seeing.verify(self, min(seen, key=lambda example: len(example.input_ids)))
+            self._sees_verified = True
         while left.any():
             plan = self.plan(examples, left)
             kept = Prefixes(plan)
@@ -358,12 +356,7 @@ class Student:
             read = np.ones((len(rows), before.length), dtype=np.int64)
             arrays["attention_mask"] = np.concatenate([read, arrays["attention_mask"]], axis=1)
         given = on_device(arrays, self.device)
-        deltas = None if before is None else before.deltas
-        if deltas is not None:
-            places = torch.arange(before.length, before.length + ids.shape[1], device=self.device) + deltas
-            given["position_ids"] = places.expand(3, len(rows), -1)
-        if self._counts_positions:  # what it knows of another row would move this one's positions
-            self._base.base_model.rope_deltas = None
+        given |= seeing.positions(self._base.base_model, before, ids.shape)
         with prefixes.cache_for(self._base, before, len(rows), keep, self._split) as cache:
             given |= {} if cache is None else {"past_key_values": cache}
             hidden = self.hidden_states(torch.from_numpy(ids).to(self.device), **given)
@@ -384,24 +377,8 @@ class Student:
         length = ids.shape[1] + (0 if before is None else before.length)
         if not keep:
             return predicting, targets, None
-        deltas = self._base.base_model.rope_deltas if self._counts_positions and deltas is None else deltas
+        deltas = seeing.deltas_of(self._base.base_model, before)
         return predicting, targets, Prefix(cache, hidden[0, -1].clone(), length, deltas)
-
-    @property
-    def _counts_positions(self) -> bool:
-        """Whether the backbone notes where positions go on behind images, as Qwen-VL and its kin do."""
-        return hasattr(self._base.base_model, "rope_deltas")
-
-    @contextmanager
-    def _positions_kept(self) -> Iterator[None]:
-        """Such a note of an unfinished generation comes back."""
-        backbone = self._base.base_model
-        kept = getattr(backbone, "rope_deltas", None)
-        try:
-            yield
-        finally:
-            if self._counts_positions:
-                backbone.rope_deltas = kept
 
     def hidden_states(self, input_ids: torch.Tensor, **given: torch.Tensor) -> torch.Tensor:
         """
@@ -432,57 +409,6 @@ class Student:
             raise unknown_logits(self._base, how)
         self._cache_bytes = self._verify_cache(ids) if self._share_prefixes else 0.0
         self._verified = True
-
-    @torch.no_grad()
-    def _verify_images(self, example: TokenizedExample) -> None:
-        """
-        Compare once, on one row up to some tokens behind its images: what the model's own forward gives to its head,
-        with that row twice in a batch, and with what follows a shared prefix that holds the images.
-        """
-        end = example.pictures.end  # at least 1: an image has a token
-        ids = example.input_ids[: end + VERIFIED]
-        pictures, places = example.pictures.cut(len(ids)), np.arange(len(ids))
-        expected = self._own_states(ids, pictures)[-(len(ids) - end) - 1 : -1]  # that predict the tokens behind them
-        stops = (len(ids), max(end + 1, len(ids) - 2))
-        rows = [TokenizedExample(ids[:stop], places[:stop] >= end, pictures=pictures.cut(stop)) for stop in stops]
-        found = self._forward(rows)[0]
-        error = prefixes.relative_error(found, torch.cat([expected[: stop - end] for stop in stops]).to(found.device))
-        if not error <= (0.001 if self._is_exact else 0.1) and torch.isfinite(expected).all():
-            raise RSRError(
-                f"{type(self._base).__name__} gives other hidden states for a row with images in a batch than alone "
-                f"({error:.2%} apart). This student's images aren't supported; please report the architecture."
-            )
-        self._sees_verified, self._shares_images = (
-            True,
-            bool(self._cache_bytes) and self._can_share_images(rows, expected),
-        )
-
-    def _can_share_images(self, rows: list[TokenizedExample], expected: torch.Tensor) -> bool:
-        """Whether what follows a prefix with images comes out as `expected` of the first row, behind its images."""
-        stop = rows[0].pictures.end
-        prefix = TokenizedExample(rows[0].input_ids[:stop], np.zeros(stop, bool), pictures=rows[0].pictures.cut(stop))
-        tails = [TokenizedExample(row.input_ids[stop:], row.scored[stop:]) for row in rows]
-        try:
-            before = self._forward([prefix], keep=True)[2]
-            found = self._forward(tails, before)[0]
-        except (
-            AttributeError,
-            RuntimeError,
-            ValueError,
-            IndexError,
-        ):  # some count places behind images in their own way
-            return False
-        expected = torch.cat([expected[: len(tail.input_ids)] for tail in tails]).to(found.device)
-        return prefixes.relative_error(found, expected) <= (0.001 if self._is_exact else 0.1)
-
-    def _own_states(self, ids: np.ndarray, pictures: Pictures) -> torch.Tensor:
-        """The states `(T, H)` of one row, or its last ones, that the model's own forward gives to its LM head."""
-        seen = []
-        inputs = {"input_ids": ids[None].astype(np.int64), **stack([pictures], len(ids))}
-        few = {"logits_to_keep": 2 * VERIFIED} if "logits_to_keep" in signature(self._base.forward).parameters else {}
-        with self._base.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.append(args[0])):
-            self._base(**on_device(inputs, self.device), use_cache=False, **few)
-        return seen[0][0]
 
     def _verify_cache(self, ids: np.ndarray) -> float:
         """

@@ -158,7 +158,10 @@ def test_a_picture_is_looked_at_once_for_all_teachers(student):
         alone = RSRScorer(model, processor, share_prefixes=False).score(dataset_of(rows))[RSR]
     finally:
         del model.model.get_image_features
+    padded = RSRScorer(model, processor)
+    padded.student.layout = "padded"  # as on a GPU
     np.testing.assert_allclose(shared, alone, rtol=1e-6)
+    np.testing.assert_allclose(padded.score(dataset_of(rows))[RSR], alone, rtol=1e-6)
 
 
 def png(image) -> bytes:
