@@ -76,7 +76,7 @@ def stack(pictures: Sequence[Pictures], width: int) -> dict[str, torch.Tensor]:
     return inputs
 
 
-def tokens_of_images(pictures: Sequence[Pictures | None]) -> int:
+def tokens_of_images(pictures: Sequence[Pictures]) -> int:
     """What images add to the tokens of a window of rows; tensors that rows share count once."""
-    tensors = {id(tensor): tensor.nbytes for one in pictures if one for tensor in one.tensors.values()}
+    tensors = {id(tensor): tensor.nbytes for one in pictures for tensor in one.tensors.values()}
     return sum(tensors.values()) // BYTES

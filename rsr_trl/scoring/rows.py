@@ -128,15 +128,17 @@ def windows(
 def _tokenized(
     dataset: Dataset, tokenize: Callable, window_tokens: int, rows_at_once: int, stopped: Event
 ) -> Iterator[Window]:
-    first, examples = 0, []
+    first, examples, tokens, pictures = 0, [], 0, []
     for start in range(0, len(dataset), rows_at_once):
         if stopped.is_set():  # nobody waits for the rest
             return
-        examples += tokenize(to_rows(dataset[start : start + rows_at_once]))
-        tokens = sum(len(example.input_ids) for example in examples)
-        if tokens + tokens_of_images([example.pictures for example in examples]) >= window_tokens:
+        more = tokenize(to_rows(dataset[start : start + rows_at_once]))
+        examples += more
+        tokens += sum(len(example.input_ids) for example in more)
+        pictures += [example.pictures for example in more if example.pictures is not None]
+        if tokens + tokens_of_images(pictures) >= window_tokens:
             yield Window(first, examples)
-            first, examples = first + len(examples), []
+            first, examples, tokens, pictures = first + len(examples), [], 0, []
     if examples:
         yield Window(first, examples)
 

@@ -278,6 +278,16 @@ class RSRSFTTrainer(SFTTrainer):
             state = TrainerState.load_from_json(os.path.join(checkpoint, TRAINER_STATE_NAME))
             self.scores.load(checkpoint, state.global_step)
 
+    def _issue_warnings_after_load(self, load_result) -> None:
+        # Of models that see, transformers 5.23 saves some under names that its Trainer does not find again.
+        if load_result.missing_keys and load_result.unexpected_keys:
+            raise RSRError(
+                "The checkpoint's weights have other names than the student's (first: "
+                f"{load_result.unexpected_keys[0]!r}), so transformers would resume without them. Begin another "
+                "training with the checkpoint as its model."
+            )
+        super()._issue_warnings_after_load(load_result)
+
     def create_model_card(self, *args, **kwargs) -> None:
         super().create_model_card(*args, **kwargs)
         if not self.is_world_process_zero():

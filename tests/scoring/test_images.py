@@ -14,6 +14,8 @@ from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
 from rsr_trl.rsr import CONTENT, ERROR, RSR, STUDENT
 from rsr_trl.scoring.images import SeeingTokenizer
+from rsr_trl.scoring.pictures import tokens_of_images
+from rsr_trl.scoring.rows import undecoded, windows
 from rsr_trl.scoring.scorer import RSRScorer
 from tests.scoring.seeing import FAMILIES, build, picture
 from tests.scoring.truth import Truth
@@ -281,3 +283,15 @@ def test_text_imports_nothing_for_images(tiny_student_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_windows_hold_little_more_than_their_share_of_images():
+    """Each of 24 rows with a picture of its own, but for two that share one, which counts once."""
+    processor = build("llava")[1]
+    rows = [{**MESSAGES[0], "images": [picture(max(k, 1))]} for k in range(24)]
+    dataset = undecoded(dataset_of(rows))
+    tokenize = SeeingTokenizer(processor, processor.tokenizer)
+    one = tokens_of_images([tokenize(rows[:1])[0].pictures])
+    tokens = len(tokenize(rows[:1])[0].input_ids)
+    found = list(windows(dataset, tokenize, 4 * (one + tokens), rows_at_once=2))
+    assert [len(window.examples) for window in found] == [6, 4, 4, 4, 4, 2]

@@ -129,7 +129,7 @@ def test_processor(tiny_tokenizer):
     class SomeProcessor:
         tokenizer = tiny_tokenizer
 
-    with pytest.raises(TypeError, match=r"must be a tokenizer, got SomeProcessor. .* pass `processor.tokenizer`"):
+    with pytest.raises(TypeError, match=r"must be a tokenizer, got SomeProcessor. .* take `processor.tokenizer`"):
         ExampleTokenizer(SomeProcessor())
 
 

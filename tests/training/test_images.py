@@ -73,6 +73,24 @@ def test_scores_are_taken_and_measured_again(family, as_messages, args, tmp_path
     assert (trainer.table.rsr != scored[RSR]).all()
 
 
+@pytest.mark.parametrize("family", ["idefics", "llava"])
+def test_resuming_is_exact_or_refused(family, tmp_path):
+    """transformers 5.23 doesn't find the weights of a LLaVA checkpoint again, and only warns of it."""
+    args = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 4, "rsr_rescore_strategy": "epoch"}
+
+    def train(resume=None):
+        trainer = trainer_of(build(family), pool(), tmp_path, rsr_sampling="weighted", **args)
+        trainer.train(resume_from_checkpoint=resume)
+        return [log["loss"] for log in trainer.state.log_history if "loss" in log]
+
+    whole, checkpoint = train(), str(tmp_path / "checkpoint-4")
+    if family == "idefics":
+        assert train(checkpoint) == whole
+    else:
+        with pytest.raises(ValueError, match="weights have other names than the student's"):
+            train(checkpoint)
+
+
 def test_rows_past_the_threshold_do_not_train(tmp_path):
     student = build("llava")
     scored = RSRScorer(*student).score(pool())
