@@ -101,15 +101,13 @@ def plan_readings(
     able = np.flatnonzero((lengths > 0) & (lengths <= (border or lengths.max(initial=0))))
     order, groups = np.zeros(0, np.int64), []
     if max_prefix_tokens > 0 and len(able) > 1:
-        # As ids are ordered; rows with the same images lie together.
-        order = np.array(sorted(able, key=lambda row: (_digest(pictures[row]), ids[row].astype(">u4").tobytes())))
+        order = np.array(sorted(able, key=lambda row: ids[row].astype(">u4").tobytes()))  # as ids are ordered
+        if any(pictures):  # rows with the same images lie together
+            order = order[np.argsort([pictures[row].digest if pictures[row] else 0 for row in order], kind="stable")]
         common = [min(max_prefix_tokens, _common(ids[a], ids[b])) for a, b in pairwise(order)]
-        for place, (a, b) in enumerate(pairwise(order)):
-            if not (
-                pictures[a] is pictures[b] is None
-                or (share_images and _all_shared(common[place], pictures[a], pictures[b]))
-            ):
-                common[place] = 0
+        if any(pictures):
+            pairs = [(pictures[a], pictures[b]) for a, b in pairwise(order)]
+            common = [_with_all(c, *pair, share_images) for c, pair in zip(common, pairs, strict=True)]
         groups = _groups([len(ids[row]) for row in order], common, pass_tokens)
     alone = lengths.copy()
     for group in groups:
@@ -142,13 +140,12 @@ def tokens_of(reading: Reading) -> int:
     return sum(piece.stop - piece.start for piece in reading.pieces)
 
 
-def _digest(pictures: Pictures | None) -> int:
-    return 0 if pictures is None else pictures.digest
-
-
-def _all_shared(common: int, one: Pictures | None, other: Pictures | None) -> bool:
-    """Whether two rows that have `common` tokens of the same ids have all of their images in them, the same ones."""
-    return None not in (one, other) and one.digest == other.digest and common >= one.end == other.end
+def _with_all(common: int, one: Pictures | None, other: Pictures | None, share_images: bool) -> int:
+    """What two rows share of `common` tokens of the same ids: nothing, unless all of their images are in them."""
+    if one is other is None:
+        return common
+    same = share_images and None not in (one, other) and one.digest == other.digest
+    return common if same and common >= one.end == other.end else 0
 
 
 def _batches_by_kind(
