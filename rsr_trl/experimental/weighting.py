@@ -127,6 +127,10 @@ class WeightedRSRSFTTrainer(RowWeightedLoss, RSRSFTTrainer):
             return super()._first_table(num_scored, virtual_tokens)
         return prepare.unmeasured(self.train_dataset, self.args.rsr_score, num_scored)  # weights decide: no advice
 
+    def get_train_dataloader(self):
+        self._weighted_version = None  # a checkpoint may bring another table of the same version
+        return super().get_train_dataloader()
+
     def row_factors(self, trained: list[torch.Tensor], num_items) -> torch.Tensor:
         args, table = self.args, self.table
         if args.rsr_weight_column is None and self._weighted_version != table.version:

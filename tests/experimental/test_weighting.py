@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from datasets import Dataset
 from transformers import TrainerCallback
 
@@ -193,6 +194,16 @@ def test_lora_and_online_scores_train_with_weights(tiny_student_path, tmp_path):
     assert (trainer.table.step >= 0).all() and trainer.table.train_mode.any()
     factors = trainer._factors[:-1]
     assert factors.max() / factors.min() == pytest.approx(math.exp(7 / 8))
+
+
+@pytest.mark.parametrize("kind", ["weighted", "redi"])
+def test_evaluation_is_that_of_sft_trainer(kind, tiny_student_path, tmp_path):
+    rows = [row | {"correct": i % 2 == 0, "problem": f"p{i // 2}"} for i, row in enumerate(weighted_rows(6))]
+    trainer = build(kind, tiny_student_path, str(tmp_path), rows, COLUMN if kind == "weighted" else {})
+    loss = trainer.evaluate(Dataset.from_list(rows[:2]))["eval_loss"]  # one batch
+    prepared = {row["prompt"]: row for row in trainer.train_dataset}
+    tokens = [surprisals(trainer.model, prepared[row["prompt"]]) for row in rows[:2]]
+    assert loss == pytest.approx(torch.cat(tokens).mean().item(), rel=1e-5)
 
 
 @pytest.mark.distributed
