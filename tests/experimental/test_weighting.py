@@ -68,10 +68,13 @@ def weighted_mean(trainer, weights_at):
     return loss_of
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, "text"])
 def test_loss_and_steps_are_the_weighted_mean_over_the_whole_accumulated_batch(layout, tiny_student_path, tmp_path):
-    args = SGD | COLUMN | LAYOUTS[layout] | {"gradient_accumulation_steps": 3, "num_train_epochs": 2}
-    trainer = build("weighted", tiny_student_path, str(tmp_path / "out"), weighted_rows(), args)
+    args = SGD | COLUMN | LAYOUTS.get(layout, {}) | {"gradient_accumulation_steps": 3, "num_train_epochs": 2}
+    rows = weighted_rows()
+    if layout == "text":  # the first token of a row has a label, and nothing that predicts it
+        rows = [{"text": row["prompt"] + row["completion"], "w": row["w"]} for row in rows]
+    trainer = build("weighted", tiny_student_path, str(tmp_path / "out"), rows, args)
     trainer.train()
     weights = np.array(trainer.train_dataset["w"][:])
     loss_of = weighted_mean(trainer, lambda step: weights)
@@ -92,11 +95,12 @@ class Scores(TrainerCallback):
 @pytest.mark.parametrize(
     "args", [{"rsr_rescore_strategy": "epoch"}, {"rsr_rescore_strategy": "steps", "rsr_rescore_steps": 2}], ids=str
 )
-def test_weights_by_score_follow_re_scoring(args, tiny_student_path, tmp_path):
+def test_weights_by_score_follow_re_scoring(args, tiny_student_path, tmp_path, caplog):
     rows = examples()
     rows[4]["completion"] = ""  # nothing to score, though its end trains
     args = SGD | args | {"rsr_weighting": "rank", "rsr_weight_temperature": 0.5, "rsr_min_tokens": None}
     trainer = build("weighted", tiny_student_path, str(tmp_path / "out"), rows, args)
+    assert "1 of 19 examples have no score: they have weight 0." in caplog.text
     scores = Scores(trainer.table)
     trainer.add_callback(scores)
     trainer.train()
