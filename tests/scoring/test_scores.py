@@ -97,7 +97,7 @@ DEFINITIONS = {
     "entropy": lambda row: row.entropy.mean(),
     "rank_entropy": lambda row: row.rank.sum() / row.entropy.sum(),
     "drop": lambda row: np.mean([nats for k, nats in enumerate(row.nats) if k not in row.starts]),
-    "rsd_share": lambda row: np.mean(np.exp(-row.nats) < 0.01),
+    "rsd_share": lambda row: np.mean((row.rank > 20) | (np.exp(-row.nats) < 0.01)),
     "guess_share": guess_share,
     "lark": lark,
     "length": lambda row: len(row.nats),
