@@ -1,5 +1,6 @@
 """P-ALIGN: the judge by all logits, bisection against a scan, continuations against a greedy loop."""
 
+from collections import Counter
 from math import ceil, log2
 
 import numpy as np
@@ -152,30 +153,33 @@ def test_refuses(tiny_scorer, change, message):
 
 @torch.no_grad()
 def test_continuations(tiny_student, tiny_tokenizer, tmp_path):
-    model = tiny_student()
-    rows = [{"prompt": f"{i}?", "prefix": f"Draft {i}.", "completion": "t", "gold": "5"} for i in range(4)]
-    rows = [*rows, {**rows[0], "prefix": None}]
-    expected = []
-    for row in rows[:4]:
+    model, length = tiny_student(), 12
+    rows = [{"prompt": f"{i * 7}?", "prefix": "Draft " * i, "completion": "t", "gold": "5"} for i in range(8)]
+    expected, free = [], []
+    for row in rows:
         chat = [{"role": "user", "content": CONTINUE.format(question=row["prompt"], prefix=row["prefix"])}]
         ids = tiny_tokenizer.apply_chat_template(chat, add_generation_prompt=True)["input_ids"]
-        written = []
-        while len(written) < 12 and 2 not in written:
-            written.append(int(model(torch.tensor([ids + written])).logits[0, -1].argmax()))
-        expected.append(
-            (tiny_tokenizer.decode([i for i in written if i != 2], skip_special_tokens=True), 2 in written)
-        )
-    right = {text for text, _ in expected[::2]}
+        for _ in range(length):
+            ids = [*ids, int(model(torch.tensor([ids])).logits[0, -1].argmax())]
+        free.append(ids[-length:])
+    counts = Counter(token for written in free for token in set(written))
+    end = min(counts, key=lambda token: (abs(counts[token] - len(rows) / 2), token))  # that of about half of the rows
+    model.generation_config.eos_token_id = [2, end]
+    for written in free:
+        stop = written.index(end) if end in written else None
+        expected.append((tiny_tokenizer.decode(written[:stop], skip_special_tokens=True), stop is not None))
+    texts = sorted({text for text, ended in expected if ended})
+    right, rows = texts[: len(texts) // 2], [*rows, {**rows[0], "prefix": None}]
     path, dataset = tmp_path / "c.jsonl", Dataset.from_list(rows)
     settings = {"answer_column": "gold", "checker": lambda text, answer: answer == "5" and text in right}
-    found = continue_prefixes(dataset, model, tiny_tokenizer, path, max_new_tokens=12, batch_size=3, **settings)
+    found = continue_prefixes(dataset, model, tiny_tokenizer, path, max_new_tokens=length, batch_size=3, **settings)
     assert found["continuation"][:] == [*(text for text, _ in expected), None]
     cut = "no end within 12 tokens"
     reasons = [cut if not ended else None if text in right else "wrong answer" for text, ended in expected]
-    assert found["continuation_error"][:] == [*reasons, "no prefix"]
+    assert found["continuation_error"][:] == [*reasons, "no prefix"] and {None, cut, "wrong answer"} == set(reasons)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    again = continue_prefixes(dataset, model, tiny_tokenizer, path, max_new_tokens=12, **settings)
+    again = continue_prefixes(dataset, model, tiny_tokenizer, path, max_new_tokens=length, **settings)
     assert again.to_list() == found.to_list()
 
 
