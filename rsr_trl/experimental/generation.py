@@ -89,14 +89,15 @@ class Reader:
         self.cache.batch_select_indices(torch.tensor(rows, device=self.mask.device))
 
     def read(self, tokens: Sequence[list[int]]) -> torch.Tensor:
-        """Read one token or more in each row: log-probabilities of the next ones, float64 of shape `(rows, V)`."""
+        """Read one token or more in each row: log-probabilities of the next ones, of shape `(rows, V)`."""
         width = max(map(len, tokens))
         padded = [([0] * (width - len(row)) + row, [0] * (width - len(row)) + [1] * len(row)) for row in tokens]
         ids, mask = torch.tensor(padded, device=self.mask.device).unbind(1)
         self.mask = torch.cat([self.mask, mask], dim=1)
         positions = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -width:]
         given = {"attention_mask": self.mask, "position_ids": positions, "past_key_values": self.cache}
-        logits = self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **given).logits[:, -1].double()
+        logits = self.model(input_ids=ids, use_cache=True, logits_to_keep=1, **given).logits[:, -1]
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if not torch.isfinite(total := logits.logsumexp(1, keepdim=True)).all():
             raise FloatingPointError(f"{type(self.model).__name__} gives NaN or infinite logits.")
         return logits - total
