@@ -86,6 +86,7 @@ def find_prefixes(dataset: Dataset, scorer: RSRScorer) -> Dataset:
         raise RSRError("P-ALIGN asks the student in its chat: its tokenizer needs a chat template.")
     if taken := sorted(COLUMNS.keys() & set(dataset.column_names)):
         raise RSRError(f"The dataset already has {taken}. Remove or rename them.")
+    _check_columns(dataset, "prompt", "completion")
     texts = [_texts(i, row) for i, row in enumerate(dataset.with_format(None))]
     stops = [[0, *(stop for _, stop in split_sentences(reasoning))] for _, reasoning in texts]
     low, high = np.ones(len(texts), int), np.array([len(ends) - 1 for ends in stops])
@@ -115,6 +116,11 @@ def find_prefixes(dataset: Dataset, scorer: RSRScorer) -> Dataset:
             f"All {len(said)} verdicts are {VERDICTS[not said[0]]}: the student doesn't judge. Don't use its prefixes."
         )
     return dataset
+
+
+def _check_columns(dataset: Dataset, *names: str) -> None:
+    if missing := [name for name in names if name not in dataset.column_names]:
+        raise RSRError(f"P-ALIGN needs the columns {missing}; the dataset has {dataset.column_names}.")
 
 
 def _user(text: str) -> list[dict[str, str]]:
@@ -151,6 +157,7 @@ def continue_prefixes(
     [`~rsr_trl.pilot.held_out.load_checker`] or a function of response and answer.
     """
     is_correct = load_checker(checker) if isinstance(checker, str) else checker
+    _check_columns(dataset, "prompt", "completion", "prefix", answer_column)
     rows, positions = dataset.to_list(), num_positions(model.config)
     asked = [_user(CONTINUE.format(question=_texts(i, row)[0], prefix=row["prefix"])) for i, row in enumerate(rows)]
     ids = [prompt_ids(processing_class, prompt, None, NO_THINKING) for prompt in asked]

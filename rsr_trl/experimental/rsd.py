@@ -109,7 +109,7 @@ class ReverseSpeculativeDecoder:
         self.models, self.tokenizers = (student, teacher), (processing_class, teacher_processing_class)
         self._shared = SharedTokens(*self.tokenizers)
         self._ends, theirs = map(end_tokens, self.models, self.tokenizers)
-        end = min(self._ends) if processing_class.eos_token_id is None else processing_class.eos_token_id
+        end = min(self._ends, default=-1) if processing_class.eos_token_id is None else processing_class.eos_token_id
         self._ids = self._shared.ids | {t: end for t in theirs if self._shared.ids.get(t) not in self._ends}
 
     def generate(

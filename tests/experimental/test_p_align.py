@@ -141,6 +141,7 @@ def test_warns_of_a_student_that_does_not_judge(judge, tiny_scorer, caplog):
         ({"completion": [{"role": "assistant", "content": None}]}, "Row 0: .* one assistant turn of text"),
         ({"prefix": "a"}, r"already has \['prefix'\]"),
         ({"template": None}, "needs a chat template"),
+        ({"prompt": ...}, r"needs the columns \['prompt'\]"),
     ],
 )
 def test_refuses(tiny_scorer, change, message):
@@ -148,7 +149,8 @@ def test_refuses(tiny_scorer, change, message):
     if "template" in change:
         tiny_scorer.processing_class.chat_template = change.pop("template")
     with pytest.raises(RSRError, match=message):
-        find_prefixes(Dataset.from_list([row | change]), tiny_scorer)
+        row = {name: value for name, value in (row | change).items() if value is not ...}
+        find_prefixes(Dataset.from_list([row]), tiny_scorer)
 
 
 @torch.no_grad()

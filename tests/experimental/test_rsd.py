@@ -27,11 +27,11 @@ PROMPTS = ["2+3?", "How many?", "Ä"]
 
 @pytest.fixture
 def teacher_tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes as the student's, with other ids, without the tags for thinking and with an end of its own."""
+    """Bytes as the student's, other ids, no tags for thinking, an end of its own; its template opens them."""
     tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet(), reverse=True), "<|im_start|>", "<|end|>"]
     core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    own = CHATML.replace("<|im_end|>", "<|end|>")
+    own = CHATML.replace("<|im_end|>", "<|end|>").replace("assistant\n{% endif", "assistant\n<think>\n{% endif")
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|end|>", chat_template=own)
 
 
@@ -78,7 +78,9 @@ def by_definition(decoder, prompt: str, line: dict, seed: int, max_new_tokens: i
     """A trace token by token, both models reading all of it every time."""
     (student, teacher), (own, other) = decoder.models, decoder.tokenizers
     chat = [{"role": "user", "content": prompt}]
-    texts = [t.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) + "<think>" for t in (own, other)]
+    texts = [t.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) for t in (own, other)]
+    texts[0] += "<think>"
+    assert texts[1].endswith("<think>\n")
     contexts = [t.encode(text, add_special_tokens=False) for t, text in zip((own, other), texts, strict=True)]
     generator, ids, fallbacks = np.random.default_rng([seed, line["prompt"], line["sample"]]), [], 0
     while len(ids) < max_new_tokens and not (ids and ids[-1] in [*ENDS, 2]):
