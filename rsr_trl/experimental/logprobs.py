@@ -112,24 +112,29 @@ def _read_token(token: object) -> tuple[bytes, float]:
 def _begins(answer: Answer, response: str, cut: bool) -> tuple[np.ndarray, np.ndarray] | None:
     """Where the tokens begin that are of the response, and which these are: bool of shape `(n,)`."""
     for with_space, with_tags in ((True, True), (False, True), (False, False)):
-        written, spoken = (_kept(text, with_space, with_tags) for text in (response, answer.text))
+        (spoken, tags), (written, _) = (_kept(text, with_space, with_tags) for text in (answer.text, response))
         texts = ("".join(compress(text, kept)) for text, kept in ((answer.text, spoken), (response, written)))
         if (places := _places(*texts, cut)) is not None:
             break
     else:
         return None
     first, last = _count(spoken)[answer.edges[:-1]], _count(spoken)[answer.edges[1:]]
-    # Of tokens without a character that counts, only those count whose text comes with a later one.
-    own = (first < len(places)) & ((first < last) | (np.diff(answer.edges) == 0))
-    return np.flatnonzero(written)[places[first[own]]], own
+    # Of tokens without a character that counts, line ends belong to what is before them, as in `split_sentences`, and
+    # spaces to what comes; an empty one comes with a later one; a tag that only one side has is out.
+    line_ends = (letter == "\n" for letter in answer.text)
+    tagged, back = (np.diff(_count(of)[answer.edges]) > 0 for of in (tags, line_ends))
+    nothing, back = first == last, back & (first == last)
+    own = (first < len(places)) & (first >= back) & ~(nothing & tagged)
+    return np.flatnonzero(written)[places[(first - back)[own]]], own
 
 
-def _kept(text: str, with_space: bool, with_tags: bool) -> np.ndarray:
-    """Which characters count: bool of shape `(len(text),)`."""
-    kept = np.array([with_space or not letter.isspace() for letter in text], dtype=bool)
+def _kept(text: str, with_space: bool, with_tags: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Which characters count, and which are of a tag that doesn't: bools of shape `(len(text),)`."""
+    kept, tags = (np.zeros(len(text), dtype=bool) for _ in range(2))
     for tag in () if with_tags else _THINK_TAG.finditer(text):
-        kept[tag.start() : tag.end()] = False
-    return kept
+        tags[tag.start() : tag.end()] = True
+    kept[:] = [with_space or not letter.isspace() for letter in text]
+    return kept & ~tags, tags
 
 
 def _count(numbers: Iterable[int]) -> np.ndarray:
@@ -157,7 +162,10 @@ def _places(spoken: str, written: str, cut: bool) -> np.ndarray | None:
                 break
         else:
             return None
-        places += [at + np.arange(run) * width // max(run, 1), at + width + np.arange(own)]
+        sizes = [len(letter.encode()) for letter in written[at : at + width]]
+        inside = np.arange(run) * width // max(run, 1)  # roughly, where a token is of several bytes
+        inside = np.repeat(np.arange(width), sizes) if sum(sizes) == run else inside
+        places += [at + inside, at + width + np.arange(own)]
         at += width + own
         if ends:
             break

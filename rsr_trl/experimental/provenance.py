@@ -186,7 +186,7 @@ def _with_columns(
 def _sentences(i: int, text: str, starts: list[int], cut: bool, reads: dict, others: dict) -> list[dict]:
     """Text, class and probabilities of each sentence of a row whose turns begin at `starts`; none if unknown."""
     turns = [text[start:stop] for start, stop in pairwise([*starts, len(text)])]
-    reads |= {model: reader(i, text, turns, cut) for model, reader in others.items()}
+    reads |= {model: reader(i, text, turns, cut) for model, reader in others.items() if turns}
     if not turns or None in reads.values():
         return []
     spans = (start + stop for start, turn in zip(starts, turns, strict=True) for _, stop in split_sentences(turn))
