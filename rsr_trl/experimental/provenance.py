@@ -153,9 +153,7 @@ def _by_model(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, whose: str, 
     return read
 
 
-def _with_columns(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, own: str, others: dict, classes: tuple
-) -> Dataset:
+def _with_columns(dataset: Dataset, tokenizer, own: str, others: dict, classes: tuple[str, ...]) -> Dataset:
     shares = {name: f"provenance_{name}_share" for name in classes}
     sentence = dict.fromkeys(("text", "class"), Value("string"))
     sentence |= {f"p_{model}": Value("float64") for model in (own, *others)}
@@ -163,24 +161,25 @@ def _with_columns(
     kinds |= {NUM_SENTENCES: Value("int64"), SENTENCES: List(sentence)}
     if there := set(kinds) & set(dataset.column_names):
         raise RSRError(f"The dataset already has the column {min(there)}. Remove it first.")
-    values, unknown, turns = [], 0, TurnFinder(tokenizer)
-    for i, row in enumerate(_rows(dataset, own)):
-        read = _read(row, tokenizer)
-        starts = read.begins[turns(row)].tolist() if read.text else []
-        found = _sentences(i, read.text, starts, bool(row.get(TRUNCATED)), {own: read}, others)
-        long, said = [one["text"].strip() for one in found if len(one["text"]) > 5], prompt_of(row) + response_of(row)
-        if long and said and not any(text in said for text in long):
-            found = []  # the ids are another tokenizer's
-        names = [one["class"] for one in found if one["class"]]
-        value = {COLUMN: float(names.count("teacher")), NUM_SENTENCES: len(names), SENTENCES: found}
-        value |= {column: names.count(name) / max(len(names), 1) for name, column in shares.items()}
-        values.append(value if names else {})
-        unknown += len(read.begins) > 0 and not names
+    rows, turns, parts, unknown = _rows(dataset, own), TurnFinder(tokenizer), [], 0
+    for start in range(0, max(len(rows), 1), 1000):  # sentences take less room as columns
+        values = []
+        for i in range(start, min(start + 1000, len(rows))):
+            read = _read(row := rows[i], tokenizer)
+            starts = read.begins[turns(row)].tolist() if read.text else []
+            found = _sentences(i, read.text, starts, bool(row.get(TRUNCATED)), {own: read}, others)
+            long = [one["text"].strip() for one in found if len(one["text"]) > 5]
+            if long and (said := prompt_of(row) + response_of(row)) and not any(text in said for text in long):
+                found = []  # the ids are another tokenizer's
+            names = [one["class"] for one in found if one["class"]]
+            value = {COLUMN: float(names.count("teacher")), NUM_SENTENCES: len(names), SENTENCES: found}
+            value |= {column: names.count(name) / max(len(names), 1) for name, column in shares.items()}
+            values.append(value if names else {})
+            unknown += len(read.begins) > 0 and not names
+        parts.append(Dataset.from_dict({name: [one.get(name) for one in values] for name in kinds}, Features(kinds)))
     if unknown:
-        what = f"{unknown} of {len(dataset)} rows have no provenance"
-        logger.warning(f"{what}: other texts (other tokenizers?), or no log-probabilities.")
-    columns = {name: [value.get(name) for value in values] for name in kinds}
-    return concatenate_datasets([dataset, Dataset.from_dict(columns, Features(kinds))], axis=1)
+        logger.warning(f"{unknown} of {len(rows)} rows have no provenance: other texts, or the teacher's are missing.")
+    return concatenate_datasets([dataset, concatenate_datasets(parts)], axis=1)
 
 
 def _sentences(i: int, text: str, starts: list[int], cut: bool, reads: dict, others: dict) -> list[dict]:
