@@ -103,7 +103,7 @@ def trace(
 
 def table(dataset: Dataset) -> pd.DataFrame:
     """Of each class: its sentences, their share, and the mean probability that each model gives them."""
-    return pd.DataFrame(by_class(dataset[SENTENCES])).set_index("class")
+    return pd.DataFrame(by_class(dataset.with_format(None)[SENTENCES])).set_index("class")
 
 
 class _Read(NamedTuple):
@@ -179,7 +179,7 @@ def _with_columns(dataset: Dataset, tokenizer, own: str, others: dict, classes: 
         parts.append(Dataset.from_dict({name: [one.get(name) for one in values] for name in kinds}, Features(kinds)))
     if unknown:
         logger.warning(f"{unknown} of {len(rows)} rows have no provenance: other texts, or the teacher's are missing.")
-    return concatenate_datasets([dataset, concatenate_datasets(parts)], axis=1)
+    return concatenate_datasets([dataset, concatenate_datasets(parts)], axis=1).with_format(dataset.format["type"])
 
 
 def _sentences(i: int, text: str, starts: list[int], cut: bool, reads: dict, others: dict) -> list[dict]:
