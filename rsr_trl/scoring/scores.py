@@ -329,7 +329,7 @@ SCORES: dict[str, Score] = {
     "random": Score("low", random, ("content",)),
     "ifd": Score("high", ifd, ("alone",), published="IFD, arXiv:2308.12032"),
     "lalp": Score("high", lalp, ("steps", "local"), published="local average log-probability, arXiv:2510.03988"),
-    "provenance": Score("high", None, ("steps", "teacher"), published="after arXiv:2512.20908"),
+    "provenance": Score("high", None, ("teacher",), published="number of teacher sentences, arXiv:2512.20908"),
 }
 ONE_PASS = tuple(name for name, score in SCORES.items() if not score.passes)
 STORED = {name: score.stored for name, score in SCORES.items() if score.stored}
@@ -351,7 +351,7 @@ def check_scores(names: Iterable[str] | str | None) -> tuple[str, ...]:
     if "provenance" in asked:
         raise RSRError(
             "'provenance' compares the student with a teacher and is computed after scoring: score with "
-            "token_stats=True, then use rsr_trl.experimental.provenance.score_provenance (docs/scores.md)."
+            "token_stats=True, then use rsr_trl.experimental.provenance.score_provenance (docs/neighbours.md)."
         )
     return tuple(name for name in SCORES if name in asked or ("all" in asked and name in ONE_PASS))
 
