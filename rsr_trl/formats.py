@@ -102,6 +102,12 @@ def _shows_new(value: object, path: tuple, kinds: dict[tuple, set]) -> bool:
     return is_new or any(inner)
 
 
+def check_no_images(dataset: Dataset, who: str, what: str = "dataset") -> None:
+    """Raise `RSRError` where `who` would read the text of a dataset without its images."""
+    if images := [name for name in IMAGES if name in dataset.column_names]:
+        raise RSRError(f"{who} takes text alone, and the {what} has images (column {images[0]!r}).")
+
+
 def chats_as_text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column of chats as text: a single user message as what it says, others as JSON. Any other as it is."""
     kind = column.type

@@ -25,8 +25,9 @@ from rsr_trl.cli.options import (
     option,
 )
 from rsr_trl.cli.tables import Column, console, finish, print_table, say, say_notes, without_bars
+from rsr_trl.formats import check_no_images
 from rsr_trl.pilot.config import PilotConfig
-from rsr_trl.pilot.held_out import HeldOut, check_apart, check_no_images, load_checker
+from rsr_trl.pilot.held_out import HeldOut, check_apart, load_checker
 from rsr_trl.pilot.run import RESULT, SCORED, Pilot, check_folder, leave
 from rsr_trl.pilot.strategies import DEFAULT, Pool, Strategy, parse_strategies
 from rsr_trl.pilot.verdict import METRICS
@@ -98,7 +99,7 @@ def main(data_args: DatasetArguments, format_args, pilot_args: PilotArguments, t
     held_out_set = (pilot_args.eval_dataset_name, pilot_args.eval_dataset_config, pilot_args.eval_dataset_split)
     eval_args = DatasetArguments(*held_out_set)
     rows, eval_rows = (data.as_trl_format(one.load(), **vars(format_args)) for one in (data_args, eval_args))
-    check_no_images(rows, "pool")
+    check_no_images(rows, "A pilot", "pool")
     columns = data.find_columns(rows, data.Columns(pilot_args.teacher_column, pilot_args.group_column))
     answers = pilot_args.answer_column or ("gold" if "gold" in eval_rows.column_names else None)
     data.read_table(eval_rows, [answers])  # an error where there is no such column

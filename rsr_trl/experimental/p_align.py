@@ -23,6 +23,7 @@ from datasets.utils import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from rsr_trl.experimental.generation import Lines, name_of
+from rsr_trl.formats import check_no_images
 from rsr_trl.pilot.held_out import generate, load_checker, prompt_ids
 from rsr_trl.rsr import ERROR, MEAN_SURPRISAL, NUM_TOKENS, TRUNCATED, RSRError
 from rsr_trl.scoring.fingerprint import student_fingerprint, weights_fingerprint
@@ -87,6 +88,7 @@ def find_prefixes(dataset: Dataset, scorer: RSRScorer) -> Dataset:
     if taken := sorted(COLUMNS.keys() & set(dataset.column_names)):
         raise RSRError(f"The dataset already has {taken}. Remove or rename them.")
     _check_columns(dataset, "prompt", "completion")
+    check_no_images(dataset, "P-ALIGN")
     texts = [_texts(i, row) for i, row in enumerate(dataset.with_format(None))]
     stops = [[0, *(stop for _, stop in split_sentences(reasoning))] for _, reasoning in texts]
     low, high = np.ones(len(texts), int), np.array([len(ends) - 1 for ends in stops])

@@ -20,7 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from trl import is_conversational
 
 from rsr_trl.data import read_table
-from rsr_trl.formats import IMAGES
+from rsr_trl.formats import check_no_images
 from rsr_trl.rsr import MEAN_SURPRISAL, RSRError
 from rsr_trl.scoring.rows import TokenBar
 from rsr_trl.scoring.scorer import RSRScorer
@@ -45,7 +45,7 @@ class HeldOut:
     ):
         if not len(dataset):
             raise RSRError("The held-out set has no rows.")
-        check_no_images(dataset, "held-out set")
+        check_no_images(dataset, "A pilot", "held-out set")
         names, self.dataset = dataset.column_names, dataset.with_format(None)
         self.checker, self.max_new_tokens = checker, max_new_tokens
         self.has_references = not REFERENCES.isdisjoint(names)
@@ -156,12 +156,6 @@ class HeldOut:
             row = surprisal.index(None)
             raise RSRError(f"Row {row} of the held-out set has no token to score: fix it or leave it out.")
         return np.bincount(self._problem, weights=surprisal) / np.bincount(self._problem)
-
-
-def check_no_images(dataset: Dataset, what: str) -> None:
-    """Raise `RSRError` for what a pilot can neither train on nor generate for."""
-    if images := [name for name in IMAGES if name in dataset.column_names]:
-        raise RSRError(f"A pilot is of text alone, and the {what} has images (column {images[0]!r}).")
 
 
 def check_apart(pool: Dataset, held_out: Dataset) -> None:

@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset, Features, Image, Json, List, Value
 from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
 
+from rsr_trl.pilot.held_out import HeldOut
 from rsr_trl.rsr import CONTENT, ERROR, RSR, STUDENT
 from rsr_trl.scoring.images import SeeingTokenizer
 from rsr_trl.scoring.pictures import tokens_of_images
@@ -265,6 +266,10 @@ class TestWholeStudents:
         ):
             with pytest.raises(ValueError, match=message):
                 RSRScorer(model, processor)(row)
+
+    def test_what_reads_text_alone_refuses_images(self):
+        with pytest.raises(ValueError, match="A pilot takes text alone, and the held-out set has images .*'images'"):
+            HeldOut(dataset_of(MESSAGES))
 
     def test_other_images_are_not_opened(self, tiny_student, tiny_tokenizer):
         """A column that nobody looks at may hold broken ones."""
