@@ -233,6 +233,8 @@ class TestWholeStudents:
         assert scored.features["images"] == List(Image())
         first = dataset.map(scorer)
         assert first[RSR] == pytest.approx(scored[RSR], rel=1e-6) and first[STUDENT] == scored[STUDENT]
+        stream = list(scorer.score(dataset.to_iterable_dataset()))
+        assert [row[RSR] for row in stream] == pytest.approx(scored[RSR], rel=1e-6)
         for again in (scorer, RSRScorer(path)):  # after rows with images, and before any
             assert dataset.map(again)._fingerprint == first._fingerprint
 
