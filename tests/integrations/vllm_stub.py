@@ -39,18 +39,14 @@ class StubServer:
         return logits.float().log_softmax(-1)
 
     def answer(self, body: dict) -> dict:
-        """By definition: the given token, then the most likely ones; a rank counts all at least as likely."""
+        """By definition: a rank counts all tokens at least as likely, but the most likely ones have their place."""
         ids, top = body["prompt"], body["prompt_logprobs"]
         places = [None]
         for token, row in zip(ids[1:], self.logprobs(ids)[:-1], strict=True):
-            ranks = {int(t): r for r, t in enumerate(row.topk(top).indices, start=1)} if top else {}
-            ranks = {token: int((row >= row[token]).sum())} | {t: r for t, r in ranks.items() if t != token}
+            ranks = {token: int((row >= row[token]).sum())}
+            ranks |= {int(t): r for r, t in enumerate(row.topk(top).indices, start=1)}
             place = {
-                str(t): {
-                    "logprob": max(row[t].item(), -9999.0),
-                    "rank": r,
-                    "decoded_token": self.tokenizer.decode([t]),
-                }
+                str(t): {"logprob": max(row[t].item(), -9999.0), "rank": r, "decoded_token": self.tokenizer.decode([t])}
                 for t, r in ranks.items()
             }
             places.append(place)
