@@ -16,13 +16,17 @@ import requests
 from requests.adapters import HTTPAdapter
 from transformers import PreTrainedTokenizerBase
 
-from rsr_trl.integrations.vllm_student import Answer, Prompts, VLLMStudent
+from rsr_trl.integrations.vllm_student import PROBE_TOP, Answer, Prompts, VLLMStudent
 from rsr_trl.rsr import RSRError
 
 
 CHUNK = 256  # rows that an engine of this process gets together
 BUSY = (429, 500, 502, 503, 504)  # statuses after which a request is repeated
-HINTS = {401: " Set VLLM_API_KEY.", 403: " Set VLLM_API_KEY."}
+HINTS = {  # what a refusal says, and what to do
+    "Unauthorized": " Set VLLM_API_KEY.",
+    "greater than max allowed": f" Start it with --max-logprobs {PROBE_TOP} or more.",
+    "out of vocabulary": " It runs another student.",
+}
 
 
 class VLLMServer:
@@ -90,7 +94,7 @@ class VLLMServer:
             names = ", ".join(repr(model["id"]) for model in models) or "nothing"
             raise RSRError(
                 f"The server at {self.url} serves {names}, not {asked!r}. Start it with that student; if it is the "
-                "same one under another name, pass vllm_served_model_name (in Python: served_model_name of VLLMServer)."
+                "same one under another name, pass vllm_served_model_name (in Python: served_model_name)."
             )
         if not found[0].get("max_model_len"):
             raise RSRError(f"The server at {self.url} doesn't state max_model_len: it is no vLLM server.")
@@ -118,7 +122,7 @@ class VLLMServer:
         values = ("logprob", "rank", "decoded_token")
         return [place and {int(t): tuple(map(of.get, values)) for t, of in place.items()} for place in places]
 
-    def _call(self, method: str, path: str, body: dict | None = None, what: str | None = None) -> dict:
+    def _call(self, method: str, path: str, body: dict | None = None, what: str = "a request") -> dict:
         for attempt in range(self.retries + 1):
             time.sleep(0.25 * 2**attempt if attempt else 0)
             try:
@@ -136,8 +140,8 @@ class VLLMServer:
                 "and run the same again."
             ) from broken
         raise RSRError(
-            f"The server at {self.url} refuses {what or 'a request'} ({path}, status {answer.status_code}): "
-            f"{answer.text[:500].strip()}.{HINTS.get(answer.status_code, '')}"
+            f"The server at {self.url} refuses {what} ({path}, status {answer.status_code}): "
+            f"{answer.text[:500].strip()}." + "".join(hint for said, hint in HINTS.items() if said in answer.text)
         )
 
     def _connected(self) -> requests.Session:

@@ -131,8 +131,8 @@ class VLLMStudent:
         if tied > 0.02:
             logger.warning(
                 "%s computes logits in few bits: at %d%% of %d sampled places, some of the %d most likely tokens are "
-                "equally likely. vLLM counts all of them in a rank, but for the first. For exact ranks, run the student "
-                "in float32.", self._name, round(100 * tied), len(places), PROBE_TOP,
+                "equally likely. vLLM counts all of them in a rank, but for the first. For exact ranks, run it in "
+                "float32.", self._name, round(100 * tied), len(places), PROBE_TOP,
             )  # fmt: skip
         folder = Path(model_id)
         files = [path for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind)]

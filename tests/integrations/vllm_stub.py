@@ -15,7 +15,7 @@ class StubServer:
     """
 
     def __init__(self, model, tokenizer, name: str, max_model_len: int = 512, dtype: torch.dtype = torch.float32):
-        self.model, self.tokenizer, self.dtype = model.float().eval(), tokenizer, dtype
+        self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
         self.card = {"id": name, "root": name, "max_model_len": max_model_len}
         self.fault: Callable = lambda number, body: None
         self.change: Callable = lambda answer: answer
@@ -46,11 +46,27 @@ class StubServer:
             ranks = {token: int((row >= row[token]).sum())}
             ranks |= {int(t): r for r, t in enumerate(row.topk(top).indices, start=1)}
             place = {
-                str(t): {"logprob": max(row[t].item(), -9999.0), "rank": r, "decoded_token": self.tokenizer.decode([t])}
+                str(t): {
+                    "logprob": max(row[t].item(), -9999.0),
+                    "rank": r,
+                    "decoded_token": self.tokenizer.decode([t]),
+                }
                 for t, r in ranks.items()
             }
             places.append(place)
         return {"choices": [{"index": 0, "text": "", "prompt_logprobs": places}]}
+
+
+class RecordedServer(StubServer):
+    """Serves what a real server has answered (`vllm_record.py`), as if for the student `name`."""
+
+    def __init__(self, recorded: dict, name: str):
+        super().__init__(None, None, name)
+        self.card = {**recorded["card"], "id": name, "root": name}
+        self.answers = {(*prompt, top): answer for prompt, top, answer in recorded["served"]}
+
+    def answer(self, body: dict) -> dict:
+        return self.answers[(*body["prompt"], body["prompt_logprobs"])]
 
 
 class _Handler(BaseHTTPRequestHandler):
