@@ -26,6 +26,7 @@ HINTS = {  # what a refusal says, and what to do
     "Unauthorized": " Set VLLM_API_KEY.",
     "greater than max allowed": f" Start it with --max-logprobs {PROBE_TOP} or more.",
     "out of vocabulary": " It runs another student.",
+    "not JSON compliant": " The student gives NaN there.",
 }
 
 
@@ -55,8 +56,8 @@ class VLLMServer:
         retries: int = 5,
         timeout: float = 600,
     ):
-        if concurrency < 1:
-            raise RSRError(f"concurrency must be at least 1, got {concurrency}.")
+        if concurrency < 1 or retries < 0:
+            raise RSRError(f"{concurrency=} must be at least 1, and {retries=} at least 0.")
         if not url.startswith(("http://", "https://")):
             raise RSRError(f"A server's address is such as http://localhost:8000, got {url!r}.")
         self.url = url.rstrip("/").removesuffix("/v1")
