@@ -88,17 +88,17 @@ class VLLMStudent:
         prompts = {row: good[row].input_ids.tolist() for row in longest_first}
         for row, answer in self._ask(prompts, 1):
             places = slice(ends[row - first_row] - counts[row - first_row], ends[row - first_row])
-            values = self._values(f"row {row}", prompts[row], answer, np.flatnonzero(good[row].scored), with_top1)
-            for name, array in values.items():
-                flat[name][places] = array
+            values = self._values(f"row {row}", prompts[row], answer, np.flatnonzero(good[row].scored))
+            for name, array in flat.items():
+                array[places] = values[name]
             if not np.isfinite(flat["surprisals"][places]).all():
                 raise BrokenLogits(np.array([row]), self.dtype)
             if progress is not None:
                 progress(1, len(prompts[row]), len(prompts[row]))
         return ScoredTokens(num_tokens=counts, **flat)
 
-    def _values(self, what: str, ids: list[int], answer: Answer, scored: np.ndarray, with_top1: bool) -> dict:
-        """The answer at the scored places `(K,)`, as arrays."""
+    def _values(self, what: str, ids: list[int], answer: Answer, scored: np.ndarray) -> dict[str, list]:
+        """The answer at the scored places `(K,)`, as the arrays of [`ScoredTokens`]."""
         if len(answer) != len(ids) or any(answer[k] is None or ids[k] not in answer[k] for k in scored):
             raise RSRError(f"{self._name} answers {what} for other tokens than it was asked for.")
         values = {"token_ids": [ids[k] for k in scored], "ranks": [], "surprisals": [], "top1": []}
@@ -111,13 +111,13 @@ class VLLMStudent:
             values["ranks"].append(rank)
             values["surprisals"].append(-logprobs[token])
             values["top1"].append(top1)
-        return values if with_top1 else {name: values[name] for name in ("token_ids", "ranks", "surprisals")}
+        return values
 
     def _check(self, tokenizer: PreTrainedTokenizerBase, model_id: str, trust_remote_code: bool) -> None:
         ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"][:32]
         ((_, answer),) = self._ask({"a sample": ids}, PROBE_TOP)
         places = np.arange(1, len(ids))
-        surprisals = np.array(self._values("a sample", ids, answer, places, False)["surprisals"])
+        surprisals = np.array(self._values("a sample", ids, answer, places)["surprisals"])
         if any((p or 0) > 0.01 for k in places for p, _, _ in answer[k].values()):
             raise RSRError(f"{self._name} answers with numbers that are no log-probabilities: see its logprobs_mode.")
         for k in places:
@@ -131,8 +131,8 @@ class VLLMStudent:
         if tied > 0.02:
             logger.warning(
                 "%s computes logits in few bits: at %d%% of %d sampled places, some of the %d most likely tokens are "
-                "equally likely. vLLM counts all of them in a rank, but for the first. For exact ranks, run it in "
-                "float32.", self._name, round(100 * tied), len(places), PROBE_TOP,
+                "equally likely. vLLM counts ties in a rank. For exact ranks, run the student there in float32.",
+                self._name, round(100 * tied), len(places), PROBE_TOP,
             )  # fmt: skip
         folder = Path(model_id)
         files = [path for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind)]
