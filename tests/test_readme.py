@@ -18,6 +18,7 @@ from rsr_trl.demo.teachers import make_pool
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TRAINING = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+NEIGHBOURS = (ROOT / "docs" / "neighbours.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str, text: str = README) -> list[str]:
@@ -74,6 +75,19 @@ def test_the_page_on_training_runs_from_top_to_bottom(workspace):
         is_python = "import " in block
         output = run([sys.executable, "-c", block] if is_python else f"set -e\n{block}", workspace)
         assert "is scored again" not in output and "No score decides" not in output, output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "section", re.split(r"^## ", NEIGHBOURS, flags=re.MULTILINE)[1:], ids=lambda one: one.split()[0]
+)
+def test_each_neighbour_runs(section, workspace):
+    """Block after block, with what they need: a student, larger and trained ones, and trajectories."""
+    for name in ("Qwen/Qwen3-8B", "trained"):
+        shutil.copytree(STUDENT_PATH, workspace / name)
+    for block in blocks("bash|python", section):
+        output = run([sys.executable, "-c", block] if "import " in block else f"set -e\n{block}", workspace)
+        assert "weight 0" not in output  # all trajectories of the example have weights
 
 
 def test_every_command_is_in_the_readme():

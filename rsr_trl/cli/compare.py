@@ -118,8 +118,12 @@ def _show(out: Console, comparison) -> None:
     is_known = first["chosen_accuracy"] is not None
     columns = [Column("score", "name"), Column("mean tokens", "chosen_tokens", digits=0)]
     columns += [Column("correct", lambda row: percent(row["chosen_accuracy"]), shown=is_known)]
+    is_balanced = first["chosen_balance"] is not None
+    columns += [Column("balance", "chosen_balance", digits=3, shown=is_balanced)]
     columns += [Column("most from", most_from, shown=bool(teachers))]
     print_table(out, scores, columns, limit=None)
+    if is_balanced:
+        say(out, "balance: B-STaR's, the mean over problems of min(c / 8, 1) x c / n with c of n chosen correct.")
     if len(teachers) > 1:
         shared = comparison.num_shared_problems
         on = f", on {counted(shared, 'problem')} that all have" if shared else ""

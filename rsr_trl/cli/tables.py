@@ -112,8 +112,13 @@ def console() -> Console:
 
 
 def say(out: Console, text: str = "", bold: str = "", **how) -> None:
-    """Print a line in which nothing is markup, with `bold` words (and the line ends before them) at its beginning."""
-    out.print(Text.assemble((harmless(bold), "bold"), harmless(text)), **how)
+    """
+    Print a line in which nothing is markup, with `bold` words (and the line ends before them) at its beginning. With a
+    word in it that is longer than the terminal is wide, such as a path, the terminal itself wraps: it can be copied.
+    """
+    line = Text.assemble((harmless(bold), "bold"), harmless(text))
+    long = any(cell_len(word) > out.width for word in line.plain.split())
+    out.print(line, **({"soft_wrap": long} | how))
 
 
 def harmless(text: str) -> str:

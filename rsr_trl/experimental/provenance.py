@@ -1,61 +1,53 @@
-"""Which share of a trajectory's reasoning steps comes from the teacher rather than from the student.
+"""Which sentences of a trajectory come from the teacher, and which from the student. This file runs no model.
 
-After "Where Did This Sentence Come From?" (arXiv:2512.20908): compares the student's token statistics with those
-of the teacher's model, or with the log-probabilities that a server returned when the teacher wrote. Runs no model.
+"Where Did This Sentence Come From?", arXiv:2512.20908; "divergence-aware sampling", arXiv:2601.09088: a model M gives
+a sentence the geometric mean of its tokens' probabilities, p_M = exp(mean_i ln p_M(t_i)), over the model's own tokens.
+It is the teacher's if p_T - p_S > 0.1, the student's if p_S - p_T > 0.1, else common; of a problem the trajectory with
+the *most* teacher sentences is chosen. With p_D of the trained student, the first that holds counts: shared if no two
+of the three differ by more than alpha, the teacher's, the student's, boosted.
+
+Ours: sentences are those of [`split_sentences`] and end with a turn, and alpha is 0.1 too (we know of no published
+splitter or alpha); a token belongs to the sentence in which it begins; a sentence that a model hasn't read whole, or
+in which none of its tokens begins, has no class and isn't counted.
 """
 
-import codecs
 import logging
-import math
-import re
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import compress
+from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-from datasets import Dataset
+import pandas as pd
+from datasets import Dataset, Features, List, Value, concatenate_datasets
 from numpy.typing import ArrayLike
-from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerBase
 
-from rsr_trl.rsr import SCORE_PREFIX, TOKEN_IDS, TOKEN_SURPRISALS, RSRError
-from rsr_trl.scoring.scorer import FORMAT_COLUMNS
-from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
+from rsr_trl.data import read_table
+from rsr_trl.experimental.logprobs import places_and_surprisals
+from rsr_trl.report.rows import TurnFinder, prompt_of, response_of
+from rsr_trl.report.sections.provenance import NUM_SENTENCES, SENTENCES, by_class
+from rsr_trl.report.tokens import FRAGMENT, check_token_columns, read_tokens
+from rsr_trl.rsr import SCORE_PREFIX, TRUNCATED, RSRError
+from rsr_trl.scoring.steps import split_sentences
 
 
 logger = logging.getLogger(__name__)
 
 COLUMN = SCORE_PREFIX + "provenance"
-TEACHERS_OWN = 0.1  # nats per token by which the teacher has to be surer of a step than the student
-ROUNDING = 1e-3  # nats by which a server may round above a probability of 1
-EXPECTED = (
-    "Expected is what the chat completions API of OpenAI, vLLM and SGLang returns as `logprobs`: {'content': "
-    "[{'token': str, 'logprob': float, 'bytes': [int] or null}, ...]}, or that list alone; for conversations with "
-    "several scored turns a list of them, one per turn; null where there are none."
-)
-_THINK_TAG = re.compile(r"</?think>\s*")
-_END_OF_TURN = re.compile(r"(?:\s*[<\[][^\s<>]*[>\[\]]){0,2}\s*")  # </s>, <|im_end|>, [EOS], [e~[; only space
-_LOST = re.compile("(\N{REPLACEMENT CHARACTER}+)")
+BEFORE, AFTER = ("teacher", "student", "common"), ("shared", "teacher", "student", "boosted")  # training
+ALPHA = BETA = 0.1  # differences of probabilities
 
 
-def provenance(student: ArrayLike, teacher: ArrayLike, num_tokens: ArrayLike) -> float:
+def classify(student: ArrayLike, teacher: ArrayLike, trained: ArrayLike | None = None) -> np.ndarray:
     """
-    Share of the steps that come from the teacher: those to which it gives at least 0.1 nats per token more
-    log-probability than the student does. High. After arXiv:2512.20908, which chooses data by what stems from the
-    teacher; steps instead of sentences, the threshold and making a share of it are ours.
-
-    Args:
-        student, teacher (float arrays of shape `(S,)`): Surprisal of each step in nats, summed over its tokens. A step
-            with a NaN is left out.
-        num_tokens (int array of shape `(S,)`): The student's tokens in each step.
-
-    Returns:
-        `float`: NaN if no step is left.
+    Where sentences come from, by their probabilities p_S, p_T and, after training, p_D: arrays of shape `(S,)`, as are
+    the classes that it returns: of `BEFORE`, or with `trained` of `AFTER`; `""` where a probability is NaN.
     """
-    gaps = (np.asarray(student, np.float64) - np.asarray(teacher, np.float64)) / np.asarray(num_tokens)
-    known = ~np.isnan(gaps)
-    return float(np.mean(gaps[known] >= TEACHERS_OWN)) if known.any() else math.nan
+    student, teacher = np.asarray(student, np.float64), np.asarray(teacher, np.float64)
+    apart = np.ptp([student, teacher, student if trained is None else trained], axis=0)  # NaN where one is
+    shared = (apart <= ALPHA) & (trained is not None)
+    cases = [np.isnan(apart), shared, teacher - student > BETA, student - teacher > BETA]
+    return np.select(cases, ["", "shared", "teacher", "student"], "common" if trained is None else "boosted")
 
 
 def score_provenance(
@@ -63,258 +55,143 @@ def score_provenance(
     processing_class: PreTrainedTokenizerBase,
     teacher: Dataset | str,
     teacher_processing_class: PreTrainedTokenizerBase | None = None,
-    **settings,
 ) -> Dataset:
     """
-    Add the column `score_provenance` ([`provenance`]; the high end is chosen first) to a scored dataset.
-
-    Only probabilities of whole steps ([`~rsr_trl.scoring.steps.split_steps`]) are compared, so the teacher may have
-    another tokenizer. Null where `rsr` is; where the teacher's tokens fall into another number of steps (its template
-    writes more text, or another length limit cuts); and where log-probabilities are missing or of another text.
+    Add the number of teacher sentences, `score_provenance` (high), to a scored dataset; beside it, for the report,
+    `provenance_num_sentences`, `provenance_teacher_share`, `..._student_share` and `..._common_share`, and
+    `provenance_sentences` (`text`, `class`, `p_student`, `p_teacher` of each). Null where `rsr` is; also where the
+    texts are others (of another tokenizer, say) or log-probabilities are missing, which a warning counts.
 
     Args:
         dataset (`Dataset`): Scored by the student with `token_stats=True`.
-        processing_class ([`~transformers.PreTrainedTokenizerBase`]): The student's tokenizer.
+        processing_class, teacher_processing_class: Tokenizers of the student and of the teacher (by default the same).
         teacher (`Dataset` or `str`): The same rows, scored by the teacher's model with `token_stats=True`; or the
-            column of `dataset` with a server's `choice.logprobs` (or its `content`; a list of them for several turns).
-        teacher_processing_class ([`~transformers.PreTrainedTokenizerBase`], *optional*): Tokenizer of the teacher's
-            model; the student's by default.
-        settings: `assistant_only_loss` and `dataset_text_field`, as the rows were scored.
+            column of `dataset` with what a server returned ([`~rsr_trl.experimental.logprobs.read_logprobs`]).
 
-    Raises:
-        RSRError: for missing columns, another number of rows, token ids of another tokenizer, or log-probabilities
-            that aren't in the servers' format.
+    `RSRError` for columns that are missing or there already, another number of rows, token ids that aren't in the
+    tokenizer, or log-probabilities in another format.
     """
-    if COLUMN in dataset.column_names:
-        raise RSRError(f"The dataset already has the column {COLUMN}. Remove it first.")
-    rows = _scored_rows(dataset, dataset, ExampleTokenizer(processing_class, with_steps=True, **settings), "student")
-    if isinstance(teacher, str):
-        if teacher not in dataset.column_names:
-            raise RSRError(f"The dataset has no column {teacher!r}. Its columns are {dataset.column_names}.")
-        values = dataset.with_format(None).select_columns(teacher)
-        pairs = (
-            (row, row and _sums_by_server(row, said[teacher], f"Row {i}, column {teacher!r}", processing_class))
-            for i, (row, said) in enumerate(zip(rows, values, strict=True))
-        )
-    else:
-        tokenize = ExampleTokenizer(teacher_processing_class or processing_class, with_steps=True, **settings)
-        others = _scored_rows(teacher, dataset, tokenize, "teacher")
-        pairs = ((row, other and other.sums) for row, other in zip(rows, others, strict=True))
-    shares = [_share(row, sums) for row, sums in pairs]
-    if unknown := sum(share is not None and math.isnan(share) for share in shares):
-        logger.warning(
-            f"{unknown} of {len(dataset)} rows have no {COLUMN}: what the teacher says of them is missing, of another "
-            "text or in other steps."
-        )
-    return dataset.add_column(COLUMN, pa.array(shares, pa.float64(), from_pandas=True))
+    if not isinstance(teacher, str):
+        reader = _by_model(teacher, teacher_processing_class or processing_class, "teacher", len(dataset))
+        return _with_columns(dataset, processing_class, "student", {"teacher": reader}, BEFORE)
+    values = read_table(dataset, [teacher], "teacher")[teacher]
+
+    def by_server(i: int, text: str, turns: list[str], cut: bool) -> _Read | None:
+        found = places_and_surprisals(values[i].as_py(), turns, cut, f"Row {i}, column {teacher!r}")
+        return found and _Read(text, *found)
+
+    return _with_columns(dataset, processing_class, "student", {"teacher": by_server}, BEFORE)
 
 
-class _Row(NamedTuple):
-    example: TokenizedExample  # the whole row, whatever the length limit of the scoring
-    surprisals: np.ndarray  # of its scored tokens, as many as were scored
-    starts: np.ndarray  # which of these begin a step: ints of shape `(S,)`
-
-    @property
-    def sums(self) -> np.ndarray:
-        """Surprisal of each step, summed: `(S,)`."""
-        return np.add.reduceat(self.surprisals, self.starts)
-
-
-def _scored_rows(scored: Dataset, texts: Dataset, tokenize: ExampleTokenizer, whose: str) -> Iterator[_Row | None]:
-    """The rows one by one, `None` for those without a score."""
-    if missing := {TOKEN_IDS, TOKEN_SURPRISALS} - set(scored.column_names):
-        raise RSRError(f"The {whose}'s dataset has no {min(missing)}. Score it with RSRScorer(..., token_stats=True).")
-    if len(scored) != len(texts):
-        raise RSRError(f"The {whose}'s dataset has {len(scored)} rows instead of {len(texts)}: score the same rows.")
-    wanted = (*FORMAT_COLUMNS, tokenize.dataset_text_field)
-    texts = texts.with_format(None).select_columns([name for name in texts.column_names if name in wanted])
-    stats = scored.with_format("numpy", [TOKEN_IDS, TOKEN_SURPRISALS])
-    for i, (text, of_tokens) in enumerate(zip(texts, stats, strict=True)):
-        (example,), ids = tokenize([text]), of_tokens[TOKEN_IDS]
-        if not np.array_equal(example.input_ids[example.scored][: len(ids)], ids):
-            raise RSRError(
-                f"Row {i}: its {TOKEN_IDS} aren't those of the {whose}'s tokenizer. Pass the tokenizer and settings "
-                "with which it was scored."
-            )
-        if len(ids):
-            starts = np.flatnonzero(example.step_starts[example.scored][: len(ids)])
-            yield _Row(example, np.asarray(of_tokens[TOKEN_SURPRISALS], np.float64), starts)
-        else:
-            yield None
+def trace(
+    before: Dataset,
+    after: Dataset,
+    teacher: Dataset,
+    processing_class: PreTrainedTokenizerBase,
+    teacher_processing_class: PreTrainedTokenizerBase | None = None,
+) -> Dataset:
+    """
+    Where the sentences come from that a trained student writes. The same rows, its own responses to test problems, as
+    the student before training, the one after it and the teacher scored them (`token_stats=True`); tokenizers as in
+    [`score_provenance`]. Returns `after` with the columns that it adds but for the score, and the four classes
+    ([`AFTER`], `provenance_shared_share` ..., `p_trained` of each sentence); [`table`] sums them up.
+    """
+    others = {"student": _by_model(before, processing_class, "student", len(after))}
+    others["teacher"] = _by_model(teacher, teacher_processing_class or processing_class, "teacher", len(after))
+    return _with_columns(after, processing_class, "trained", others, AFTER)
 
 
-def _share(row: _Row | None, teacher: np.ndarray | None) -> float | None:
-    """Provenance of a row: `None` if it isn't scored, NaN if the teacher's steps aren't known or others."""
-    if row is None:
-        return None
-    if teacher is None or len(teacher) != len(row.starts):
-        return math.nan
-    return provenance(row.sums, teacher, np.diff(row.starts, append=len(row.surprisals)))
+def table(dataset: Dataset) -> pd.DataFrame:
+    """Of each class: its sentences, their share, and the mean probability that each model gives them."""
+    return pd.DataFrame(by_class(dataset.with_format(None)[SENTENCES])).set_index("class")
 
 
-# ------------------------------------------------------------------------------------- a server's log-probabilities
-
-
-def _sums_by_server(row: _Row, value: object, where: str, tokenizer: PreTrainedTokenizerBase) -> np.ndarray | None:
-    """The teacher's sums from a server's log-probabilities; `None` if they are missing or of another text."""
-    try:
-        turns = read_logprobs(value)
-    except ValueError as error:
-        advice = f"Fix the row, or set its value to null: it gets no {COLUMN} then."
-        raise RSRError(f"{where}: {error}. {EXPECTED} {advice}") from None
-    example, left, sums = row.example, len(row.surprisals), []
-    if len(turns) != len(example.runs):
-        return None
-    for said, (begin, end) in zip(turns, example.runs.tolist(), strict=True):
-        stop = min(end, begin + left)  # where the student's length limit cuts
-        left -= stop - begin
-        if stop == begin:
-            break
-        if begin == 1 and example.input_ids[0] not in tokenizer.all_special_ids:
-            begin = 0  # nothing predicts the first token of a row, but it's text
-        stream, backend = DecodeStream(skip_special_tokens=False), tokenizer.backend_tokenizer
-        pieces = [stream.step(backend, token) or "" for token in example.input_ids[begin:end].tolist()]
-        edges, starts = _count(map(len, pieces)), np.flatnonzero(example.step_starts[begin:stop])
-        indents = [0, *(len(pieces[k]) - len(pieces[k].lstrip()) for k in starts[1:])]
-        seen = min(edges[stop - begin] + (not pieces[stop - begin - 1]), edges[-1])  # with a character that is cut
-        sums.append(said and step_sums(said, "".join(pieces), edges[starts] + indents, seen))
-    return None if any(part is None for part in sums) else np.concatenate(sums)
-
-
-class Said(NamedTuple):
-    """What a server returned for one response: its tokens as text, and their surprisals in nats."""
+class _Read(NamedTuple):
+    """A response as a model read it: the text, where each token begins in it, and their surprisals (nats)."""
 
     text: str
-    edges: np.ndarray  # where in the text each token begins, and where the last one ends: (n + 1,)
-    leads_on: np.ndarray  # whether a token holds a part of the character after it: (n,)
+    begins: np.ndarray
     surprisals: np.ndarray
 
-
-def read_logprobs(value: object) -> list[Said | None]:
-    """What a server returned: one response, or one per turn; `None` where there is none. `ValueError` says why."""
-
-    def is_turn(part: object) -> bool:
-        return isinstance(part, list) or (isinstance(part, Mapping) and "content" in part)
-
-    if isinstance(value, list) and value and (any(map(is_turn, value)) or value.count(None) == len(value)):
-        return [_read_turn(part, f"turn {i}, ") for i, part in enumerate(value)]
-    return [_read_turn(value, "")]
+    def probabilities(self, edges: np.ndarray) -> np.ndarray:
+        """p_M of each sentence, shape `(S,)`; they begin and end at the characters `edges`, shape `(S + 1,)`."""
+        own, size = np.searchsorted(edges, self.begins, side="right") - 1, len(edges) - 1
+        inside = own < size
+        count, total = (np.bincount(own[inside], x, size) for x in (None, self.surprisals[inside]))
+        known = (count > 0) & (edges[1:] <= len(self.text))
+        return np.where(known, np.exp(-total / np.maximum(count, 1)), np.nan)
 
 
-def _read_turn(value: object, where: str) -> Said | None:
-    tokens = value["content"] if isinstance(value, Mapping) and "content" in value else value
-    if tokens is None:
-        return None
-    if not isinstance(tokens, list):
-        raise ValueError(f"{where}{_kind(tokens)} instead of a list of tokens")
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    pieces, leads_on, surprisals = [], [], []
-    for i, token in enumerate(tokens):
-        try:
-            raw, logprob = _read_token(token)
-        except ValueError as error:
-            raise ValueError(f"{where}token {i} {error}") from None
-        pieces.append(decoder.decode(raw))
-        leads_on.append(bool(decoder.getstate()[0]) or not raw)  # vLLM leaves the first tokens of a character empty
-        surprisals.append(-logprob)
-    edges = _count(map(len, pieces))
-    return Said("".join(pieces), edges, np.array(leads_on, dtype=bool), np.array(surprisals, dtype=np.float64))
+def _read(row: dict, tokenizer: PreTrainedTokenizerBase) -> _Read:
+    tokens = read_tokens(row, tokenizer)
+    begins = np.cumsum([0, *(len(token.text) for token in tokens)])[:-1]
+    text = "".join(token.text for token in tokens).rstrip(FRAGMENT)  # of a character that a length limit cut
+    return _Read(text, begins, np.array([token.surprisal for token in tokens]))
 
 
-def _read_token(token: object) -> tuple[bytes, float]:
-    if not isinstance(token, Mapping):
-        raise ValueError(f"is {_kind(token)} instead of a token with a logprob")
-    text, raw, logprob = token.get("token"), token.get("bytes"), token.get("logprob")
-    if not isinstance(logprob, (int, float)):
-        raise ValueError(f"has {_kind(logprob)} as its logprob instead of a number")
-    if not logprob <= ROUNDING:
-        raise ValueError(f"has the logprob {logprob}, which is no log-probability")
-    if raw:
-        try:
-            return bytes(raw if isinstance(raw, list) else [raw]), logprob
-        except (TypeError, ValueError):
-            raise ValueError("has `bytes` that are not a list of numbers from 0 to 255") from None
-    if not isinstance(text, str):
-        raise ValueError(f"has {_kind(text)} as its text (`token`) instead of a string")
-    return text.encode("utf-8", "surrogatepass"), logprob
+def _rows(dataset: Dataset, whose: str) -> Dataset:
+    try:
+        check_token_columns(dataset.column_names)
+    except RSRError as error:
+        raise RSRError(f"The {whose}'s dataset: {error}") from None
+    return dataset.with_format(None)
 
 
-def step_sums(said: Said, response: str, starts: np.ndarray, stop: int) -> np.ndarray | None:
-    """
-    The teacher's surprisal of each step of a response, summed: float64 of shape `(S,)`. NaN for steps in which no
-    token ends; `None` if the server's text is another.
+def _by_model(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, whose: str, size: int) -> Callable:
+    if len(dataset) != size:
+        raise RSRError(f"The {whose}'s dataset has {len(dataset)} rows instead of {size}: score the same rows.")
+    rows = _rows(dataset, whose)
 
-    Steps begin at the characters `starts`, shape `(S,)`, and the last one ends at `stop`; a token belongs to the step
-    in which it ends. The server's text may have an end-of-turn token after the response, and differ from it in white
-    space and in `<think>` and `</think>`, which servers and chat templates strip and add; steps that hold such a tag
-    are NaN then.
-    """
-    for with_space, with_tags in ((True, True), (False, True), (False, False)):
-        written, in_written = _reduced(response, with_space, with_tags)
-        spoken, in_spoken = _reduced(said.text, with_space, with_tags)
-        places = _places(spoken, written)
-        if places is not None:
-            break
-    else:
-        return None
-    first, end = in_spoken[said.edges[:-1]], np.minimum(in_spoken[said.edges[1:]] + said.leads_on, len(places))
-    own = first < len(places)
-    if not with_tags:
-        own &= (np.diff(_count(_in_tags(said.text))[said.edges]) == 0) | (np.diff(in_spoken[said.edges]) > 0)
-    first, end, surprisals = first[own], end[own], said.surprisals[own]
-    steps = np.searchsorted(in_written[starts], np.where(end > 0, places[end - 1], -1), side="right") - 1
-    inside = (steps >= 0) & (places[first] < in_written[stop])
-    sums = np.bincount(steps[inside], surprisals[inside], minlength=len(starts)).astype(np.float64)
-    unknown = np.bincount(steps[inside], minlength=len(starts)) == 0
-    if not with_tags:
-        unknown |= np.diff(_count(_in_tags(response))[np.append(starts, stop)]) > 0
-    return np.where(unknown, np.nan, sums)
+    def read(i: int, text: str, *_) -> _Read | None:
+        other = _read(rows[i], tokenizer)
+        # A first token may hold the space before it, which is the prompt's; a length limit may cut one text earlier.
+        theirs, ours = other.text.lstrip(), text.lstrip()
+        shift = len(theirs) - len(other.text) + len(text) - len(ours)
+        found = _Read(text[: len(other.text) + shift], np.maximum(other.begins + shift, 0), other.surprisals)
+        return found if theirs.startswith(ours) or ours.startswith(theirs) else None
+
+    return read
 
 
-def _reduced(text: str, with_space: bool, with_tags: bool) -> tuple[str, np.ndarray]:
-    """The characters that count; and how many of them stand before each place in the text, its end included."""
-    kept = np.array([with_space or not letter.isspace() for letter in text], dtype=bool)
-    kept &= with_tags | ~_in_tags(text)
-    return "".join(compress(text, kept)), _count(kept)
+def _with_columns(dataset: Dataset, tokenizer, own: str, others: dict, classes: tuple[str, ...]) -> Dataset:
+    shares = {name: f"provenance_{name}_share" for name in classes}
+    sentence = dict.fromkeys(("text", "class"), Value("string"))
+    sentence |= {f"p_{model}": Value("float64") for model in (own, *others)}
+    kinds = dict.fromkeys([COLUMN, *shares.values()] if classes == BEFORE else shares.values(), Value("float64"))
+    kinds |= {NUM_SENTENCES: Value("int64"), SENTENCES: List(sentence)}
+    if there := set(kinds) & set(dataset.column_names):
+        raise RSRError(f"The dataset already has the column {min(there)}. Remove it first.")
+    rows, turns, parts, unknown = _rows(dataset, own), TurnFinder(tokenizer), [], 0
+    for start in range(0, max(len(rows), 1), 1000):  # sentences take less room as columns
+        values = []
+        for i in range(start, min(start + 1000, len(rows))):
+            read = _read(row := rows[i], tokenizer)
+            starts = read.begins[turns(row)].tolist() if read.text else []
+            found = _sentences(i, read.text, starts, bool(row.get(TRUNCATED)), {own: read}, others)
+            long = [one["text"].strip() for one in found if len(one["text"]) > 5]
+            if long and (said := prompt_of(row) + response_of(row)) and not any(text in said for text in long):
+                found = []  # the ids are another tokenizer's
+            names = [one["class"] for one in found if one["class"]]
+            value = {COLUMN: float(names.count("teacher")), NUM_SENTENCES: len(names), SENTENCES: found}
+            value |= {column: names.count(name) / max(len(names), 1) for name, column in shares.items()}
+            values.append(value if names else {})
+            unknown += len(read.begins) > 0 and not names
+        parts.append(Dataset.from_dict({name: [one.get(name) for one in values] for name in kinds}, Features(kinds)))
+    if unknown:
+        logger.warning(f"{unknown} of {len(rows)} rows have no provenance: other texts, or the teacher's are missing.")
+    return concatenate_datasets([dataset, concatenate_datasets(parts)], axis=1).with_format(dataset.format["type"])
 
 
-def _count(numbers: Iterable[int]) -> np.ndarray:
-    return np.cumsum([0, *numbers])
-
-
-def _in_tags(text: str) -> np.ndarray:
-    """Which characters belong to a think tag: bool of shape `(len(text),)`."""
-    inside = np.zeros(len(text), dtype=bool)
-    for tag in _THINK_TAG.finditer(text):
-        inside[tag.start() : tag.end()] = True
-    return inside
-
-
-def _places(spoken: str, written: str) -> np.ndarray | None:
-    """
-    Where in `written` each character of `spoken` stands, without an end of turn; `None` if they differ.
-
-    Some servers write a replacement character for each token of a character that takes several: a run of them may
-    stand for any characters outside of ASCII, of up to four bytes each.
-    """
-    parts, places, at = _LOST.split(spoken), [], 0
-    for i in range(0, len(parts), 2):  # a run, of no length at first, and the text after it
-        run, text = len(parts[i - 1]) if i else 0, parts[i]
-        for width in range(-(-run // 4), run + 1):
-            if i + 1 == len(parts):  # the end
-                own = len(written) - at - width
-                fits = own >= 0 and text[:own] == written[at + width :] and _END_OF_TURN.fullmatch(text, own)
-            else:
-                own = len(text)
-                fits = written.startswith(text, at + width)
-            if fits and not any(map(str.isascii, written[at : at + width])):
-                break
-        else:
-            return None
-        places += [at + np.arange(run) * width // max(run, 1), at + width + np.arange(own)]
-        at += width + own
-    return np.concatenate(places)
-
-
-def _kind(value: object) -> str:
-    return "null" if value is None else type(value).__name__
+def _sentences(i: int, text: str, starts: list[int], cut: bool, reads: dict, others: dict) -> list[dict]:
+    """Text, class and probabilities of each sentence of a row whose turns begin at `starts`; none if unknown."""
+    turns = [text[start:stop] for start, stop in pairwise([*starts, len(text)])]
+    reads |= {model: reader(i, text, turns, cut) for model, reader in others.items() if turns}
+    if not turns or None in reads.values():
+        return []
+    spans = (start + stop for start, turn in zip(starts, turns, strict=True) for _, stop in split_sentences(turn))
+    edges = np.array([0, *spans])
+    p = {model: read.probabilities(edges) for model, read in reads.items()}
+    found = [{"text": text[start:stop]} for start, stop in pairwise(edges.tolist())]
+    for j, kind in enumerate(classify(p["student"], p["teacher"], p.get("trained")).tolist()):
+        found[j] |= {"class": kind, **{f"p_{model}": float(values[j]) for model, values in p.items()}}
+    return found

@@ -102,7 +102,7 @@ class HeldOut:
         response = cut = correct = [None] * len(self.problems)
         loss = self.loss(model, tokenizer).tolist() if self.has_references else response
         if self._answers is not None:
-            ids, state, mine = [_prompt_ids(tokenizer, *prompt) for prompt in self._prompts], PartialState(), []
+            ids, state, mine = [prompt_ids(tokenizer, *prompt) for prompt in self._prompts], PartialState(), []
             order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), i))[state.process_index :: state.num_processes]
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
@@ -129,7 +129,7 @@ class HeldOut:
                 done = rows.stop
             seconds += (time.perf_counter() - start) * len(self.dataset) / done
         if self._answers is not None:
-            ids = sorted((_prompt_ids(tokenizer, *prompt) for prompt in self._prompts), key=len)
+            ids = sorted((prompt_ids(tokenizer, *prompt) for prompt in self._prompts), key=len)
             middle = max(0, (len(ids) - batch_size) // 2)
             num_tokens, taken, cut = PROBE_ROWS, 0.0, True
             while cut and (num_tokens == PROBE_ROWS or taken < PROBE_SECONDS / 4):
@@ -184,12 +184,18 @@ def _before_answer(messages: list[dict]) -> list[dict]:
     return messages[: max((i for i, turn in enumerate(messages) if turn["role"] == "assistant"), default=None)]
 
 
-def _prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list, tools, template_kwargs) -> list[int]:
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | list, tools, template_kwargs) -> list[int]:
     """A prompt as SFTTrainer tokenizes it: plain text as it is, a chat with its generation prompt."""
     if isinstance(prompt, str):
         return tokenizer(text=prompt)["input_ids"]
     options = {"add_generation_prompt": True, "return_dict": True, **(template_kwargs or {})}
     return tokenizer.apply_chat_template(prompt, tools=tools, **options)["input_ids"]
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens with which the model ends a response."""
+    ends = model.generation_config.eos_token_id
+    return {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
 
 
 @torch.no_grad()
@@ -201,8 +207,7 @@ def generate(
     room = min(max_new_tokens, positions - width)
     if room < 1:
         raise RSRError(f"A held-out prompt has {width} tokens, and the student only {positions} positions.")
-    ends = model.generation_config.eos_token_id
-    ends = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+    ends = end_tokens(model, tokenizer)
     pad = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts], device=model.device)
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)

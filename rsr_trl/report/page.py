@@ -25,7 +25,8 @@ from rsr_trl.rsr import DIRECTION, TOKEN_IDS, RSRError
 from rsr_trl.selection.display import as_html
 
 
-# The parts of the page in their order: the file in `sections/` (and template) of each, and its heading.
+# The parts of the page in their order: the file in `sections/` (and template) of each, and its heading. One of an
+# experimental method is left out where its `view` is None: the dataset has no columns for it.
 SECTIONS = {
     "headline": "In short",
     "teachers": "Which teacher suits",
@@ -37,6 +38,7 @@ SECTIONS = {
     "compare": "RSR and other scores",
     "training": "During training",
     "pilot": "Pilot results",
+    "provenance": "Where sentences come from",
     "method": "How this was measured",
 }
 MAX_ROWS = 40
@@ -151,6 +153,7 @@ def write_report(
         pilot=None if pilot is None else Path(pilot).expanduser(),
     )
     parts = {name: import_module(f"rsr_trl.report.sections.{name}").view(material) for name in SECTIONS}
+    parts = {name: part for name, part in parts.items() if part is not None}
     page = _render(parts, material)
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(f".{output.name}.tmp")
@@ -216,7 +219,7 @@ def _render(parts: dict, material: Material) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html").render(
         parts=parts,
-        headings=SECTIONS,
+        headings={name: SECTIONS[name] for name in parts},
         title=f"RSR report: {name(material.source or material.student or 'scored trajectories')}",
         style=environment.loader.get_source(environment, "page.css")[0],
         script=script,

@@ -11,7 +11,8 @@ that knows how pieces lie in rows and what a cache is made of; it knows neither 
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
@@ -23,6 +24,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers import cache_utils as kinds
 from transformers.cache_utils import DynamicLayer, LinearAttentionLayer
 
+from rsr_trl.scoring import prefix_attention
 from rsr_trl.scoring.batches import Layout, plan_batches
 
 
@@ -261,16 +263,30 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float(error / expected.float().square().mean().sqrt().clamp(min=1e-12))
 
 
-def cache_for(model: PreTrainedModel, prefix: Prefix | None, rows: int, keep: bool) -> DynamicCache | None:
+@contextmanager
+def cache_for(
+    model: PreTrainedModel, prefix: Prefix | None, rows: int, keep: bool, split: bool
+) -> Iterator[DynamicCache | None]:
     """
-    The cache with which the backbone reads `rows` rows after `prefix`: its own is never changed. With `keep` it also
-    holds what is read, so that more can follow. `None` where there is nothing to read after, nor to keep.
+    The cache with which the backbone reads `rows` rows after `prefix`, within the context: its own is never changed.
+    With `keep` it also holds what is read, so that more can follow. With `split` the student attends to the prefix by
+    [`~rsr_trl.scoring.prefix_attention`]. `None` where there is nothing to read after, nor to keep.
     """
     if prefix is None:
-        return DynamicCache(config=model.base_model.config) if keep else None
+        yield DynamicCache(config=model.base_model.config) if keep else None
+        return
     cache = copy.copy(prefix.cache)
-    cache.layers = [_forked(layer, rows, keep) for layer in cache.layers]
-    return cache
+    if not split:
+        cache.layers = [_forked(layer, rows, keep) for layer in cache.layers]
+        yield cache
+        return
+    cache.layers = list(map(copy.copy, cache.layers))
+    for layer in cache.layers:
+        prefix_attention.fork(layer, keep)
+    with prefix_attention.used_by(model):
+        yield cache
+    for layer in cache.layers:
+        del layer.update  # of the copy: more rows are read after it
 
 
 def _forked(layer, rows: int, keep: bool):

@@ -31,7 +31,7 @@ from rsr_trl.rsr import (
 )
 
 
-REJECTED_BELOW = 0.01  # student probability below which reverse speculative decoding rejects a teacher's token
+ACCEPTED_TOP, ACCEPTED_FROM = 20, 0.01  # rank and probability with which reverse speculative decoding accepts a token
 GUESS_WORDS, GUESS_UNEVEN = (5, 20), 0.4  # what `guess_share` takes for "one of so many words, any of them"; nats
 LOCAL_STEPS = 4  # steps before a step that `lalp` lets the student see
 
@@ -193,11 +193,11 @@ def casl(mean_surprisal: ArrayLike, drop: ArrayLike, step_share: ArrayLike) -> n
 
 def rsd_share(tokens: ScoredTokens) -> np.ndarray:
     """
-    Share of the tokens to which the student gives less than 1%. Low. Those are the tokens that "In Their Own Words"
-    (reverse speculative decoding, arXiv:2509.22230) doesn't let the teacher write; making a score of their share
-    is ours.
+    Share of the tokens that aren't among the student's 20 most likely ones or to which it gives less than 1%. Low.
+    Those are the tokens that "In Their Own Words" (reverse speculative decoding, arXiv:2509.22230) doesn't let the
+    teacher write; making a score of their share is ours.
     """
-    return tokens.means(tokens.surprisals > -np.log(REJECTED_BELOW))
+    return tokens.means((tokens.ranks > ACCEPTED_TOP) | (tokens.surprisals > -np.log(ACCEPTED_FROM)))
 
 
 def lark(tokens: ScoredTokens) -> np.ndarray:
@@ -329,7 +329,7 @@ SCORES: dict[str, Score] = {
     "random": Score("low", random, ("content",)),
     "ifd": Score("high", ifd, ("alone",), published="IFD, arXiv:2308.12032"),
     "lalp": Score("high", lalp, ("steps", "local"), published="local average log-probability, arXiv:2510.03988"),
-    "provenance": Score("high", None, ("steps", "teacher"), published="after arXiv:2512.20908"),
+    "provenance": Score("high", None, ("teacher",), published="number of teacher sentences, arXiv:2512.20908"),
 }
 ONE_PASS = tuple(name for name, score in SCORES.items() if not score.passes)
 STORED = {name: score.stored for name, score in SCORES.items() if score.stored}
@@ -351,7 +351,7 @@ def check_scores(names: Iterable[str] | str | None) -> tuple[str, ...]:
     if "provenance" in asked:
         raise RSRError(
             "'provenance' compares the student with a teacher and is computed after scoring: score with "
-            "token_stats=True, then use rsr_trl.experimental.provenance.score_provenance (docs/scores.md)."
+            "token_stats=True, then use rsr_trl.experimental.provenance.score_provenance (docs/neighbours.md)."
         )
     return tuple(name for name in SCORES if name in asked or ("all" in asked and name in ONE_PASS))
 

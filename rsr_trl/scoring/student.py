@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import is_peft_available
 
 from rsr_trl.rsr import RSRError
-from rsr_trl.scoring import fingerprint, prefixes
+from rsr_trl.scoring import fingerprint, prefix_attention, prefixes
 from rsr_trl.scoring.batches import HEAD_POSITIONS, MAX_BATCH_TOKENS, Layout, lay_out
 from rsr_trl.scoring.lm_head import BrokenLogits, LMHead, compiles, own_logits, unknown_logits
 from rsr_trl.scoring.prefixes import Places, Prefix, Prefixes, Reading
@@ -162,7 +162,7 @@ class Student:
         self.layout = best_layout(model, self.device)
         self._border = length_border(model)
         self._share_prefixes, self._max_prefix_tokens = share_prefixes, max_prefix_tokens
-        self._verified, self._cache_bytes = False, 0.0
+        self._verified, self._split, self._cache_bytes = False, False, 0.0
 
     @property
     def head(self) -> LMHead:
@@ -343,10 +343,10 @@ class Student:
         if before is not None and "attention_mask" in arrays:
             read = np.ones((len(rows), before.length), dtype=np.int64)
             arrays["attention_mask"] = np.concatenate([read, arrays["attention_mask"]], axis=1)
-        given, cache = on_device(arrays, self.device), prefixes.cache_for(self._base, before, len(rows), keep)
-        if cache is not None:
-            given["past_key_values"] = cache
-        hidden = self.hidden_states(torch.from_numpy(ids).to(self.device), **given)
+        given = on_device(arrays, self.device)
+        with prefixes.cache_for(self._base, before, len(rows), keep, self._split) as cache:
+            given |= {} if cache is None else {"past_key_values": cache}
+            hidden = self.hidden_states(torch.from_numpy(ids).to(self.device), **given)
         # The state before a token predicts it. A row's first token is never scored, so none is predicted across rows.
         #
         #   ids       a  b  c  d | e  f  g  0      two rows, padded; packed rows lie in the same way, without padding
@@ -409,15 +409,24 @@ class Student:
         outputs = self._base.base_model(input_ids=whole, use_cache=True)
         if not prefixes.can_share(cache := outputs.get("past_key_values")):
             return 0.0
-        every = np.ones(len(ids), dtype=bool)
+        every, expected = np.ones(len(ids), dtype=bool), outputs.last_hidden_state[0]
         before = self._forward([TokenizedExample(ids[:half], ~every[:half])], keep=True)[2]
-        *_, after = self._forward([TokenizedExample(ids[half:], ~every[half:])], before, keep=True)
         tails = [TokenizedExample(ids[half:stop], every[half:stop]) for stop in (len(ids), len(ids) - 1)]
-        found = self._forward(tails, before)[0]
-        expected = outputs.last_hidden_state[0].to(found.device)
         expected = torch.cat([expected[half - 1 : half - 1 + len(tail.input_ids)] for tail in tails])
-        error = max(prefixes.relative_error(found, expected), prefixes.difference(after.cache, cache, len(ids) - half))
-        return prefixes.bytes_per_token(before.cache) if error <= (0.001 if self._is_exact else 0.1) else 0.0
+        for split in [True, False] if prefix_attention.fits(self._base, before.cache) else [False]:
+            self._split = split
+            try:
+                *_, after = self._forward([TokenizedExample(ids[half:], ~every[half:])], before, keep=True)
+                found = self._forward(tails, before)[0]
+            except (AttributeError, NotImplementedError, RuntimeError):  # attention of another kind, or no such kernel
+                if not split:
+                    raise
+                continue
+            error = prefixes.relative_error(found, expected.to(found.device))
+            error = max(error, prefixes.difference(after.cache, cache, len(ids) - half))
+            if error <= (0.001 if self._is_exact else 0.1):
+                return prefixes.bytes_per_token(before.cache)
+        return 0.0
 
     @property
     def _is_exact(self) -> bool:

@@ -17,6 +17,7 @@ from rsr_trl.selection.table import ScoredTable, place_in_run
 
 # Relative error of RSR by the dtype in which the student scored: near ties of ranks, rounded logits.
 NUMERICAL_ERROR = {"float32": 0.001, "bfloat16": 0.02, "float16": 0.02}
+ENOUGH_CORRECT = 8  # of one problem: more don't raise its balance
 
 
 def long_enough(tokens: np.ndarray, min_tokens: int | None = None) -> np.ndarray:
@@ -329,6 +330,30 @@ def correctness(table: ScoredTable, by: Criteria, chosen: np.ndarray) -> dict | 
         "random_long": None if is_long[known].all() else at_random(known & is_long),
         "surprisal": mean(likely) if len(likely) else None,
     }
+
+
+def balance(chosen: np.ndarray, correct: np.ndarray, problem: np.ndarray) -> float:
+    """
+    B-STaR's balance score of a choice (arXiv:2412.17256), in [0, 1], high: the mean over problems of
+    min(c / 8, 1) * c / n, where n of a problem's trajectories are chosen and c of them are correct. The first factor
+    asks for many correct ones per problem, the second for few wrong ones. With n chosen it is at most n / 8.
+
+    Theirs counts each distinct text once, ours each row. They add a reference solution to every problem; with us a
+    problem of which nothing is chosen counts 0.
+
+    Args:
+        chosen (bool array of shape `(n,)`): Which rows of the pool are chosen.
+        correct (float array of shape `(n,)`): 1, 0, or NaN where unknown: such rows don't count.
+        problem (int array of shape `(n,)`): Which problem each answers.
+
+    Returns:
+        `float`: NaN where correctness isn't known of any chosen row.
+    """
+    counted = (np.ones_like(chosen), chosen, chosen & ~np.isnan(correct), chosen & (correct == 1))
+    there, chosen, known, right = (np.bincount(problem[rows], minlength=problem.max() + 1) for rows in counted)
+    of_problem = np.minimum(right / ENOUGH_CORRECT, 1) * right / np.maximum(known, 1)
+    counts = (there > 0) & ((known > 0) | (chosen == 0))
+    return float(of_problem[counts].mean()) if known.any() else np.nan
 
 
 def _margins(cost: np.ndarray, group: np.ndarray, chosen: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from scipy.stats import rankdata, t
 from rsr_trl.data import Columns, counted, examples, find_columns, read_table
 from rsr_trl.rsr import ERROR, RSR, SCORE_PREFIX, RSRError, did_you_mean
 from rsr_trl.scoring.scores import SCORES, known_score
-from rsr_trl.selection.choose import Criteria, choose_rows, long_enough, min_tokens_to_show
+from rsr_trl.selection.choose import Criteria, balance, choose_rows, long_enough, min_tokens_to_show
 from rsr_trl.selection.display import as_html, shown
 from rsr_trl.selection.failure_modes import Finding, look_at_rows, look_at_scores
 from rsr_trl.selection.table import ScoredTable, available_scores
@@ -38,8 +38,8 @@ class Comparison:
             `length_correlation` (with scored tokens; above 0: long ones are more suitable) and `length_r2` (its
             square); `correct_first` (share of pairs of a correct and an incorrect trajectory in which the correct one
             is more suitable, 0.5 being chance) with `correct_first_low` and `correct_first_high` (95% interval); and,
-            of what it would choose, `chosen_tokens` (mean), `chosen_accuracy`, `chosen_top_teacher` and
-            `chosen_top_teacher_share`.
+            of what it would choose, `chosen_tokens` (mean), `chosen_accuracy`, `chosen_balance` ([`balance`]),
+            `chosen_top_teacher` and `chosen_top_teacher_share`.
         teachers (`list[dict]`): The most suitable by RSR first: `teacher`, `trajectories` (compared), and by score
             `values` (mean over the teacher's trajectories; for RSR the teacher's RSR of Eq. 9) and `places` among the
             teachers (1 = most suitable).
@@ -68,7 +68,7 @@ class Comparison:
         """Scores and what each would choose, as texts."""
         formats = {"rank_correlation": "+.2f", "overlap": ".0%", "teacher_agreement": "+.2f"}
         formats |= {"length_correlation": "+.2f", "correct_first": ".0%", "chosen_accuracy": ".0%"}
-        formats |= {"chosen_tokens": ",.0f"}
+        formats |= {"chosen_balance": ".3f", "chosen_tokens": ",.0f"}
         names = {"score": [f"{row['name']} ({row['prefer']})" for row in self.scores]}
         cells = {name: [shown(row[name], how) for row in self.scores] for name, how in formats.items()}
         return pd.DataFrame(names | {name.replace("_", " "): column for name, column in cells.items()})
@@ -298,17 +298,19 @@ def _teachers(rows: ScoredTable, costs: np.ndarray, notes: list[str]) -> tuple[l
 
 
 def _correctness_and_choice(rows: ScoredTable, cost: np.ndarray, kept: np.ndarray) -> dict:
-    first, accuracy, top, share = (np.nan,) * 3, np.nan, None, None
+    first, accuracy, balanced, top, share = (np.nan,) * 3, np.nan, np.nan, None, None
     if rows.correct is not None:
         known = ~np.isnan(rows.correct)
         problem = None if rows.problem is None else rows.problem[known]
         first = correct_first(cost[known], rows.correct[known] == 1, problem)
         accuracy = rows.correct[known & kept].mean() if (known & kept).any() else np.nan
+        balanced = np.nan if problem is None else balance(kept, rows.correct, rows.problem)
     if rows.teacher is not None:
         count = np.bincount(rows.teacher[kept])
         top, share = rows.teachers[count.argmax()], float(count.max() / count.sum())
-    names = ("correct_first", "correct_first_low", "correct_first_high", "chosen_accuracy", "chosen_tokens")
-    figures = map(_number, (*first, accuracy, rows.tokens[kept].mean()))
+    names = ("correct_first", "correct_first_low", "correct_first_high", "chosen_accuracy", "chosen_balance")
+    figures = map(_number, (*first, accuracy, balanced, rows.tokens[kept].mean()))
+    names += ("chosen_tokens",)
     return dict(zip(names, figures, strict=True)) | {"chosen_top_teacher": top, "chosen_top_teacher_share": share}
 
 

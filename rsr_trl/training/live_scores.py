@@ -18,8 +18,9 @@ from transformers.utils import logging
 
 from rsr_trl.rsr import RSR, SCORE_PREFIX, RSRError
 from rsr_trl.scoring.shards import write_json
+from rsr_trl.selection.choose import balance
 from rsr_trl.training.live_table import ScoreHistory, ScoreTable, spearman, summarize, summarize_teachers
-from rsr_trl.training.prepare import SOURCE_ROW, labels_of
+from rsr_trl.training.prepare import SOURCE_ROW, correct_by_problem, labels_of
 from rsr_trl.training.resume import SETTINGS_NAME, changes, check_changes, deciding_settings, digests, read_ahead
 from rsr_trl.training.sampler import RSRSampler
 
@@ -44,6 +45,7 @@ class LiveScores(TrainerCallback):
         self._measure, self._log = measure, log
         self._dataset, self._groups = dataset, labels_of(dataset, args.rsr_group_column)
         self._teachers = labels_of(dataset, args.rsr_teacher_column)
+        self._correct = correct_by_problem(dataset, args.rsr_group_column)
         self._history = ScoreHistory(args.output_dir, np.asarray(dataset[SOURCE_ROW][:]))
         # Of the current step on this process, each of shape (rows, 3): row, mean clipped rank, mean surprisal.
         self._online: list[np.ndarray] = []
@@ -204,7 +206,11 @@ class LiveScores(TrainerCallback):
         return summary
 
     def _log_scores(self, more: dict[str, float] | None = None) -> None:
-        self._log(self.summary() | {"rsr/kept_share": self.sampler.kept_share()} | (more or {}))
+        kept, logs = self.sampler.kept(), self.summary()
+        logs["rsr/kept_share"] = float(kept.mean())
+        if self._correct is not None and not np.isnan(balanced := balance(kept, *self._correct)):
+            logs["rsr/balance"] = balanced
+        self._log(logs | (more or {}))
 
     def _write_history(self, rows: np.ndarray, step: int, kind: str) -> None:
         if rows.size and self.accelerator.is_main_process:

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, Features, List, Value
 
-from rsr_trl.data import read_table
+from rsr_trl.data import Columns, find_columns, read_table
 from rsr_trl.rsr import CONTENT, MEAN_CLIPPED_RANK, MEAN_SURPRISAL, STUDENT, TOO_SHORT, RSRError
 from rsr_trl.scoring.fingerprint import DEFINITION, same_student
 from rsr_trl.scoring.rows import describe_notes
 from rsr_trl.scoring.scores import ScoredTokens, check_name, content_hash, content_name, known_score, random
 from rsr_trl.scoring.tokens import ExampleTokenizer
 from rsr_trl.selection.choose import all_short, least_tokens, long_enough
-from rsr_trl.selection.table import labels, read_score
+from rsr_trl.selection.table import ScoredTable, labels, read_score
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.live_table import LIVE, ScoreTable
 
@@ -48,6 +48,18 @@ def check_train_dataset(dataset: Any, args: RSRSFTConfig) -> None:
 def labels_of(dataset: Dataset, column: str | None) -> tuple[np.ndarray, list] | None:
     """Group number of each row, and the groups' names; `None` without a column."""
     return None if column is None else labels(read_table(dataset, [column]), column)
+
+
+def correct_by_problem(dataset: Dataset, group_column: str | None) -> tuple[np.ndarray, np.ndarray] | None:
+    """
+    Whether each row is correct (float, NaN where unknown) and which problem it answers (int), both of shape `(n,)`;
+    `None` where the dataset doesn't say. Problems are those of `group_column`, else a well-known column's.
+    """
+    correct = find_columns(dataset, Columns("none", "none")).correct
+    if correct is None or (problem := find_columns(dataset, Columns("none", group_column, "none")).problem) is None:
+        return None
+    table = ScoredTable.read(dataset, Columns(None, problem, correct), scores=(), optional=True)
+    return table.correct, table.problem
 
 
 def add_scored_column(dataset: Dataset, tokenizer: ExampleTokenizer, num_proc: int | None) -> Dataset:

@@ -173,11 +173,16 @@ class RSRSampler(Sampler[int]):
         """Rows that this epoch may still draw: int64 array, ascending."""
         return self._open(self._drawn)[0]
 
+    def kept(self) -> np.ndarray:
+        """Which examples an epoch with the table's scores of now trains on: bool array of shape `(n,)`."""
+        scores, mask = self.table.scores, np.zeros(len(self.table), dtype=bool)
+        rows = self._chosen(scores, mask)
+        mask[rows[~is_past(scores[rows], *self._threshold)]] = True
+        return mask
+
     def kept_share(self) -> float:
-        """Share of all examples that an epoch with the table's scores of now trains on."""
-        scores = self.table.scores
-        rows = self._chosen(scores, np.zeros(len(self.table), dtype=bool))
-        return float((~is_past(scores[rows], *self._threshold)).sum() / len(self.table))
+        """Their share of all examples."""
+        return float(self.kept().mean())
 
     def num_masked(self, count: int) -> int:
         """How many of the first `count` draws of this epoch don't train because of `score_threshold`."""

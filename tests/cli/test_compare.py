@@ -35,7 +35,8 @@ def test_shows_what_the_comparison_finds(compare):
     assert f"surprisal (low) {surprisal['rank_correlation']:+.2f} {surprisal['overlap']:.0%}" in text
     assert "quality (high)" in text and "length (high)" in text and "by chance: 17%" in text
     assert f"{rsr['correct_first']:.0%} ({rsr['correct_first_low']:.0%}-{rsr['correct_first_high']:.0%})" in text
-    assert f"rsr {rsr['chosen_tokens']:.0f} {rsr['chosen_accuracy']:.0%} {rsr['chosen_top_teacher']} " in text
+    chosen = f"rsr {rsr['chosen_tokens']:.0f} {rsr['chosen_accuracy']:.0%} "
+    assert f"{chosen}{rsr['chosen_balance']:.3f} {rsr['chosen_top_teacher']} " in text
     best = truth.teachers[0]
     places = " ".join(str(best["places"][name]) for name in ("surprisal", "length", "rank", "quality"))
     assert f"{best['teacher']} {best['values']['rsr']:.3f} {places}" in text

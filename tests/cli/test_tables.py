@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from rsr_trl.cli.options import DatasetArguments, StudentArguments
-from rsr_trl.cli.tables import Column, beside, given, print_next, print_table
+from rsr_trl.cli.tables import Column, beside, given, print_next, print_table, say
 
 
 TEACHER = Column("teacher", "teacher")
@@ -87,3 +87,12 @@ def test_folders_proposed_beside_a_dataset(tmp_path, monkeypatch):
     assert beside("pool/v1.0", "scored") == "pool/v1.0-scored"
     assert beside(f"{tmp_path}/pool", "scored") == f"{tmp_path}/pool-scored"
     assert beside("me/on-the-hub", "scored") == "on-the-hub-scored"
+
+
+def test_a_path_longer_than_the_terminal_stays_whole_and_other_lines_wrap_between_words():
+    path, lines = f"/data/{'folder/' * 15}report.html", io.StringIO()
+    out = Console(file=lines, width=60)
+    say(out, f" -> {path}", "Wrote it")
+    assert f" {path}\n" in lines.getvalue()
+    say(out, "word " * 30)
+    assert max(map(len, lines.getvalue().splitlines()[1:])) <= 60

@@ -80,6 +80,9 @@ def troubles(browser) -> list[str]:
 def full_page(write, tiny_tokenizer, run):
     """A page with every part, of 12 problems and four teachers, some with long names."""
     rows = scored_rows(tiny_tokenizer, 12, LONG_NAMES)
+    for row in rows:
+        ps = {"p_student": 0.1, "p_teacher": 0.3, "p_trained": 0.2}
+        row["provenance_sentences"] = [{"text": row["completion"], "class": kind, **ps} for kind in ("boosted", "")]
     folder = run(rows, 1.0, *(np.random.default_rng(seed).uniform(0.8, 1.2, len(rows)) for seed in (10, 20)))
     row = {"control": "random", "value": 0.5, "control_value": 0.4, "mean": 0.1, "low": 0.05, "high": 0.15}
     row |= {"better": True, "seeds": 3, "problems": 200}

@@ -97,7 +97,7 @@ DEFINITIONS = {
     "entropy": lambda row: row.entropy.mean(),
     "rank_entropy": lambda row: row.rank.sum() / row.entropy.sum(),
     "drop": lambda row: np.mean([nats for k, nats in enumerate(row.nats) if k not in row.starts]),
-    "rsd_share": lambda row: np.mean(np.exp(-row.nats) < 0.01),
+    "rsd_share": lambda row: np.mean((row.rank > 20) | (np.exp(-row.nats) < 0.01)),
     "guess_share": guess_share,
     "lark": lark,
     "length": lambda row: len(row.nats),
@@ -192,7 +192,10 @@ PAIRS = {
     "entropy": (tokens(entropies=[0.1] * 4), tokens(entropies=[2.0] * 4)),  # a student that is sure
     "rank_entropy": (tokens(ranks=[1] * 4), tokens(ranks=[50] * 4)),
     "drop": (tokens(surprisals=[9.0, 0.1, 9.0, 0.1]), tokens(surprisals=[0.1, 2.0, 0.1, 2.0])),
-    "rsd_share": (tokens(surprisals=[4.0] * 4), tokens(surprisals=[4.0, 5.0, 4.0, 4.0])),  # 1% is 4.6 nats
+    "rsd_share": (  # 1% is 4.6 nats
+        tokens(ranks=[20] * 4, surprisals=[4.6, 4.7, 4.6, 4.6]),
+        tokens(ranks=[20, 20, 21, 20], surprisals=[4.6, 4.7, 4.6, 4.6]),
+    ),
     "guess_share": (tokens(entropies=[0.7] * 4), tokens(entropies=[2.3] * 4, sum_squares=[0.1] * 4)),  # ten words
     "lark": (tokens(sum_squares=[0.9] * 4), tokens(sum_squares=[0.2] * 4)),  # a larger share of loss to go
     "length": (tokens(), tokens(ranks=[2], surprisals=[1.0])),

@@ -11,7 +11,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from rsr_trl.data import Columns
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring.scores import SCORES
-from rsr_trl.selection.choose import Criteria, Selection, choose, correctness, select_trajectories
+from rsr_trl.selection.choose import Criteria, Selection, balance, choose, correctness, select_trajectories
 from rsr_trl.selection.table import ScoredTable
 from tests.selection import pools
 
@@ -320,3 +320,20 @@ def test_margins_are_between_the_worst_chosen_and_the_best_left_out():
     high = selection_of(rows, Criteria("problem_id", prefer="high"))
     assert high.margins == pytest.approx([0.375]) and high.close_calls("float32") == 0
     assert selection_of(rows, Criteria(keep_fraction=0.5)).margins is None
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_balance_equals_the_definition_one_problem_at_a_time(seed):
+    rng = np.random.default_rng(seed)
+    problem = rng.integers(3, 9, 200)  # a table keeps the numbers of problems that have no row
+    correct, chosen = rng.choice([0.0, 1.0, np.nan], 200, p=[0.2, 0.6, 0.2]), rng.random(200) < 0.5
+    chosen[problem == 4] = False  # nothing of it chosen: 0
+    correct[problem == 5] = np.nan  # nothing known of it: it doesn't count
+    values = []
+    for one in (3, 4, 6, 7, 8):
+        known = [right for right in correct[(problem == one) & chosen].tolist() if right == right]
+        c, n = sum(known), len(known)
+        values.append((c / n if c >= 8 else c / 8 * (c / n)) if n else 0.0)  # as the authors' code has it
+    assert balance(chosen, correct, problem) == pytest.approx(np.mean(values), rel=1e-12)
+    assert min(values) == 0 < max(values)
+    assert np.isnan(balance(chosen, np.full(200, np.nan), problem))

@@ -102,6 +102,12 @@ class TestAgainstLoops:
             assert score["chosen_tokens"] == pytest.approx(np.mean(rows["rsr_num_tokens"][:]))
             known = [x for x in rows["correct"][:] if x is not None]
             assert score["chosen_accuracy"] == pytest.approx(np.mean(known))
+            assert (score["chosen_balance"] is None) == ("problem_column" in options)
+            if result.rule.startswith("--group_column"):  # where something of each problem is chosen
+                by_problem = pd.DataFrame(rows.to_dict()).dropna(subset="correct").groupby("problem_id")["correct"]
+                right, share = by_problem.sum().astype(float), by_problem.mean().astype(float)
+                expected = (right.clip(upper=8) / 8 * share).mean()
+                assert score["chosen_balance"] == pytest.approx(expected)
             teachers = rows["teacher"][:]
             most = max(set(teachers), key=teachers.count)
             assert score["chosen_top_teacher_share"] == pytest.approx(teachers.count(most) / len(teachers))

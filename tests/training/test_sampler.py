@@ -307,7 +307,6 @@ def test_works_alone_with_a_plain_data_loader_and_follows_the_table():
         ({"table": ScoreTable([])}, "empty"),
         ({"table": ScoreTable([0, 0]), "keep_fraction": 0.5}, "nothing to choose from"),
     ],
-    ids=str,
 )
 def test_bad_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):

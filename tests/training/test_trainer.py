@@ -391,6 +391,19 @@ def test_online_in_one_epoch_is_an_error(make):
     assert trainer.state.global_step == 0
 
 
+def test_logs_how_correct_ones_are_spread_over_the_problems_of_the_choice(train):
+    rows = [row | {"correct": i % 2 == 0} for i, row in enumerate(examples(19))]
+    trainer = train(Dataset.from_list(rows), rsr_group_column="problem", rsr_keep_per_group=2, rsr_min_tokens=0)
+    logged = [log["rsr/balance"] for log in trainer.state.log_history if "rsr/balance" in log]
+    for epoch, found in enumerate(logged):
+        of_problem = {}
+        for row in sum(source_rows(trainer, epoch), []):
+            of_problem.setdefault(rows[row]["problem"], []).append(rows[row]["correct"])
+        values = [sum(right) / 8 * sum(right) / len(right) for right in of_problem.values()]
+        assert len(values) == 7 and found == pytest.approx(np.mean(values))
+    assert len(logged) == 3 and len(set(logged)) > 1
+
+
 def test_logs_say_what_the_table_says(train):
     trainer = train(rsr_teacher_column="teacher", num_train_epochs=2)
     log = [log for log in trainer.state.log_history if "rsr/mean" in log][-1]

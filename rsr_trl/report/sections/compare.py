@@ -18,6 +18,7 @@ def view(material: Material) -> dict | Missing:
             "agreement": rsr["teacher_agreement"] is not None,
             "correct": rsr["correct_first"] is not None,
             "accuracy": rsr["chosen_accuracy"] is not None,
+            "balance": rsr["chosen_balance"] is not None,
             "teachers": bool(comparison.teachers),
         },
         "teachers": comparison.teachers[:MAX_TEACHERS] if len(comparison.teachers) > 1 else [],
