@@ -144,8 +144,11 @@ def test_settings_that_a_server_cannot_follow(settings, message, student, server
 
 
 def test_retries_and_their_end(student, server):
-    server.fault = lambda number, body: (503, "busy") if number in (0, 3, 4) else None
+    server.fault = lambda number, body: {0: (503, "busy"), 3: (200, "broken"), 4: (200, "broken")}.get(number)
     assert scorer_of(student, server, retries=3).score(Dataset.from_list(ROWS[:2]))["rsr"][0] > 0
+    server.fault = lambda number, body: (200, "broken")
+    with pytest.raises(RSRError, match="doesn't answer /v1/completions"):
+        scorer_of(student, server, retries=1).student  # noqa: B018
     server.fault = lambda number, body: (500, "out of memory")
     with pytest.raises(RSRError, match="status 500.*out of memory"):
         scorer_of(student, server, retries=1).student  # noqa: B018

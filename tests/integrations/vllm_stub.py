@@ -11,7 +11,7 @@ import torch
 class StubServer:
     """
     Serves `model` under `name`. `fault(number, body)` may give the status and the text of the answer to request
-    `number`, instead of an answer; `change(answer)` may change one.
+    `number`, instead of an answer, which breaks off if it is "broken"; `change(answer)` may change one.
     """
 
     def __init__(self, model, tokenizer, name: str, max_model_len: int = 512, dtype: torch.dtype = torch.float32):
@@ -88,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             stub.most_in_flight = max(stub.most_in_flight, stub._in_flight)
         try:
             if (fault := stub.fault(number, body)) is not None:
-                self._send(fault[0], {"error": {"message": fault[1]}})
+                self._send(fault[0], {"error": {"message": fault[1]}}, missing=100 * (fault[1] == "broken"))
             elif len(body["prompt"]) + body["max_tokens"] > stub.card["max_model_len"]:
                 self._send(400, {"error": {"message": "longer than the maximum model length"}})
             else:
@@ -98,10 +98,11 @@ class _Handler(BaseHTTPRequestHandler):
             with stub._lock:
                 stub._in_flight -= 1
 
-    def _send(self, status: int, answer: dict) -> None:
+    def _send(self, status: int, answer: dict, missing: int = 0) -> None:
         data = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(data) + missing))
         self.end_headers()
         self.wfile.write(data)
+        self.close_connection = self.close_connection or missing > 0
