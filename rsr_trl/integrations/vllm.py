@@ -4,6 +4,7 @@ Knows vLLM's requests and answers; what they mean for a student says `vllm_stude
 """
 
 import os
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
@@ -12,14 +13,21 @@ from pathlib import Path
 from typing import Any
 
 import requests
-from requests.adapters import HTTPAdapter, Retry
+from requests.adapters import HTTPAdapter
 from transformers import PreTrainedTokenizerBase
 
-from rsr_trl.integrations.vllm_student import Answer, Prompts, VLLMStudent
+from rsr_trl.integrations.vllm_student import PROBE_TOP, Answer, Prompts, VLLMStudent
 from rsr_trl.rsr import RSRError
 
 
 CHUNK = 256  # rows that an engine of this process gets together
+BUSY = (429, 500, 502, 503, 504)  # statuses after which a request is repeated
+HINTS = {  # what a refusal says, and what to do
+    "Unauthorized": " Set VLLM_API_KEY.",
+    "greater than max allowed": f" Start it with --max-logprobs {PROBE_TOP} or more.",
+    "out of vocabulary": " It runs another student.",
+    "not JSON compliant": " The student gives NaN there.",
+}
 
 
 class VLLMServer:
@@ -48,8 +56,10 @@ class VLLMServer:
         retries: int = 5,
         timeout: float = 600,
     ):
-        if concurrency < 1:
-            raise RSRError(f"concurrency must be at least 1, got {concurrency}.")
+        if concurrency < 1 or retries < 0:
+            raise RSRError(f"{concurrency=} must be at least 1, and {retries=} at least 0.")
+        if not url.startswith(("http://", "https://")):
+            raise RSRError(f"A server's address is such as http://localhost:8000, got {url!r}.")
         self.url = url.rstrip("/").removesuffix("/v1")
         self.served_model_name, self.concurrency = served_model_name, concurrency
         self.retries, self.timeout = retries, timeout
@@ -62,7 +72,7 @@ class VLLMServer:
         return f"VLLMServer({self.url!r})"
 
     def __str__(self) -> str:
-        return "vllm, rank counts ties"
+        return "vllm, rank counts ties below the first"
 
     def max_length(self, model_id: str) -> int:
         """See [`~rsr_trl.scoring.settings.Engine`]. The server wants room for one more token."""
@@ -85,7 +95,7 @@ class VLLMServer:
             names = ", ".join(repr(model["id"]) for model in models) or "nothing"
             raise RSRError(
                 f"The server at {self.url} serves {names}, not {asked!r}. Start it with that student; if it is the "
-                "same one under another name, pass served_model_name."
+                "same one under another name, pass vllm_served_model_name (in Python: served_model_name)."
             )
         if not found[0].get("max_model_len"):
             raise RSRError(f"The server at {self.url} doesn't state max_model_len: it is no vLLM server.")
@@ -96,7 +106,7 @@ class VLLMServer:
         asked = {pool.submit(self._ask, model, row, ids, top): row for row, ids in prompts.items()}
         try:
             for future in as_completed(asked):
-                yield asked[future], future.result()
+                yield asked.pop(future), future.result()  # answers are large: none stays
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -113,29 +123,36 @@ class VLLMServer:
         values = ("logprob", "rank", "decoded_token")
         return [place and {int(t): tuple(map(of.get, values)) for t, of in place.items()} for place in places]
 
-    def _call(self, method: str, path: str, body: dict | None = None, what: str = "it") -> dict:
+    def _call(self, method: str, path: str, body: dict | None = None, what: str = "a request") -> dict:
+        for attempt in range(self.retries + 1):
+            time.sleep(0.25 * 2**attempt if attempt else 0)
+            try:
+                answer = self._connected().request(method, self.url + path, json=body, timeout=(10, self.timeout))
+                broken = None
+                if answer.ok:
+                    return answer.json()
+                if answer.status_code not in BUSY:
+                    break
+            except requests.RequestException as error:  # no connection, or one that broke within an answer
+                broken = error
+        if broken is not None:
+            raise RSRError(
+                f"The server at {self.url} doesn't answer {path}: {broken}. What is scored is kept: see to the server "
+                "and run the same again."
+            ) from broken
+        raise RSRError(
+            f"The server at {self.url} refuses {what} ({path}, status {answer.status_code}): "
+            f"{answer.text[:500].strip()}." + "".join(hint for said, hint in HINTS.items() if said in answer.text)
+        )
+
+    def _connected(self) -> requests.Session:
         if self._session is None:
             self._session = requests.Session()
-            kinds = {"allowed_methods": None, "status_forcelist": (429, 500, 502, 503, 504), "raise_on_status": False}
-            retry = Retry(self.retries, backoff_factor=0.5, **kinds)
             for scheme in ("http://", "https://"):
-                self._session.mount(scheme, HTTPAdapter(pool_maxsize=self.concurrency, max_retries=retry))
+                self._session.mount(scheme, HTTPAdapter(pool_maxsize=self.concurrency))
             if key := os.environ.get("VLLM_API_KEY"):
                 self._session.headers["Authorization"] = f"Bearer {key}"
-        try:
-            response = self._session.request(method, self.url + path, json=body, timeout=(10, self.timeout))
-            if response.ok:
-                return response.json()
-        except (requests.RequestException, ValueError) as error:
-            raise RSRError(
-                f"The server at {self.url} doesn't answer {path}: {error}. What is scored is kept: see to the server "
-                "and run the same again."
-            ) from error
-        hint = " Set VLLM_API_KEY." if response.status_code in (401, 403) else ""
-        raise RSRError(
-            f"The server at {self.url} refuses {what} ({path}, status {response.status_code}): "
-            f"{response.text[:500].strip()}.{hint}"
-        )
+        return self._session
 
 
 class VLLMEngine:
@@ -180,9 +197,8 @@ class VLLMEngine:
             outputs = self._llm.generate([{"prompt_token_ids": prompts[row]} for row in rows], params, use_tqdm=False)
             for row, flat in zip(rows, (output.prompt_logprobs for output in outputs), strict=True):
                 values = [(t, (p, r, None)) for t, p, r in zip(flat.token_ids, flat.logprobs, flat.ranks, strict=True)]
-                # The given token comes first at its place; the most likely ones may repeat it.
                 places = zip(flat.start_indices, flat.end_indices, strict=True)
-                yield row, [dict(reversed(values[first:last])) or None for first, last in places]
+                yield row, [dict(values[first:last]) or None for first, last in places]
 
 
 def _refuse_workers(name: str) -> None:

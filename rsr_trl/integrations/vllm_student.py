@@ -2,7 +2,8 @@
 
 Token ids and scored positions are this package's own; rank and log-probability of each given token are vLLM's. vLLM
 counts the tokens at least as likely as the given one, [`Student`] only the likelier ones and itself: where two
-log-probabilities are equal, vLLM's rank is higher. Knows neither a server nor a dataset.
+log-probabilities are equal, vLLM's rank is higher. The most likely token, which is asked for too, shows ties with
+itself: there, both ranks are 1. Knows neither a server nor a dataset.
 """
 
 import logging
@@ -57,7 +58,7 @@ class VLLMStudent:
         dtype = (config.dtype or torch.float32) if dtype == "auto" else dtype
         self.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         self._ask, self._name, self._checkpoint = ask, name, checkpoint
-        self._check(tokenizer, model_id)
+        self._check(tokenizer, model_id, hub.get("trust_remote_code", False))
 
     def weights_fingerprint(self) -> str:
         """Of the checkpoint that vLLM is said to run: its weights can't be seen."""
@@ -85,35 +86,40 @@ class VLLMStudent:
         good = {first_row + i: e for i, e in enumerate(examples) if e.error is None}
         longest_first = sorted(good, key=lambda row: -len(good[row].input_ids))
         prompts = {row: good[row].input_ids.tolist() for row in longest_first}
-        for row, answer in self._ask(prompts, int(with_top1)):
+        for row, answer in self._ask(prompts, 1):
             places = slice(ends[row - first_row] - counts[row - first_row], ends[row - first_row])
-            values = self._values(f"row {row}", prompts[row], answer, np.flatnonzero(good[row].scored), with_top1)
-            for name, array in values.items():
-                flat[name][places] = array
+            values = self._values(f"row {row}", prompts[row], answer, np.flatnonzero(good[row].scored))
+            for name, array in flat.items():
+                array[places] = values[name]
             if not np.isfinite(flat["surprisals"][places]).all():
                 raise BrokenLogits(np.array([row]), self.dtype)
             if progress is not None:
                 progress(1, len(prompts[row]), len(prompts[row]))
         return ScoredTokens(num_tokens=counts, **flat)
 
-    def _values(self, what: str, ids: list[int], answer: Answer, scored: np.ndarray, with_top1: bool) -> dict:
-        """The answer at the scored places `(K,)`, as arrays."""
+    def _values(self, what: str, ids: list[int], answer: Answer, scored: np.ndarray) -> dict[str, list]:
+        """The answer at the scored places `(K,)`, as the arrays of [`ScoredTokens`]."""
         if len(answer) != len(ids) or any(answer[k] is None or ids[k] not in answer[k] for k in scored):
             raise RSRError(f"{self._name} answers {what} for other tokens than it was asked for.")
-        given = [answer[k][ids[k]] for k in scored]
-        if any(rank is None for _, rank, _ in given):
-            raise RSRError(f"{self._name} answers {what} without ranks: it is no vLLM, or too old.")
-        surprisals = [np.inf if p is None or p <= -INFINITE else -p for p, _, _ in given]
-        values = {"token_ids": [ids[k] for k in scored], "ranks": [rank for _, rank, _ in given]}
-        if with_top1:
-            values["top1"] = [max(answer[k], key=lambda t, k=k: answer[k][t][0]) for k in scored]
-        return {**values, "surprisals": surprisals}
+        values = {"token_ids": [ids[k] for k in scored], "ranks": [], "surprisals": [], "top1": []}
+        for entries, token in zip((answer[k] for k in scored), values["token_ids"], strict=True):
+            logprobs = {t: -np.inf if p is None or p <= -INFINITE else p for t, (p, _, _) in entries.items()}
+            top1 = max(logprobs, key=logprobs.__getitem__)
+            rank = 1 if logprobs[token] == logprobs[top1] else entries[token][1]
+            if rank is None:
+                raise RSRError(f"{self._name} answers {what} without ranks: it is no vLLM, or too old.")
+            values["ranks"].append(rank)
+            values["surprisals"].append(-logprobs[token])
+            values["top1"].append(top1)
+        return values
 
-    def _check(self, tokenizer: PreTrainedTokenizerBase, model_id: str) -> None:
+    def _check(self, tokenizer: PreTrainedTokenizerBase, model_id: str, trust_remote_code: bool) -> None:
         ids = tokenizer(PROBE, add_special_tokens=False)["input_ids"][:32]
         ((_, answer),) = self._ask({"a sample": ids}, PROBE_TOP)
         places = np.arange(1, len(ids))
-        surprisals = np.array(self._values("a sample", ids, answer, places, False)["surprisals"])
+        surprisals = np.array(self._values("a sample", ids, answer, places)["surprisals"])
+        if any((p or 0) > 0.01 for k in places for p, _, _ in answer[k].values()):
+            raise RSRError(f"{self._name} answers with numbers that are no log-probabilities: see its logprobs_mode.")
         for k in places:
             there, here = answer[k][ids[k]][2], tokenizer.decode([ids[k]])
             if there and there.isascii() and here.isascii() and there.strip() != here.strip():
@@ -125,13 +131,13 @@ class VLLMStudent:
         if tied > 0.02:
             logger.warning(
                 "%s computes logits in few bits: at %d%% of %d sampled places, some of the %d most likely tokens are "
-                "equally likely. vLLM counts all of them in a rank. Serve the student with --dtype float32 for exact "
-                "ranks.", self._name, round(100 * tied), len(places), PROBE_TOP,
+                "equally likely. vLLM counts ties in a rank. For exact ranks, run the student there in float32.",
+                self._name, round(100 * tied), len(places), PROBE_TOP,
             )  # fmt: skip
         folder = Path(model_id)
         files = [path for kind in ("*.safetensors", "*.bin") for path in folder.glob(kind)]
         if (folder / "config.json").is_file() and 0 < sum(path.stat().st_size for path in files) <= AT_HAND:
-            local = Student(load_model(model_id, device="cpu"))
+            local = Student(load_model(model_id, device="cpu", trust_remote_code=trust_remote_code))
             own = local.score([TokenizedExample(np.array(ids, np.int32), np.arange(len(ids)) > 0)]).surprisals
             if not np.abs(own - surprisals).mean() <= 0.1 * (1 + own.mean()):  # what narrow dtypes and quantization do
                 raise RSRError(

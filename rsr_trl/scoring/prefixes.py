@@ -37,8 +37,9 @@ PASS_TOKENS = {"cpu": 24, "cuda": 4096}
 # repeated for each row of the batch, in one layer at a time.
 CACHED_SHARE = 4
 # Layers whose state before a row can be handed to several rows (`_forked`).
-LAYERS = (DynamicLayer, kinds.DynamicSlidingWindowLayer, kinds.DummyLayer, LinearAttentionLayer)
+LAYERS = (DynamicLayer, kinds.DynamicSlidingWindowLayer, LinearAttentionLayer)
 LAYERS += (kinds.LinearAttentionAndFullAttentionLayer, kinds.LinearAttentionAndSlidingWindowAttentionLayer)
+LAYERS += (kinds.DummyLayer,) if hasattr(kinds, "DummyLayer") else ()  # transformers 5.19, vLLM's, has none
 
 
 # ------------------------------------------------------------------------------------------------------- the plan

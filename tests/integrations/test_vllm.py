@@ -1,14 +1,11 @@
-import importlib.util
+import gzip
+import json
 import logging
-import os
 import pickle
-import signal
-import socket
-import subprocess
+import random
+import string
 import sys
-import time
 import types
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +15,13 @@ from datasets import Dataset, load_dataset
 
 from rsr_trl import RSRScorer
 from rsr_trl.cli.main import main
-from rsr_trl.data import as_trl_format
+from rsr_trl.demo import STUDENT_PATH
 from rsr_trl.integrations.vllm import VLLMEngine, VLLMServer
 from rsr_trl.rsr import RSRError
+from tests.integrations.vllm_stub import RecordedServer, StubServer
 
 
-_spec = importlib.util.spec_from_file_location("vllm_stub", Path(__file__).parent / "vllm_stub.py")
-vllm_stub = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(vllm_stub)
-
+RECORDED = Path(__file__).with_name("vllm_recorded.json.gz")  # by vllm_record.py
 ROWS = [
     {"prompt": "2+2=", "completion": "4, since 2+2 is 4"},
     {"prompt": "Is 7 prime? ", "completion": "Yes: no number from 2 to 6 divides it."},
@@ -42,7 +37,7 @@ def student(tiny_student_path) -> str:
 
 @pytest.fixture
 def server(student, tiny_student, tiny_tokenizer):
-    with vllm_stub.StubServer(tiny_student(), tiny_tokenizer, student, max_model_len=2048) as stub:
+    with StubServer(tiny_student(), tiny_tokenizer, student, max_model_len=2048) as stub:
         yield stub
 
 
@@ -67,15 +62,22 @@ def test_scores_are_those_of_the_student_loaded_here(student, server):
 
 
 def test_a_tie_counts_for_the_rank_and_a_narrow_dtype_is_said(student, server, caplog):
-    server.dtype = torch.float8_e4m3fn
+    server.dtype = torch.float8_e5m2
+    text = "".join(random.Random(0).choices(string.printable, k=400))
+    dataset = Dataset.from_list([*ROWS[:2], {"prompt": "Say it: ", "completion": text}])
     with caplog.at_level(logging.WARNING, "rsr_trl"):
-        scored = scorer_of(student, server, token_stats=True).score(Dataset.from_list(ROWS[:2]))
+        scored = scorer_of(student, server, token_stats=True).score(dataset)
     assert "computes logits in few bits" in caplog.text
+    kinds = set()
     for ids, ranks in zip(scored["rsr_token_ids"], scored["rsr_token_ranks"], strict=True):
         (whole,) = (whole for whole in server.rows if whole[-len(ids) - 1 : -1] == ids)
         logprobs = server.logprobs(whole)[-len(ids) - 2 : -2]
-        given = logprobs.gather(1, torch.tensor(ids)[:, None])
-        assert ranks == (logprobs >= given).sum(1).tolist() != (1 + (logprobs > given).sum(1)).tolist()
+        given, first = logprobs.gather(1, torch.tensor(ids)[:, None]), logprobs.amax(1, keepdim=True)
+        ours, theirs = 1 + (logprobs > given).sum(1), (logprobs >= given).sum(1)
+        assert ranks == torch.where((given == first)[:, 0], 1, theirs).tolist()
+        kinds |= set(zip((given == first)[:, 0].tolist(), (ours != theirs).tolist(), strict=True))
+    assert {(False, True), (True, True)} <= kinds  # ties of the most likely token, and of others
+    assert scorer_of(student, server).score(dataset)["rsr"] == scored["rsr"]
 
 
 def _each_place(change):
@@ -142,8 +144,11 @@ def test_settings_that_a_server_cannot_follow(settings, message, student, server
 
 
 def test_retries_and_their_end(student, server):
-    server.fault = lambda number, body: (503, "busy") if number in (0, 3, 4) else None
+    server.fault = lambda number, body: {0: (503, "busy"), 3: (200, "broken"), 4: (200, "broken")}.get(number)
     assert scorer_of(student, server, retries=3).score(Dataset.from_list(ROWS[:2]))["rsr"][0] > 0
+    server.fault = lambda number, body: (200, "broken")
+    with pytest.raises(RSRError, match="doesn't answer /v1/completions"):
+        scorer_of(student, server, retries=1).student  # noqa: B018
     server.fault = lambda number, body: (500, "out of memory")
     with pytest.raises(RSRError, match="status 500.*out of memory"):
         scorer_of(student, server, retries=1).student  # noqa: B018
@@ -184,63 +189,37 @@ def test_the_command_goes_on_where_the_server_died(student, server, tmp_path, ca
 
 
 class _LLM:
-    """A vLLM engine whose answers are the stub's, in vLLM's flat form."""
+    """A vLLM engine whose answers are recorded ones, in vLLM's flat form."""
 
-    def __init__(self, stub, model: str):
-        self.stub = stub
-        config = types.SimpleNamespace(model=model, max_model_len=2048, dtype=torch.float32)
+    def __init__(self, recorded: dict, model: str):
+        self.answers = {(*prompt, top): flat for prompt, top, flat in recorded["flat"]}
+        config = types.SimpleNamespace(model=model, max_model_len=1024, dtype=torch.float32)
         self.llm_engine = types.SimpleNamespace(model_config=config)
 
     def generate(self, prompts, params, use_tqdm):
         assert params["flat_logprobs"] and params["max_tokens"] == 1 and not use_tqdm
         for prompt in prompts:
-            body = {"prompt": prompt["prompt_token_ids"], "prompt_logprobs": params["prompt_logprobs"]}
-            places = self.stub.answer(body)["choices"][0]["prompt_logprobs"]
-            entries = [(int(t), e["logprob"], e["rank"]) for place in places for t, e in (place or {}).items()]
-            ids, logprobs, ranks = map(list, zip(*entries, strict=True))
-            borders = np.cumsum([0, *(len(place or {}) for place in places)]).tolist()
-            starts, ends = map(list, zip(*pairwise(borders), strict=True))
-            flat = types.SimpleNamespace(token_ids=ids, logprobs=logprobs, ranks=ranks)
-            flat.start_indices, flat.end_indices = starts, ends
-            yield types.SimpleNamespace(prompt_logprobs=flat)
+            flat = self.answers[(*prompt["prompt_token_ids"], params["prompt_logprobs"])]
+            yield types.SimpleNamespace(prompt_logprobs=types.SimpleNamespace(**flat))
 
 
-def test_an_engine_of_this_process(student, server, monkeypatch):
+@pytest.fixture(scope="module")
+def recorded() -> dict:
+    return json.loads(gzip.decompress(RECORDED.read_bytes()))
+
+
+@pytest.mark.parametrize("kind", ["server", "engine"])
+def test_recorded_answers_of_a_real_vllm(kind, recorded, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", types.SimpleNamespace(SamplingParams=dict))
-    dataset = Dataset.from_list(ROWS)
-    ours = RSRScorer(student, token_stats=True).score(dataset)
-    theirs = RSRScorer(student, token_stats=True, engine=VLLMEngine(_LLM(server, student))).score(dataset)
-    assert theirs["rsr_token_top1"] == ours["rsr_token_top1"]
-    np.testing.assert_allclose(theirs["rsr"][3], ours["rsr"][3], rtol=1e-5)
+    student, dataset = str(STUDENT_PATH), Dataset.from_list(recorded["rows"])
+    settings = {"dtype": "float32", "token_stats": True}
+    with RecordedServer(recorded, student) as server:
+        engine = VLLMServer(server.url) if kind == "server" else VLLMEngine(_LLM(recorded, student))
+        theirs = RSRScorer(student, engine=engine, **settings).score(dataset)
+    ours = RSRScorer(student, **settings).score(dataset)
+    for name in ("rsr_error", "rsr_truncated", "rsr_content", "rsr_token_ids", "rsr_token_ranks", "rsr_token_top1"):
+        assert theirs[name] == ours[name]
+    assert [error is None for error in ours["rsr_error"]] == [True] * (len(dataset) - 1) + [False]
+    np.testing.assert_allclose(theirs["rsr"][:-1], ours["rsr"][:-1], rtol=1e-4)
     with pytest.raises(RSRError, match="isn't 'other'"):
-        VLLMEngine(_LLM(server, student)).max_length("other")
-
-
-@pytest.mark.slow
-def test_a_real_server(tmp_path, gsm8k_student, gsm8k_rows):
-    program = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "vllm"
-    if not program.exists():
-        pytest.skip("needs a vLLM server: make vllm")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--dtype", "float32", "--enforce-eager", "--host", "127.0.0.1", "--port", str(port)]
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1"}
-    with (tmp_path / "log.txt").open("w") as log:
-        command = [program, "serve", gsm8k_student, *options]
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-        try:
-            engine, deadline = VLLMServer(f"http://127.0.0.1:{port}", retries=0), time.monotonic() + 400
-            while True:
-                try:
-                    engine.max_length(gsm8k_student)
-                    break
-                except RSRError:
-                    assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
-                    time.sleep(2)
-            dataset = as_trl_format(Dataset.from_list(gsm8k_rows[:40]), as_chat=True)
-            theirs = RSRScorer(gsm8k_student, engine=engine, token_stats=True).score(dataset)
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-    ours = RSRScorer(gsm8k_student, dtype="float32", token_stats=True).score(dataset)
-    np.testing.assert_allclose(theirs["rsr"], ours["rsr"], rtol=1e-4)
+        VLLMEngine(_LLM(recorded, student)).max_length("other")

@@ -11,11 +11,11 @@ import torch
 class StubServer:
     """
     Serves `model` under `name`. `fault(number, body)` may give the status and the text of the answer to request
-    `number`, instead of an answer; `change(answer)` may change one.
+    `number`, instead of an answer, which breaks off if it is "broken"; `change(answer)` may change one.
     """
 
     def __init__(self, model, tokenizer, name: str, max_model_len: int = 512, dtype: torch.dtype = torch.float32):
-        self.model, self.tokenizer, self.dtype = model.float().eval(), tokenizer, dtype
+        self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
         self.card = {"id": name, "root": name, "max_model_len": max_model_len}
         self.fault: Callable = lambda number, body: None
         self.change: Callable = lambda answer: answer
@@ -39,12 +39,12 @@ class StubServer:
         return logits.float().log_softmax(-1)
 
     def answer(self, body: dict) -> dict:
-        """By definition: the given token, then the most likely ones; a rank counts all at least as likely."""
+        """By definition: a rank counts all tokens at least as likely, but the most likely ones have their place."""
         ids, top = body["prompt"], body["prompt_logprobs"]
         places = [None]
         for token, row in zip(ids[1:], self.logprobs(ids)[:-1], strict=True):
-            ranks = {int(t): r for r, t in enumerate(row.topk(top).indices, start=1)} if top else {}
-            ranks = {token: int((row >= row[token]).sum())} | {t: r for t, r in ranks.items() if t != token}
+            ranks = {token: int((row >= row[token]).sum())}
+            ranks |= {int(t): r for r, t in enumerate(row.topk(top).indices, start=1)}
             place = {
                 str(t): {
                     "logprob": max(row[t].item(), -9999.0),
@@ -55,6 +55,18 @@ class StubServer:
             }
             places.append(place)
         return {"choices": [{"index": 0, "text": "", "prompt_logprobs": places}]}
+
+
+class RecordedServer(StubServer):
+    """Serves what a real server has answered (`vllm_record.py`), as if for the student `name`."""
+
+    def __init__(self, recorded: dict, name: str):
+        super().__init__(None, None, name)
+        self.card = {**recorded["card"], "id": name, "root": name}
+        self.answers = {(*prompt, top): answer for prompt, top, answer in recorded["served"]}
+
+    def answer(self, body: dict) -> dict:
+        return self.answers[(*body["prompt"], body["prompt_logprobs"])]
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -76,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             stub.most_in_flight = max(stub.most_in_flight, stub._in_flight)
         try:
             if (fault := stub.fault(number, body)) is not None:
-                self._send(fault[0], {"error": {"message": fault[1]}})
+                self._send(fault[0], {"error": {"message": fault[1]}}, missing=100 * (fault[1] == "broken"))
             elif len(body["prompt"]) + body["max_tokens"] > stub.card["max_model_len"]:
                 self._send(400, {"error": {"message": "longer than the maximum model length"}})
             else:
@@ -86,10 +98,11 @@ class _Handler(BaseHTTPRequestHandler):
             with stub._lock:
                 stub._in_flight -= 1
 
-    def _send(self, status: int, answer: dict) -> None:
+    def _send(self, status: int, answer: dict, missing: int = 0) -> None:
         data = json.dumps(answer).encode()
         self.send_response(status)
         self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
+        self.send_header("Content-Length", str(len(data) + missing))
         self.end_headers()
         self.wfile.write(data)
+        self.close_connection = self.close_connection or missing > 0
