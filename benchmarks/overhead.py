@@ -10,9 +10,9 @@ from datasets import Dataset
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from rsr_trl.scoring.architecture import on_device
 from rsr_trl.scoring.batches import lay_out, plan_batches
 from rsr_trl.scoring.lm_head import LMHead
-from rsr_trl.scoring.student import on_device
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.prepare import SCORED
 from rsr_trl.training.trainer import RSRSFTTrainer

@@ -26,11 +26,11 @@ from rsr_trl.experimental.generation import Lines, name_of
 from rsr_trl.formats import check_no_images
 from rsr_trl.pilot.held_out import generate, load_checker, prompt_ids
 from rsr_trl.rsr import ERROR, MEAN_SURPRISAL, NUM_TOKENS, TRUNCATED, RSRError
+from rsr_trl.scoring.architecture import num_positions
 from rsr_trl.scoring.fingerprint import student_fingerprint, weights_fingerprint
 from rsr_trl.scoring.rows import TokenBar
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.scoring.steps import split_sentences
-from rsr_trl.scoring.student import num_positions
 
 
 logger = logging.getLogger(__name__)

@@ -27,9 +27,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from rsr_trl.experimental.generation import Lines, Reader, name_of
 from rsr_trl.pilot.held_out import end_tokens, load_checker, prompt_ids
 from rsr_trl.rsr import RSRError
+from rsr_trl.scoring.architecture import evaluation_mode, num_positions
 from rsr_trl.scoring.fingerprint import student_fingerprint, weights_fingerprint
 from rsr_trl.scoring.scores import ACCEPTED_FROM, ACCEPTED_TOP
-from rsr_trl.scoring.student import evaluation_mode, num_positions
 
 
 NUM_DRAWS, MAX_FALLBACKS = 5, 0.5

@@ -22,9 +22,9 @@ from trl import is_conversational
 from rsr_trl.data import read_table
 from rsr_trl.formats import check_no_images
 from rsr_trl.rsr import MEAN_SURPRISAL, RSRError
+from rsr_trl.scoring.architecture import num_positions
 from rsr_trl.scoring.rows import TokenBar
 from rsr_trl.scoring.scorer import RSRScorer
-from rsr_trl.scoring.student import num_positions
 from rsr_trl.selection.table import labels
 
 

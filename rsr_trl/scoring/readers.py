@@ -10,9 +10,9 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMix
 from rsr_trl.formats import IMAGES
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring import loading
+from rsr_trl.scoring.architecture import sees
 from rsr_trl.scoring.fingerprint import processor_fingerprint, tokenizer_fingerprint
 from rsr_trl.scoring.scores import SCORES
-from rsr_trl.scoring.seeing import sees
 from rsr_trl.scoring.settings import ScoringConfig
 from rsr_trl.scoring.tokens import ExampleTokenizer
 

@@ -25,6 +25,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase, ProcessorMix
 from rsr_trl.formats import IMAGES
 from rsr_trl.rsr import RSRError, score_schema
 from rsr_trl.scoring import loading
+from rsr_trl.scoring.architecture import num_positions
 from rsr_trl.scoring.batches import ROWS_WITH_IMAGES
 from rsr_trl.scoring.fingerprint import DEFINITION, checkpoint_fingerprint, student_fingerprint
 from rsr_trl.scoring.passes import OtherScores
@@ -48,7 +49,7 @@ from rsr_trl.scoring.rows import (
     without_scores,
 )
 from rsr_trl.scoring.settings import LOADING, NEUTRAL, OF_THE_SCORE, READING, ScoringConfig
-from rsr_trl.scoring.student import Student, num_positions
+from rsr_trl.scoring.student import Student
 from rsr_trl.scoring.tokens import TokenizedExample
 
 

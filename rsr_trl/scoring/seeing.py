@@ -10,7 +10,6 @@ from inspect import signature
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig
 
 from rsr_trl.rsr import RSRError
 from rsr_trl.scoring import prefixes
@@ -20,11 +19,6 @@ from rsr_trl.scoring.tokens import TokenizedExample
 
 
 BEHIND = 16  # tokens behind the images that are compared
-
-
-def sees(config: PreTrainedConfig) -> bool:
-    """Whether a student takes images."""
-    return getattr(config, "vision_config", None) is not None
 
 
 # ------------------------------------------------------------------------------------------------------- positions

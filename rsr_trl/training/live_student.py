@@ -22,11 +22,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from rsr_trl.rsr import RSRError, trajectory_means
-from rsr_trl.scoring.batches import ROWS_WITH_IMAGES, WINDOW_TOKENS, lay_out, plan_batches
-from rsr_trl.scoring.lm_head import BrokenLogits, LMHead, TokenStats, own_logits
-from rsr_trl.scoring.rows import undecoded, windows
-from rsr_trl.scoring.student import (
-    Student,
+from rsr_trl.scoring.architecture import (
     best_layout,
     check_architecture,
     default_batch_tokens,
@@ -34,6 +30,10 @@ from rsr_trl.scoring.student import (
     length_border,
     on_device,
 )
+from rsr_trl.scoring.batches import ROWS_WITH_IMAGES, WINDOW_TOKENS, lay_out, plan_batches
+from rsr_trl.scoring.lm_head import BrokenLogits, LMHead, TokenStats, own_logits
+from rsr_trl.scoring.rows import undecoded, windows
+from rsr_trl.scoring.student import Student
 from rsr_trl.scoring.tokens import TokenizedExample
 from rsr_trl.training.prepare import SCORED
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from rsr_trl.scoring import prefixes
+from rsr_trl.scoring.architecture import best_layout
 from rsr_trl.scoring.lm_head import LMHead
-from rsr_trl.scoring.student import Student, best_layout
+from rsr_trl.scoring.student import Student
 from tests.scoring.students import assert_true, build, examples_of
 from tests.scoring.test_lm_head import KINDS, ROUNDING, make, truth
 from tests.scoring.test_prefixes import pool

@@ -9,8 +9,9 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import flash_attention_mask
 
+from rsr_trl.scoring.architecture import best_layout, on_device
 from rsr_trl.scoring.batches import lay_out
-from rsr_trl.scoring.student import Student, best_layout, on_device
+from rsr_trl.scoring.student import Student
 from rsr_trl.training.live_student import add_rsr_head
 from tests.scoring.students import FAMILIES, V, build, examples_of
 

@@ -12,8 +12,9 @@ import transformers
 
 from rsr_trl import RSRScorer
 from rsr_trl.scoring import student as student_module
+from rsr_trl.scoring.architecture import best_layout, length_border, num_positions
 from rsr_trl.scoring.loading import load_model
-from rsr_trl.scoring.student import Student, best_layout, length_border, num_positions
+from rsr_trl.scoring.student import Student
 from rsr_trl.scoring.tokens import TokenizedExample
 from tests.scoring.students import SHAPE, V, assert_true, build, examples_of, rows_of
 from tests.scoring.truth import in_float64, truth_of
