@@ -81,6 +81,7 @@ def test_every_import_is_a_declared_dependency():
     assert not undeclared
 
 
+@pytest.mark.slow
 def test_the_api_reference_holds_every_public_name(tmp_path):
     subprocess.run([sys.executable, ROOT / "docs" / "make_api.py", tmp_path], check=True, cwd=ROOT)
     page = (tmp_path / "rsr_trl.html").read_text()

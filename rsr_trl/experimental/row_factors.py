@@ -80,6 +80,7 @@ class RowWeightedLoss:
         known = (DataCollatorForLanguageModeling, RSRDataCollator)
         self._refuse(
             (self.compute_loss_func is not None, "a compute_loss_func: leave it out"),
+            (self._is_vision_dataset, "images: remove their column, or train without weights"),
             (type(old) not in known, f"a data collator of your own ({type(old).__name__}): leave data_collator out"),
         )
         self.data_collator = RowCollator(**{f.name: getattr(old, f.name) for f in fields(old)})

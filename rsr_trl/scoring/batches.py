@@ -20,6 +20,7 @@ SHARD_SECONDS = 300  # of a shard at most, so that a stop loses minutes, on a sl
 FLOPS = {"cpu": 1e11, "cuda": 1e14}  # per second; a token costs 2 for each parameter of the student
 SHARDS = (160, 2000)  # at least 20 for each of 8 processes; more files are slow to list, on the Hub and on disk
 WINDOW_TOKENS = 2**20  # many batches, so that sorting within a window loses little against sorting everything
+BATCH_ROWS = 512  # rows of an iterable dataset that are scored together
 TOKENIZED_ROWS = 64  # a call of the tokenizer: enough for its threads, few enough for texts of megabytes
 ROWS_WITH_IMAGES = 8  # the same where each may hold megabytes of images
 MAX_BATCH_TOKENS = {"cpu": 4096, "cuda": 32_768}  # measured by `make bench`: the CPU gains nothing from larger ones

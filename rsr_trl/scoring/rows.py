@@ -268,6 +268,22 @@ def scores_among(column_names: Iterable[str], asked: Iterable[str] = ()) -> list
     return [name for name in score_schema(True, others) if name in present]
 
 
+def check_none_stays(column_names: Iterable[str], schema: Mapping) -> None:
+    """Raise `RSRError` where `map` would leave columns of an earlier scoring beside those of this one."""
+    if stale := sorted(set(scores_among(column_names)) - set(schema)):
+        raise RSRError(
+            f"The dataset has {stale} of an earlier scoring, and map can't drop columns: ask for them again "
+            "(token_stats=True, scores=[...]), remove them first, or use RSRScorer.score(dataset)."
+        )
+
+
+def in_format_of(dataset: Dataset, result: Dataset, added: list[str]) -> Dataset:
+    """The result in the dataset's format (numpy, torch, ...), with the columns that were added shown too."""
+    given = dataset.format
+    shown = {"columns": [*given["columns"], *added], "output_all_columns": given["output_all_columns"]}
+    return result.with_format(given["type"], **shown, **given["format_kwargs"])
+
+
 def without_scores(dataset: Dataset | IterableDataset, asked: Iterable[str] = ()) -> Dataset | IterableDataset:
     """The dataset without the columns of an earlier scoring, and without those `asked` for."""
     stale = scores_among(dataset.column_names, asked)

@@ -26,7 +26,7 @@ from rsr_trl.formats import IMAGES
 from rsr_trl.rsr import RSRError, score_schema
 from rsr_trl.scoring import loading
 from rsr_trl.scoring.architecture import num_positions
-from rsr_trl.scoring.batches import ROWS_WITH_IMAGES
+from rsr_trl.scoring.batches import BATCH_ROWS, ROWS_WITH_IMAGES
 from rsr_trl.scoring.fingerprint import DEFINITION, checkpoint_fingerprint, student_fingerprint
 from rsr_trl.scoring.passes import OtherScores
 from rsr_trl.scoring.readers import FORMAT_COLUMNS, Readers
@@ -35,8 +35,10 @@ from rsr_trl.scoring.rows import (
     Window,
     add_columns,
     check_no_transform,
+    check_none_stays,
     count_notes,
     describe_gaps,
+    in_format_of,
     is_batch,
     plain,
     scores_among,
@@ -59,8 +61,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-
-BATCH_ROWS = 512  # rows of an iterable dataset that are scored together
 
 
 class RSRScorer:
@@ -165,8 +165,7 @@ class RSRScorer:
 
     def _open(self) -> None:
         """Find the named student's config and tokenizer; its weights are loaded when first needed."""
-        self._student: Student | None = None
-        self._weights = self._fingerprint = None
+        self._student = self._weights = self._fingerprint = None
         hub = self.config.some(("revision", "trust_remote_code"))
         self._prepare(*loading.find_config_and_tokenizer(self.model_id, self._given_tokenizer, **hub))
 
@@ -208,11 +207,7 @@ class RSRScorer:
                 "RSRScorer.score(dataset), which keeps the format, or take dataset.with_format(None)."
             )
         self.check_columns(examples.keys())
-        if stale := sorted(set(scores_among(examples.keys())) - set(self.schema)):
-            raise RSRError(
-                f"The dataset has {stale} of an earlier scoring, and map can't drop columns: ask for them again "
-                "(token_stats=True, scores=[...]), remove them first, or use RSRScorer.score(dataset)."
-            )
+        check_none_stays(examples.keys(), self.schema)
         if rank is not None and self._student is None and torch.cuda.is_available():
             self.config = replace(self.config, device=f"cuda:{rank % torch.cuda.device_count()}")
         lazy = isinstance(examples, (LazyBatch, LazyRow))
@@ -271,18 +266,15 @@ class RSRScorer:
         if isinstance(dataset, IterableDataset):
             added = Features.from_arrow_schema(pa.schema(self.schema))
             features = None if dataset.features is None else Features({**dataset.features, **added})
-            types = {"features": dataset.features}  # of what comes in
-            return dataset.map(self, batched=True, batch_size=BATCH_ROWS, features=features, fn_kwargs=types)
+            size, given = BATCH_ROWS, {"features": dataset.features}
+            return dataset.map(self, batched=True, batch_size=size, features=features, fn_kwargs=given)
         check_no_transform(dataset)
         self.student  # noqa: B018 - if it can't be loaded, that shows before the work, not after it
         with TokenBar(len(dataset)) as bar:
             table = self.score_rows(dataset, bar, notes=(notes := Counter()))
-        result = add_columns(dataset.with_format(None), table)
-        given = dataset.format
-        shown = {"columns": [*given["columns"], *table], "output_all_columns": given["output_all_columns"]}
         for gap in describe_gaps(table, notes, name_row=True):
             logger.warning(gap)
-        return result.with_format(given["type"], **shown, **given["format_kwargs"])
+        return in_format_of(dataset, add_columns(dataset.with_format(None), table), added=list(table))
 
     # ------------------------------------------------------------------------------------------------ the one path
 
@@ -326,11 +318,9 @@ class RSRScorer:
         )
         if bar is not None:
             bar.update(sum(example.error is not None for example in examples), 0)
-        bos_token_id = self.processing_class.bos_token_id
-        tokens = self._others.scored_tokens(
-            examples, tokens, self.r_max, self.student, bos_token_id, first_row=first_row
-        )
-        return to_table(examples, tokens, self._others.functions, self.schema, self.fingerprint)
+        others, bos = self._others, self.processing_class.bos_token_id
+        tokens = others.scored_tokens(examples, tokens, self.r_max, self.student, bos, first_row=first_row)
+        return to_table(examples, tokens, others.functions, self.schema, self.fingerprint)
 
     # ------------------------------------------------------------------------------------------------- the student
 
@@ -420,8 +410,8 @@ class RSRScorer:
 
     def __repr__(self) -> str:
         bits = loading.weight_bits(self.model_id, self.config.revision)
-        student = repr(self.model_id or type(self._student.model)) + ("" if bits is None else f" ({bits}-bit weights)")
-        return f"RSRScorer({student}, max_length={self.max_length}{self.config})"
+        weights, student = "" if bits is None else f" ({bits}-bit weights)", self.model_id or type(self._student.model)
+        return f"RSRScorer({student!r}{weights}, max_length={self.max_length}{self.config})"
 
     def __copy__(self) -> "RSRScorer":
         return RSRScorer(self.model_id or self._student.model, self._given_tokenizer, **vars(self.config))
@@ -455,8 +445,6 @@ RSRScorer.__signature__ = signature(RSRScorer).replace(
 )
 
 
-def _rebuild(
-    identity: str, model_id: str, processing_class: PreTrainedTokenizerBase | None, settings: dict
-) -> RSRScorer:
+def _rebuild(identity: str, model_id: str, processing_class: object | None, settings: dict) -> RSRScorer:
     """A named student's scorer in a worker process; `identity` is there to be hashed."""
     return RSRScorer(model_id, processing_class, **settings)

@@ -144,6 +144,7 @@ def strip(result: dict) -> dict:
     return {**result, "cost": None, "arms": arms}
 
 
+@pytest.mark.slow
 def test_goes_on_where_it_stopped_and_gives_what_an_undisturbed_one_gives(make, monkeypatch, tmp_path):
     whole = make(["rsr", "rank"], folder="whole").run()
     train, trainings = SFTTrainer.train, []

@@ -40,6 +40,7 @@ POISON: dict[str, tuple[dict, str | None]] = {
 
 
 @pytest.mark.parametrize("streaming, one_by_one", [(False, True), (True, False)])
+@pytest.mark.slow
 def test_good_rows_score_as_without_the_poison(make_scorer, tmp_path, streaming, one_by_one):
     """Nine good rows before each bad one."""
     rows = []

@@ -50,6 +50,7 @@ def test_best_of_n_lora(start):
     assert history(out).groupby("step").size().tolist() == [12, 12]
 
 
+@pytest.mark.slow
 def test_curriculum_online_and_its_resuming(start):
     out, _ = start("curriculum_online.py", "--use_cpu")
     assert history(out).groupby("train_mode").size().to_dict() == {False: 12, True: 36}

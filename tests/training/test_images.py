@@ -5,7 +5,8 @@ import pytest
 from datasets import Dataset, Features, Image, Json, List, Value
 from trl import SFTConfig, SFTTrainer
 
-from rsr_trl.rsr import RSR
+from rsr_trl.experimental.weighting import WeightedRSRSFTConfig, WeightedRSRSFTTrainer
+from rsr_trl.rsr import RSR, RSRError
 from rsr_trl.scoring.scorer import RSRScorer
 from rsr_trl.training.config import RSRSFTConfig
 from rsr_trl.training.trainer import RSRSFTTrainer
@@ -116,3 +117,10 @@ def test_rows_past_the_threshold_do_not_train(tmp_path):
 def test_what_cannot_train_is_said_before_the_first_step(last, args, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         trainer_of(build("llava"), pool(**last), tmp_path, **args)
+
+
+def test_weights_per_row_refuse_them_by_name(tmp_path):
+    student, args = build("qwen"), DEFAULTS | {"rsr_weighting": "rank", "max_length": None}
+    args = WeightedRSRSFTConfig(output_dir=str(tmp_path), **args)
+    with pytest.raises(RSRError, match="WeightedRSRSFTTrainer doesn't work with images"):
+        WeightedRSRSFTTrainer(student[0], args=args, train_dataset=pool(), processing_class=student[1])
