@@ -317,10 +317,14 @@ def make_ways(
 
     student = Student(model, args.max_batch_tokens)
     alone = Student(model, args.max_batch_tokens, share_prefixes=False)
+
+    def score(student: Student) -> None:
+        student.score(rows)
+
     ways = {
         "reference": lambda: reference(model, rows, args.batch_size),
-        "rsr_trl": lambda: student.score(rows),
-        "alone": lambda: alone.score(rows),
+        "rsr_trl": lambda: score(student),
+        "alone": lambda: score(alone),
         "floor": lambda: floor(model, rows),
         "shared floor": lambda: shared_floor(model, rows),
     }
