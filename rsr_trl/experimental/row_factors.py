@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from rsr_trl.rsr import RSRError
-from rsr_trl.training.collator import MASKED_ROW, ROW, RSRDataCollator
+from rsr_trl.training.collator import MASKED_ROW, ROW, RSRDataCollator, in_batch
 
 
 TOKEN_ROWS = "rsr_token_rows"  # in a batch: row of the training set that each token is of, -1 for padding
@@ -29,12 +29,10 @@ class RowCollator(RSRDataCollator):
         batch = super().torch_call(examples)
         if ROW not in examples[0]:
             return batch
-        rows, start = [row for row in examples if self._trains(row)] or [MASKED_ROW], 0
+        rows = [row for row in examples if self._trains(row)] or [MASKED_ROW]
         batch[TOKEN_ROWS] = torch.full(batch["input_ids"].shape, -1)
-        for i, row in enumerate(rows):
-            line, first = (0, start) if self.padding_free else (i, 0)
-            start += (length := len(row["input_ids"]))
-            batch[TOKEN_ROWS][line, first : first + length] = row[ROW]
+        for row, line, first in in_batch(rows, self.padding_free):
+            batch[TOKEN_ROWS][line, first : first + len(row["input_ids"])] = row[ROW]
         return batch
 
 

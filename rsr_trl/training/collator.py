@@ -4,7 +4,7 @@ Nothing here decides in training: the sampler does, in the main process, and say
 processes never read a score.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -147,16 +147,22 @@ class RSRVisionDataCollator(DataCollatorForVisionLanguageModeling):
         return batch
 
 
+def in_batch(rows: list[dict[str, Any]], padding_free: bool) -> Iterator[tuple[dict[str, Any], int, int]]:
+    """Each row, with the line of the batch and the place in it where its tokens begin."""
+    start = 0
+    for i, row in enumerate(rows):
+        yield row, *((0, start) if padding_free else (i, 0))
+        start += len(row["input_ids"]) if padding_free else 0
+
+
 def _scored_columns(
     rows: list[dict[str, Any]], shape: torch.Size, padding_free: bool = False
 ) -> dict[str, torch.Tensor]:
     """Row numbers and scored tokens of each row, `(rows,)`, and which tokens are scored, in the ids' shape."""
-    mask, start = torch.zeros(shape, dtype=torch.bool), 0
-    for i, row in enumerate(rows):
+    mask = torch.zeros(shape, dtype=torch.bool)
+    for row, line, first in in_batch(rows, padding_free):
         scored = torch.tensor(row[SCORED], dtype=torch.bool)  # empty where the row can't be scored
-        line, first = (0, start) if padding_free else (i, 0)
         mask[line, first : first + len(scored)] = scored
-        start += len(row["input_ids"]) if padding_free else 0
     return {
         ROW: torch.tensor([row[ROW] for row in rows]),
         NUM_SCORED: torch.tensor([sum(row[SCORED]) for row in rows]),

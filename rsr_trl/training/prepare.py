@@ -4,6 +4,7 @@ SFTTrainer's preparation filters rows out and may shuffle them, so what belongs 
 """
 
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from rsr_trl.scoring.batches import ROWS_WITH_IMAGES
 from rsr_trl.scoring.fingerprint import DEFINITION, same_student
 from rsr_trl.scoring.rows import describe_notes, stored, to_rows
 from rsr_trl.scoring.scores import ScoredTokens, check_name, content_hash, content_name, known_score, random
-from rsr_trl.scoring.tokens import ExampleTokenizer
+from rsr_trl.scoring.tokens import ExampleTokenizer, TokenizedExample
 from rsr_trl.selection.choose import all_short, least_tokens, long_enough
 from rsr_trl.selection.table import ScoredTable, labels, read_score
 from rsr_trl.training.config import RSRSFTConfig
@@ -81,26 +82,36 @@ def add_scored_column(dataset: Dataset, tokenizer: ExampleTokenizer, num_proc: i
     tokenizer.check_columns(dataset.column_names)
     if "input_ids" in dataset.column_names:
         raise RSRError("The train dataset is already tokenized, which hides the response: pass it before that.")
-    added = {SCORED: List(Value("bool")), NOTES: List(Value("string")), SOURCE_ROW: Value("int64")}
+    return _with_columns(dataset, _scored_of, tokenizer, num_proc, {})
+
+
+def _with_columns(
+    dataset: Dataset, function: Callable, tokenizer: ExampleTokenizer, num_proc: int | None, more: dict, **how
+) -> Dataset:
+    """The dataset with what `function` finds of each batch; `more` are its columns beside those of every example."""
+    added = {SCORED: List(Value("bool")), NOTES: List(Value("string")), SOURCE_ROW: Value("int64"), **more}
     return dataset.map(
-        _scored_of,
+        function,
         batched=True,
         with_indices=True,
         fn_kwargs={"tokenizer": tokenizer, "features": dataset.features, "definition": DEFINITION},
         features=Features({**dataset.features, **added}),
         num_proc=num_proc,
         desc="Finding the scored tokens of train dataset",
+        **how,
     )
 
 
 def _scored_of(
-    batch: dict[str, list], indices: list[int], tokenizer: ExampleTokenizer, features: Features, definition: str
+    batch: Mapping[str, list], indices: list[int], tokenizer: ExampleTokenizer, features: Features, definition: str
 ) -> dict[str, list]:
     # `definition` is there for the cache of `datasets` alone: what an older rule gave isn't taken.
-    examples = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
-    tokenized = tokenizer(examples, features)
-    notes = [list(example.notes) for example in tokenized]
-    return {SCORED: [example.scored for example in tokenized], NOTES: notes, SOURCE_ROW: indices}
+    return _columns_of(tokenizer(to_rows(batch), features), indices)
+
+
+def _columns_of(examples: Sequence[TokenizedExample], indices: list[int]) -> dict[str, list]:
+    notes = [list(example.notes) for example in examples]
+    return {SCORED: [example.scored for example in examples], NOTES: notes, SOURCE_ROW: indices}
 
 
 def add_image_columns(dataset: Dataset, tokenizer: "SeeingTokenizer", num_proc: int | None) -> Dataset:
@@ -109,18 +120,8 @@ def add_image_columns(dataset: Dataset, tokenizer: "SeeingTokenizer", num_proc: 
     digest of the images. `RSRError` for a row that it couldn't train on.
     """
     tokenizer.check_columns(dataset.column_names)
-    added = {SCORED: List(Value("bool")), NOTES: List(Value("string")), SOURCE_ROW: Value("int64")}
-    added |= {"input_ids": List(Value("int32")), DIGEST: Value("int64")}
-    return dataset.map(
-        _seen_of,
-        batched=True,
-        batch_size=ROWS_WITH_IMAGES,
-        with_indices=True,
-        fn_kwargs={"tokenizer": tokenizer, "features": dataset.features, "definition": DEFINITION},
-        features=Features({**dataset.features, **added}),
-        num_proc=num_proc,
-        desc="Finding the scored tokens of train dataset",
-    )
+    more = {"input_ids": List(Value("int32")), DIGEST: Value("int64")}
+    return _with_columns(dataset, _seen_of, tokenizer, num_proc, more, batch_size=ROWS_WITH_IMAGES)
 
 
 def _seen_of(
@@ -134,10 +135,7 @@ def _seen_of(
                 f"Row {row} of the train dataset can't be trained on: {example.error}. Fix it, leave it out, or raise "
                 "max_length where it is too long. RSRScorer says of every such row what is wrong, in rsr_error."
             )
-    return {
-        SCORED: [example.scored for example in examples],
-        NOTES: [list(example.notes) for example in examples],
-        SOURCE_ROW: indices,
+    return _columns_of(examples, indices) | {
         "input_ids": [example.input_ids for example in examples],
         DIGEST: [0 if example.pictures is None else example.pictures.digest for example in examples],
     }
