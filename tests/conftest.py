@@ -103,22 +103,9 @@ def tiny_tokenizer():
 
     Needs no file, so tests with it run everywhere; any text has ids, and every byte is a token.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from tests.byte_tokenizer import byte_tokenizer
 
-    specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>", "<|unused|>"]
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(specials + letters)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
-        additional_special_tokens=specials[1:3],
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
-        chat_template=CHATML,
-        model_max_length=2048,
-    )
+    return byte_tokenizer(["<think>", "</think>", "<|unused|>"], chat_template=CHATML, model_max_length=2048)
 
 
 @pytest.fixture

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from tests.byte_tokenizer import SPECIALS, byte_tokenizer
 
-SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
 TEXT = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -44,16 +44,10 @@ def _template(image: str) -> str:
 
 
 def _tokenizer(image: str, *more: str, **extra) -> PreTrainedTokenizerFast:
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*SPECIALS, *more, *letters, "ĊĊ", "oo"]
-    core = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[("Ċ", "Ċ"), ("o", "o")]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
+    return byte_tokenizer(
+        more,
+        [("Ċ", "Ċ"), ("o", "o")],
         additional_special_tokens=[*SPECIALS[1:], *more],
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
         chat_template=_template(image),
         **extra,
     )
