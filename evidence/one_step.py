@@ -152,7 +152,7 @@ def take_steps(folder, path, rows, examples, own, others, teachers, fold) -> Non
     by_teacher = {t: [examples[i] for i in probe if rows[i]["teacher"] == t] for t in teachers}
     by_teacher = {teacher: some for teacher, some in by_teacher.items() if some}
     first = list(dict.fromkeys(rows[i]["problem_id"] for i in own))[: plan["exact_problems"]]
-    mine = sorted((i for i in own if rows[i]["problem_id"] in first), key=lambda i: teachers.index(rows[i]["teacher"]))
+    mine = [i for i in own if rows[i]["problem_id"] in first]
     model = load_model(path, dtype="float32", device="cpu")
     student, kept = Student(model), copy.deepcopy(model.state_dict())
     gradients = ProbeGradients(folder / "exact_probe", model, by_teacher)
