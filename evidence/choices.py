@@ -22,8 +22,9 @@ from common import (
     taken,
     write_json,
 )
-from datasets import Dataset, load_from_disk
+from datasets import Dataset
 
+from rsr_trl import data
 from rsr_trl.scoring.scores import ONE_PASS
 from rsr_trl.selection.choose import long_enough
 
@@ -36,7 +37,7 @@ def score(args, name: str) -> Dataset:
     command = ["rsr_trl", "score", "--model_name_or_path", student_path(args, name), "--dataset_name", str(pool)]
     command += ["--output_dir", str(folder), "--dtype", "float32", "--scores", "all"]
     subprocess.run([sys.executable, "-m", *command], check=True)
-    return load_from_disk(str(folder))
+    return data.load(str(folder))
 
 
 def describe(found: dict, columns: np.ndarray, min_tokens: int) -> dict:

@@ -91,7 +91,8 @@ def read_pool(path: Path, with_bare: bool = False) -> list[dict]:
 def table(scored: Dataset) -> dict[str, np.ndarray]:
     """
     A scored pool as arrays of shape `(problems, teachers)`: `cost` of every one-pass score (lower is chosen first),
-    `tokens`, `correct`; and `teachers`, `problems`.
+    `tokens`, `correct`; and `teachers`, `problems`. A score that isn't defined for a row is NaN there: the row isn't
+    chosen by it, and counts in none of its correlations.
     """
     teachers = list(dict.fromkeys(scored["teacher"]))
     problems = list(dict.fromkeys(scored["problem_id"]))
@@ -104,8 +105,6 @@ def table(scored: Dataset) -> dict[str, np.ndarray]:
     for name in ONE_PASS:
         sign = 1 if direction_of(name) == "low" else -1
         found[name] = sign * read_score(scored, name).reshape(shape)
-        if not np.isfinite(found[name]).all():
-            raise RSRError(f"{name} isn't finite in {np.sum(~np.isfinite(found[name]))} rows of the pool.")
     found["tokens"] = np.array(scored[NUM_TOKENS], np.float64).reshape(shape)
     found["correct"] = np.array(scored["correct"], np.float64).reshape(shape)
     return found
@@ -115,7 +114,7 @@ def choice(cost: np.ndarray, allowed: np.ndarray) -> np.ndarray:
     """Place of the row with the lowest cost among the allowed ones of each problem: int array `(problems,)`."""
     if not allowed.any(axis=1).all():
         raise RSRError("A problem has no row that may be chosen.")
-    return np.argmin(np.where(allowed, cost, np.inf), axis=1)
+    return np.argmin(np.where(allowed & np.isfinite(cost), cost, np.inf), axis=1)
 
 
 def taken(values: np.ndarray, places: np.ndarray) -> np.ndarray:
@@ -155,9 +154,9 @@ def spearman_rows(x: np.ndarray, y: np.ndarray, where: np.ndarray | None = None)
     Spearman's correlation within each problem over its teachers (those of `where`): `(problems,)`, NaN where all are
     alike or fewer than 3.
     """
-    found = np.full(len(x), np.nan)
+    found, known = np.full(len(x), np.nan), np.isfinite(x) & np.isfinite(y)
     for i, (a, b) in enumerate(zip(x, y, strict=True)):
-        kept = slice(None) if where is None else where[i]
+        kept = known[i] if where is None else known[i] & where[i]
         a, b = stats.rankdata(a[kept]), stats.rankdata(b[kept])
         if a.size >= 3 and np.ptp(a) and np.ptp(b):
             found[i] = np.corrcoef(a, b)[0, 1]
@@ -168,7 +167,7 @@ def spearman_of_means(x: np.ndarray, y: np.ndarray) -> list[float]:
     """Spearman's correlation between the teachers' means, with a 95% interval: problems are drawn again."""
 
     def of(rows: np.ndarray) -> float:
-        return float(stats.spearmanr(x[rows].mean(axis=0), y[rows].mean(axis=0)).statistic)
+        return float(stats.spearmanr(np.nanmean(x[rows], axis=0), np.nanmean(y[rows], axis=0)).statistic)
 
     rng, count = np.random.default_rng(0), len(x)
     draws = [of(rng.integers(0, count, count)) for _ in range(PLAN["statistics"]["draws"])]

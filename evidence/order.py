@@ -1,0 +1,201 @@
+"""Question 3: does the order of trajectories change while the student learns, and does it pay to score again?
+
+    python evidence/order.py          # about 90 minutes on 2 cores; goes on where it stopped
+    python evidence/order.py --students gsm8k_6m --parts order
+
+`order`: the student is fine-tuned on the pool with SFTTrainer, and all rows are scored again after each epoch.
+`pilot`: `rsr pilot` compares choices that are renewed in each epoch with those made once. Needs `choices.py`'s scores.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from common import (
+    BARE,
+    PLAN,
+    choice,
+    interval,
+    parser,
+    read_args,
+    spearman_rows,
+    student_path,
+    table,
+    taken,
+    write_json,
+)
+from datasets import Dataset
+from scipy.stats import spearmanr
+from transformers.trainer_utils import get_last_checkpoint
+from trl import SFTConfig, SFTTrainer
+
+from rsr_trl import data
+from rsr_trl.pilot.differences import difference
+from rsr_trl.scoring.loading import for_trainer
+from rsr_trl.selection.choose import long_enough
+
+
+EPOCHS = 3
+
+
+def rows_of(args, student: str, first: int, count: int) -> Dataset:
+    """Scored rows of `count` problems of the pool from the `first` one on, without the bare answers."""
+    scored = data.load(str(args.output_dir / f"scored-{student}"))
+    names = set(list(dict.fromkeys(scored["problem_id"]))[first : first + count])
+    return scored.filter(lambda row: row["problem_id"] in names and row["teacher"] != BARE)
+
+
+def train(args, student: str, plan: dict, rows: Dataset, seed: int, folder: Path) -> None:
+    """Fine-tune with TRL, keeping the student after each epoch."""
+    path, is_large = student_path(args, student), student == "smollm2"
+    config = SFTConfig(
+        output_dir=str(folder),
+        num_train_epochs=EPOCHS,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=4,
+        learning_rate=plan["learning_rate"],
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+        max_length=1024,
+        seed=seed,
+        bf16=is_large,
+        use_cpu=True,
+        gradient_checkpointing=None,  # TRL's default for this deprecated option makes transformers warn
+        model_init_kwargs=None if path.endswith(".gguf") else {"dtype": "float32"},
+        report_to="none",
+        save_strategy="epoch",
+        logging_steps=5,
+        disable_tqdm=True,
+    )
+    own = for_trainer(path, None) or {"model": path}
+    trainer = SFTTrainer(args=config, train_dataset=rows.select_columns(["prompt", "completion"]), **own)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)))
+    write_json(folder / "trained.json", {"steps": trainer.state.global_step, "log": trainer.state.log_history})
+
+
+def order(args, student: str, plan: dict) -> dict:
+    """Train and score again; what changed, by epoch."""
+    count, unseen = plan["trained_problems"], plan["unseen_problems"]
+    before, found = rows_of(args, student, 0, count + unseen), {}
+    pool = args.output_dir / f"order-{student}.parquet"
+    if not pool.exists():
+        before.select_columns(["problem_id", "teacher", "prompt", "completion", "correct"]).to_parquet(pool)
+    for seed in plan["seeds"]:
+        folder = args.output_dir / f"order-{student}-{seed}"
+        if not (folder / "trained.json").exists():
+            train(args, student, plan, rows_of(args, student, 0, count), seed, folder)
+        tables = {0: table(before)}
+        checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        for epoch, checkpoint in enumerate(checkpoints, 1):
+            scored = folder / f"scored-{epoch}"
+            command = ["score", "--model_name_or_path", str(checkpoint), "--dataset_name", str(pool)]
+            command += ["--output_dir", str(scored), "--dtype", "float32", "--scores", "all"]
+            subprocess.run([sys.executable, "-m", "rsr_trl", *command], check=True)
+            tables[epoch] = table(data.load(str(scored)))
+        log = json.loads((folder / "trained.json").read_text())["log"]
+        found[str(seed)] = {
+            "train_loss": [{"step": row["step"], "loss": row["loss"]} for row in log if "loss" in row],
+            "trained": changes(tables, slice(0, count)),
+            "unseen": changes(tables, slice(count, None)),
+        }
+    return found
+
+
+def changes(tables: dict, part: slice) -> dict:
+    """Every epoch beside the student before training, over these problems."""
+    first = {name: values if name in ("teachers", "problems") else values[part] for name, values in tables[0].items()}
+    allowed, teachers = long_enough(first["tokens"], PLAN["choices"]["min_tokens"]), first["teachers"]
+    found = {"problems": len(first["rsr"]), "rows": first["rsr"].size, "epochs": {}}
+    was = choice(first["rsr"], allowed)
+    for epoch, values in tables.items():
+        now = {name: values[name][part] for name in ("rsr", "surprisal", "rank")}
+        best = choice(now["rsr"], allowed)
+        right = np.where(first["correct"] > 0, now["surprisal"], np.nan)
+        found["epochs"][str(epoch)] = {
+            "mean": {name: float(of.mean()) for name, of in now.items()},
+            "loss_of_right_rows": interval(np.nanmean(right[(first["correct"] > 0).any(1)], axis=1)),
+            "spearman_overall": {name: float(spearmanr(now[name].ravel(), first[name].ravel())[0]) for name in now},
+            "spearman_within": {name: interval(spearman_rows(now[name], first[name], allowed)) for name in now},
+            "best_changed": interval(best != was),
+            # What the first choice costs by the new scores: 0 the new best, 1 as good as a random row.
+            "regret": regret(now["rsr"], was, allowed),
+            "chosen": {teachers[i]: int(n) for i, n in enumerate(np.bincount(best, minlength=len(teachers)))},
+            "correct": interval(taken(first["correct"], best)),
+            "mean_by_teacher": dict(zip(teachers, now["rsr"].mean(0).tolist(), strict=True)),
+        }
+    return found
+
+
+def regret(cost: np.ndarray, places: np.ndarray, allowed: np.ndarray) -> float:
+    """How far the rows at `places` are from the best, as a share of the way from the best to the mean."""
+    best = np.where(allowed, cost, np.inf).min(1)
+    middle = np.where(allowed, cost, 0).sum(1) / allowed.sum(1)
+    return float((taken(cost, places) - best).sum() / (middle - best).sum())
+
+
+def pilot(args, student: str) -> dict:
+    """`rsr pilot`, and re-scored against scored once."""
+    plan = PLAN["pilot"]
+    trained, unseen = plan["problems"][student]
+    folder = args.output_dir / f"pilot-{student}"
+    pool, held_out = (args.output_dir / f"pilot-{student}-{name}.parquet" for name in ("pool", "held_out"))
+    if not held_out.exists():
+        rows_of(args, student, 0, trained).to_parquet(pool)
+        rows, seen = rows_of(args, student, trained, unseen).filter(lambda row: row["correct"]), {}
+        kept = []
+        for i, name in enumerate(rows["problem_id"]):
+            seen[name] = seen.get(name, 0) + 1
+            if seen[name] <= plan["references"]:
+                kept.append(i)
+        rows.select(kept).select_columns(["problem_id", "prompt", "completion"]).to_parquet(held_out)
+    command = ["pilot", "--model_name_or_path", student_path(args, student), "--dataset_name", str(pool)]
+    command += ["--eval_dataset_name", str(held_out), "--output_dir", str(folder), "--use_cpu", "true"]
+    command += ["--strategies", *plan["strategies"][student], "--num_seeds", str(plan["seeds"])]
+    command += ["--num_examples", str(plan["num_examples"][student]), "--num_train_epochs", str(EPOCHS)]
+    command += ["--learning_rate", str(PLAN["order"]["students"][student]["learning_rate"])]
+    command += ["--lr_scheduler_type", "cosine", "--warmup_steps", "0.05", "--max_length", "1024"]
+    command += ["--per_device_train_batch_size", "4", "--gradient_accumulation_steps", "2"]
+    command += ["--bf16", str(student == "smollm2").lower(), "--dtype", "float32"]
+    subprocess.run([sys.executable, "-m", "rsr_trl", *command], check=True)
+    result = json.loads((folder / "pilot.json").read_text())
+    arms = {(arm["strategy"], arm["seed"]): arm for arm in result["arms"]}
+    losses = {}
+    for path in (folder / "arms").glob("*-seed*.json"):
+        arm = json.loads(path.read_text())
+        losses.setdefault(arm["strategy"], {})[arm["seed"]] = [problem["loss"] for problem in arm["problems"]]
+    values = {name: np.array([of[seed] for seed in sorted(of)]) for name, of in losses.items()}
+    pairs = {"rsr_rescored - rsr": ("rsr_rescored", "rsr"), "random_renewed - random": ("random_renewed", "random")}
+    return {
+        "before": arms[None, 0]["loss"],
+        "loss": {name: of.mean(axis=1).tolist() for name, of in values.items()},
+        "tokens": {name: [arms[name, seed]["tokens"] for seed in sorted(losses[name])] for name in losses},
+        "table": result["table"],
+        "verdict": result["verdict"],
+        "notes": result["notes"],
+        "pairs": {name: difference(values[one], values[two]) for name, (one, two) in pairs.items()},
+    }
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--students", nargs="+", default=["smollm2", "gsm8k_6m"], choices=["smollm2", "gsm8k_6m"])
+    options.add_argument("--parts", nargs="+", default=["order", "pilot"], choices=["order", "pilot"])
+    args = read_args(options)
+    for student in args.students:
+        if not (args.output_dir / f"scored-{student}").exists():
+            raise SystemExit("Run evidence/choices.py first: its scores are those before training.")
+    print("Cost on 2 cores: SmolLM2 50 minutes, and 60 for its pilot; the small student 40 in all.", flush=True)
+    torch.manual_seed(0)
+    for student in args.students:
+        for part in args.parts:
+            plan = PLAN["order"]["students"][student]
+            found = order(args, student, plan) if part == "order" else pilot(args, student)
+            write_json(args.results / f"{part}-{student}.json", found)
+            print(f"Wrote {args.results / f'{part}-{student}.json'}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
