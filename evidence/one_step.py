@@ -40,6 +40,9 @@ from rsr_trl.scoring.student import Student
 from rsr_trl.selection.choose import long_enough
 
 
+PIECE = 2**17  # numbers
+
+
 def mean_loss(model, example) -> torch.Tensor:
     """Nats per scored token of an example."""
     ids = torch.from_numpy(example.input_ids).long()
@@ -55,9 +58,18 @@ def gradient(model, example) -> list[torch.Tensor]:
     return [parameter.grad for parameter in model.parameters()]
 
 
-def dot(one: list[torch.Tensor], two: list[torch.Tensor]) -> float:
-    """Product of two gradients, summed in float32 within a tensor and in float64 between tensors."""
-    return sum(torch.dot(a.flatten().float(), b.flatten().float()).item() for a, b in zip(one, two, strict=True))
+def products(one: list[torch.Tensor], two: list[torch.Tensor]) -> tuple[float, float]:
+    """
+    `<one, two>` and the norm of `one`: in float32 within a piece of a tensor, which a processor's cache holds, and in
+    float64 between pieces.
+    """
+    product = square = 0.0
+    for a, b in zip(one, two, strict=True):
+        for x, y in zip(a.flatten().split(PIECE), b.flatten().split(PIECE), strict=True):
+            x = x.float()
+            product += torch.dot(x, y.float()).item()
+            square += torch.dot(x, x).item()
+    return product, square**0.5
 
 
 class ProbeGradients:
@@ -135,8 +147,8 @@ def run_fold(args, fold: int) -> None:
         left = [i for i in own if rows[i]["teacher"] == teacher and i not in done.keys]
         direction = gradients.without(teacher) if left else None
         for i in left:
-            found = gradient(model, examples[i])
-            done.add(row=i, product=dot(found, direction), norm=dot(found, found) ** 0.5)
+            product, norm = products(gradient(model, examples[i]), direction)
+            done.add(row=i, product=product, norm=norm)
         print(f"fold {fold}: first order, {teacher}: {len(left)} rows", flush=True)
     del gradients, model, done
     take_steps(folder, path, rows, examples, own, others, teachers, fold)
@@ -147,7 +159,8 @@ def take_steps(folder, path, rows, examples, own, others, teachers, fold) -> Non
     plan, solved = PLAN["one_step"], {}
     for i in others:
         solved.setdefault(rows[i]["problem_id"], []).append(i)
-    enough = [some for some in solved.values() if len(some) >= len(teachers) - 2][: plan["exact_probe_problems"]]
+    least = plan.get("exact_probe_solved", len(teachers) - 2)
+    enough = [some for some in solved.values() if len(some) >= least][: plan["exact_probe_problems"]]
     probe = [i for some in enough for i in some]
     by_teacher = {t: [examples[i] for i in probe if rows[i]["teacher"] == t] for t in teachers}
     by_teacher = {teacher: some for teacher, some in by_teacher.items() if some}
@@ -177,7 +190,7 @@ def take_steps(folder, path, rows, examples, own, others, teachers, fold) -> Non
             continue
         teacher = rows[i]["teacher"]
         found = [part.clone() for part in gradient(model, examples[i])]
-        record = {"product": dot(found, gradients.without(teacher)), "norm": dot(found, found) ** 0.5}
+        record = dict(zip(("product", "norm"), products(found, gradients.without(teacher)), strict=True))
         model.zero_grad(set_to_none=True)
         for eta in plan["etas"]:
             with torch.no_grad():

@@ -311,7 +311,10 @@ class Student:
         hidden, targets, _ = self._forward([TokenizedExample(part, np.arange(len(part)) > 0) for part in parts])
         ours = self.head.score(hidden, targets).surprisals
         whole = torch.from_numpy(ids.astype(np.int64)).to(self.device)[None]
-        logits = own_logits(self._base, self._base, input_ids=whole)[0].to(ours.device)
+        # accelerate leaves autocast in the forward of a model that was trained in mixed precision, and scoring is
+        # without it: what stood there before is compared.
+        forward = vars(self._base).get("_original_forward", self._base)
+        logits = own_logits(self._base, forward, input_ids=whole)[0].to(ours.device)
         logits = torch.cat([logits[: len(part) - 1] for part in parts])
         own = logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0]
         # Reduced precision rounds both. NaN passes here: the error for broken weights names the rows that show it.

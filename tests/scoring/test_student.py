@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from rsr_trl import RSRScorer
 from rsr_trl.scoring import student as student_module
@@ -311,3 +313,21 @@ class TestOutOfMemory:
         self.limit_memory(student, tokens=20)
         with pytest.raises(torch.OutOfMemoryError, match="One trajectory of 30 tokens .* device_map"):
             student.score(examples_of((30, 5)))
+
+
+def test_a_student_that_was_trained_in_mixed_precision_is_scored_as_its_weights_say():
+    """accelerate leaves autocast in the model's forward; scoring is without it, and so is the truth."""
+    model, rows = build("llama", num_hidden_layers=8), examples_of()  # rounding adds up over the layers
+    expected = Student(model).score(rows)
+    try:
+        accelerator = Accelerator(cpu=True, mixed_precision="bf16")
+        prepared = accelerator.prepare_model(model)
+        ids = torch.from_numpy(rows[3].input_ids[:16]).long()[None]
+        own, plain = prepared(input_ids=ids).logits.float(), prepared._original_forward(input_ids=ids).logits
+        error = (own - plain).square().mean().sqrt() / plain.square().mean().sqrt()
+        assert error > torch.finfo(torch.bfloat16).eps / 2  # more than what is taken for another head
+        found = Student(prepared).score(rows)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    np.testing.assert_array_equal(found.ranks, expected.ranks)
+    np.testing.assert_array_equal(found.surprisals, expected.surprisals)
