@@ -202,9 +202,9 @@ def _show(out: Console, result: dict, folder: str) -> None:
 def _columns(show, level: str) -> list[Column]:
     """Of the table of one metric, which `show` writes."""
     return [
-        Column("strategy", "strategy"),
+        Column("strategy", lambda row: f"{row['strategy']} vs {row['control']}"),
         Column("result", lambda row: show(row["value"], "")),
-        Column("control", lambda row: f"{row['control']} {show(row['control_value'], '')}"),
+        Column("control", lambda row: show(row["control_value"], "")),
         Column("difference", lambda row: show(row["mean"])),
         Column(level, lambda row: f"{show(row['low'])} to {show(row['high'])}"),
         Column("verdict", lambda row: {None: "unclear", True: "better", False: "worse"}[row["better"]]),

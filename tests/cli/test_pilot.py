@@ -78,13 +78,15 @@ def test_json_is_the_result_and_nothing_else_and_nothing_else_can_be_changed(arg
         run(argv(*ONE))
 
 
-def test_people_see_the_cost_the_differences_and_what_they_are_worth(argv, capfd):
-    words = argv("--strategies", "rsr", "--num_seeds", "2")
+def test_people_see_the_cost_the_differences_and_what_they_are_worth(argv, capfd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    words = argv("--strategies", "rsr_rescored", "--num_seeds", "2")
     assert run(words) == 0
     out, err = capfd.readouterr()
     assert out == ""
     text = " ".join(err.split())
-    assert text.index("Estimated cost: 4 runs") < text.index("random, seed 42: loss")
+    assert "…" not in err and "rsr_rescored vs" in text  # nothing of the table is cut off
+    assert text.index("Estimated cost: 6 runs") < text.index("random, seed 42: loss")
     for part in ("lower = better", "difference", "all intervals are about these runs only"):
         assert part in text
     for word in ("warn", "deprecat", "traceback"):
@@ -92,7 +94,7 @@ def test_people_see_the_cost_the_differences_and_what_they_are_worth(argv, capfd
     # Again: nothing is trained, and the same is said.
     assert run(words) == 0
     again = " ".join(capfd.readouterr().err.split())
-    assert "5 of 5 arms are done already." in again and "Cost" not in again
+    assert "7 of 7 arms are done already." in again and "Cost" not in again
     assert again[again.index("2 seeds") :] == text[text.index("2 seeds") :]
 
 
