@@ -12,6 +12,9 @@ from rsr_trl.selection.failure_modes import GUESSED
 from tests.selection.pools import clean_pool, column
 
 
+TEXTS = {"prompt": "user", "completion": "assistant"}
+
+
 def findings(dataset, **options):
     columns = dict(teacher_column="teacher", problem_column="problem_id", correctness_column="correct")
     return {finding.name: finding for finding in compare_scores(dataset, **columns | options).findings}
@@ -60,8 +63,8 @@ def every(number):
             "100 trajectories (17% of all, 0% of what RSR chooses; most of what 't3' wrote)",
             "`rsr select` does by default",
         ),
-        (every(7), dict(score_guess_share=0.11), "near guessing", "86 trajectories (14% of all, ", "--require"),
-        (every(7), dict(score_guess_share=0.09), None, None, None),
+        (every(7), dict(score_guess_share=0.16), "near guessing", "86 trajectories (14% of all, ", "--require"),
+        (every(7), dict(score_guess_share=0.14), None, None, None),
         (every(7), dict(rsr_num_tokens=31), "short responses", "86 trajectories (14% of all, ", "--min_tokens"),
         (every(7), dict(rsr_num_tokens=32), None, None, None),
         (every(43), dict(rsr_num_tokens=8, rsr=0.5), None, None, None),  # left out of the choice
@@ -114,6 +117,22 @@ def test_a_real_student_on_easy_problems_with_a_bare_teacher_and_on_random_digit
     found = findings(scored)
     assert "short responses" in found and not {"near guessing", "foreign to the student"} & set(found)
     assert np.mean(column(guessed, "score_guess_share") > GUESSED) >= 0.8
+
+
+def test_real_reasoning_isnt_taken_for_guesses_by_a_weak_student_either(gsm8k_rows, shared):
+    """Every tenth problem with all its teachers; on the whole pool the student puts 6% of the rows above 0.10."""
+    problems = list(dict.fromkeys(row["problem_id"] for row in gsm8k_rows))[::10]
+    rows = [
+        {name: row[name] for name in ("problem_id", "teacher", "correct")}
+        | {name: [{"role": role, "content": row[name]}] for name, role in TEXTS.items()}
+        for row in gsm8k_rows
+        if row["problem_id"] in problems
+    ]
+    scored = RSRScorer(str(shared / "models" / "gsm8k_6m"), dtype="float32", scores="guess_share").score(
+        Dataset.from_list(rows)
+    )
+    assert np.mean(column(scored, "score_guess_share") > 0.1) > 0.03  # else it would prove nothing
+    assert "near guessing" not in findings(scored)
 
 
 class TestCollapse:
