@@ -235,6 +235,7 @@ def summarise(args) -> dict:
         results["utilities"][kind] = {
             "positive": interval((utility > 0).mean(1)),
             "spearman_with_correct": interval(spearman_rows(utility, found["correct"])),
+            "spearman_with_norm": interval(spearman_rows(utility, norm)),
             "by_teacher": dict(zip(found["teachers"], utility.mean(0).tolist(), strict=True)),
             "scores": {
                 name: {

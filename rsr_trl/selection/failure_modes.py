@@ -23,7 +23,7 @@ MOST = 0.5  # of a teacher's trajectories: then it is the teacher's way, not an 
 COLLAPSE_SHARE = 0.5  # of the choice from one teacher; 45-77% in the paper, whose readers ask for a cap
 COLLAPSE_LIFT = 1.5  # and this many times its share of the pool: else the pool was lopsided before
 TRUNCATED_SHARE = 0.05  # the score of every twentieth row is that of a beginning: more than rounding in any ranking
-GUESSED = 0.15  # guess share of a trajectory: 0 to 0.3% of 2,400 real ones are above; random digits and sums 0.2 to 0.5
+GUESSED = 0.15  # guess share of a trajectory: at most 0.3% of 2,400 real ones are above; random digits and sums are
 FOREIGN_RANK = 30  # mean clipped rank: a third of the tokens beyond r_max = 100. The paper's teachers have 1.4 to 5.6
 ENOUGH = 20  # trajectories from which shares, correlations and overlaps aren't chance (R^2 over 0.5: 1 in 2,000)
 BY_CHANCE = 0.01  # that one teacher has so many of the choice, by its share of the pool
