@@ -1,6 +1,6 @@
 """Question 1: what does each score choose from a real pool, and how much of it is about *this* student?
 
-python evidence/choices.py        # about 12 minutes on 2 cores; goes on where it stopped
+python evidence/choices.py        # about 20 minutes on 2 cores; goes on where it stopped
 """
 
 import subprocess
@@ -95,7 +95,7 @@ def agreement(one: dict, two: dict, columns: np.ndarray, min_tokens: int) -> dic
 
 def main() -> None:
     args = read_args(parser(__doc__))
-    print("Cost: about 10 minutes for SmolLM2 on 2 cores and 1 for the small student, less what is done.", flush=True)
+    print("Cost on 2 cores: about 16 minutes for SmolLM2 and 3 for the small student, less what is done.", flush=True)
     tables = {name: table(score(args, name)) for name in ("smollm2", "gsm8k_6m")}
     least = PLAN["choices"]["min_tokens"]
     teachers = tables["smollm2"]["teachers"]

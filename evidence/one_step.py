@@ -1,6 +1,6 @@
 """Question 2: what does one small step on a trajectory teach, and which score says so beforehand?
 
-    python evidence/one_step.py       # about 60 minutes on 2 cores; goes on where it stopped
+    python evidence/one_step.py       # about 50 minutes on 2 cores; goes on where it stopped
 
 The utility of a trajectory is u = L(probe; theta) - L(probe; theta - eta g): how far the loss of right responses to
 other problems, by other teachers, falls by one step on it. It is measured by taking the step for a few rows, and to
@@ -281,7 +281,7 @@ def main() -> None:
         return run_fold(args, args.fold)
     if not (args.output_dir / "scored-smollm2").exists():
         raise SystemExit("Run evidence/choices.py first: its scores are compared here.")
-    print("Cost: about 60 minutes on 2 cores, less what is done; 9 GB of disk until it is done.", flush=True)
+    print("Cost: about 50 minutes on 2 cores, less what is done; 9 GB of disk until it is done.", flush=True)
     command = [sys.executable, *sys.argv]
     folds = [subprocess.Popen([*command, "--fold", str(fold)]) for fold in (0, 1)]
     codes = [process.wait() for process in folds]
