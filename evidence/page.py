@@ -123,7 +123,7 @@ def plot_steps(found: dict, path: Path) -> None:
         found["utilities"]["step"]["scores"], key=lambda n: found["utilities"]["step"]["scores"][n]["within"][0]
     )
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for shift, (kind, marker) in zip((0.15, -0.15), (("step", "o"), ("per_token", "s")), strict=True):
+    for shift, (kind, marker) in zip((0.15, -0.15), (("step", "o"), ("unit_step", "s")), strict=True):
         middle, low, high = np.array([found["utilities"][kind]["scores"][name]["within"] for name in names], float).T
         places = np.arange(len(names)) + shift
         axes.errorbar(middle, places, xerr=[middle - low, high - middle], fmt=marker, ms=4, lw=1, label=KINDS[kind])
@@ -137,8 +137,9 @@ def plot_steps(found: dict, path: Path) -> None:
 
 def plot_order(found: dict, path: Path) -> None:
     """How far the order within problems is that of before, by epoch."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained", sharey=True)
-    for ax, (student, seeds) in zip(axes, found.items(), strict=False):
+    size = {"figsize": (1.5 + 4 * len(found), 3.2), "layout": "constrained", "sharey": True, "squeeze": False}
+    figure, (axes,) = plt.subplots(1, len(found), **size)
+    for ax, (student, seeds) in zip(axes, found.items(), strict=True):
         for score, marker in (("rsr", "o"), ("surprisal", "s")):
             for part, style in (("trained", "-"), ("unseen", "--")):
                 of = [
