@@ -57,7 +57,7 @@ def describe(found: dict, columns: np.ndarray, min_tokens: int) -> dict:
             "most_from": teachers[int(counts.argmax())],
             "most_share": interval(places == counts.argmax()),
             "teachers": {teachers[i]: int(counts[i]) for i in np.argsort(-counts) if counts[i]},
-            "overlap": {other: float(np.mean(places == chosen[other])) for other in chosen if other != name},
+            "overlap": {other: interval(places == chosen[other]) for other in chosen if other != name},
         }
         if BARE in teachers:
             scores[name]["bare"] = interval(places == teachers.index(BARE))
