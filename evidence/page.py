@@ -130,7 +130,7 @@ def plot_steps(found: dict, path: Path) -> None:
     axes.axvline(0, color="0.6", lw=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.set_xlabel("Spearman within problems: what the score prefers, and what a step on it brings (95%)")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="upper right", frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
