@@ -3,18 +3,17 @@
 python evidence/choices.py        # about 20 minutes on 2 cores; goes on where it stopped
 """
 
-import subprocess
-import sys
-
 import numpy as np
 from common import (
     BARE,
     PLAN,
     choice,
     interval,
+    mean_of,
     parser,
     read_args,
     read_pool,
+    score,
     spearman_of_means,
     spearman_rows,
     student_path,
@@ -24,20 +23,16 @@ from common import (
 )
 from datasets import Dataset
 
-from rsr_trl import data
 from rsr_trl.scoring.scores import ONE_PASS
 from rsr_trl.selection.choose import long_enough
 
 
-def score(args, name: str) -> Dataset:
-    """The pool with the bare answers, scored by a student of the plan: `rsr score`, which goes on where it stopped."""
-    pool, folder = args.output_dir / "pool.parquet", args.output_dir / f"scored-{name}"
+def scored_pool(args, name: str) -> Dataset:
+    """The pool with the bare answers, scored by a student of the plan."""
+    pool = args.output_dir / "pool.parquet"
     if not pool.exists():
         Dataset.from_list(read_pool(args.pool, with_bare=True)).to_parquet(pool)
-    command = ["rsr_trl", "score", "--model_name_or_path", student_path(args, name), "--dataset_name", str(pool)]
-    command += ["--output_dir", str(folder), "--dtype", "float32", "--scores", "all"]
-    subprocess.run([sys.executable, "-m", *command], check=True)
-    return data.load(str(folder))
+    return score(student_path(args, name), pool, args.output_dir / f"scored-{name}")
 
 
 def describe(found: dict, columns: np.ndarray, min_tokens: int) -> dict:
@@ -45,7 +40,7 @@ def describe(found: dict, columns: np.ndarray, min_tokens: int) -> dict:
     values = {name: found[name][:, columns] for name in (*ONE_PASS, "tokens", "correct")}
     teachers = [found["teachers"][i] for i in columns]
     allowed = long_enough(values["tokens"], min_tokens)
-    expected = {name: np.where(allowed, values[name], 0).sum(1) / allowed.sum(1) for name in ("correct", "tokens")}
+    expected = {name: mean_of(values[name], allowed) for name in ("correct", "tokens")}
     chosen = {name: choice(values[name], allowed) for name in ONE_PASS if name != "random"}
     scores = {"random": {"correct": interval(expected["correct"]), "tokens": interval(expected["tokens"])}}
     for name, places in chosen.items():
@@ -96,7 +91,7 @@ def agreement(one: dict, two: dict, columns: np.ndarray, min_tokens: int) -> dic
 def main() -> None:
     args = read_args(parser(__doc__))
     print("Cost on 2 cores: about 16 minutes for SmolLM2 and 3 for the small student, less what is done.", flush=True)
-    tables = {name: table(score(args, name)) for name in ("smollm2", "gsm8k_6m")}
+    tables = {name: table(scored_pool(args, name)) for name in ("smollm2", "gsm8k_6m")}
     least = PLAN["choices"]["min_tokens"]
     teachers = tables["smollm2"]["teachers"]
     pools = {"12 teachers": np.arange(len(teachers))[[t != BARE for t in teachers]]}

@@ -2,16 +2,18 @@
 
 import argparse
 import json
-import os
-import time
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
 from scipy import stats
 
+from rsr_trl import data
 from rsr_trl.demo import find_smollm2
 from rsr_trl.rsr import NUM_TOKENS, RSRError
+from rsr_trl.scoring import shards
 from rsr_trl.scoring.scores import ONE_PASS, direction_of
 from rsr_trl.selection.table import read_score
 
@@ -64,8 +66,6 @@ def read_pool(path: Path, with_bare: bool = False) -> list[dict]:
     rows, problems = [json.loads(line) for line in path.read_text().splitlines()], {}
     for row in rows:
         problems.setdefault(row["problem_id"], []).append(row)
-    if PLAN["pool"].get("problems"):  # a smaller plan, for tests
-        problems = dict(list(problems.items())[: PLAN["pool"]["problems"]])
     teachers = [row["teacher"] for row in next(iter(problems.values()))]
     chats = []
     for name, group in problems.items():
@@ -86,6 +86,28 @@ def read_pool(path: Path, with_bare: bool = False) -> list[dict]:
                 }
             )
     return chats
+
+
+def score(model: str, pool: Path, folder: Path) -> Dataset:
+    """A pool in a file, scored by a student with all one-pass scores: `rsr score`, which goes on where it stopped."""
+    command = [sys.executable, "-m", "rsr_trl", "score", "--model_name_or_path", model, "--dataset_name", str(pool)]
+    command += [
+        "--output_dir",
+        str(folder),
+        "--dtype",
+        PLAN["scoring"]["dtype"],
+        "--scores",
+        PLAN["scoring"]["scores"],
+    ]
+    subprocess.run(command, check=True)
+    return data.load(str(folder))
+
+
+def scored_by(args: argparse.Namespace, student: str) -> Dataset:
+    """The pool as `choices.py` has scored it, without the bare answers."""
+    if not (folder := args.output_dir / f"scored-{student}").exists():
+        raise SystemExit("Run evidence/choices.py first: its scores are needed here.")
+    return data.load(str(folder)).filter(lambda row: row["teacher"] != BARE)
 
 
 def table(scored: Dataset) -> dict[str, np.ndarray]:
@@ -120,6 +142,11 @@ def choice(cost: np.ndarray, allowed: np.ndarray) -> np.ndarray:
 def taken(values: np.ndarray, places: np.ndarray) -> np.ndarray:
     """The value at a place of each problem."""
     return np.take_along_axis(values, places[:, None], axis=1)[:, 0]
+
+
+def mean_of(values: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Mean over the allowed rows of each problem, which is what a random choice gives: `(problems,)`."""
+    return np.where(allowed, values, 0).sum(1) / allowed.sum(1)
 
 
 def interval(values: np.ndarray) -> list[float]:
@@ -174,10 +201,14 @@ def spearman_of_means(x: np.ndarray, y: np.ndarray) -> list[float]:
 
 
 def write_json(path: Path, value: dict) -> None:
-    """Whole or not at all: a script that is killed leaves no half a file."""
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_text(json.dumps(rounded(value), indent=1) + "\n")
-    os.replace(unfinished, path)
+    """Rounded, and whole or not at all."""
+    shards.write_json(path, rounded(value))
+
+
+def read_lines(path: Path) -> list[dict]:
+    """JSON lines, without a last one that a stop cut off; none if there is no file."""
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def rounded(value):
@@ -189,13 +220,3 @@ def rounded(value):
     if isinstance(value, (float, np.floating)):
         return float(f"{value:.5g}") if np.isfinite(value) else None
     return value.item() if isinstance(value, np.generic) else value
-
-
-class Clock:
-    """Seconds of a script's parts, over all its runs."""
-
-    def __init__(self):
-        self.start = time.monotonic()
-
-    def __call__(self) -> float:
-        return time.monotonic() - self.start

@@ -39,7 +39,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
-from common import PLAN, RESULTS, Clock, parser, read_args, read_pool, rounded, student_path, write_json
+from common import PLAN, RESULTS, parser, read_args, read_lines, read_pool, rounded, student_path, write_json
 from datasets import Dataset, load_from_disk
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
@@ -229,13 +229,6 @@ class Bench:
 # ----------------------------------------------------------------------------------------------------------- results
 
 
-def read_results(path: Path) -> tuple[dict | None, list[dict]]:
-    """Settings and records of `gpu.jsonl`, without a last line that a stop cut off."""
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    settings, *records = [json.loads(line) for line in lines] or [None]
-    return settings, records
-
-
 def sum_up(settings: dict, records: list[dict]) -> dict:
     """
     Each arm's means over its seeds, and its differences from "random", of held-out loss (below 0 is better) and of
@@ -262,7 +255,7 @@ def sum_up(settings: dict, records: list[dict]) -> dict:
 
 
 def main() -> None:
-    clock, options = Clock(), parser(__doc__)
+    begin, options = time.perf_counter(), parser(__doc__)
     options.add_argument("--minutes", type=float, default=9, help="No arm starts that wouldn't end within this time.")
     options.add_argument("--toy", action="store_true", help="A small student, few problems and arms: to try it.")
     args = read_args(options)
@@ -273,7 +266,7 @@ def main() -> None:
     PLAN["gpu"] |= TOY if args.toy else {}
     datasets.disable_progress_bars()
     bench, path = Bench(args, read_pool(args.pool)), args.results / "gpu.jsonl"
-    known, records = read_results(path)
+    known, *records = read_lines(path) or [None]
     if known is not None and (others := differences(known, bench.settings)):
         raise SystemExit(f"{str(path)!r} is of other settings: {'; '.join(others)}. Choose another --results.")
     whole = path.with_name("gpu.jsonl.unfinished")  # without a line that was cut off
@@ -286,8 +279,9 @@ def main() -> None:
     if trainings := [one for one in left if one[0] != BEFORE]:
         bench.say_cost(trainings)
     for arm, seed in left:
-        if clock() + longest > 60 * args.minutes:
-            print(f"No time is left after {clock() / 60:.1f} minutes: start it again to go on.", flush=True)
+        spent = time.perf_counter() - begin
+        if spent + longest > 60 * args.minutes:
+            print(f"No time is left after {spent / 60:.1f} minutes: start it again to go on.", flush=True)
             break
         answers = next((one["answers"] for one in records if one["arm"] == CALIBRATION), [0])
         record = bench.run(arm, seed, with_answers=arm == CALIBRATION or float(np.mean(answers)) >= ENOUGH)

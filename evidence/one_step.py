@@ -16,14 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import (
-    BARE,
     PLAN,
     choice,
     interval,
     parser,
     ratio_interval,
     read_args,
+    read_lines,
     read_pool,
+    scored_by,
     spearman_of_means,
     spearman_rows,
     student_path,
@@ -33,7 +34,7 @@ from common import (
 )
 from torch.nn.functional import cross_entropy
 
-from rsr_trl import RSRScorer, data
+from rsr_trl import RSRScorer
 from rsr_trl.scoring.loading import load_model
 from rsr_trl.scoring.scores import ONE_PASS
 from rsr_trl.scoring.student import Student
@@ -76,7 +77,7 @@ class ProbeGradients:
     """Mean gradient of each teacher's probe responses, kept on disk, and the mean over all teachers but one."""
 
     def __init__(self, folder: Path, model, examples: dict[str, list]):
-        self.folder, self.teachers, self.total = folder, list(examples), None
+        self.folder, self.teachers, self.total = folder, list(examples), []
         folder.mkdir(parents=True, exist_ok=True)
         for teacher, some in examples.items():
             if not (path := self._path(teacher)).exists():
@@ -86,16 +87,13 @@ class ProbeGradients:
                         total += part.detach()
                 torch.save([(total / len(some)).bfloat16() for total in sums], path.with_suffix(".unfinished"))
                 path.with_suffix(".unfinished").rename(path)
-            found = torch.load(path)
-            self.total = [g.float() for g in found] if self.total is None else self._add(found)
+            found = [part.float() for part in torch.load(path)]
+            if self.total:
+                found = [total.add_(part) for total, part in zip(self.total, found, strict=True)]
+            self.total = found
 
     def _path(self, teacher: str) -> Path:
         return self.folder / f"{teacher}.pt"
-
-    def _add(self, found: list[torch.Tensor]) -> list[torch.Tensor]:
-        for total, part in zip(self.total, found, strict=True):
-            total += part
-        return self.total
 
     def without(self, teacher: str) -> list[torch.Tensor]:
         """Mean over the teachers but this one."""
@@ -109,10 +107,9 @@ class Done:
     """JSON lines that grow as work is done, and which of it is there."""
 
     def __init__(self, path: Path):
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        self.rows = [json.loads(line) for line in lines if line.endswith("\n")]  # the last may be half a line
-        path.write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        self.path, self.keys = path, {row["row"] for row in self.rows}
+        rows = read_lines(path)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        self.path, self.keys = path, {row["row"] for row in rows}
 
     def add(self, **row) -> None:
         with self.path.open("a") as file:
@@ -133,8 +130,16 @@ def run_fold(args, fold: int) -> None:
     teachers = list(dict.fromkeys(row["teacher"] for row in rows))
     folder = args.output_dir / f"one_step-{fold}"
     folder.mkdir(exist_ok=True)
-    model = load_model(path, dtype="bfloat16", device="cpu")
-    rng, probe = np.random.default_rng(plan["probe_seed"]), {}
+    for measure in (take_products, take_steps):
+        measure(folder, path, rows, examples, own, others, teachers, fold)
+
+
+def take_products(folder, path, rows, examples, own, others, teachers, fold) -> None:
+    """The utilities to first order."""
+    plan, done, probe = PLAN["one_step"], Done(folder / "first_order.jsonl"), {}
+    if not set(own) - done.keys:
+        return
+    model, rng = load_model(path, dtype="bfloat16", device="cpu"), np.random.default_rng(plan["probe_seed"])
     for teacher in teachers:
         able = [i for i in others if rows[i]["teacher"] == teacher]
         able = [i for i in able if len(examples[i].input_ids) <= plan["probe_max_tokens"]]
@@ -142,7 +147,6 @@ def run_fold(args, fold: int) -> None:
         probe[teacher] = [examples[i] for i in rng.choice(able, count, replace=False)]
     print(f"fold {fold}: gradients of {sum(map(len, probe.values()))} probe responses ...", flush=True)
     gradients = ProbeGradients(folder / "probe", model, probe)
-    done = Done(folder / "first_order.jsonl")
     for teacher in teachers:
         left = [i for i in own if rows[i]["teacher"] == teacher and i not in done.keys]
         direction = gradients.without(teacher) if left else None
@@ -150,8 +154,6 @@ def run_fold(args, fold: int) -> None:
             product, norm = products(gradient(model, examples[i]), direction)
             done.add(row=i, product=product, norm=norm)
         print(f"fold {fold}: first order, {teacher}: {len(left)} rows", flush=True)
-    del gradients, model, done
-    take_steps(folder, path, rows, examples, own, others, teachers, fold)
 
 
 def take_steps(folder, path, rows, examples, own, others, teachers, fold) -> None:
@@ -165,7 +167,10 @@ def take_steps(folder, path, rows, examples, own, others, teachers, fold) -> Non
     by_teacher = {t: [examples[i] for i in probe if rows[i]["teacher"] == t] for t in teachers}
     by_teacher = {teacher: some for teacher, some in by_teacher.items() if some}
     first = list(dict.fromkeys(rows[i]["problem_id"] for i in own))[: plan["exact_problems"]]
-    mine = [i for i in own if rows[i]["problem_id"] in first]
+    done = Done(folder / "exact.jsonl")
+    mine = [i for i in own if rows[i]["problem_id"] in first and i not in done.keys]
+    if not mine:
+        return
     model = load_model(path, dtype="float32", device="cpu")
     student, kept = Student(model), copy.deepcopy(model.state_dict())
     gradients = ProbeGradients(folder / "exact_probe", model, by_teacher)
@@ -180,14 +185,12 @@ def take_steps(folder, path, rows, examples, own, others, teachers, fold) -> Non
         writers = np.array([rows[i]["teacher"] for i in probe])
         return float(np.mean([values[writers == one].mean() for one in by_teacher if one != teacher]))
 
-    before, done = losses(), Done(folder / "exact.jsonl")
+    before = losses()
     print(
         f"fold {fold}: {len(mine)} rows with {len(plan['etas'])} steps each, measured on {len(probe)} responses",
         flush=True,
     )
     for i in mine:
-        if i in done.keys:
-            continue
         teacher = rows[i]["teacher"]
         found = [part.clone() for part in gradient(model, examples[i])]
         record = dict(zip(("product", "norm"), products(found, gradients.without(teacher)), strict=True))
@@ -201,12 +204,11 @@ def take_steps(folder, path, rows, examples, own, others, teachers, fold) -> Non
         done.add(row=i, **record)
 
 
-def read_lines(args, name: str, shape: tuple[int, int], field: str) -> np.ndarray:
+def measured_of(args, name: str, shape: tuple[int, int], field: str) -> np.ndarray:
     """A number of each row as `(problems, teachers)`; NaN where it wasn't measured."""
     values = np.full(shape, np.nan)
     for fold in (0, 1):
-        for line in (args.output_dir / f"one_step-{fold}" / f"{name}.jsonl").read_text().splitlines():
-            row = json.loads(line)
+        for row in read_lines(args.output_dir / f"one_step-{fold}" / f"{name}.jsonl"):
             values.flat[row["row"]] = row[field]
     return values
 
@@ -214,10 +216,9 @@ def read_lines(args, name: str, shape: tuple[int, int], field: str) -> np.ndarra
 def summarise(args) -> dict:
     """The statistics of the plan."""
     plan = PLAN["one_step"]
-    scored = data.load(str(args.output_dir / "scored-smollm2"))
-    found = table(scored.filter(lambda row: row["teacher"] != BARE))
+    found = table(scored_by(args, plan["student"]))
     shape, allowed = found["tokens"].shape, long_enough(found["tokens"], PLAN["choices"]["min_tokens"])
-    product, norm = (read_lines(args, "first_order", shape, field) for field in ("product", "norm"))
+    product, norm = (measured_of(args, "first_order", shape, field) for field in ("product", "norm"))
     kinds = {
         "step": product,
         "per_token": product / found["tokens"],
@@ -256,11 +257,11 @@ def summarise(args) -> dict:
 
 def exact(args, shape, scores: dict, first_order: np.ndarray) -> dict:
     """Steps that were taken, beside what first order says of them."""
-    own = read_lines(args, "exact", shape, "product")
+    own = measured_of(args, "exact", shape, "product")
     measured = np.isfinite(own).all(axis=1)
     found = {"problems": int(measured.sum()), "rows": int(measured.sum() * shape[1]), "etas": {}}
     for eta in PLAN["one_step"]["etas"]:
-        utility = read_lines(args, "exact", shape, f"u_{eta:g}")[measured]
+        utility = measured_of(args, "exact", shape, f"u_{eta:g}")[measured]
         expected = eta * own[measured]
         found["etas"][f"{eta:g}"] = {
             "mean": float(utility.mean()),
@@ -279,8 +280,7 @@ def main() -> None:
     args = read_args(options)
     if args.fold is not None:
         return run_fold(args, args.fold)
-    if not (args.output_dir / "scored-smollm2").exists():
-        raise SystemExit("Run evidence/choices.py first: its scores are compared here.")
+    scored_by(args, PLAN["one_step"]["student"])  # an error comes before the work
     print("Cost: about 50 minutes on 2 cores, less what is done; 9 GB of disk until it is done.", flush=True)
     command = [sys.executable, *sys.argv]
     folds = [subprocess.Popen([*command, "--fold", str(fold)]) for fold in (0, 1)]

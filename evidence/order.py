@@ -16,12 +16,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from common import (
-    BARE,
     PLAN,
     choice,
     interval,
+    mean_of,
     parser,
     read_args,
+    score,
+    scored_by,
     spearman_rows,
     student_path,
     table,
@@ -33,10 +35,10 @@ from scipy.stats import spearmanr
 from transformers.trainer_utils import get_last_checkpoint
 from trl import SFTConfig, SFTTrainer
 
-from rsr_trl import data
 from rsr_trl.pilot.differences import difference
 from rsr_trl.scoring.loading import for_trainer
 from rsr_trl.selection.choose import long_enough
+from rsr_trl.selection.table import place_in_run
 
 
 EPOCHS = 3
@@ -44,9 +46,9 @@ EPOCHS = 3
 
 def rows_of(args, student: str, first: int, count: int) -> Dataset:
     """Scored rows of `count` problems of the pool from the `first` one on, without the bare answers."""
-    scored = data.load(str(args.output_dir / f"scored-{student}"))
+    scored = scored_by(args, student)
     names = set(list(dict.fromkeys(scored["problem_id"]))[first : first + count])
-    return scored.filter(lambda row: row["problem_id"] in names and row["teacher"] != BARE)
+    return scored.filter(lambda row: row["problem_id"] in names)
 
 
 def train(args, student: str, plan: dict, rows: Dataset, seed: int, folder: Path) -> None:
@@ -91,11 +93,7 @@ def order(args, student: str, plan: dict) -> dict:
         tables = {0: table(before)}
         checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
         for epoch, checkpoint in enumerate(checkpoints, 1):
-            scored = folder / f"scored-{epoch}"
-            command = ["score", "--model_name_or_path", str(checkpoint), "--dataset_name", str(pool)]
-            command += ["--output_dir", str(scored), "--dtype", "float32", "--scores", "all"]
-            subprocess.run([sys.executable, "-m", "rsr_trl", *command], check=True)
-            tables[epoch] = table(data.load(str(scored)))
+            tables[epoch] = table(score(str(checkpoint), pool, folder / f"scored-{epoch}"))
         log = json.loads((folder / "trained.json").read_text())["log"]
         found[str(seed)] = {
             "train_loss": [{"step": row["step"], "loss": row["loss"]} for row in log if "loss" in row],
@@ -133,8 +131,7 @@ def changes(tables: dict, part: slice) -> dict:
 def regret(cost: np.ndarray, places: np.ndarray, allowed: np.ndarray) -> float:
     """How far the rows at `places` are from the best, as a share of the way from the best to the mean."""
     best = np.where(allowed, cost, np.inf).min(1)
-    middle = np.where(allowed, cost, 0).sum(1) / allowed.sum(1)
-    return float((taken(cost, places) - best).sum() / (middle - best).sum())
+    return float((taken(cost, places) - best).sum() / (mean_of(cost, allowed) - best).sum())
 
 
 def pilot(args, student: str) -> dict:
@@ -145,12 +142,8 @@ def pilot(args, student: str) -> dict:
     pool, held_out = (args.output_dir / f"pilot-{student}-{name}.parquet" for name in ("pool", "held_out"))
     if not held_out.exists():
         rows_of(args, student, 0, trained).to_parquet(pool)
-        rows, seen = rows_of(args, student, trained, unseen).filter(lambda row: row["correct"]), {}
-        kept = []
-        for i, name in enumerate(rows["problem_id"]):
-            seen[name] = seen.get(name, 0) + 1
-            if seen[name] <= plan["references"]:
-                kept.append(i)
+        rows = rows_of(args, student, trained, unseen).filter(lambda row: row["correct"])
+        kept = np.flatnonzero(place_in_run(np.array(rows["problem_id"])) < plan["references"])
         rows.select(kept).select_columns(["problem_id", "prompt", "completion"]).to_parquet(held_out)
     command = ["pilot", "--model_name_or_path", student_path(args, student), "--dataset_name", str(pool)]
     command += ["--eval_dataset_name", str(held_out), "--output_dir", str(folder), "--use_cpu", "true"]
@@ -162,17 +155,17 @@ def pilot(args, student: str) -> dict:
     command += ["--bf16", str(student == "smollm2").lower(), "--dtype", "float32"]
     subprocess.run([sys.executable, "-m", "rsr_trl", *command], check=True)
     result = json.loads((folder / "pilot.json").read_text())
-    arms = {(arm["strategy"], arm["seed"]): arm for arm in result["arms"]}
-    losses = {}
+    arms = {}
     for path in (folder / "arms").glob("*-seed*.json"):
         arm = json.loads(path.read_text())
-        losses.setdefault(arm["strategy"], {})[arm["seed"]] = [problem["loss"] for problem in arm["problems"]]
-    values = {name: np.array([of[seed] for seed in sorted(of)]) for name, of in losses.items()}
+        arms.setdefault(arm["strategy"], {})[arm["seed"]] = arm
+    by_seed = {name: [of[seed] for seed in sorted(of)] for name, of in arms.items()}
+    values = {name: np.array([[one["loss"] for one in arm["problems"]] for arm in of]) for name, of in by_seed.items()}
     pairs = {"rsr_rescored - rsr": ("rsr_rescored", "rsr"), "random_renewed - random": ("random_renewed", "random")}
     return {
-        "before": arms[None, 0]["loss"],
+        "before": result["arms"][0]["loss"],
         "loss": {name: of.mean(axis=1).tolist() for name, of in values.items()},
-        "tokens": {name: [arms[name, seed]["tokens"] for seed in sorted(losses[name])] for name in losses},
+        "tokens": {name: [arm["tokens"] for arm in of] for name, of in by_seed.items()},
         "table": result["table"],
         "verdict": result["verdict"],
         "notes": result["notes"],
@@ -185,9 +178,6 @@ def main() -> None:
     options.add_argument("--students", nargs="+", default=["smollm2", "gsm8k_6m"], choices=["smollm2", "gsm8k_6m"])
     options.add_argument("--parts", nargs="+", default=["order", "pilot"], choices=["order", "pilot"])
     args = read_args(options)
-    for student in args.students:
-        if not (args.output_dir / f"scored-{student}").exists():
-            raise SystemExit("Run evidence/choices.py first: its scores are those before training.")
     print("Cost on 2 cores, in minutes: SmolLM2 order 45, pilot 80; small student order 20, pilot 20.", flush=True)
     torch.manual_seed(0)
     for student in args.students:

@@ -26,16 +26,13 @@ KINDS = {
 WITH_BARE, WITHOUT = "12 teachers and the bare answer", "12 teachers"
 
 
-def share(found: list | None) -> str:
+def share(found: list) -> str:
     """A mean and its interval in percent."""
-    return "" if found is None else "{:.0f}% ({:.0f}-{:.0f})".format(*(100 * x for x in found))
+    return "{:.0f}% ({:.0f}-{:.0f})".format(*(100 * x for x in found))
 
 
-def signed(found: list | None, digits: int = 2) -> str:
-    if found is None or found[0] is None:
-        return "-"
-    if found[1] is None or found[1] == found[2]:
-        return f"{found[0]:+.{digits}f}"
+def signed(found: list, digits: int = 2) -> str:
+    """A mean and its interval with signs."""
     return f"{found[0]:+.{digits}f} ({found[1]:+.{digits}f} to {found[2]:+.{digits}f})"
 
 
